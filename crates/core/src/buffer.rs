@@ -1,0 +1,86 @@
+use crate::{Element, Error, Result};
+
+/// Host memory of untyped bytes, aligned for every element type.
+#[derive(Clone, Debug, Default)]
+pub struct HostBuffer {
+    words: Vec<u128>,
+    len: usize,
+}
+
+impl HostBuffer {
+    /// `len` zero bytes.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], where a plain vector would abort.
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let count = len.div_ceil(size_of::<u128>());
+        let mut words = Vec::new();
+        words
+            .try_reserve_exact(count)
+            .map_err(|_| Error::OutOfMemory {
+                platform: "host",
+                bytes: len,
+            })?;
+        words.resize(count, 0);
+        Ok(Self { words, len })
+    }
+
+    /// A copy of typed elements.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn from_slice<T: Element>(data: &[T]) -> Result<Self> {
+        let mut buffer = Self::zeroed(size_of_val(data))?;
+        buffer
+            .bytes_mut()
+            .copy_from_slice(bytemuck::cast_slice(data));
+        Ok(buffer)
+    }
+
+    /// Length in bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing in it.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.len]
+    }
+
+    /// The bytes, to be written.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
+    }
+
+    /// As elements; a remainder shorter than one is left out.
+    pub fn typed<T: Element>(&self) -> &[T] {
+        let whole = self.len - self.len % size_of::<T>();
+        bytemuck::cast_slice(&self.bytes()[..whole])
+    }
+
+    /// As elements to be written; a remainder shorter than one is left out.
+    pub fn typed_mut<T: Element>(&mut self) -> &mut [T] {
+        let whole = self.len - self.len % size_of::<T>();
+        bytemuck::cast_slice_mut(&mut self.bytes_mut()[..whole])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn typed_views_leave_a_short_remainder_out() {
+        let mut buffer = HostBuffer::zeroed(7).unwrap();
+        buffer.bytes_mut().fill(0x3f);
+        assert_eq!(buffer.typed::<f32>().len(), 1);
+        assert_eq!(buffer.typed_mut::<half::bf16>().len(), 3);
+        assert!(HostBuffer::zeroed(0).unwrap().is_empty());
+        assert!(HostBuffer::zeroed(usize::MAX).is_err());
+    }
+}

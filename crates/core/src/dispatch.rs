@@ -1,0 +1,323 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{Error, Operator, Result, Support};
+
+/// Which operators run on a backend; the others run [`crate::reference`].
+///
+/// Written as vLLM's `custom_ops`: `all` or `none`, then `+name` and `-name`, separated by commas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpSwitches {
+    all: bool,
+    named: BTreeMap<&'static str, bool>,
+}
+
+impl Default for OpSwitches {
+    /// All on.
+    fn default() -> Self {
+        Self {
+            all: true,
+            named: BTreeMap::new(),
+        }
+    }
+}
+
+impl OpSwitches {
+    /// The environment variable that [`Dispatch::from_env`] reads.
+    pub const VARIABLE: &'static str = "SWIGLU_OPS";
+
+    /// Reads a list such as `none,+silu_and_mul`. Empty text is `all`.
+    ///
+    /// # Errors
+    /// An unknown name, both `all` and `none`, or both `+x` and `-x`.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut all = None;
+        let mut named = BTreeMap::new();
+        for word in text.split(',').map(str::trim).filter(|w| !w.is_empty()) {
+            let (on, name) = match (word, word.split_at_checked(1)) {
+                ("all" | "none", _) => {
+                    let on = word == "all";
+                    if all.replace(on).is_some_and(|before| before != on) {
+                        return Err(Error::argument("ops", "either all or none", text));
+                    }
+                    continue;
+                }
+                (_, Some(("+", name))) => (true, name),
+                (_, Some(("-", name))) => (false, name),
+                _ => {
+                    let expected = "all, none, +name or -name";
+                    return Err(Error::argument("ops", expected, format!("`{word}`")));
+                }
+            };
+            let Some(operator) = Operator::from_name(name) else {
+                let names = Operator::ALL.map(Operator::name).join(", ");
+                let expected = format!("one of {names}");
+                return Err(Error::argument("ops", expected, format!("`{name}`")));
+            };
+            if named.insert(operator.name(), on).is_some_and(|b| b != on) {
+                let expected = format!("either +{name} or -{name}");
+                return Err(Error::argument("ops", expected, "both"));
+            }
+        }
+        Ok(Self {
+            all: all.unwrap_or(true),
+            named,
+        })
+    }
+
+    /// Whether the operator runs on a backend.
+    pub fn enabled(&self, operator: Operator) -> bool {
+        *self.named.get(operator.name()).unwrap_or(&self.all)
+    }
+}
+
+/// What decides which backend runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dispatch {
+    /// Only this platform; any, in the registry's order, if `None`.
+    pub platform: Option<String>,
+    /// Which operators run on a backend.
+    pub ops: OpSwitches,
+}
+
+impl Dispatch {
+    /// The environment variable that names the platform.
+    pub const PLATFORM_VARIABLE: &'static str = "SWIGLU_PLATFORM";
+
+    /// Reads `SWIGLU_PLATFORM` (a name, or `auto`) and `SWIGLU_OPS`.
+    ///
+    /// # Errors
+    /// As [`OpSwitches::parse`], or a value that is not UTF-8.
+    pub fn from_env() -> Result<Self> {
+        let read = |name: &'static str| match std::env::var(name) {
+            Ok(text) => Ok(text),
+            Err(std::env::VarError::NotPresent) => Ok(String::new()),
+            Err(error @ std::env::VarError::NotUnicode(_)) => {
+                Err(Error::argument(name, "UTF-8", error))
+            }
+        };
+        let platform = read(Self::PLATFORM_VARIABLE)?;
+        Ok(Self {
+            platform: (!matches!(platform.as_str(), "" | "auto")).then_some(platform),
+            ops: OpSwitches::parse(&read(OpSwitches::VARIABLE)?)?,
+        })
+    }
+}
+
+/// A platform that was passed over, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// The platform's name.
+    pub platform: String,
+    /// Why it was not taken.
+    pub reason: String,
+}
+
+/// Which path runs, and why not another. Prints as one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The platform that runs.
+    pub chosen: String,
+    /// How it runs: native, or emulated with the reason.
+    pub support: Support,
+    /// Those passed over, in the order they were tried.
+    pub rejected: Vec<Rejection>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.chosen, self.support)?;
+        for (i, r) in self.rejected.iter().enumerate() {
+            let lead = if i == 0 { "; not" } else { "," };
+            write!(f, "{lead} {} ({})", r.platform, r.reason)?;
+        }
+        Ok(())
+    }
+}
+
+type Probe<D> = Box<dyn Fn() -> std::result::Result<Arc<D>, String> + Send + Sync>;
+
+struct Entry<D: ?Sized> {
+    platform: String,
+    probe: Probe<D>,
+}
+
+/// The platforms that can be chosen, each with a probe that opens its device or says why not.
+///
+/// `D` is what a probe opens: the facade's erased device, or a type of the caller's own.
+pub struct Registry<D: ?Sized> {
+    entries: Vec<Entry<D>>,
+}
+
+impl<D: ?Sized> Default for Registry<D> {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+        }
+    }
+}
+
+impl<D: ?Sized> fmt::Debug for Registry<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.platforms()).finish()
+    }
+}
+
+impl<D: ?Sized> Registry<D> {
+    /// A registry of no platforms.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a platform of the library's own behind those already there.
+    pub fn built_in<P>(&mut self, platform: impl Into<String>, probe: P)
+    where
+        P: Fn() -> std::result::Result<Arc<D>, String> + Send + Sync + 'static,
+    {
+        self.entries.push(Entry {
+            platform: platform.into(),
+            probe: Box::new(probe),
+        });
+    }
+
+    /// Adds a platform from outside. It is tried before the built-in ones, and before a built-in
+    /// of the same name in particular; of several, the one registered last is tried first.
+    pub fn register<P>(&mut self, platform: impl Into<String>, probe: P)
+    where
+        P: Fn() -> std::result::Result<Arc<D>, String> + Send + Sync + 'static,
+    {
+        let entry = Entry {
+            platform: platform.into(),
+            probe: Box::new(probe),
+        };
+        self.entries.insert(0, entry);
+    }
+
+    /// The platforms' names in the order they are tried.
+    pub fn platforms(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|e| e.platform.as_str())
+    }
+
+    /// Opens every platform: its device, or why there is none.
+    pub fn probe_all(&self) -> Vec<(&str, std::result::Result<Arc<D>, String>)> {
+        let open = |e: &Entry<D>| (e.probe)();
+        self.entries
+            .iter()
+            .map(|e| (e.platform.as_str(), open(e)))
+            .collect()
+    }
+
+    /// Takes the first platform that opens and of which `supports` does not say no.
+    ///
+    /// # Errors
+    /// An unknown platform's name, or [`Error::NoPlatform`] with every platform's reason.
+    pub fn select(
+        &self,
+        dispatch: &Dispatch,
+        supports: impl Fn(&D) -> Support,
+    ) -> Result<(Arc<D>, Report)> {
+        if let Some(wanted) = &dispatch.platform
+            && !self.platforms().any(|p| p == wanted)
+        {
+            let known = self.platforms().collect::<Vec<_>>().join(", ");
+            let expected = format!("auto or one of {known}");
+            return Err(Error::argument("platform", expected, format!("`{wanted}`")));
+        }
+        let mut rejected = Vec::new();
+        for entry in &self.entries {
+            let wanted = dispatch.platform.as_ref();
+            let reason = if wanted.is_some_and(|w| *w != entry.platform) {
+                "not asked for".to_owned()
+            } else {
+                match (entry.probe)() {
+                    Err(reason) => reason,
+                    Ok(device) => match supports(&device) {
+                        Support::No(reason) => reason,
+                        support => {
+                            let report = Report {
+                                chosen: entry.platform.clone(),
+                                support,
+                                rejected,
+                            };
+                            return Ok((device, report));
+                        }
+                    },
+                }
+            };
+            rejected.push(Rejection {
+                platform: entry.platform.clone(),
+                reason,
+            });
+        }
+        let reasons: Vec<_> = rejected
+            .iter()
+            .map(|r| format!("{}: {}", r.platform, r.reason))
+            .collect();
+        Err(Error::NoPlatform(reasons.join("; ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switches_read_as_vllms() {
+        let on = |text: &str| {
+            OpSwitches::parse(text)
+                .unwrap()
+                .enabled(Operator::SiluAndMul)
+        };
+        assert!(on("") && on("all") && on("none,+silu_and_mul") && on("-gelu_and_mul"));
+        assert!(!on("none") && !on("-silu_and_mul") && !on("all, -silu_and_mul"));
+        for bad in [
+            "+silu_and_mul,-silu_and_mul",
+            "all,none",
+            "+swish",
+            "silu_and_mul",
+            "+",
+            "é",
+        ] {
+            assert!(OpSwitches::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    fn registry() -> Registry<u8> {
+        let mut registry = Registry::new();
+        registry.built_in("gpu", || Err("no device".to_owned()));
+        registry.built_in("cpu", || Ok(Arc::new(1)));
+        registry
+    }
+
+    #[test]
+    fn the_first_that_opens_and_supports_is_taken_and_the_rest_explained() {
+        let (device, report) = registry()
+            .select(&Dispatch::default(), |_| Support::Native)
+            .unwrap();
+        assert_eq!(*device, 1);
+        assert_eq!(report.to_string(), "cpu (native); not gpu (no device)");
+        let error = registry()
+            .select(&Dispatch::default(), |_| Support::No("f16".to_owned()))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("gpu: no device; cpu: f16"), "{error}");
+    }
+
+    #[test]
+    fn a_platform_from_outside_wins_over_the_built_in_of_its_name() {
+        let mut registry = registry();
+        registry.register("cpu", || Ok(Arc::new(2)));
+        let only_cpu = Dispatch {
+            platform: Some("cpu".to_owned()),
+            ..Dispatch::default()
+        };
+        let (device, _) = registry.select(&only_cpu, |_| Support::Native).unwrap();
+        assert_eq!(*device, 2);
+        let unknown = Dispatch {
+            platform: Some("tpu".to_owned()),
+            ..Dispatch::default()
+        };
+        assert!(registry.select(&unknown, |_| Support::Native).is_err());
+    }
+}

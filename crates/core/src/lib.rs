@@ -1,0 +1,35 @@
+//! The contract that every backend of swiglu answers to.
+//!
+//! - [`GatedActivation`]: a gated activation as one validated value;
+//! - [`DType`], [`Element`], [`E4M3`], [`E8M0`]: what a tensor holds;
+//! - [`RowLayout`], [`Rows`], [`RowsMut`]: where its rows lie, and the checks on that;
+//! - [`Backend`], [`ActAndMul`], [`Matmul`], [`GatedMatmul`]: what a backend does;
+//! - [`reference`](mod@reference): the operation in scalar code, the oracle of every test;
+//! - [`Registry`], [`Report`], [`OpSwitches`]: which backend runs, and why not another.
+//!
+//! This crate touches no hardware.
+#![forbid(unsafe_code)]
+
+mod activation;
+mod backend;
+mod buffer;
+mod dispatch;
+mod dtype;
+mod error;
+mod fp8;
+mod layout;
+pub mod reference;
+mod weight;
+
+pub use activation::{
+    Clamp, Function, GatedActivation, Layout, Limit, Operator, Order, Parameters, Rounding,
+};
+pub use backend::{ActAndMul, Backend, GatedMatmul, Matmul, Support, Tensor, TensorMut};
+pub use buffer::HostBuffer;
+pub use dispatch::{Dispatch, OpSwitches, Registry, Rejection, Report};
+pub use dtype::{DType, Element};
+pub use error::{Error, Result};
+pub use fp8::{E4M3, E8M0};
+pub use half::{bf16, f16};
+pub use layout::{ActShape, RowLayout, Rows, RowsMut};
+pub use weight::{BlockScales, HostWeight};
