@@ -1,0 +1,59 @@
+//! The DeepSeek-V4 MLP over any backend of swiglu, and its checkpoints.
+//!
+//! - [`ModelConfig`]: what a model's `config.json` says about its MLP;
+//! - [`Checkpoint`], [`SharedExpert`]: its weights, mapped from safetensors files;
+//! - [`MlpConfig`], [`DeepseekV4Mlp`], [`Workspace`]: the MLP itself, on any
+//!   [`swiglu_core::GatedMatmul`];
+//! - [`Shard`]: one rank's share of it;
+//! - [`synthetic`]: checkpoints and inputs for trials.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use swiglu_core::{Backend, DType, HostBuffer, Tensor, TensorMut, reference::Reference};
+//! use swiglu_mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
+//! use swiglu_mlp::{Checkpoint, DeepseekV4Mlp, ModelConfig, SharedExpert, Workspace};
+//!
+//! # fn main() -> Result<(), swiglu_mlp::Error> {
+//! # let folder = std::env::temp_dir().join(format!("swiglu-mlp-doc-{}", std::process::id()));
+//! # std::fs::create_dir_all(&folder).unwrap();
+//! let tiny = SyntheticConfig { hidden: 96, intermediate: 64, ..SyntheticConfig::flash(1) };
+//! write_checkpoint(&folder, &tiny)?;
+//!
+//! let model = ModelConfig::from_file(&folder.join("config.json"))?;
+//! let config = model.mlp_config("layers.3.ffn.shared_experts");
+//! let checkpoint = Checkpoint::open(&folder)?;
+//! let expert = SharedExpert::load(&checkpoint, &config)?;
+//! let mlp = DeepseekV4Mlp::load(Arc::new(Reference), &config, &expert)?;
+//!
+//! let x = HostBuffer::from_slice(&synthetic_input(2, 96, 1))?;
+//! let mut y = Reference.alloc(2 * 96 * 2)?;
+//! mlp.forward(
+//!     Tensor::contiguous(&x, DType::BF16, 2, 96),
+//!     TensorMut::contiguous(&mut y, DType::BF16, 2, 96),
+//!     &mut Workspace::new(),
+//! )?;
+//! # std::fs::remove_dir_all(&folder).unwrap();
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod config;
+mod error;
+mod expert;
+mod json;
+mod mlp;
+mod mlp_config;
+mod shard;
+pub mod synthetic;
+mod workspace;
+
+pub use checkpoint::Checkpoint;
+pub use config::ModelConfig;
+pub use error::{Error, Result};
+pub use expert::SharedExpert;
+pub use mlp::DeepseekV4Mlp;
+pub use mlp_config::{HiddenAct, MlpConfig};
+pub use shard::Shard;
+pub use workspace::Workspace;

@@ -1,0 +1,103 @@
+use std::str::FromStr;
+
+use swiglu_core::{GatedActivation, Limit, Rounding};
+
+use crate::{Error, Result, Shard};
+
+/// A model's `hidden_act`. DeepSeek-V4 has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HiddenAct {
+    /// x · sigmoid(x).
+    Silu,
+}
+
+impl FromStr for HiddenAct {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "silu" => Ok(Self::Silu),
+            other => Err(Error::config(
+                "hidden_act",
+                "\"silu\"",
+                format!("{other:?}"),
+            )),
+        }
+    }
+}
+
+/// What an MLP is built from. There is no default: a limit in particular must be stated, for an MLP
+/// that silently lost its clamp still gives plausible results.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MlpConfig {
+    /// Elements in a row of the input and the output (H).
+    pub hidden_size: usize,
+    /// Outputs of gate and up and inputs of down (I), of the whole MLP, not of a shard.
+    pub intermediate_size: usize,
+    /// The activation.
+    pub hidden_act: HiddenAct,
+    /// The clamp before the activation; `None` is no clamp.
+    pub limit: Option<Limit>,
+    /// Where the activation rounds.
+    pub rounding: Rounding,
+    /// Rows and columns that share a scale: needed for FP8 weights, of no effect for others.
+    pub block: Option<[usize; 2]>,
+    /// Whether the ranks' partial sums are to be added up here. That needs communication, which
+    /// does not exist yet: with more than one rank this must be false, and the caller adds them.
+    pub reduce_results: bool,
+    /// Which part of the MLP this is.
+    pub shard: Shard,
+    /// What the names of its tensors begin with, such as `layers.3.ffn.shared_experts`.
+    pub prefix: String,
+}
+
+impl MlpConfig {
+    /// The largest side of a block. Those in use have 128; the bound keeps the padding of a shard
+    /// from growing with a number in a file.
+    pub const MAX_BLOCK: usize = 1 << 16;
+
+    /// The activation between the products.
+    ///
+    /// # Errors
+    /// None for a valid [`Limit`].
+    pub fn activation(&self) -> Result<GatedActivation> {
+        let HiddenAct::Silu = self.hidden_act;
+        let op = match self.limit {
+            Some(limit) => GatedActivation::silu_and_mul_with_clamp(limit.get(), 1.0, 0.0)?,
+            None => GatedActivation::silu_and_mul(),
+        };
+        Ok(op.with_rounding(self.rounding))
+    }
+
+    /// Checks what a caller or a file may have got wrong.
+    ///
+    /// # Errors
+    /// A size of 0, a block outside 1 to [`Self::MAX_BLOCK`], a rank outside its world, or results
+    /// to be reduced over several ranks.
+    pub fn check(&self) -> Result<()> {
+        for (field, size) in [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+        ] {
+            if size == 0 {
+                return Err(Error::config(field, "at least 1", size));
+            }
+        }
+        if let Some([r, c]) = self.block {
+            let sides = 1..=Self::MAX_BLOCK;
+            if !sides.contains(&r) || !sides.contains(&c) {
+                let expected = format!("sides of 1 to {}", Self::MAX_BLOCK);
+                return Err(Error::config("block", expected, format!("{r} x {c}")));
+            }
+        }
+        self.shard.check()?;
+        if self.reduce_results && self.shard.is_split() {
+            return Err(Error::config(
+                "reduce_results",
+                "false with more than one rank, and the ranks' partial sums added by the caller",
+                "true",
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,285 @@
+//! Checkpoints and inputs for trials: deterministic, fast to make, and with pre-activations beyond
+//! the limit, without which a lost clamp would not show.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use safetensors::{Dtype, View};
+use swiglu_core::{DType, E4M3, E8M0, bf16, f16};
+
+use crate::{Error, Result};
+
+/// How a checkpoint names its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// `layers.N.ffn.shared_experts.w1.weight`, `.scale`.
+    DeepSeek,
+    /// `model.layers.N.mlp.shared_experts.gate_proj.weight`, `.weight_scale_inv`.
+    HuggingFace,
+}
+
+/// A checkpoint to be made up: one layer's shared expert.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SyntheticConfig {
+    /// H.
+    pub hidden: usize,
+    /// I.
+    pub intermediate: usize,
+    /// The side of the square blocks that share a scale.
+    pub block: usize,
+    /// The layer's number.
+    pub layer: usize,
+    /// Where the random numbers start.
+    pub seed: u64,
+    /// How tensors are named.
+    pub names: Names,
+    /// FP8 codes with scales, or bf16, f16 or f32 of the same values.
+    pub weights: DType,
+    /// E8M0 or f32, for FP8 weights.
+    pub scales: DType,
+}
+
+impl SyntheticConfig {
+    /// The shape and the form of DeepSeek-V4-Flash: layer 3, FP8 with E8M0 scales.
+    pub const fn flash(seed: u64) -> Self {
+        Self {
+            hidden: 4096,
+            intermediate: 2048,
+            block: 128,
+            layer: 3,
+            seed,
+            names: Names::DeepSeek,
+            weights: DType::F8E4M3,
+            scales: DType::E8M0,
+        }
+    }
+
+    /// What the tensors' names begin with.
+    pub fn prefix(&self) -> String {
+        match self.names {
+            Names::DeepSeek => format!("layers.{}.ffn.shared_experts", self.layer),
+            Names::HuggingFace => format!("model.layers.{}.mlp.shared_experts", self.layer),
+        }
+    }
+
+    /// The text of its `config.json`, with `swiglu_limit` 10.
+    fn config_json(&self) -> String {
+        let mut config = serde_json::json!({
+            "model_type": "deepseek_v4",
+            "hidden_size": self.hidden,
+            "moe_intermediate_size": self.intermediate,
+            "n_shared_experts": 1,
+            "hidden_act": "silu",
+            "swiglu_limit": 10.0,
+        });
+        if self.weights == DType::F8E4M3 {
+            config["quantization_config"] = serde_json::json!({
+                "quant_method": "fp8",
+                "fmt": "e4m3",
+                "activation_scheme": "dynamic",
+                "weight_block_size": [self.block, self.block],
+            });
+            if self.scales == DType::E8M0 {
+                config["quantization_config"]["scale_fmt"] = "ue8m0".into();
+            }
+        }
+        config.to_string()
+    }
+
+    fn check(&self) -> Result<()> {
+        let least = self.hidden.min(self.intermediate).min(self.block);
+        if least == 0 {
+            return Err(Error::config("synthetic sizes", "at least 1", least));
+        }
+        if self.weights == DType::E8M0 {
+            let expected = "f8_e4m3, bf16, f16 or f32";
+            return Err(Error::config("weights", expected, self.weights));
+        }
+        if !matches!(self.scales, DType::E8M0 | DType::F32) {
+            return Err(Error::config("scales", "f8_e8m0 or f32", self.scales));
+        }
+        if self
+            .hidden
+            .checked_mul(self.intermediate)
+            .is_none_or(|n| n > isize::MAX as usize / 4)
+        {
+            let got = format!("{} x {}", self.hidden, self.intermediate);
+            return Err(Error::config("synthetic sizes", "within memory", got));
+        }
+        Ok(())
+    }
+}
+
+/// Writes `config.json` and `model.safetensors` into `folder`, one tensor at a time.
+///
+/// With an input of about unit variance a few per cent of the gates and ups lie beyond ±10.
+///
+/// # Errors
+/// Sizes of 0, types that are none of a weight's, or a file that cannot be written.
+pub fn write_checkpoint(folder: &Path, config: &SyntheticConfig) -> Result<()> {
+    config.check()?;
+    let json = folder.join("config.json");
+    std::fs::write(&json, config.config_json()).map_err(|e| Error::io(&json, e))?;
+    let path = folder.join("model.safetensors");
+    safetensors::serialize_to_file(tensors(config), None, &path).map_err(|e| Error::file(&path, e))
+}
+
+/// `tokens` rows of `hidden` elements, normal with unit variance; one channel in a hundred is an
+/// outlier, four times as large.
+pub fn synthetic_input(tokens: usize, hidden: usize, seed: u64) -> Vec<bf16> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let channel: Vec<f64> = (0..hidden)
+        .map(|_| if rng.u8(..100) == 0 { 4.0 } else { 1.0 })
+        .collect();
+    let mut x = Vec::new();
+    for _ in 0..tokens {
+        x.extend(channel.iter().map(|c| bf16::from_f64(c * normal(&mut rng))));
+    }
+    x
+}
+
+/// A normal number, by the transform of Box and Muller.
+fn normal(rng: &mut fastrand::Rng) -> f64 {
+    let radius = (-2.0 * (1.0 - rng.f64()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * rng.f64()).cos()
+}
+
+fn tensors(config: &SyntheticConfig) -> Vec<(String, Generated)> {
+    let (h, i) = (config.hidden, config.intermediate);
+    let (labels, scale) = match config.names {
+        Names::DeepSeek => (["w1", "w3", "w2"], "scale"),
+        Names::HuggingFace => (["gate_proj", "up_proj", "down_proj"], "weight_scale_inv"),
+    };
+    // The deviation of the products' results, for an input of unit variance.
+    let shapes = [([i, h], 5.0), ([i, h], 5.0), ([h, i], 1.0)];
+    let prefix = config.prefix();
+    let mut tensors = Vec::new();
+    for (n, (label, (shape, deviation))) in labels.into_iter().zip(shapes).enumerate() {
+        let matrix = Matrix {
+            shape,
+            block: config.block,
+            seed: config.seed.wrapping_mul(3).wrapping_add(n as u64),
+            exponent: (deviation / ((shape[1] as f64).sqrt() * RMS))
+                .log2()
+                .round() as i32,
+        };
+        let mut add = |name: &str, shape, dtype, part| {
+            let (dtype, matrix) = (dtype, matrix.clone());
+            let tensor = Generated {
+                matrix,
+                shape: Vec::from(shape),
+                dtype,
+                part,
+            };
+            tensors.push((format!("{prefix}.{label}.{name}"), tensor));
+        };
+        add("weight", shape, config.weights, Part::Weight);
+        if config.weights == DType::F8E4M3 {
+            add(scale, matrix.grid(), config.scales, Part::Scale);
+        }
+    }
+    tensors
+}
+
+/// The root of the mean square of [`Matrix::codes`], times that of the three scales in a block's
+/// choice: 0.87 · √((1/4 + 1 + 4)/3).
+const RMS: f64 = 0.87 * 1.32;
+
+/// A random matrix, made anew each time it is asked for.
+#[derive(Clone, Debug)]
+struct Matrix {
+    shape: [usize; 2],
+    block: usize,
+    seed: u64,
+    /// Of the middle one of the three scales.
+    exponent: i32,
+}
+
+impl Matrix {
+    fn grid(&self) -> [usize; 2] {
+        self.shape.map(|n| n.div_ceil(self.block))
+    }
+
+    /// E4M3 codes of either sign, from 2^-3 to just below 2.
+    fn codes(&self) -> Vec<u8> {
+        let mut codes = vec![0; self.shape[0] * self.shape[1]];
+        fastrand::Rng::with_seed(self.seed).fill(&mut codes);
+        for code in &mut codes {
+            *code = (*code & 0x9f) | 0x20;
+        }
+        codes
+    }
+
+    /// E8M0 scales: three powers of two.
+    fn scales(&self) -> Vec<u8> {
+        let mut rng = fastrand::Rng::with_seed(!self.seed);
+        let [rows, cols] = self.grid();
+        let middle = i32::from(E8M0::ONE.0) + self.exponent;
+        let scale = |_| (middle + rng.i32(-1..=1)).clamp(1, 254) as u8;
+        (0..rows * cols).map(scale).collect()
+    }
+
+    /// The weights, code times scale, each through `put`.
+    fn values<const N: usize>(&self, put: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+        let (codes, scales) = (self.codes(), self.scales());
+        let [_, cols] = self.shape;
+        let [_, grid_cols] = self.grid();
+        let mut out = Vec::with_capacity(codes.len() * N);
+        for (at, code) in codes.into_iter().enumerate() {
+            let (row, col) = (at / cols / self.block, at % cols / self.block);
+            let scale = E8M0(scales[row * grid_cols + col]).to_f32();
+            out.extend(put(E4M3(code).to_f32() * scale));
+        }
+        out
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Weight,
+    Scale,
+}
+
+/// A tensor that is made when it is written.
+#[derive(Debug)]
+struct Generated {
+    matrix: Matrix,
+    shape: Vec<usize>,
+    dtype: DType,
+    part: Part,
+}
+
+impl View for Generated {
+    fn dtype(&self) -> Dtype {
+        match self.dtype {
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            DType::F8E4M3 => Dtype::F8_E4M3,
+            DType::E8M0 => Dtype::F8_E8M0,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let m = &self.matrix;
+        Cow::Owned(match (self.part, self.dtype) {
+            (Part::Weight, DType::F32) => m.values(f32::to_le_bytes),
+            (Part::Weight, DType::F16) => m.values(|w| f16::from_f32(w).to_le_bytes()),
+            (Part::Weight, DType::BF16) => m.values(|w| bf16::from_f32(w).to_le_bytes()),
+            (Part::Weight, DType::F8E4M3 | DType::E8M0) => m.codes(),
+            (Part::Scale, DType::F32) => {
+                let wide = |s| E8M0(s).to_f32().to_le_bytes();
+                m.scales().into_iter().flat_map(wide).collect()
+            }
+            (Part::Scale, _) => m.scales(),
+        })
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
