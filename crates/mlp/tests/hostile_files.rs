@@ -1,0 +1,239 @@
+//! Files that lie: each is an error that says what and where, none panics.
+
+use proptest::prelude::*;
+use swiglu_mlp::synthetic::write_checkpoint;
+use swiglu_mlp::{Checkpoint, ModelConfig, SharedExpert};
+
+mod common;
+use common::{PREFIX, file, put, tiny};
+
+/// The error of opening a file with these bytes.
+fn refused(bytes: &[u8]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = put(folder.path(), "a.safetensors", bytes);
+    let error = Checkpoint::open(&path).unwrap_err().to_string();
+    assert!(error.contains("a.safetensors"), "{error}");
+    error
+}
+
+fn refused_with(bytes: &[u8], reason: &str) {
+    let error = refused(bytes);
+    assert!(error.contains(reason), "{error}");
+}
+
+const TWO: &str = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
+
+#[test]
+fn an_honest_file_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = put(folder.path(), "a.safetensors", file(TWO, &[0; 8]));
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
+}
+
+#[test]
+fn an_empty_file() {
+    refused_with(&[], "0 bytes are too few");
+}
+
+#[test]
+fn a_header_length_of_all_ones() {
+    refused_with(&[0xff; 16], "a header of 18446744073709551615 bytes");
+}
+
+#[test]
+fn a_header_length_beyond_the_file() {
+    let mut bytes = file(TWO, &[0; 8]);
+    bytes[..8].copy_from_slice(&(1_u64 << 20).to_le_bytes());
+    refused_with(&bytes, "a header of 1048576 bytes");
+}
+
+#[test]
+fn overlapping_offsets() {
+    let header = TWO.replace("[4,8]", "[2,6]");
+    refused_with(&file(&header, &[0; 6]), "tensor b in");
+}
+
+#[test]
+fn a_gap_between_tensors() {
+    let header = TWO.replace("[4,8]", "[8,12]");
+    refused_with(&file(&header, &[0; 12]), "begins at 8 where");
+}
+
+#[test]
+fn offsets_past_the_end() {
+    let header = TWO.replace("[4,8]", "[4,4000000000000]");
+    refused_with(&file(&header, &[0; 8]), "tensor b in");
+}
+
+#[test]
+fn offsets_backwards() {
+    let header = TWO.replace("[4,8]", "[8,4]");
+    refused_with(&file(&header, &[0; 8]), "tensor b in");
+}
+
+#[test]
+fn a_shape_that_overflows() {
+    let header = TWO.replacen("[1]", "[4294967296,4294967296,4]", 1);
+    refused_with(&file(&header, &[0; 8]), "tensor a in");
+    // 2^62 elements of four bytes are 0 modulo 2^64.
+    let header = r#"{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]}}"#;
+    refused_with(&file(header, &[]), "tensor a in");
+}
+
+#[test]
+fn terabytes_that_sum_to_a_small_number() {
+    // Eight tensors of 2^61 bytes: their ends wrap around to the file's length.
+    let entry = |n: u64| {
+        let size = 1_u64 << 61;
+        let (from, to) = (n * size, (n + 1).wrapping_mul(size));
+        format!(r#""t{n}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{from},{to}]}}"#)
+    };
+    let header = format!("{{{}}}", (0..8).map(entry).collect::<Vec<_>>().join(","));
+    refused_with(&file(&header, &[]), "tensor t");
+}
+
+#[test]
+fn a_shape_that_does_not_fit_its_bytes() {
+    let header = TWO.replacen("[1]", "[2]", 1);
+    refused_with(&file(&header, &[0; 8]), "tensor a in");
+}
+
+#[test]
+fn truncated_data() {
+    refused_with(&file(TWO, &[0; 7]), "tensor b in");
+}
+
+#[test]
+fn data_that_no_tensor_claims() {
+    refused_with(&file(TWO, &[0; 9]), "9 bytes of data");
+}
+
+#[test]
+fn a_name_that_stands_twice() {
+    let header = TWO.replace("\"b\"", "\"a\"");
+    refused_with(&file(&header, &[0; 8]), "a stands twice");
+}
+
+#[test]
+fn no_json() {
+    refused_with(&file("garbage", &[]), "header:");
+    refused_with(&file("[1]", &[]), "header:");
+    refused_with(&file(&"[".repeat(100_000), &[]), "header:");
+    let mut invalid = file("{\"a\"}", &[]);
+    invalid[10] = 0xff;
+    refused_with(&invalid, "header:");
+}
+
+#[test]
+fn an_unknown_type_or_a_negative_size() {
+    refused_with(&file(&TWO.replace("F32", "F31"), &[0; 8]), "a: ");
+    refused_with(&file(&TWO.replacen("[1]", "[-1]", 1), &[0; 8]), "a: ");
+}
+
+/// The error of opening a folder with this index, beside a good `a.safetensors` of `a` and `b`.
+fn index_refused(map: &str, reason: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = folder.path().join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    put(folder.path(), "x.safetensors", file(TWO, &[0; 8]));
+    put(&inner, "a.safetensors", file(TWO, &[0; 8]));
+    put(&inner, "copy.safetensors", file(TWO, &[0; 8]));
+    let index = format!(r#"{{"metadata":{{}},"weight_map":{map}}}"#);
+    put(&inner, "model.safetensors.index.json", index);
+    let error = Checkpoint::open(&inner).unwrap_err().to_string();
+    assert!(error.contains(reason), "{error}");
+}
+
+#[test]
+fn an_index_that_points_out_of_its_folder() {
+    let reason = "is no file's name in the index's folder";
+    for path in [
+        "../x.safetensors",
+        "/etc/passwd",
+        "..",
+        ".",
+        "",
+        "b/../a",
+        "a/",
+    ] {
+        index_refused(&format!(r#"{{"a":"{path}"}}"#), reason);
+    }
+}
+
+#[test]
+fn an_index_that_points_to_nothing() {
+    index_refused(r#"{"a":"absent.safetensors"}"#, "absent.safetensors");
+}
+
+#[test]
+fn an_index_whose_shard_lacks_the_tensor() {
+    let map = r#"{"a":"a.safetensors","b":"a.safetensors","c":"a.safetensors"}"#;
+    index_refused(map, "tensor c in");
+}
+
+#[test]
+fn an_index_that_leaves_a_tensor_out() {
+    index_refused(r#"{"a":"a.safetensors"}"#, "tensor b in");
+}
+
+#[test]
+fn a_tensor_in_two_shards() {
+    index_refused(r#"{"a":"a.safetensors","b":"copy.safetensors"}"#, "also in");
+}
+
+#[test]
+fn an_index_that_is_none() {
+    index_refused("7", "index.json");
+    index_refused(
+        r#"{"a":"a.safetensors","a":"a.safetensors"}"#,
+        "stands twice",
+    );
+}
+
+#[test]
+fn a_folder_with_nothing_or_too_much() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Checkpoint::open(folder.path()).unwrap_err().to_string();
+    assert!(open().contains("found neither"));
+    put(folder.path(), "model.safetensors", file(TWO, &[0; 8]));
+    put(folder.path(), "model.safetensors.index.json", "{}");
+    assert!(open().contains("found both"));
+}
+
+/// The bytes of a small good checkpoint.
+fn good() -> (ModelConfig, Vec<u8>) {
+    let folder = tempfile::tempdir().unwrap();
+    write_checkpoint(folder.path(), &tiny()).unwrap();
+    let model = ModelConfig::from_file(&folder.path().join("config.json")).unwrap();
+    let bytes = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+    (model, bytes)
+}
+
+proptest! {
+    #[test]
+    fn mutations_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        header_only in any::<bool>(),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let (model, mut bytes) = good();
+        let within = if header_only { 1000.min(bytes.len()) } else { bytes.len() };
+        for (at, value) in changes {
+            bytes[at.index(within)] = value;
+        }
+        if let Some(at) = cut {
+            bytes.truncate(at.index(bytes.len()));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = put(folder.path(), "a.safetensors", &bytes);
+        if let Ok(checkpoint) = Checkpoint::open(&path) {
+            let _ = SharedExpert::load(&checkpoint, &model.mlp_config(PREFIX));
+        }
+    }
+
+    #[test]
+    fn text_never_makes_the_configuration_panic(text in ".{0,200}") {
+        let _ = ModelConfig::from_json(&text);
+    }
+}
