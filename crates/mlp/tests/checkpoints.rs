@@ -1,5 +1,7 @@
 //! What a shared expert's tensors must be.
 
+#![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

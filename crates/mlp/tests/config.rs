@@ -1,5 +1,7 @@
 //! The forms of `config.json`.
 
+#![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
+
 use swiglu_core::Limit;
 use swiglu_mlp::ModelConfig;
 

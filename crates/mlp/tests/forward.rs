@@ -1,5 +1,7 @@
 //! The whole MLP on the reference backend, against a plain computation.
 
+#![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
+
 use std::sync::Arc;
 
 use swiglu_core::{

@@ -1,5 +1,7 @@
 //! Files that lie: each is an error that says what and where, none panics.
 
+#![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
+
 use proptest::prelude::*;
 use swiglu_mlp::synthetic::write_checkpoint;
 use swiglu_mlp::{Checkpoint, ModelConfig, SharedExpert};

@@ -1,5 +1,6 @@
 //! Files for the tests of checkpoints, honest and hostile.
 #![allow(dead_code, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
 
 use std::path::{Path, PathBuf};
 
