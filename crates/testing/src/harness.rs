@@ -1,0 +1,223 @@
+use swiglu_core::{
+    ActAndMul, Backend, DType, Element, GatedActivation, HostWeight, Matmul, Rounding, RowLayout,
+    Tensor, TensorMut,
+};
+
+use crate::{Expectations, Failure};
+
+/// A backend under test and what is expected of it.
+#[derive(Debug)]
+pub struct Harness<B> {
+    /// The backend.
+    pub backend: B,
+    /// What is expected of it.
+    pub expectations: Expectations,
+}
+
+/// Where the input and the output of an activation lie.
+#[derive(Clone, Copy, Debug)]
+pub struct ActLayouts {
+    /// \[T, 2d\].
+    pub input: RowLayout,
+    /// \[T, d\].
+    pub output: RowLayout,
+}
+
+impl ActLayouts {
+    /// Rows without gaps.
+    pub const fn contiguous(rows: usize, d: usize) -> Self {
+        Self {
+            input: RowLayout::contiguous(rows, 2 * d),
+            output: RowLayout::contiguous(rows, d),
+        }
+    }
+
+    /// Rows with gaps of the given elements behind each, from an offset.
+    #[must_use]
+    pub fn spread(self, gaps: [usize; 2], offsets: [usize; 2]) -> Self {
+        let spread = |l: RowLayout, gap: usize, offset: usize| {
+            l.with_stride(l.cols + gap).with_offset(offset)
+        };
+        Self {
+            input: spread(self.input, gaps[0], offsets[0]),
+            output: spread(self.output, gaps[1], offsets[1]),
+        }
+    }
+}
+
+/// Elements behind the last row that must stay as they are.
+const CANARY: usize = 67;
+
+/// A NaN with a payload that no computation makes.
+pub(crate) fn poison<T: Element>() -> T {
+    T::from_bits(match T::DTYPE {
+        DType::F32 => 0x7fa5_a5a5,
+        DType::F16 => 0x7da5,
+        DType::BF16 | DType::F8E4M3 | DType::E8M0 => 0x7fa5,
+    })
+}
+
+/// Elements that `layout` needs.
+pub(crate) fn extent(layout: &RowLayout) -> Result<usize, Failure> {
+    Ok(layout.end("layout")?)
+}
+
+/// The elements of an output buffer that a layout does not cover must hold the poison.
+fn check_untouched<T: Element>(layout: &RowLayout, data: &[T]) -> Result<(), Failure> {
+    let mut covered = vec![false; data.len()];
+    for t in 0..layout.rows {
+        covered[layout.row(t)].fill(true);
+    }
+    let poison = poison::<T>().to_bits();
+    let touched = |(_, (x, covered)): &(usize, (&T, &bool))| !**covered && x.to_bits() != poison;
+    match data.iter().zip(&covered).enumerate().find(touched) {
+        None => Ok(()),
+        Some((at, (x, _))) => Err(Failure::new(format!(
+            "element {at} lies outside of {layout} and was overwritten with {x:?} ({:#x})",
+            x.to_bits()
+        ))),
+    }
+}
+
+/// The rows of a matrix, one after another.
+pub(crate) fn gather<T: Element>(layout: &RowLayout, data: &[T]) -> Vec<T> {
+    let rows = (0..layout.rows).flat_map(|t| &data[layout.row(t)]);
+    rows.copied().collect()
+}
+
+/// A buffer with the rows at their places and poison between them.
+pub(crate) fn scatter<T: Element>(layout: &RowLayout, rows: &[T]) -> Result<Vec<T>, Failure> {
+    let mut data = vec![poison::<T>(); extent(layout)?];
+    for (t, row) in rows.chunks_exact(layout.cols).enumerate() {
+        data[layout.row(t)].copy_from_slice(row);
+    }
+    Ok(data)
+}
+
+impl<B: Backend> Harness<B> {
+    /// A backend and what is expected of it.
+    pub const fn new(backend: B, expectations: Expectations) -> Self {
+        Self {
+            backend,
+            expectations,
+        }
+    }
+
+    /// A buffer of the device that holds `data`.
+    ///
+    /// # Errors
+    /// A failure of the backend.
+    pub fn upload<T: Element>(&self, data: &[T]) -> Result<B::Buffer, Failure> {
+        let bytes = bytemuck::cast_slice(data);
+        let mut buffer = self.backend.alloc(bytes.len())?;
+        self.backend.upload(&mut buffer, bytes)?;
+        Ok(buffer)
+    }
+
+    /// A poisoned buffer for a matrix, with a canary behind it.
+    pub(crate) fn poisoned<T: Element>(&self, layout: &RowLayout) -> Result<B::Buffer, Failure> {
+        self.upload(&vec![poison::<T>(); extent(layout)? + CANARY])
+    }
+
+    /// The rows that a buffer from [`Self::poisoned`] holds, after a look at all that lies between.
+    pub(crate) fn collect<T: Element>(
+        &self,
+        layout: &RowLayout,
+        buffer: &B::Buffer,
+    ) -> Result<Vec<T>, Failure> {
+        let mut data = vec![T::default(); extent(layout)? + CANARY];
+        self.backend
+            .download(buffer, bytemuck::cast_slice_mut(&mut data))?;
+        check_untouched(layout, &data)?;
+        Ok(gather(layout, &data))
+    }
+}
+
+impl<B: ActAndMul> Harness<B> {
+    /// Every activation in every rounding that the backend runs in this type.
+    pub fn activations(&self, dtype: DType) -> Vec<GatedActivation> {
+        GatedActivation::ALL
+            .into_iter()
+            .flat_map(|op| [Rounding::Official, Rounding::Eager].map(|r| op.with_rounding(r)))
+            .filter(|op| self.backend.supports(op, dtype).runs())
+            .collect()
+    }
+
+    /// Runs an activation on rows of 2d elements, given one after another; returns the rows of d.
+    ///
+    /// # Errors
+    /// A failure of the backend, or an element outside of the output's rows that was overwritten.
+    pub fn act_on_rows<T: Element>(
+        &self,
+        op: &GatedActivation,
+        rows: &[T],
+        layouts: ActLayouts,
+    ) -> Result<Vec<T>, Failure> {
+        let input = self.upload(&scatter(&layouts.input, rows)?)?;
+        let mut output = self.poisoned::<T>(&layouts.output)?;
+        self.backend.act_and_mul(
+            op,
+            Tensor {
+                buffer: &input,
+                dtype: T::DTYPE,
+                layout: layouts.input,
+            },
+            TensorMut {
+                buffer: &mut output,
+                dtype: T::DTYPE,
+                layout: layouts.output,
+            },
+        )?;
+        self.collect(&layouts.output, &output)
+    }
+
+    /// Runs an activation on pairs of gate and up.
+    ///
+    /// # Errors
+    /// As [`Self::act_on_rows`].
+    pub fn act_on_pairs<T: Element>(
+        &self,
+        op: &GatedActivation,
+        pairs: &[(T, T)],
+    ) -> Result<Vec<T>, Failure> {
+        let d = pairs.len();
+        let mut row = vec![T::default(); 2 * d];
+        for (j, &(gate, up)) in pairs.iter().enumerate() {
+            let (g, u) = op.positions(d, j);
+            (row[g], row[u]) = (gate, up);
+        }
+        self.act_on_rows(op, &row, ActLayouts::contiguous(1, d))
+    }
+}
+
+impl<B: Matmul> Harness<B> {
+    /// Runs a product: the rows of x one after another to those of y.
+    ///
+    /// # Errors
+    /// A failure of the backend, or an element outside of y's rows that was overwritten.
+    pub fn product<X: Element, Y: Element>(
+        &self,
+        x: &[X],
+        x_layout: RowLayout,
+        parts: &[HostWeight<'_>],
+        y_layout: RowLayout,
+    ) -> Result<Vec<Y>, Failure> {
+        let weight = self.backend.load_weight(parts)?;
+        let x = self.upload(&scatter(&x_layout, x)?)?;
+        let mut y = self.poisoned::<Y>(&y_layout)?;
+        self.backend.matmul(
+            Tensor {
+                buffer: &x,
+                dtype: X::DTYPE,
+                layout: x_layout,
+            },
+            &weight,
+            TensorMut {
+                buffer: &mut y,
+                dtype: Y::DTYPE,
+                layout: y_layout,
+            },
+        )?;
+        self.collect(&y_layout, &y)
+    }
+}

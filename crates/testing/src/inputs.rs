@@ -1,0 +1,94 @@
+//! The values that checks compute on.
+
+use swiglu_core::{Clamp, Element, GatedActivation};
+
+/// The limits at which clamps are checked.
+pub const LIMITS: [f32; 8] = [0.333, 0.5, 1.0, 3.0, 7.0, 10.0, 10.03, 15.0];
+
+/// The limit of an activation; 10 where it has none.
+pub fn limit_of(op: &GatedActivation) -> f32 {
+    match op.clamp() {
+        Clamp::None => 10.0,
+        Clamp::Before(limit) | Clamp::After(limit) => limit.get(),
+    }
+}
+
+/// The values where an activation with this limit turns, and those that formats treat apart.
+pub fn special_values<T: Element>(limit: f32) -> Vec<T> {
+    let size = 8 * T::DTYPE.size();
+    let sign = 1_u32 << (size - 1);
+    let infinity = T::from_f32(f32::INFINITY).to_bits();
+    let smallest_normal = match T::DTYPE {
+        swiglu_core::DType::F16 => 0x0400,
+        swiglu_core::DType::F32 => 0x0080_0000,
+        _ => 0x0080,
+    };
+    let at_limit = T::from_f32(limit).to_bits();
+    let magnitudes = [
+        0,
+        1,
+        smallest_normal / 2 + 1,
+        smallest_normal - 1,
+        smallest_normal,
+        at_limit - 1,
+        at_limit,
+        at_limit + 1,
+        T::from_f32(1.278).to_bits(),
+        T::from_f32(20.0 * limit).to_bits(),
+        // Where exp leaves the normal numbers of f16, and of f32.
+        T::from_f32(11.5).to_bits(),
+        T::from_f32(87.9).to_bits(),
+        T::from_f32(95.0).to_bits(),
+        infinity - 1,
+        infinity,
+        // Canonical and signaling.
+        T::from_f32(f32::NAN).to_bits(),
+        infinity + 1,
+    ];
+    let both = magnitudes.into_iter().flat_map(|m| [m, m | sign]);
+    both.map(T::from_bits).collect()
+}
+
+/// Every pair of two lists.
+pub fn pairs<T: Copy>(gates: &[T], ups: &[T]) -> Vec<(T, T)> {
+    let with = |&gate: &T| ups.iter().map(move |&up| (gate, up));
+    gates.iter().flat_map(with).collect()
+}
+
+/// Numbers that follow from a seed (SplitMix64).
+#[derive(Clone, Debug)]
+pub struct Numbers(u64);
+
+impl Numbers {
+    /// The sequence of a seed.
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next 64 bits.
+    pub const fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// The next whole number below `bound`.
+    pub const fn below(&mut self, bound: u64) -> u64 {
+        self.bits() % bound
+    }
+
+    /// The next number in [-bound, bound).
+    pub fn within(&mut self, bound: f32) -> f32 {
+        let unit = (self.bits() >> 40) as f32 / (1_u32 << 23) as f32 - 1.0;
+        unit * bound
+    }
+
+    /// That many numbers in [-bound, bound).
+    pub fn values<T: Element>(&mut self, count: usize, bound: f32) -> Vec<T> {
+        (0..count)
+            .map(|_| T::from_f32(self.within(bound)))
+            .collect()
+    }
+}

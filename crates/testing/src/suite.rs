@@ -1,0 +1,100 @@
+use std::io::Write;
+
+use swiglu_core::GatedMatmul;
+
+use crate::{Expectations, Failure, Harness, checks};
+
+/// The environment variable that lists, separated by commas, the platforms whose tests must not
+/// be skipped.
+pub const REQUIRE: &str = "SWIGLU_REQUIRE";
+
+type Check<B> = fn(&Harness<B>) -> Result<(), Failure>;
+
+/// A suite whose backend's type is erased, so that a static can hold it.
+pub trait AnySuite: Send + Sync {
+    /// Runs the check of that name.
+    ///
+    /// # Errors
+    /// What the check found, or that there is no such check.
+    fn check(&self, name: &str) -> Result<(), Failure>;
+}
+
+macro_rules! table {
+    ($($check:ident)*) => {
+        &[$((stringify!($check), checks::$check::<B> as Check<B>)),*]
+    };
+}
+
+impl<B: GatedMatmul> Harness<B> {
+    /// Every check by its name.
+    pub fn checks() -> &'static [(&'static str, fn(&Self) -> Result<(), Failure>)] {
+        crate::__for_each_check!(table)
+    }
+}
+
+impl<B: GatedMatmul> AnySuite for Harness<B> {
+    fn check(&self, name: &str) -> Result<(), Failure> {
+        match Self::checks().iter().find(|(n, _)| *n == name) {
+            Some((_, check)) => check(self),
+            None => Err(Failure::new(format!("there is no check `{name}`"))),
+        }
+    }
+}
+
+/// Opens a backend for the tests that [`crate::suite!`] makes.
+///
+/// # Errors
+/// The reason that the constructor gives.
+pub fn open<B: GatedMatmul>(
+    backend: impl FnOnce() -> Result<B, String>,
+    expectations: Expectations,
+) -> Result<Box<dyn AnySuite>, String> {
+    Ok(Box::new(Harness::new(backend()?, expectations)))
+}
+
+/// Runs one check, as a test: skips by name where the platform could not be opened.
+///
+/// # Panics
+/// Where the check fails, or the platform is required and could not be opened.
+pub fn run(platform: &str, suite: &Result<Box<dyn AnySuite>, String>, check: &str) {
+    match suite {
+        Ok(suite) => {
+            if let Err(failure) = suite.check(check) {
+                panic!("{platform}: {check}: {failure}");
+            }
+        }
+        Err(reason) if required(platform, &std::env::var(REQUIRE).unwrap_or_default()) => {
+            panic!("{platform} is required by {REQUIRE} but cannot run: {reason}");
+        }
+        Err(reason) => {
+            // Not `eprintln!`, which the test runner swallows: a skip must be seen. A closed
+            // standard error leaves nobody to tell.
+            let _ = writeln!(std::io::stderr(), "skipped: {platform}: {reason} ({check})");
+        }
+    }
+}
+
+fn required(platform: &str, list: &str) -> bool {
+    list.split(',').any(|name| name.trim() == platform)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_platform_is_required_by_its_whole_name() {
+        assert!(required("cpu", "wgpu, cpu"));
+        assert!(!required("cpu", "cpu2") && !required("cpu", ""));
+    }
+
+    #[test]
+    fn a_skip_is_no_failure_and_an_unknown_check_is() {
+        run("absent", &Err("no device".to_owned()), "special_pairs");
+        let open = open(
+            || Ok(swiglu_core::reference::Reference),
+            Expectations::exact(),
+        );
+        assert!(open.unwrap().check("nothing").is_err());
+    }
+}
