@@ -24,7 +24,7 @@ mod suite;
 pub use expectations::{Expectations, Size};
 pub use failure::Failure;
 pub use harness::{ActLayouts, Harness};
-pub use suite::{AnySuite, REQUIRE, open, run};
+pub use suite::{AnySuite, Check, REQUIRE, open, run};
 
 /// Makes a module of tests of a backend: `suite!(name, constructor)`, or
 /// `suite!(name, constructor, expectations)`.

@@ -8,7 +8,8 @@ use crate::{Expectations, Failure, Harness, checks};
 /// be skipped.
 pub const REQUIRE: &str = "SWIGLU_REQUIRE";
 
-type Check<B> = fn(&Harness<B>) -> Result<(), Failure>;
+/// A function of [`checks`], for one type of backend.
+pub type Check<B> = fn(&Harness<B>) -> Result<(), Failure>;
 
 /// A suite whose backend's type is erased, so that a static can hold it.
 pub trait AnySuite: Send + Sync {
@@ -27,7 +28,7 @@ macro_rules! table {
 
 impl<B: GatedMatmul> Harness<B> {
     /// Every check by its name.
-    pub fn checks() -> &'static [(&'static str, fn(&Self) -> Result<(), Failure>)] {
+    pub fn checks() -> &'static [(&'static str, Check<B>)] {
         crate::__for_each_check!(table)
     }
 }

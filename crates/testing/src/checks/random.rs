@@ -43,6 +43,7 @@ pub fn random_shapes_and_values<B: ActAndMul>(h: &Harness<B>) -> Result<(), Fail
         let config = Config {
             cases: h.expectations.size.pick(96, 4096),
             failure_persistence: None,
+            max_shrink_iters: 1024,
             ..Config::default()
         };
         let seed = [0x5a; 32];
