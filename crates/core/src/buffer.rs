@@ -57,6 +57,34 @@ impl HostBuffer {
         &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
     }
 
+    /// Copies `data` into the first bytes.
+    ///
+    /// # Errors
+    /// More data than the buffer holds.
+    pub fn write(&mut self, data: &[u8]) -> Result<()> {
+        self.fits(data.len())?;
+        self.bytes_mut()[..data.len()].copy_from_slice(data);
+        Ok(())
+    }
+
+    /// Copies the first bytes into `data`.
+    ///
+    /// # Errors
+    /// More room than the buffer holds bytes.
+    pub fn read(&self, data: &mut [u8]) -> Result<()> {
+        self.fits(data.len())?;
+        data.copy_from_slice(&self.bytes()[..data.len()]);
+        Ok(())
+    }
+
+    fn fits(&self, bytes: usize) -> Result<()> {
+        if bytes <= self.len {
+            return Ok(());
+        }
+        let expected = format!("at most the buffer's {} bytes", self.len);
+        Err(Error::argument("data", expected, bytes))
+    }
+
     /// As elements; a remainder shorter than one is left out.
     pub fn typed<T: Element>(&self) -> &[T] {
         let whole = self.len - self.len % size_of::<T>();

@@ -54,14 +54,6 @@ impl Reference {
     }
 }
 
-fn copy_checked(argument: &'static str, buffer: usize, data: usize) -> Result<()> {
-    if data > buffer {
-        let expected = format!("at most the buffer's {buffer} bytes");
-        return Err(Error::argument(argument, expected, data));
-    }
-    Ok(())
-}
-
 impl Backend for Reference {
     type Device = ();
     type Buffer = HostBuffer;
@@ -95,15 +87,11 @@ impl Backend for Reference {
     }
 
     fn upload(&self, buffer: &mut HostBuffer, data: &[u8]) -> Result<()> {
-        copy_checked("data", buffer.len(), data.len())?;
-        buffer.bytes_mut()[..data.len()].copy_from_slice(data);
-        Ok(())
+        buffer.write(data)
     }
 
     fn download(&self, buffer: &HostBuffer, data: &mut [u8]) -> Result<()> {
-        copy_checked("data", buffer.len(), data.len())?;
-        data.copy_from_slice(&buffer.bytes()[..data.len()]);
-        Ok(())
+        buffer.read(data)
     }
 
     fn synchronize(&self) -> Result<()> {
