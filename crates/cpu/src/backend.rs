@@ -1,0 +1,255 @@
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::ThreadPool;
+use swiglu_core::{
+    ActAndMul, ActShape, Backend, DType, Element, GatedActivation, GatedMatmul, HostBuffer,
+    HostWeight, Matmul, Result, Rows, RowsMut, Support, Tensor, TensorMut, bf16, f16,
+};
+
+use crate::activation::{self, Lanes};
+use crate::weight::PackedWeight;
+use crate::{Error, InstructionSet, product};
+
+/// Runs an activation on rows in slices, with the fastest instruction set of this machine, in the
+/// rayon pool that it is called from: input \[T, 2d\], output \[T, d\].
+///
+/// # Errors
+/// As [`ActShape::new`].
+pub fn act_and_mul<T: Element>(
+    op: &GatedActivation,
+    input: Rows<'_, T>,
+    output: RowsMut<'_, T>,
+) -> Result<()> {
+    fn typed<T: Element, L: Lanes>(
+        op: &GatedActivation,
+        input: Rows<'_, T>,
+        output: RowsMut<'_, T>,
+    ) {
+        let from = (bytemuck::cast_slice::<T, L>(input.data()), *input.layout());
+        let (output, layout) = output.into_parts();
+        let to = (bytemuck::cast_slice_mut::<T, L>(output), layout);
+        activation::act_and_mul(InstructionSet::detect(), op, from, to);
+    }
+    ActShape::new((T::DTYPE, input.layout()), (T::DTYPE, output.layout()))?;
+    match T::DTYPE {
+        DType::F16 => typed::<T, f16>(op, input, output),
+        DType::BF16 => typed::<T, bf16>(op, input, output),
+        // No `Element` is storage only.
+        DType::F32 | DType::F8E4M3 | DType::E8M0 => typed::<T, f32>(op, input, output),
+    }
+    Ok(())
+}
+
+/// The CPU as a backend. Calls run at once and return when they are done.
+///
+/// Activations allocate nothing. A product widens its input to f32 in memory that the backend keeps
+/// and uses again, so that only the first of its size allocates.
+#[derive(Debug)]
+pub struct CpuBackend {
+    set: InstructionSet,
+    pool: Option<Arc<ThreadPool>>,
+    /// Inputs of products as f32, one for each call under way.
+    widened: Mutex<Vec<Vec<f32>>>,
+}
+
+impl Default for CpuBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl CpuBackend {
+    /// The fastest instruction set of this machine, in the pool that calls are made from.
+    pub fn new() -> Self {
+        Self {
+            set: InstructionSet::detect(),
+            pool: None,
+            widened: Mutex::default(),
+        }
+    }
+
+    /// This instruction set.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the machine lacks it.
+    pub fn with_instruction_set(set: InstructionSet) -> Result<Self, Error> {
+        if set.available() {
+            Ok(Self { set, ..Self::new() })
+        } else {
+            Err(Error::Unavailable(set))
+        }
+    }
+
+    /// The same, with calls run in `pool`.
+    #[must_use]
+    pub fn with_pool(self, pool: Arc<ThreadPool>) -> Self {
+        Self {
+            pool: Some(pool),
+            ..self
+        }
+    }
+
+    /// The instruction set that kernels use.
+    pub const fn instruction_set(&self) -> InstructionSet {
+        self.set
+    }
+
+    fn in_pool<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
+    fn act<T: Lanes>(
+        &self,
+        op: &GatedActivation,
+        input: &Tensor<'_, HostBuffer>,
+        output: TensorMut<'_, HostBuffer>,
+    ) {
+        let from = (input.buffer.typed::<T>(), input.layout);
+        let to = (output.buffer.typed_mut::<T>(), output.layout);
+        // A small call stays on this thread even where the backend has a pool of its own.
+        if activation::is_small(&output.layout) {
+            activation::act_and_mul(self.set, op, from, to);
+        } else {
+            self.in_pool(|| activation::act_and_mul(self.set, op, from, to));
+        }
+    }
+
+    fn product<T: Element>(&self, x: &[f32], weight: &PackedWeight, y: TensorMut<'_, HostBuffer>) {
+        let y_rows = (y.buffer.typed_mut::<T>(), y.layout);
+        self.in_pool(|| product::multiply(self.set, x, weight, y_rows));
+    }
+}
+
+impl Backend for CpuBackend {
+    /// The pool that calls run in; `None` for the one they are made from.
+    type Device = Option<Arc<ThreadPool>>;
+    type Buffer = HostBuffer;
+
+    fn platform(&self) -> &'static str {
+        crate::PLATFORM
+    }
+
+    fn description(&self) -> String {
+        let available = InstructionSet::ALL.into_iter().filter(|s| s.available());
+        let names: Vec<_> = available.map(InstructionSet::name).collect();
+        let threads = self
+            .pool
+            .as_ref()
+            .map_or_else(rayon::current_num_threads, |p| p.current_num_threads());
+        let (set, names) = (self.set, names.join(", "));
+        format!("{set} of {names}; {threads} threads")
+    }
+
+    fn device(&self) -> &Self::Device {
+        &self.pool
+    }
+
+    fn supports(&self, _op: &GatedActivation, dtype: DType) -> Support {
+        if DType::COMPUTE.contains(&dtype) {
+            Support::Native
+        } else {
+            Support::No(format!("{dtype} is storage only"))
+        }
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<HostBuffer> {
+        HostBuffer::zeroed(bytes)
+    }
+
+    fn len(&self, buffer: &HostBuffer) -> usize {
+        buffer.len()
+    }
+
+    fn upload(&self, buffer: &mut HostBuffer, data: &[u8]) -> Result<()> {
+        buffer.write(data)
+    }
+
+    fn download(&self, buffer: &HostBuffer, data: &mut [u8]) -> Result<()> {
+        buffer.read(data)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl ActAndMul for CpuBackend {
+    fn act_and_mul(
+        &self,
+        op: &GatedActivation,
+        input: Tensor<'_, HostBuffer>,
+        output: TensorMut<'_, HostBuffer>,
+    ) -> Result<()> {
+        self.check_act(&input, &output)?;
+        match input.dtype {
+            DType::F16 => self.act::<f16>(op, &input, output),
+            DType::BF16 => self.act::<bf16>(op, &input, output),
+            // The check has refused what is storage only.
+            DType::F32 | DType::F8E4M3 | DType::E8M0 => self.act::<f32>(op, &input, output),
+        }
+        Ok(())
+    }
+}
+
+/// Rows of any of the three types as f32, one after another.
+fn widen(x: &Tensor<'_, HostBuffer>, out: &mut Vec<f32>) {
+    fn typed<T: Element>(x: &Tensor<'_, HostBuffer>, out: &mut Vec<f32>) {
+        let data = x.buffer.typed::<T>();
+        for t in 0..x.layout.rows {
+            out.extend(data[x.layout.row(t)].iter().map(|v| v.to_f32()));
+        }
+    }
+    out.clear();
+    match x.dtype {
+        DType::F16 => typed::<f16>(x, out),
+        DType::BF16 => typed::<bf16>(x, out),
+        DType::F32 | DType::F8E4M3 | DType::E8M0 => typed::<f32>(x, out),
+    }
+}
+
+impl Matmul for CpuBackend {
+    type Weight = PackedWeight;
+
+    fn supports_weight(&self, dtype: DType) -> Support {
+        match dtype {
+            DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 => Support::Native,
+            DType::E8M0 => Support::No("f8_e8m0 holds scales only".to_owned()),
+        }
+    }
+
+    fn load_weight(&self, parts: &[HostWeight<'_>]) -> Result<PackedWeight> {
+        self.in_pool(|| PackedWeight::pack(parts))
+    }
+
+    fn weight_shape(&self, weight: &PackedWeight) -> [usize; 2] {
+        weight.shape()
+    }
+
+    fn weight_bytes(&self, weight: &PackedWeight) -> usize {
+        weight.bytes()
+    }
+
+    fn matmul(
+        &self,
+        x: Tensor<'_, HostBuffer>,
+        weight: &PackedWeight,
+        y: TensorMut<'_, HostBuffer>,
+    ) -> Result<()> {
+        self.check_matmul(&x, weight, &y)?;
+        let kept = || self.widened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut widened = kept().pop().unwrap_or_default();
+        widen(&x, &mut widened);
+        match y.dtype {
+            DType::F16 => self.product::<f16>(&widened, weight, y),
+            DType::BF16 => self.product::<bf16>(&widened, weight, y),
+            DType::F32 | DType::F8E4M3 | DType::E8M0 => self.product::<f32>(&widened, weight, y),
+        }
+        kept().push(widened);
+        Ok(())
+    }
+}
+
+impl GatedMatmul for CpuBackend {}

@@ -1,0 +1,125 @@
+//! Vectors of [`LANES`] f32, one file an instruction set. Every operation is exactly rounded, so
+//! that a kernel written over [`Simd`] gives the same bits on all of them.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+
+use crate::InstructionSet;
+
+/// Elements of a vector, however many registers that takes.
+pub(crate) const LANES: usize = 16;
+
+/// A kernel, generic over the instruction set it runs on.
+pub(crate) trait Kernel {
+    type Output;
+    /// Implementations are `#[inline(always)]`, so that they take on the caller's features.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Runs a kernel on an instruction set; on [`InstructionSet::Scalar`] where the set is not this
+/// architecture's.
+///
+/// # Safety
+/// The machine has the instruction set.
+pub(crate) unsafe fn dispatch<K: Kernel>(set: InstructionSet, kernel: K) -> K::Output {
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller vouches for the instruction set; so below.
+        InstructionSet::Avx2 => unsafe { avx2::run(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        InstructionSet::Avx512 => unsafe { avx512::run(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        InstructionSet::Neon => unsafe { neon::run(kernel) },
+        _ => kernel.run(scalar::Scalar),
+    }
+}
+
+/// The operations on vectors. A value of the type is proof that the machine has the instructions.
+///
+/// Comparisons with NaN are false. `fma(a, b, c)` is a·b + c in one rounding.
+pub(crate) trait Simd: Copy {
+    /// [`LANES`] f32.
+    type F: Copy;
+    /// [`LANES`] u32.
+    type I: Copy;
+    /// [`LANES`] truth values.
+    type M: Copy;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M;
+    fn is_nan(self, a: Self::F) -> Self::M;
+    fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;
+
+    fn bits(self, a: Self::F) -> Self::I;
+    fn float(self, a: Self::I) -> Self::F;
+    fn splat_u32(self, x: u32) -> Self::I;
+    /// Wrapping.
+    fn add_u32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    fn shl<const N: u32>(self, a: Self::I) -> Self::I;
+    fn shr<const N: u32>(self, a: Self::I) -> Self::I;
+
+    /// The even and the odd elements of `a` followed by `b`.
+    fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
+
+    /// # Safety
+    /// [`LANES`] elements can be read; so for all loads. No alignment is asked for.
+    unsafe fn load_f32(self, from: *const f32) -> Self::F;
+    /// # Safety
+    /// [`LANES`] elements can be written; so for all stores.
+    unsafe fn store_f32(self, to: *mut f32, a: Self::F);
+    /// # Safety
+    /// As [`Self::load_f32`].
+    unsafe fn load_f16(self, from: *const u16) -> Self::F;
+    /// # Safety
+    /// As [`Self::store_f32`].
+    unsafe fn store_f16(self, to: *mut u16, a: Self::F);
+    /// # Safety
+    /// As [`Self::load_f32`].
+    unsafe fn load_u16(self, from: *const u16) -> Self::I;
+    /// Stores the lower halves; the upper ones are 0.
+    ///
+    /// # Safety
+    /// As [`Self::store_f32`].
+    unsafe fn store_u16(self, to: *mut u16, a: Self::I);
+    /// # Safety
+    /// As [`Self::load_f32`].
+    unsafe fn load_u8(self, from: *const u8) -> Self::I;
+
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        self.float(self.and(self.bits(a), self.splat_u32(0x7fff_ffff)))
+    }
+    #[inline(always)]
+    fn neg(self, a: Self::F) -> Self::F {
+        self.sub(self.splat(-0.0), a)
+    }
+    /// min(a, limit) that lets NaN through.
+    #[inline(always)]
+    fn clamp_above(self, a: Self::F, limit: Self::F) -> Self::F {
+        self.select(self.lt(limit, a), limit, a)
+    }
+    /// max(a, limit) that lets NaN through.
+    #[inline(always)]
+    fn clamp_below(self, a: Self::F, limit: Self::F) -> Self::F {
+        self.select(self.lt(a, limit), limit, a)
+    }
+    /// Every NaN as the one canonical quiet NaN.
+    #[inline(always)]
+    fn canonical(self, a: Self::F) -> Self::F {
+        self.select(self.is_nan(a), self.splat(f32::from_bits(0x7fc0_0000)), a)
+    }
+}

@@ -1,0 +1,182 @@
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+/// AVX2, FMA and F16C: two registers a vector.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
+
+/// Runs a kernel.
+///
+/// # Safety
+/// The machine has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+/// An intrinsic on both registers of its vector arguments.
+macro_rules! both {
+    ($f:path; $($a:expr),+) => {
+        // SAFETY: a value of `Avx2` is only made where the machine has the instructions.
+        unsafe { [$f($($a[0]),+), $f($($a[1]),+)] }
+    };
+}
+
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type M = [__m256; 2];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        // SAFETY: as in `both`; so below.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_add_ps; a, b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_sub_ps; a, b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_mul_ps; a, b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_div_ps; a, b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        both!(_mm256_fmadd_ps; a, b, c)
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M {
+        both!(_mm256_cmp_ps::<_CMP_LT_OQ>; a, b)
+    }
+    #[inline(always)]
+    fn is_nan(self, a: Self::F) -> Self::M {
+        both!(_mm256_cmp_ps::<_CMP_UNORD_Q>; a, a)
+    }
+    #[inline(always)]
+    fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F {
+        both!(_mm256_blendv_ps; no, yes, mask)
+    }
+    #[inline(always)]
+    fn bits(self, a: Self::F) -> Self::I {
+        both!(_mm256_castps_si256; a)
+    }
+    #[inline(always)]
+    fn float(self, a: Self::I) -> Self::F {
+        both!(_mm256_castsi256_ps; a)
+    }
+    #[inline(always)]
+    fn splat_u32(self, x: u32) -> Self::I {
+        // SAFETY: as in `both`.
+        unsafe { [_mm256_set1_epi32(x as i32); 2] }
+    }
+    #[inline(always)]
+    fn add_u32(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_add_epi32; a, b)
+    }
+    #[inline(always)]
+    fn and(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_and_si256; a, b)
+    }
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_or_si256; a, b)
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, a: Self::I) -> Self::I {
+        // SAFETY: as in `both`.
+        let by = unsafe { [_mm256_set1_epi32(N as i32); 2] };
+        both!(_mm256_sllv_epi32; a, by)
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, a: Self::I) -> Self::I {
+        // SAFETY: as in `both`.
+        let by = unsafe { [_mm256_set1_epi32(N as i32); 2] };
+        both!(_mm256_srlv_epi32; a, by)
+    }
+    #[inline(always)]
+    fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        // SAFETY: as in `both`.
+        unsafe {
+            let order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+            let even = |v: Self::F| _mm256_shuffle_ps::<0b10_00_10_00>(v[0], v[1]);
+            let odd = |v: Self::F| _mm256_shuffle_ps::<0b11_01_11_01>(v[0], v[1]);
+            let sort = |v| _mm256_permutevar8x32_ps(v, order);
+            let (e, o) = ([even(a), even(b)], [odd(a), odd(b)]);
+            ([sort(e[0]), sort(e[1])], [sort(o[0]), sort(o[1])])
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, from: *const f32) -> Self::F {
+        // SAFETY: the caller vouches for 16 elements; so below.
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn store_f32(self, to: *mut f32, a: Self::F) {
+        // SAFETY: as above.
+        unsafe {
+            _mm256_storeu_ps(to, a[0]);
+            _mm256_storeu_ps(to.add(8), a[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u16) -> Self::F {
+        // SAFETY: as above.
+        let raw = unsafe { halves(from) };
+        both!(_mm256_cvtph_ps; raw)
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16, a: Self::F) {
+        let raw = both!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>; a);
+        // SAFETY: as above.
+        unsafe {
+            _mm_storeu_si128(to.cast(), raw[0]);
+            _mm_storeu_si128(to.add(8).cast(), raw[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_u16(self, from: *const u16) -> Self::I {
+        // SAFETY: as above.
+        let raw = unsafe { halves(from) };
+        both!(_mm256_cvtepu16_epi32; raw)
+    }
+    #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16, a: Self::I) {
+        // SAFETY: as above. The pack works in 128-bit lanes; the permutation puts them in order.
+        unsafe {
+            let packed = _mm256_packus_epi32(a[0], a[1]);
+            let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            _mm256_storeu_si256(to.cast(), sorted);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> Self::I {
+        // SAFETY: as above.
+        let raw = unsafe {
+            let v = _mm_loadu_si128(from.cast());
+            [v, _mm_unpackhi_epi64(v, v)]
+        };
+        both!(_mm256_cvtepu8_epi32; raw)
+    }
+}
+
+/// # Safety
+/// 16 elements can be read, and the machine has SSE2.
+#[inline(always)]
+unsafe fn halves(from: *const u16) -> [__m128i; 2] {
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        [
+            _mm_loadu_si128(from.cast()),
+            _mm_loadu_si128(from.add(8).cast()),
+        ]
+    }
+}

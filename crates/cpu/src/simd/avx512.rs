@@ -1,0 +1,148 @@
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+/// AVX-512: one register a vector.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(());
+
+/// Runs a kernel.
+///
+/// # Safety
+/// The machine has AVX-512 F, BW, DQ and VL, and AVX2, FMA and F16C.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512(()))
+}
+
+/// An expression of intrinsics that touch no memory.
+macro_rules! op {
+    ($e:expr) => {
+        // SAFETY: a value of `Avx512` is only made where the machine has the instructions.
+        unsafe { $e }
+    };
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type M = __mmask16;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        op!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        op!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M {
+        op!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn is_nan(self, a: Self::F) -> Self::M {
+        op!(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a))
+    }
+    #[inline(always)]
+    fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F {
+        op!(_mm512_mask_blend_ps(mask, no, yes))
+    }
+    #[inline(always)]
+    fn bits(self, a: Self::F) -> Self::I {
+        op!(_mm512_castps_si512(a))
+    }
+    #[inline(always)]
+    fn float(self, a: Self::I) -> Self::F {
+        op!(_mm512_castsi512_ps(a))
+    }
+    #[inline(always)]
+    fn splat_u32(self, x: u32) -> Self::I {
+        op!(_mm512_set1_epi32(x as i32))
+    }
+    #[inline(always)]
+    fn add_u32(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn and(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, a: Self::I) -> Self::I {
+        op!(_mm512_slli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, a: Self::I) -> Self::I {
+        op!(_mm512_srli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        op!({
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            (
+                _mm512_permutex2var_ps(a, even, b),
+                _mm512_permutex2var_ps(a, odd, b),
+            )
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, from: *const f32) -> Self::F {
+        // SAFETY: the caller vouches for 16 elements; so below.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store_f32(self, to: *mut f32, a: Self::F) {
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_ps(to, a) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u16) -> Self::F {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16, a: Self::F) {
+        // SAFETY: as above.
+        unsafe {
+            let raw = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a);
+            _mm256_storeu_si256(to.cast(), raw);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_u16(self, from: *const u16) -> Self::I {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16, a: Self::I) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(a)) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> Self::I {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
+    }
+}

@@ -1,0 +1,185 @@
+use std::arch::aarch64::*;
+use std::array::from_fn;
+
+use swiglu_core::f16;
+
+use super::{Kernel, LANES, Simd};
+
+/// NEON: four registers a vector. Conversions from and to f16 go through memory, an element at a
+/// time, as the instructions for them are not in stable Rust.
+#[derive(Clone, Copy)]
+pub(super) struct Neon(());
+
+/// Runs a kernel.
+///
+/// # Safety
+/// The machine has NEON.
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Neon(()))
+}
+
+/// An intrinsic on all four registers of its vector arguments.
+macro_rules! all {
+    ($f:path; $($a:expr),+) => {
+        // SAFETY: a value of `Neon` is only made where the machine has the instructions.
+        from_fn(|i| unsafe { $f($($a[i]),+) })
+    };
+}
+
+impl Simd for Neon {
+    type F = [float32x4_t; 4];
+    type I = [uint32x4_t; 4];
+    type M = [uint32x4_t; 4];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        // SAFETY: as in `all`; so below.
+        unsafe { [vdupq_n_f32(x); 4] }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        all!(vaddq_f32; a, b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        all!(vsubq_f32; a, b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        all!(vmulq_f32; a, b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        all!(vdivq_f32; a, b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // The instruction takes what is added first.
+        all!(vfmaq_f32; c, a, b)
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M {
+        all!(vcltq_f32; a, b)
+    }
+    #[inline(always)]
+    fn is_nan(self, a: Self::F) -> Self::M {
+        let number: Self::M = all!(vceqq_f32; a, a);
+        all!(vmvnq_u32; number)
+    }
+    #[inline(always)]
+    fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F {
+        all!(vbslq_f32; mask, yes, no)
+    }
+    #[inline(always)]
+    fn bits(self, a: Self::F) -> Self::I {
+        all!(vreinterpretq_u32_f32; a)
+    }
+    #[inline(always)]
+    fn float(self, a: Self::I) -> Self::F {
+        all!(vreinterpretq_f32_u32; a)
+    }
+    #[inline(always)]
+    fn splat_u32(self, x: u32) -> Self::I {
+        // SAFETY: as in `all`.
+        unsafe { [vdupq_n_u32(x); 4] }
+    }
+    #[inline(always)]
+    fn add_u32(self, a: Self::I, b: Self::I) -> Self::I {
+        all!(vaddq_u32; a, b)
+    }
+    #[inline(always)]
+    fn and(self, a: Self::I, b: Self::I) -> Self::I {
+        all!(vandq_u32; a, b)
+    }
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        all!(vorrq_u32; a, b)
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, a: Self::I) -> Self::I {
+        // SAFETY: as in `all`.
+        let by = unsafe { [vdupq_n_s32(N as i32); 4] };
+        all!(vshlq_u32; a, by)
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, a: Self::I) -> Self::I {
+        // SAFETY: as in `all`. A negative shift to the left is one to the right.
+        let by = unsafe { [vdupq_n_s32(-(N as i32)); 4] };
+        all!(vshlq_u32; a, by)
+    }
+    #[inline(always)]
+    fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        let pair = |i: usize| {
+            if i < 2 {
+                (a[2 * i], a[2 * i + 1])
+            } else {
+                (b[2 * i - 4], b[2 * i - 3])
+            }
+        };
+        (
+            // SAFETY (both): as in `all`.
+            from_fn(|i| unsafe { vuzp1q_f32(pair(i).0, pair(i).1) }),
+            // SAFETY: as above.
+            from_fn(|i| unsafe { vuzp2q_f32(pair(i).0, pair(i).1) }),
+        )
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, from: *const f32) -> Self::F {
+        // SAFETY: the caller vouches for 16 elements; so below.
+        from_fn(|i| unsafe { vld1q_f32(from.add(4 * i)) })
+    }
+    #[inline(always)]
+    unsafe fn store_f32(self, to: *mut f32, a: Self::F) {
+        for (i, a) in a.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { vst1q_f32(to.add(4 * i), a) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u16) -> Self::F {
+        // SAFETY: as above.
+        let halves: [u16; LANES] = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        let values = halves.map(|h| f16::from_bits(h).to_f32());
+        // SAFETY: the array has 16 elements.
+        unsafe { self.load_f32(values.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16, a: Self::F) {
+        let mut values = [0.0; LANES];
+        // SAFETY: the array has 16 elements, and so has the caller's memory.
+        unsafe {
+            self.store_f32(values.as_mut_ptr(), a);
+            let halves = values.map(|v| f16::from_f32(v).to_bits());
+            to.cast::<[u16; LANES]>().write_unaligned(halves);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_u16(self, from: *const u16) -> Self::I {
+        from_fn(|i| {
+            // SAFETY: as above.
+            unsafe { vmovl_u16(vld1_u16(from.add(4 * i))) }
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16, a: Self::I) {
+        for (i, a) in a.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { vst1_u16(to.add(4 * i), vmovn_u32(a)) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> Self::I {
+        // SAFETY: as above; each half of each half is widened on its own.
+        unsafe {
+            let v = vld1q_u8(from);
+            let (low, high) = (vmovl_u8(vget_low_u8(v)), vmovl_u8(vget_high_u8(v)));
+            [
+                vmovl_u16(vget_low_u16(low)),
+                vmovl_u16(vget_high_u16(low)),
+                vmovl_u16(vget_low_u16(high)),
+                vmovl_u16(vget_high_u16(high)),
+            ]
+        }
+    }
+}

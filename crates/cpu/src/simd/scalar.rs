@@ -1,0 +1,131 @@
+use std::array::from_fn;
+
+use swiglu_core::f16;
+
+use super::{LANES, Simd};
+
+/// Plain Rust.
+#[derive(Clone, Copy)]
+pub(super) struct Scalar;
+
+impl Simd for Scalar {
+    type F = [f32; LANES];
+    type I = [u32; LANES];
+    type M = [bool; LANES];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M {
+        from_fn(|i| a[i] < b[i])
+    }
+    #[inline(always)]
+    fn is_nan(self, a: Self::F) -> Self::M {
+        a.map(f32::is_nan)
+    }
+    #[inline(always)]
+    fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F {
+        from_fn(|i| if mask[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    fn bits(self, a: Self::F) -> Self::I {
+        a.map(f32::to_bits)
+    }
+    #[inline(always)]
+    fn float(self, a: Self::I) -> Self::F {
+        a.map(f32::from_bits)
+    }
+    #[inline(always)]
+    fn splat_u32(self, x: u32) -> Self::I {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn add_u32(self, a: Self::I, b: Self::I) -> Self::I {
+        from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn and(self, a: Self::I, b: Self::I) -> Self::I {
+        from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, a: Self::I) -> Self::I {
+        a.map(|x| x << N)
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, a: Self::I) -> Self::I {
+        a.map(|x| x >> N)
+    }
+    #[inline(always)]
+    fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        let at = |i: usize| if i < LANES { a[i] } else { b[i - LANES] };
+        (from_fn(|i| at(2 * i)), from_fn(|i| at(2 * i + 1)))
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, from: *const f32) -> Self::F {
+        // SAFETY: the caller vouches for LANES elements; so below.
+        unsafe { from.cast::<Self::F>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_f32(self, to: *mut f32, a: Self::F) {
+        // SAFETY: as above.
+        unsafe { to.cast::<Self::F>().write_unaligned(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u16) -> Self::F {
+        // SAFETY: as above.
+        let raw = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        raw.map(|x| f16::from_bits(x).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16, a: Self::F) {
+        let raw = a.map(|x| f16::from_f32(x).to_bits());
+        // SAFETY: as above.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(raw) }
+    }
+    #[inline(always)]
+    unsafe fn load_u16(self, from: *const u16) -> Self::I {
+        // SAFETY: as above.
+        let raw = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        raw.map(u32::from)
+    }
+    #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16, a: Self::I) {
+        // SAFETY: as above.
+        unsafe {
+            to.cast::<[u16; LANES]>()
+                .write_unaligned(a.map(|x| x as u16))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> Self::I {
+        // SAFETY: as above.
+        let raw = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
+        raw.map(u32::from)
+    }
+}
