@@ -1,0 +1,53 @@
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// The exit code of a check that failed.
+pub const CHECK_FAILED: u8 = 1;
+/// The exit code of bad usage or input.
+pub const BAD_INPUT: u8 = 2;
+
+/// Why the program ends without having done its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("{0}")]
+    Check(String),
+    #[error("{0}")]
+    Input(String),
+    #[error("{}: {source}", path.display())]
+    File {
+        path: PathBuf,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error(transparent)]
+    Operation(#[from] swiglu::Error),
+    #[error(transparent)]
+    Mlp(#[from] swiglu::mlp::Error),
+    #[error("cannot write the output: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl Failure {
+    /// A failure on a file.
+    pub fn file(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::File {
+            path: path.to_owned(),
+            source: source.into(),
+        }
+    }
+
+    /// 1 for a failed check, 2 for everything that the caller brought.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Check(_) => CHECK_FAILED,
+            Self::Input(_)
+            | Self::File { .. }
+            | Self::Operation(_)
+            | Self::Mlp(_)
+            | Self::Output(_) => BAD_INPUT,
+        }
+        .into()
+    }
+}
+
+/// A result with this program's [`Failure`].
+pub type Result<T> = std::result::Result<T, Failure>;

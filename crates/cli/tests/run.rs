@@ -1,0 +1,171 @@
+//! `swiglu run` and `swiglu demo` as a person runs them.
+#![allow(clippy::unwrap_used)] // A helper of a test fails by panicking.
+
+mod common;
+
+use common::{Folder, expect, read, write};
+use safetensors::Dtype;
+use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
+use swiglu::{GatedActivation, bf16, reference};
+
+const TOKENS: usize = 5;
+const HIDDEN: usize = 200;
+const INTERMEDIATE: usize = 136;
+const PREFIX: &str = "layers.3.ffn.shared_experts";
+
+/// A folder with a ragged checkpoint of partial blocks and an input.
+fn checkpoint() -> Folder {
+    let folder = Folder::new();
+    let config = SyntheticConfig {
+        hidden: HIDDEN,
+        intermediate: INTERMEDIATE,
+        ..SyntheticConfig::flash(7)
+    };
+    write_checkpoint(folder.path("").as_path(), &config).unwrap();
+    let x = synthetic_input(TOKENS, HIDDEN, 7);
+    let data = bytemuck::cast_slice(&x);
+    write(
+        &folder.path("x"),
+        &[("x", Dtype::BF16, &[TOKENS, HIDDEN], data)],
+    );
+    folder
+}
+
+fn run(code: i32, folder: &Folder, more: &[&str]) -> String {
+    let path = |name| folder.path(name).display().to_string();
+    let (checkpoint, input, output) = (path(""), path("x"), path("y"));
+    let mut arguments = vec!["run", "--checkpoint", &checkpoint, "--output", &output];
+    if !more.contains(&"--prefix") {
+        arguments.extend(["--prefix", PREFIX]);
+    }
+    if !more.contains(&"--input") {
+        arguments.extend(["--input", &input]);
+    }
+    arguments.extend(more);
+    expect(code, &arguments)
+}
+
+fn tensor(folder: &Folder, name: &str, shape: [usize; 2]) -> Vec<bf16> {
+    let (dtype, found, bytes) = read(&folder.path("y"), name);
+    assert_eq!((dtype, found), (Dtype::BF16, shape.to_vec()));
+    bytemuck::allocation::pod_collect_to_vec(&bytes)
+}
+
+fn relative_error(got: &[bf16], expected: &[bf16]) -> f64 {
+    let square = |x: f64| x * x;
+    let pairs = || got.iter().zip(expected);
+    let d: f64 = pairs().map(|(g, e)| square(g.to_f64() - e.to_f64())).sum();
+    let n: f64 = pairs().map(|(_, e)| square(e.to_f64())).sum();
+    (d / n).sqrt()
+}
+
+#[test]
+fn the_cpu_agrees_with_the_reference_stage_by_stage() {
+    let folder = checkpoint();
+    let output = |platform| {
+        let printed = run(0, &folder, &["--platform", platform, "--stages"]);
+        assert!(
+            printed.contains(&format!("platform {platform}")),
+            "{printed}"
+        );
+        assert!(printed.contains("limit=10"), "{printed}");
+        [
+            tensor(&folder, "gate_up", [TOKENS, 2 * INTERMEDIATE]),
+            tensor(&folder, "act", [TOKENS, INTERMEDIATE]),
+            tensor(&folder, "y", [TOKENS, HIDDEN]),
+        ]
+    };
+    let expected = output("reference");
+    let got = output("cpu");
+    for (stage, (got, expected)) in got.iter().zip(&expected).enumerate() {
+        let error = relative_error(got, expected);
+        assert!(error < 3e-3, "stage {stage}: {error}");
+    }
+    // The activation that the stages show is the clamped one, and the limit is alive.
+    let op = GatedActivation::deepseek_v4();
+    let mut beyond = 0;
+    for (gate_up, act) in got[0]
+        .chunks(2 * INTERMEDIATE)
+        .zip(got[1].chunks(INTERMEDIATE))
+    {
+        for j in 0..INTERMEDIATE {
+            let (gate, up) = (gate_up[j], gate_up[INTERMEDIATE + j]);
+            let y = reference::gated(&op, gate, up);
+            assert!(swiglu::Element::ulps_between(y, act[j]) <= 1);
+            beyond += u32::from(gate.to_f32() > 10.0);
+        }
+    }
+    assert!(beyond > 0);
+}
+
+#[test]
+fn the_limit_is_the_configurations_unless_given() {
+    let folder = checkpoint();
+    let y = |flags: &[&str]| {
+        let printed = run(0, &folder, flags);
+        (printed, tensor(&folder, "y", [TOKENS, HIDDEN]))
+    };
+    let (_, ten) = y(&[]);
+    let (_, same) = y(&["--limit", "10"]);
+    let (printed, without) = y(&["--limit", "none"]);
+    assert!(printed.contains("silu_and_mul("), "{printed}");
+    assert_eq!(ten, same);
+    let error = relative_error(&without, &ten);
+    assert!(error > 1e-2, "{error}");
+    let (printed, _) = y(&["--rounding", "eager"]);
+    assert!(printed.contains("eager"), "{printed}");
+}
+
+#[test]
+fn mistakes_take_one_line_and_exit_code_2() {
+    let folder = checkpoint();
+    let path = |name| folder.path(name).display().to_string();
+    let message = run(2, &folder, &["--prefix", "layers.4.ffn.shared_experts"]);
+    assert!(message.contains("layers.4.ffn.shared_experts"), "{message}");
+    for bad in ["0", "-1", "nan", "inf", "ten"] {
+        let message = run(2, &folder, &[&format!("--limit={bad}")]);
+        assert!(message.contains("limit"), "{message}");
+    }
+    let message = run(2, &folder, &["--platform", "tpu"]);
+    assert!(
+        message.contains("platform: expected auto or one of"),
+        "{message}"
+    );
+    let message = run(2, &folder, &["--config", &path("nothing.json")]);
+    assert!(message.contains("nothing.json"), "{message}");
+
+    let zeros = vec![0; 2 * TOKENS * HIDDEN];
+    write(
+        &folder.path("wide"),
+        &[("x", Dtype::BF16, &[HIDDEN, TOKENS], &zeros)],
+    );
+    let message = run(2, &folder, &["--input", &path("wide")]);
+    assert!(
+        message.contains("input: expected BF16 [T, 200], got bf16 [200, 5]"),
+        "{message}"
+    );
+    write(
+        &folder.path("f16"),
+        &[("x", Dtype::F16, &[TOKENS, HIDDEN], &zeros)],
+    );
+    let message = run(2, &folder, &["--input", &path("f16")]);
+    assert!(message.contains("expected BF16"), "{message}");
+
+    std::fs::remove_file(folder.path("config.json")).unwrap();
+    let message = run(2, &folder, &[]);
+    assert!(message.contains("expected config.json in"), "{message}");
+}
+
+#[test]
+fn the_demo_runs_and_checks_every_platform() {
+    let printed = expect(0, &["demo", "--tokens", "1,3"]);
+    let rows: Vec<_> = printed.lines().filter(|l| l.starts_with("cpu  ")).collect();
+    assert_eq!(rows.len(), 2, "{printed}");
+    assert!(
+        printed.contains("every result agrees with the reference"),
+        "{printed}"
+    );
+    let message = expect(2, &["demo", "--platform", "tpu"]);
+    assert!(message.contains("`tpu`"), "{message}");
+    expect(2, &["demo", "--tokens", "0"]);
+}
