@@ -1,0 +1,241 @@
+//! A gated activation as dispatches: which kernel, with what constants, on which windows.
+
+use bytemuck::{Pod, Zeroable};
+use swiglu_core::{
+    ActShape, Clamp, DType, Error, Function, GatedActivation, Layout, Order, Rounding, Tensor,
+    TensorMut,
+};
+
+use crate::device::{Device, INVOCATIONS};
+use crate::kernels::Kernels;
+use crate::window::{Columns, bind, stride, workgroups};
+use crate::{Buffer, Result};
+
+/// The struct of the same name in activation.wgsl, field by field.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+struct Call {
+    units: u32,
+    row_units: u32,
+    rows: u32,
+    d: u32,
+    gate_offset: u32,
+    up_offset: u32,
+    in_stride: u32,
+    in_step: u32,
+    out_offset: u32,
+    out_stride: u32,
+    function: u32,
+    clamp_place: u32,
+    eager: u32,
+    limit: f32,
+    parameter: f32,
+    alpha_high: f32,
+    alpha_low: f32,
+    up_bound: f32,
+    up_add: f32,
+    gate_guard: u32,
+}
+
+/// The largest |alpha · gate| for which exp(-|alpha · gate|) is far from subnormal.
+const QUICK_RANGE: f32 = 80.0;
+
+/// What, added to a gate's magnitude, sets the bit above it where the gate is NaN or too large
+/// for the quick path; for both elements of a pair at once.
+fn gate_guard(alpha: f32, dtype: DType) -> u32 {
+    let largest = QUICK_RANGE / alpha;
+    let pair = |bits: u32| (0x7fff - bits) * 0x1_0001;
+    match dtype {
+        // alpha · gate must be exact in two parts: with 24 bits of gate only where alpha is 1.
+        DType::F32 if alpha != 1.0 => 0,
+        DType::F32 => 0x7fff_ffff - largest.to_bits(),
+        DType::F16 => {
+            let largest = swiglu_core::f16::from_f32(largest.min(65504.0));
+            pair(u32::from(largest.to_bits().min(0x7bff)))
+        }
+        DType::BF16 => {
+            let largest = swiglu_core::bf16::from_f32(largest.min(1e38));
+            pair(u32::from(largest.to_bits().min(0x7f7f)))
+        }
+        DType::F8E4M3 | DType::E8M0 => 0,
+    }
+}
+
+impl Call {
+    /// What the operation sets.
+    fn of(op: &GatedActivation, dtype: DType) -> Self {
+        let mut call = Self {
+            in_step: match op.layout() {
+                Layout::Concatenated => 1,
+                Layout::Interleaved => 2,
+            },
+            eager: u32::from(op.rounding() == Rounding::Eager),
+            up_add: op.up_offset(),
+            ..Self::default()
+        };
+        (call.clamp_place, call.limit) = match op.clamp() {
+            Clamp::None => (0, 0.0),
+            Clamp::Before(limit) => (1, limit.get()),
+            Clamp::After(limit) => (2, limit.get()),
+        };
+        (call.function, call.parameter) = match op.function() {
+            Function::Silu { alpha } => (0, alpha),
+            Function::Gelu => (1, 0.0),
+            Function::GeluTanh => (2, 0.0),
+            Function::FatRelu { threshold } => (3, threshold),
+            Function::Situ {
+                beta,
+                up_bound: None,
+            } => (4, beta),
+            Function::Situ {
+                beta,
+                up_bound: Some(bound),
+            } => {
+                call.up_bound = bound;
+                (5, beta)
+            }
+        };
+        if let Function::Silu { alpha } = op.function() {
+            call.alpha_high = f32::from_bits(alpha.to_bits() & 0xffff_f000);
+            call.alpha_low = alpha - call.alpha_high;
+            call.gate_guard = gate_guard(alpha, dtype);
+        }
+        call
+    }
+}
+
+/// The three matrices of a call, in the part of each row that is being computed.
+struct Part<'a> {
+    gate: Columns<'a>,
+    up: Columns<'a>,
+    output: Columns<'a>,
+}
+
+impl<'a> Part<'a> {
+    fn new(
+        op: &GatedActivation,
+        d: usize,
+        (from, cols): (usize, usize),
+        input: &Tensor<'a, Buffer>,
+        output: &'a TensorMut<'_, Buffer>,
+    ) -> Self {
+        let (gate, up) = op.positions(d, from);
+        let (last, _) = op.positions(d, from + cols - 1);
+        let read = |first| Columns {
+            buffer: input.buffer,
+            dtype: input.dtype,
+            layout: input.layout,
+            first,
+            span: last - gate + 1,
+        };
+        Self {
+            gate: read(gate),
+            up: read(up),
+            output: Columns {
+                buffer: &*output.buffer,
+                dtype: output.dtype,
+                layout: output.layout,
+                first: from,
+                span: cols,
+            },
+        }
+    }
+
+    fn rows_per_window(&self, device: &Device) -> usize {
+        [&self.gate, &self.up, &self.output]
+            .map(|c| c.rows_per_window(device))
+            .into_iter()
+            .min()
+            .unwrap_or(0)
+    }
+}
+
+/// Elements of half a row that fit into a binding whatever their place.
+fn columns_per_window(device: &Device, call: &Call, dtype: DType) -> usize {
+    let bytes = device.binding_limit() - device.binding_alignment() - 32;
+    let elements = bytes / (dtype.size() as u64 * u64::from(call.in_step));
+    // Whole vectors, so that a part starts as aligned as the row does.
+    usize::try_from(elements).unwrap_or(usize::MAX) & !7
+}
+
+/// Records the operation: as many dispatches as the device's limits ask for, usually one.
+pub(crate) fn record(
+    device: &Device,
+    kernels: &Kernels,
+    pass: &mut wgpu::ComputePass<'_>,
+    op: &GatedActivation,
+    input: &Tensor<'_, Buffer>,
+    output: &TensorMut<'_, Buffer>,
+    shape: ActShape,
+) -> Result<()> {
+    if input.buffer.raw() == output.buffer.raw() {
+        let error = Error::argument("output", "another buffer than the input's", "the same");
+        return Err(error.into());
+    }
+    let call = Call::of(op, input.dtype);
+    let width = shape.d.min(columns_per_window(device, &call, input.dtype).max(8));
+    for from in (0..shape.d).step_by(width) {
+        let cols = width.min(shape.d - from);
+        let part = Part::new(op, shape.d, (from, cols), input, output);
+        let per_window = part.rows_per_window(device).max(1);
+        for row in (0..shape.rows).step_by(per_window) {
+            let rows = per_window.min(shape.rows - row);
+            dispatch(device, kernels, pass, call, &part, (row, rows), op.order())?;
+        }
+    }
+    Ok(())
+}
+
+fn dispatch(
+    device: &Device,
+    kernels: &Kernels,
+    pass: &mut wgpu::ComputePass<'_>,
+    mut call: Call,
+    part: &Part<'_>,
+    (row, rows): (usize, usize),
+    order: Order,
+) -> Result<()> {
+    let gate = part.gate.window(device, row, rows)?;
+    let up = part.up.window(device, row, rows)?;
+    let output = part.output.window(device, row, rows)?;
+    let dtype = part.output.dtype;
+    let too_many = |n: u64| Error::argument("input", "fewer than 2^32 elements in a window", n);
+    let int = |n: u64| u32::try_from(n).map_err(|_| too_many(n));
+    call.rows = int(rows as u64)?;
+    call.d = int(part.output.span as u64)?;
+    (call.gate_offset, call.up_offset) = (gate.offset, up.offset);
+    call.in_stride = stride(part.gate.layout.stride);
+    call.out_offset = output.offset;
+    call.out_stride = stride(part.output.layout.stride);
+    let per_vector = 16 / dtype.size() as u32;
+    let mut aligned = [
+        call.d,
+        call.gate_offset,
+        call.in_stride,
+        call.out_offset,
+        call.out_stride,
+    ]
+    .iter()
+    .all(|n| n.is_multiple_of(per_vector));
+    aligned &= if call.in_step == 1 {
+        call.up_offset.is_multiple_of(per_vector)
+    } else {
+        // The kernel finds the up half beside the gate.
+        order == Order::GateFirst
+    };
+    call.row_units = match (aligned, dtype) {
+        (true, _) => call.d / per_vector,
+        (false, DType::F32) => call.d,
+        // A row that starts or ends within a word takes that word too.
+        (false, _) => call.d / 2 + 1,
+    };
+    call.units = int(u64::from(call.row_units) * u64::from(call.rows))?;
+    let (x, y) = workgroups(device, call.units.div_ceil(INVOCATIONS));
+    let bindings = [gate.binding(), up.binding(), output.binding()];
+    let bind_group = bind(device, &kernels.activation_layout, bindings);
+    pass.set_pipeline(kernels.activation(dtype, aligned)?);
+    pass.set_bind_group(0, &bind_group, &[]);
+    pass.set_immediates(0, bytemuck::bytes_of(&call));
+    pass.dispatch_workgroups(x, y, 1);
+    Ok(())
+}

@@ -1,0 +1,208 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use crate::adapter::describe;
+use crate::queue::Pending;
+use crate::{Result, WgpuError};
+
+/// Bytes of immediate data that the kernels take.
+pub(crate) const IMMEDIATE_BYTES: u32 = 96;
+
+/// Invocations in a workgroup of every kernel, at most.
+pub(crate) const INVOCATIONS: u32 = 256;
+
+/// Positions in a binding are counted in u32, and some signed: no binding is larger than this.
+const LARGEST_BINDING: u64 = 1 << 31;
+
+/// What every kernel needs of a device.
+pub(crate) fn required_features() -> wgpu::Features {
+    wgpu::Features::IMMEDIATES
+}
+
+/// The least that every kernel needs of a device.
+pub(crate) fn required_limits() -> wgpu::Limits {
+    wgpu::Limits {
+        max_immediate_size: IMMEDIATE_BYTES,
+        ..wgpu::Limits::downlevel_defaults()
+    }
+}
+
+/// A wgpu device and its queue, and what was recorded for them and not yet submitted.
+#[derive(Debug)]
+pub struct Device {
+    info: wgpu::AdapterInfo,
+    raw: wgpu::Device,
+    queue: wgpu::Queue,
+    limits: wgpu::Limits,
+    lost: Arc<OnceLock<String>>,
+    uncaptured: Arc<Mutex<Option<String>>>,
+    pub(crate) pending: Mutex<Pending>,
+}
+
+impl Device {
+    /// A device of this crate's own: its loss and its stray errors are heard here.
+    pub(crate) fn own(raw: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        let device = Self::callers(raw, queue)?;
+        let lost = Arc::clone(&device.lost);
+        device.raw.set_device_lost_callback(move |reason, message| {
+            // The first reason is the one that counts.
+            drop(lost.set(format!("{reason:?}: {message}")));
+        });
+        let uncaptured = Arc::clone(&device.uncaptured);
+        device.raw.on_uncaptured_error(Arc::new(move |error| {
+            if let Ok(mut slot) = uncaptured.lock() {
+                slot.get_or_insert_with(|| error.to_string());
+            }
+        }));
+        Ok(device)
+    }
+
+    /// A device of the caller's, whose callbacks stay as the caller set them.
+    pub(crate) fn callers(raw: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        let (info, limits) = (raw.adapter_info(), raw.limits());
+        let lacks = |what: String| WgpuError::Lacks {
+            adapter: info.name.clone(),
+            what,
+        };
+        let missing = required_features() - raw.features();
+        if !missing.is_empty() {
+            return Err(lacks(format!("the features {missing:?}")));
+        }
+        for (name, has, needs) in [
+            ("max_immediate_size", limits.max_immediate_size, IMMEDIATE_BYTES),
+            (
+                "max_compute_invocations_per_workgroup",
+                limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+                INVOCATIONS,
+            ),
+            (
+                "max_storage_buffers_per_shader_stage",
+                limits.max_storage_buffers_per_shader_stage,
+                4,
+            ),
+        ] {
+            if has < needs {
+                return Err(lacks(format!("a {name} of {needs} (it has {has})")));
+            }
+        }
+        Ok(Self {
+            info,
+            limits,
+            raw,
+            queue,
+            lost: Arc::default(),
+            uncaptured: Arc::default(),
+            pending: Mutex::default(),
+        })
+    }
+
+    /// The wgpu device.
+    pub const fn raw(&self) -> &wgpu::Device {
+        &self.raw
+    }
+
+    /// The wgpu queue.
+    pub const fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// What wgpu knows of the adapter.
+    pub const fn info(&self) -> &wgpu::AdapterInfo {
+        &self.info
+    }
+
+    /// Name, kind, interface and driver, on one line.
+    pub fn description(&self) -> String {
+        describe(&self.info)
+    }
+
+    /// Bytes that one binding can have.
+    pub(crate) fn binding_limit(&self) -> u64 {
+        let limit = self.limits.max_storage_buffer_binding_size;
+        limit.min(self.limits.max_buffer_size).min(LARGEST_BINDING) & !15
+    }
+
+    /// What offsets of bindings are multiples of, in bytes.
+    pub(crate) fn binding_alignment(&self) -> u64 {
+        u64::from(self.limits.min_storage_buffer_offset_alignment).max(16)
+    }
+
+    pub(crate) fn workgroups_per_dimension(&self) -> u32 {
+        self.limits.max_compute_workgroups_per_dimension
+    }
+
+    /// Whether a call can succeed: the device's loss, or an error that no scope caught, if not.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(reason) = self.lost.get() {
+            return Err(WgpuError::Lost(reason.clone()));
+        }
+        match self.uncaptured.lock()?.take() {
+            Some(message) => Err(WgpuError::failed("an earlier call", message)),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs `f` with wgpu's errors caught.
+    pub(crate) fn scoped<T>(&self, action: &'static str, f: impl FnOnce() -> T) -> Result<T> {
+        self.scoped_alloc(action, 0, f)
+    }
+
+    /// As [`Self::scoped`], where `bytes` are being allocated.
+    pub(crate) fn scoped_alloc<T>(
+        &self,
+        action: &'static str,
+        bytes: usize,
+        f: impl FnOnce() -> T,
+    ) -> Result<T> {
+        let memory = self.raw.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = self.raw.push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = self.raw.push_error_scope(wgpu::ErrorFilter::Validation);
+        let value = f();
+        let validation = pollster::block_on(validation.pop());
+        let internal = pollster::block_on(internal.pop());
+        let memory = pollster::block_on(memory.pop());
+        if memory.is_some() {
+            return Err(WgpuError::OutOfMemory { bytes });
+        }
+        match validation.or(internal) {
+            None => Ok(value),
+            Some(error) => {
+                // On a lost device other calls fail in ways that hide the cause.
+                self.poll(wgpu::PollType::Poll)?;
+                Err(WgpuError::failed(action, error))
+            }
+        }
+    }
+
+    /// Lets wgpu do what is due; waits, if asked to.
+    pub(crate) fn poll(&self, how: wgpu::PollType) -> Result<()> {
+        // wgpu panics in poll where the device was lost in it.
+        let polled = catch_unwind(AssertUnwindSafe(|| self.raw.poll(how)));
+        self.check()?;
+        match polled {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(WgpuError::failed("waiting for the device", error)),
+            Err(_) => Err(WgpuError::Lost("wgpu gave up waiting for it".to_owned())),
+        }
+    }
+
+    /// A buffer of `bytes`, which must be a multiple of 16.
+    pub(crate) fn create_buffer(
+        &self,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer> {
+        let as_usize = usize::try_from(bytes).unwrap_or(usize::MAX);
+        if bytes > self.limits.max_buffer_size {
+            return Err(WgpuError::OutOfMemory { bytes: as_usize });
+        }
+        self.scoped_alloc("creating a buffer", as_usize, || {
+            self.raw.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("swiglu"),
+                size: bytes,
+                usage,
+                mapped_at_creation: false,
+            })
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! The compute pipelines. All are made when a backend is, so that no call compiles.
+
+use swiglu_core::DType;
+
+use crate::device::{Device, IMMEDIATE_BYTES};
+use crate::shaders::{self, Shader};
+use crate::{Result, WgpuError};
+
+/// The pipelines of one device.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    /// Two inputs, then an output.
+    pub(crate) activation_layout: wgpu::BindGroupLayout,
+    /// By compute type, words then vectors.
+    activation: Vec<wgpu::ComputePipeline>,
+    /// Three inputs, then an output.
+    pub(crate) product_layout: wgpu::BindGroupLayout,
+    /// By weight type and [`shaders::TOKENS`].
+    rows: Vec<wgpu::ComputePipeline>,
+    /// By weight type and [`shaders::TILES`].
+    tiles: Vec<wgpu::ComputePipeline>,
+}
+
+fn place<T: PartialEq>(all: &[T], one: T) -> Option<usize> {
+    all.iter().position(|other| *other == one)
+}
+
+impl Kernels {
+    pub(crate) fn new(device: &Device, subgroups: bool) -> Result<Self> {
+        device.scoped("building the pipelines", || {
+            let builder = PipelineBuilder::new(device);
+            let activation_layout = builder.bindings(2);
+            let product_layout = builder.bindings(3);
+            let build = |layout, list: Vec<Shader>| builder.build_all(layout, &list);
+            Self {
+                activation: build(&activation_layout, shaders::activations()),
+                rows: build(&product_layout, shaders::rows(subgroups)),
+                tiles: build(&product_layout, shaders::tiles()),
+                activation_layout,
+                product_layout,
+            }
+        })
+    }
+
+    pub(crate) fn activation(&self, dtype: DType, vectors: bool) -> Result<&wgpu::ComputePipeline> {
+        place(&DType::COMPUTE, dtype)
+            .and_then(|i| self.activation.get(2 * i + usize::from(vectors)))
+            .ok_or_else(|| WgpuError::failed("choosing a kernel", dtype))
+    }
+
+    /// The matrix-vector kernel for up to so many tokens as `TOKENS[size]`.
+    pub(crate) fn rows(&self, weight: DType, size: usize) -> Result<&wgpu::ComputePipeline> {
+        place(&shaders::WEIGHTS, weight)
+            .and_then(|i| self.rows.get(i * shaders::TOKENS.len() + size))
+            .ok_or_else(|| WgpuError::failed("choosing a kernel", weight))
+    }
+
+    /// The kernel that makes tiles of `TILES[size]`.
+    pub(crate) fn tiles(&self, weight: DType, size: usize) -> Result<&wgpu::ComputePipeline> {
+        place(&shaders::WEIGHTS, weight)
+            .and_then(|i| self.tiles.get(i * shaders::TILES.len() + size))
+            .ok_or_else(|| WgpuError::failed("choosing a kernel", weight))
+    }
+}
+
+struct PipelineBuilder<'a> {
+    device: &'a wgpu::Device,
+    cache: Option<wgpu::PipelineCache>,
+}
+
+impl<'a> PipelineBuilder<'a> {
+    fn new(device: &'a Device) -> Self {
+        let device = device.raw();
+        let cached = device.features().contains(wgpu::Features::PIPELINE_CACHE);
+        let cache = cached.then(|| {
+            let descriptor = wgpu::PipelineCacheDescriptor {
+                label: Some("swiglu"),
+                data: None,
+                fallback: true,
+            };
+            // SAFETY: the obligation is on the initial data, of which there is none.
+            unsafe { device.create_pipeline_cache(&descriptor) }
+        });
+        Self { device, cache }
+    }
+
+    /// So many read-only buffers, then one to be written.
+    fn bindings(&self, inputs: u32) -> wgpu::BindGroupLayout {
+        let entries: Vec<_> = (0..=inputs)
+            .map(|binding| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage {
+                        read_only: binding < inputs,
+                    },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        self.device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some("swiglu"),
+                entries: &entries,
+            })
+    }
+
+    fn build_all(
+        &self,
+        bindings: &wgpu::BindGroupLayout,
+        shaders: &[Shader],
+    ) -> Vec<wgpu::ComputePipeline> {
+        let layout = self
+            .device
+            .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some("swiglu"),
+                bind_group_layouts: &[Some(bindings)],
+                immediate_size: IMMEDIATE_BYTES,
+            });
+        // Most shaders differ from the one before in their constants only.
+        let mut module: Option<(&str, wgpu::ShaderModule)> = None;
+        shaders
+            .iter()
+            .map(|shader| {
+                let same = module.take().filter(|(source, _)| *source == shader.source);
+                let (_, module) = module.insert(same.unwrap_or_else(|| {
+                    (&shader.source, self.module(shader))
+                }));
+                self.device
+                    .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                        label: Some(shader.entry),
+                        layout: Some(&layout),
+                        module,
+                        entry_point: Some(shader.entry),
+                        compilation_options: wgpu::PipelineCompilationOptions {
+                            constants: &shader.constants,
+                            zero_initialize_workgroup_memory: false,
+                        },
+                        cache: self.cache.as_ref(),
+                    })
+            })
+            .collect()
+    }
+
+    fn module(&self, shader: &Shader) -> wgpu::ShaderModule {
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(shader.entry),
+            source: wgpu::ShaderSource::Wgsl(shader.source.as_str().into()),
+        };
+        let checks = wgpu::ShaderRuntimeChecks {
+            force_loop_bounding: false,
+            ..wgpu::ShaderRuntimeChecks::checked()
+        };
+        // SAFETY: of the checks only the counters of loops are off, which keep drivers from
+        // unrolling; every loop of the shaders counts up to a bound and ends.
+        unsafe { self.device.create_shader_module_trusted(descriptor, checks) }
+    }
+}

@@ -1,0 +1,154 @@
+//! A product as dispatches: which kernel, on which part of the weight and of the tokens.
+
+use bytemuck::{Pod, Zeroable};
+use swiglu_core::{Error, Tensor, TensorMut};
+
+use crate::device::Device;
+use crate::kernels::Kernels;
+use crate::shaders::{ROWS, TILES, TOKENS, dtype_code};
+use crate::weight::{Chunk, Weight};
+use crate::window::{Columns, bind, stride, workgroups};
+use crate::{Buffer, Result};
+
+/// The struct of the same name in product.wgsl, field by field.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+struct Call {
+    tokens: u32,
+    rows: u32,
+    k: u32,
+    row_vectors: u32,
+    x_dtype: u32,
+    x_offset: u32,
+    x_stride: u32,
+    x_aligned: u32,
+    y_dtype: u32,
+    y_offset: u32,
+    y_stride: u32,
+    block_rows: u32,
+    block_cols: u32,
+    scale_cols: u32,
+    scale_skip: u32,
+}
+
+/// Which kernel takes so many tokens.
+enum Kind {
+    /// Matrix-vector: the index in [`TOKENS`].
+    Rows(usize),
+    /// Tiles: the index in [`TILES`].
+    Tiles(usize),
+}
+
+impl Kind {
+    fn for_shape(device: &Device, tokens: usize, rows: usize) -> Self {
+        if let Some(size) = TOKENS.iter().position(|&t| tokens <= t as usize) {
+            return Self::Rows(size);
+        }
+        // Large tiles need many invocations at work to pay.
+        let software = device.info().device_type == wgpu::DeviceType::Cpu;
+        let large = TILES[1] as usize;
+        Self::Tiles(usize::from(!software && tokens >= 4 * large && rows >= 4 * large))
+    }
+}
+
+/// Records y = x · wᵀ: a dispatch for each buffer of the weight and window of tokens.
+pub(crate) fn record(
+    device: &Device,
+    kernels: &Kernels,
+    pass: &mut wgpu::ComputePass<'_>,
+    x: &Tensor<'_, Buffer>,
+    weight: &Weight,
+    y: &TensorMut<'_, Buffer>,
+) -> Result<()> {
+    if x.buffer.raw() == y.buffer.raw() {
+        return Err(Error::argument("y", "another buffer than x's", "the same").into());
+    }
+    let input = Columns {
+        buffer: x.buffer,
+        dtype: x.dtype,
+        layout: x.layout,
+        first: 0,
+        span: weight.cols,
+    };
+    for chunk in &weight.chunks {
+        let output = Columns {
+            buffer: &*y.buffer,
+            dtype: y.dtype,
+            layout: y.layout,
+            first: chunk.first_row,
+            span: chunk.rows,
+        };
+        let per_window = input
+            .rows_per_window(device)
+            .min(output.rows_per_window(device))
+            .min(TILES[0] as usize * device.workgroups_per_dimension() as usize)
+            .max(1);
+        for token in (0..x.layout.rows).step_by(per_window) {
+            let tokens = per_window.min(x.layout.rows - token);
+            let kind = Kind::for_shape(device, tokens, chunk.rows);
+            let part = (token, tokens);
+            dispatch(device, kernels, pass, kind, (&input, weight, chunk, &output), part)?;
+        }
+    }
+    Ok(())
+}
+
+fn dispatch(
+    device: &Device,
+    kernels: &Kernels,
+    pass: &mut wgpu::ComputePass<'_>,
+    kind: Kind,
+    (input, weight, chunk, output): (&Columns<'_>, &Weight, &Chunk, &Columns<'_>),
+    (token, tokens): (usize, usize),
+) -> Result<()> {
+    let x = input.window(device, token, tokens)?;
+    let y = output.window(device, token, tokens)?;
+    let too_large = |n: usize| Error::argument("x", "fewer than 2^32 tokens and columns", n);
+    let int = |n: usize| u32::try_from(n).map_err(|_| too_large(n));
+    let mut call = Call {
+        tokens: int(tokens)?,
+        rows: int(chunk.rows)?,
+        k: int(weight.cols)?,
+        row_vectors: weight.row_vectors,
+        x_dtype: dtype_code(input.dtype),
+        x_offset: x.offset,
+        x_stride: stride(input.layout.stride),
+        y_dtype: dtype_code(output.dtype),
+        y_offset: y.offset,
+        y_stride: stride(output.layout.stride),
+        ..Call::default()
+    };
+    let per_vector = 16 / input.dtype.size() as u32;
+    let aligned = call.k.is_multiple_of(4)
+        && call.x_offset.is_multiple_of(per_vector)
+        && (tokens == 1 || call.x_stride.is_multiple_of(per_vector));
+    call.x_aligned = u32::from(aligned);
+    if let Some(scales) = &chunk.scales {
+        [call.block_rows, call.block_cols] = scales.block;
+        call.scale_cols = scales.cols;
+        call.scale_skip = scales.skip;
+    }
+    let (pipeline, groups) = match kind {
+        Kind::Rows(size) => (
+            kernels.rows(weight.dtype, size)?,
+            workgroups(device, call.rows.div_ceil(ROWS)),
+        ),
+        Kind::Tiles(size) => (
+            kernels.tiles(weight.dtype, size)?,
+            (call.rows.div_ceil(TILES[size]), call.tokens.div_ceil(TILES[size])),
+        ),
+    };
+    let scales = chunk.scales.as_ref().map_or(&chunk.data, |s| &s.data);
+    let bindings = [
+        x.binding(),
+        chunk.data.raw().as_entire_buffer_binding(),
+        scales.raw().as_entire_buffer_binding(),
+        y.binding(),
+    ];
+    let bind_group = bind(device, &kernels.product_layout, bindings);
+    pass.set_pipeline(pipeline);
+    pass.set_bind_group(0, &bind_group, &[]);
+    pass.set_immediates(0, bytemuck::bytes_of(&call));
+    pass.dispatch_workgroups(groups.0, groups.1, 1);
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! What was recorded and waits for its submission, and the copies to and from the host.
+
+use std::sync::{Arc, Mutex};
+
+use crate::device::Device;
+use crate::{Buffer, Result, WgpuError};
+
+/// The largest staging buffer that copies to and from the host go through, in bytes.
+const STAGING: usize = 64 << 20;
+
+/// Kernels recorded one after another into one pass; one submission runs them all.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    recording: Option<Recording>,
+    staging: Option<wgpu::Buffer>,
+}
+
+#[derive(Debug)]
+struct Recording {
+    pass: wgpu::ComputePass<'static>,
+    encoder: wgpu::CommandEncoder,
+}
+
+fn encoder(device: &Device) -> wgpu::CommandEncoder {
+    device
+        .raw()
+        .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("swiglu") })
+}
+
+impl Pending {
+    fn pass(&mut self, device: &Device) -> &mut wgpu::ComputePass<'static> {
+        let recording = self.recording.get_or_insert_with(|| {
+            let mut encoder = encoder(device);
+            let pass = encoder
+                .begin_compute_pass(&wgpu::ComputePassDescriptor::default())
+                .forget_lifetime();
+            Recording { pass, encoder }
+        });
+        &mut recording.pass
+    }
+
+    /// The encoder of what was recorded, or a new one.
+    fn take(&mut self, device: &Device) -> wgpu::CommandEncoder {
+        match self.recording.take() {
+            Some(Recording { pass, encoder }) => {
+                drop(pass);
+                encoder
+            }
+            None => encoder(device),
+        }
+    }
+
+    fn submit(&mut self, device: &Device) -> Result<()> {
+        if self.recording.is_none() {
+            return Ok(());
+        }
+        device.scoped("submitting", || {
+            let encoder = self.take(device);
+            device.queue().submit([encoder.finish()]);
+        })
+    }
+
+    fn staging(&mut self, device: &Device, bytes: usize) -> Result<wgpu::Buffer> {
+        let wanted = bytes as u64;
+        if let Some(buffer) = self.staging.take_if(|b| b.size() < wanted) {
+            buffer.destroy();
+        }
+        if self.staging.is_none() {
+            let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+            self.staging = Some(device.create_buffer(wanted, usage)?);
+        }
+        match &self.staging {
+            Some(buffer) => Ok(buffer.clone()),
+            None => Err(WgpuError::OutOfMemory { bytes }),
+        }
+    }
+}
+
+impl Device {
+    /// Records with `f` into the pass that is submitted next.
+    pub(crate) fn record(
+        &self,
+        f: impl FnOnce(&mut wgpu::ComputePass<'static>) -> Result<()>,
+    ) -> Result<()> {
+        self.poll(wgpu::PollType::Poll)?;
+        let mut pending = self.pending.lock()?;
+        self.scoped("recording", || f(pending.pass(self)))?
+    }
+
+    /// Submits what was recorded, without waiting for it.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.check()?;
+        self.pending.lock()?.submit(self)
+    }
+
+    /// Submits what was recorded and waits for everything submitted.
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.flush()?;
+        self.poll(wgpu::PollType::wait_indefinitely())
+    }
+
+    /// Copies `data` into the buffer from byte `offset`, a multiple of 4, on, behind what was
+    /// recorded before.
+    pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: usize, data: &[u8]) -> Result<()> {
+        self.flush()?;
+        let whole = data.len() & !3;
+        for (i, chunk) in data[..whole].chunks(STAGING).enumerate() {
+            let at = (offset + i * STAGING) as u64;
+            self.scoped_alloc("uploading", chunk.len(), || {
+                self.queue().write_buffer(buffer, at, chunk);
+                self.queue().submit([]);
+            })?;
+        }
+        if whole == data.len() {
+            return Ok(());
+        }
+        // Copies move whole words: the rest of the last one must keep its value.
+        let mut last = [0; 4];
+        self.read(buffer, offset + whole, &mut last)?;
+        last[..data.len() - whole].copy_from_slice(&data[whole..]);
+        let at = (offset + whole) as u64;
+        self.scoped("uploading", || self.queue().write_buffer(buffer, at, &last))
+    }
+
+    /// Waits for what was recorded and copies from `offset`, a multiple of 4, on.
+    pub(crate) fn read(&self, buffer: &wgpu::Buffer, offset: usize, data: &mut [u8]) -> Result<()> {
+        self.check()?;
+        let mut pending = self.pending.lock()?;
+        for (i, chunk) in data.chunks_mut(STAGING).enumerate() {
+            let bytes = chunk.len().next_multiple_of(4);
+            let staging = pending.staging(self, bytes.next_multiple_of(16))?;
+            let from = (offset + i * STAGING) as u64;
+            self.scoped("downloading", || {
+                let mut encoder = pending.take(self);
+                encoder.copy_buffer_to_buffer(buffer, from, &staging, 0, bytes as u64);
+                self.queue().submit([encoder.finish()]);
+            })?;
+            self.read_staging(&staging, chunk)?;
+        }
+        Ok(())
+    }
+
+    fn read_staging(&self, staging: &wgpu::Buffer, data: &mut [u8]) -> Result<()> {
+        let slice = staging.slice(..data.len().next_multiple_of(4) as u64);
+        let mapped = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&mapped);
+        self.scoped("mapping", || {
+            slice.map_async(wgpu::MapMode::Read, move |result| {
+                if let Ok(mut slot) = told.lock() {
+                    *slot = Some(result);
+                }
+            });
+        })?;
+        self.poll(wgpu::PollType::wait_indefinitely())?;
+        match mapped.lock()?.take() {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(WgpuError::failed("mapping", error)),
+            None => return Err(WgpuError::failed("mapping", "no answer")),
+        }
+        let copied = match slice.get_mapped_range() {
+            Ok(view) => {
+                data.copy_from_slice(&view[..data.len()]);
+                Ok(())
+            }
+            Err(error) => Err(WgpuError::failed("mapping", error)),
+        };
+        staging.unmap();
+        copied
+    }
+
+    /// A buffer of `bytes` bytes for kernels.
+    pub(crate) fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        self.check()?;
+        let size = bytes
+            .max(1)
+            .checked_next_multiple_of(16)
+            .ok_or(WgpuError::OutOfMemory { bytes })?;
+        let raw = self.create_buffer(size as u64, Buffer::USAGES)?;
+        Ok(Buffer::new(raw, bytes))
+    }
+}

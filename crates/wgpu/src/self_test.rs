@@ -1,0 +1,70 @@
+//! Whether kernels compute what they should on this device: small cases with known results.
+
+use swiglu_core::{
+    Backend, DType, GatedActivation, HostWeight, Matmul, Tensor, TensorMut,
+};
+
+use crate::device::Device;
+use crate::shaders::LANES;
+use crate::{Result, WgpuBackend, WgpuError};
+
+/// Whether the lanes that share a row are one subgroup.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn subgroups_fit(device: &Device) -> std::result::Result<(), String> {
+    if !device.raw().features().contains(wgpu::Features::SUBGROUP) {
+        return Err("the device has none".to_owned());
+    }
+    let info = device.info();
+    let (least, most) = (info.subgroup_min_size, info.subgroup_max_size);
+    if (least, most) != (LANES, LANES) {
+        return Err(format!("theirs have {least} to {most} lanes, not {LANES}"));
+    }
+    Ok(())
+}
+
+fn expect(kernel: &str, got: &[f32], wanted: &[f32]) -> Result<()> {
+    match got.iter().zip(wanted).position(|(a, b)| a != b) {
+        None => Ok(()),
+        Some(i) => Err(WgpuError::SelfTest {
+            kernel: kernel.to_owned(),
+            message: format!("element {i} is {}, not {}", got[i], wanted[i]),
+        }),
+    }
+}
+
+/// Runs a matrix-vector product, a tiled one and an activation.
+pub(crate) fn run(backend: &WgpuBackend) -> Result<()> {
+    const ROWS: usize = 7;
+    const COLS: usize = 300;
+    let small = |i: usize| (i % 7) as f32 - 3.0;
+    let weight: Vec<f32> = (0..ROWS * COLS).map(small).collect();
+    let host = HostWeight::new(ROWS, COLS, DType::F32, bytemuck::cast_slice(&weight), None)?;
+    let loaded = backend.load_weight(&[host])?;
+    for (tokens, kernel) in [(1, "the matrix-vector product"), (9, "the tiled product")] {
+        let x: Vec<f32> = (0..tokens * COLS).map(|i| small(i / 3)).collect();
+        let mut on_device = backend.alloc(size_of_val(x.as_slice()))?;
+        backend.upload(&mut on_device, bytemuck::cast_slice(&x))?;
+        let mut y = backend.alloc(tokens * ROWS * size_of::<f32>())?;
+        backend.matmul(
+            Tensor::contiguous(&on_device, DType::F32, tokens, COLS),
+            &loaded,
+            TensorMut::contiguous(&mut y, DType::F32, tokens, ROWS),
+        )?;
+        let mut got = vec![0.0_f32; tokens * ROWS];
+        backend.download(&y, bytemuck::cast_slice_mut(&mut got))?;
+        // Sums of small integers: exact in any order.
+        let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(a, b)| a * b).sum();
+        let rows = || weight.chunks_exact(COLS);
+        let wanted: Vec<f32> = x
+            .chunks_exact(COLS)
+            .flat_map(|x| rows().map(move |w| dot(x, w)))
+            .collect();
+        expect(kernel, &got, &wanted)?;
+    }
+    let relu = GatedActivation::fatrelu_and_mul(0.0)?;
+    let input = [1.0, -2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0_f32];
+    let got = backend.act_and_mul_slice(&relu, &input, 4)?;
+    expect("the activation", &got, &[5.0, 0.0, 21.0, -32.0])
+}

@@ -1,0 +1,109 @@
+// The operation on one pair of gate and up, as swiglu_core::reference has it.
+
+// One call on one window of rows. Offsets, strides and positions count elements.
+struct Call {
+    // Units of work: words or vectors of the output.
+    units: u32,
+    // Units in a row.
+    row_units: u32,
+    rows: u32,
+    // Elements in a row of the output.
+    d: u32,
+    gate_offset: u32,
+    up_offset: u32,
+    in_stride: u32,
+    // From one gate to the next: 1, or 2 where the halves alternate.
+    in_step: u32,
+    out_offset: u32,
+    out_stride: u32,
+    // 0: silu, 1: gelu, 2: gelu_tanh, 3: fatrelu, 4: situ, 5: situ with a bound for up.
+    function: u32,
+    // 0: none, 1: before the function, 2: after it.
+    clamp_place: u32,
+    // Rounds between the steps if 1.
+    eager: u32,
+    limit: f32,
+    // silu: alpha; fatrelu: the threshold; situ: beta.
+    parameter: f32,
+    // silu: the upper 12 bits of alpha, and the rest.
+    alpha_high: f32,
+    alpha_low: f32,
+    // situ: the bound for up.
+    up_bound: f32,
+    // Added to up; 0 adds nothing, not even to -0.
+    up_add: f32,
+    // Added to a gate's magnitude (to both of a pair at once), this sets the top bit where the
+    // quick path must not be taken. 0 where there is no quick path.
+    gate_guard: u32,
+}
+
+var<immediate> call: Call;
+
+fn rounded(x: f32) -> f32 {
+    if call.eager == 1u {
+        return widen_as(DTYPE, narrow_as(DTYPE, x));
+    }
+    return x;
+}
+
+fn of_gate(x: f32) -> Scaled {
+    switch call.function {
+        case 0u: {
+            return silu(call.parameter, x);
+        }
+        case 1u: {
+            return gelu(x);
+        }
+        case 2u: {
+            return gelu_tanh(x);
+        }
+        case 3u: {
+            if x <= call.parameter {
+                return Scaled(0.0, 0);
+            }
+            return Scaled(x, 0);
+        }
+        default: {
+            return situ(call.parameter, x);
+        }
+    }
+}
+
+fn of_up(x: f32) -> f32 {
+    var u = x;
+    if call.clamp_place != 0u {
+        u = clamp_both(u, call.limit);
+    }
+    if call.function == 5u {
+        u = bounded(u, call.up_bound);
+    }
+    if call.up_add != 0.0 {
+        u += call.up_add;
+    }
+    return rounded(u);
+}
+
+fn gated(gate_bits: u32, up_bits: u32) -> u32 {
+    var gate = widen_as(DTYPE, gate_bits);
+    let up = widen_as(DTYPE, up_bits);
+    if is_nan(gate) || is_nan(up) {
+        return narrow_as(DTYPE, nan());
+    }
+    if call.clamp_place == 1u {
+        gate = rounded(clamp_above(gate, call.limit));
+    }
+    var f = of_gate(gate);
+    if call.eager == 1u {
+        f = Scaled(rounded(scaled_times(f, 1.0)), 0);
+    }
+    if call.clamp_place == 2u && exceeds(scaled_times(f, 1.0), call.limit) {
+        f = Scaled(rounded(call.limit), 0);
+    }
+    return narrow_as(DTYPE, scaled_times(f, of_up(up)));
+}
+
+const WORKGROUP: u32 = 256u;
+
+fn unit_index(group: vec3<u32>, groups: vec3<u32>, local: u32) -> u32 {
+    return (group.y * groups.x + group.x) * WORKGROUP + local;
+}

@@ -1,0 +1,181 @@
+// Rows, offsets and d in whole vectors of 16 bytes: an invocation makes one vector of the output.
+//
+// Where the function is silu and a vector holds no NaN and no gate so large that its exponential
+// leaves f32, the quick path computes four elements at a time; else the elements go one by one
+// through gated().
+
+@group(0) @binding(0) var<storage, read> gates: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> ups: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read_write> output: array<vec4<u32>>;
+
+// Elements in a vector: 4 or 8.
+fn per_vector() -> u32 {
+    return select(8u, 4u, DTYPE == 0u);
+}
+
+fn widen_low(pairs: vec4<u32>) -> vec4<f32> {
+    if DTYPE == 1u {
+        return widen_quick_f16(pairs & vec4(0xffffu));
+    }
+    return bitcast<vec4<f32>>(pairs << vec4(16u));
+}
+
+fn widen_high(pairs: vec4<u32>) -> vec4<f32> {
+    if DTYPE == 1u {
+        return widen_quick_f16(pairs >> vec4(16u));
+    }
+    return bitcast<vec4<f32>>(pairs & vec4(0xffff0000u));
+}
+
+// Finite values. A subnormal gets an exponent one too large, and with it a leading 1 of 2^-14.
+fn widen_quick_f16(bits: vec4<u32>) -> vec4<f32> {
+    let m = bits & vec4(0x7fffu);
+    let small = m < vec4(0x400u);
+    let wide = (m << vec4(13u)) + select(vec4(112u << 23u), vec4(113u << 23u), small);
+    let value = bitcast<vec4<f32>>(wide) - select(vec4(0.0), vec4(0.00006103515625), small);
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(value) | ((bits & vec4(0x8000u)) << vec4(16u)));
+}
+
+fn narrow_quick(x: vec4<f32>) -> vec4<u32> {
+    if DTYPE == 1u {
+        return vec4(narrow_f16(x.x), narrow_f16(x.y), narrow_f16(x.z), narrow_f16(x.w));
+    }
+    let bits = bitcast<vec4<u32>>(x);
+    let r = (bits + vec4(0x7fffu) + ((bits >> vec4(16u)) & vec4(1u))) >> vec4(16u);
+    // 0 * inf and inf - inf are NaN without one among the inputs.
+    let bad = (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u);
+    return select(r, vec4(0x7fc0u), bad);
+}
+
+fn rounded_quick(x: vec4<f32>) -> vec4<f32> {
+    if DTYPE == 0u || call.eager == 0u {
+        return x;
+    }
+    let bits = narrow_quick(x);
+    if DTYPE == 1u {
+        return widen_quick_f16(bits);
+    }
+    return bitcast<vec4<f32>>(bits << vec4(16u));
+}
+
+// silu without NaN, for gates whose exponential is a normal number.
+fn silu_quick(x: vec4<f32>) -> vec4<f32> {
+    let a = -abs(x);
+    let n = bitcast<vec4<i32>>(a * (call.parameter * LOG2_E) + vec4(ROUNDER)) - vec4(ROUNDER_BITS);
+    let nf = vec4<f32>(n);
+    let r = (fma(a, vec4(call.alpha_high), -nf * LN2_HIGH) - nf * LN2_LOW) + a * call.alpha_low;
+    var q = fma(r, vec4(0.00138146), vec4(0.008368716));
+    q = fma(r, q, vec4(0.04166839));
+    q = fma(r, q, vec4(0.16666521));
+    q = fma(r, q, vec4(0.49999994));
+    let p = 1.0 + fma(r * r, q, r);
+    let e = bitcast<vec4<f32>>(bitcast<vec4<i32>>(p) + (n << vec4(23u)));
+    return select(x * e, x, x >= vec4(0.0)) / (1.0 + e);
+}
+
+fn gated_quick(gate: vec4<f32>, up: vec4<f32>) -> vec4<u32> {
+    var g = gate;
+    var u = up;
+    if call.clamp_place == 1u {
+        g = rounded_quick(select(g, vec4(call.limit), g > vec4(call.limit)));
+    }
+    if call.clamp_place != 0u {
+        u = select(u, vec4(call.limit), u > vec4(call.limit));
+        u = select(u, vec4(-call.limit), u < vec4(-call.limit));
+    }
+    var f = rounded_quick(silu_quick(g));
+    if call.clamp_place == 2u {
+        f = rounded_quick(select(f, vec4(call.limit), f > vec4(call.limit)));
+    }
+    if call.up_add != 0.0 {
+        u += call.up_add;
+    }
+    let y = f * rounded_quick(u);
+    if DTYPE == 0u {
+        let bits = bitcast<vec4<u32>>(y);
+        return select(bits, vec4(0x7fc00000u), (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u));
+    }
+    return narrow_quick(y);
+}
+
+// The top bits set in it tell a gate that is large or NaN.
+fn guard_gates(v: vec4<u32>) -> u32 {
+    let m = select(0x7fff7fffu, 0x7fffffffu, DTYPE == 0u);
+    let g = (v & vec4(m)) + vec4(call.gate_guard);
+    return (g.x | g.y | g.z | g.w) & ~m;
+}
+
+fn guard_ups(v: vec4<u32>) -> u32 {
+    let m = select(0x7fff7fffu, 0x7fffffffu, DTYPE == 0u);
+    // The magnitudes of NaN are those above infinity's. Quick widening of f16 takes neither.
+    var add = 0x007fffffu;
+    if DTYPE == 1u {
+        add = 0x04000400u;
+    }
+    if DTYPE == 2u {
+        add = 0x007f007fu;
+    }
+    let u = (v & vec4(m)) + vec4(add);
+    return (u.x | u.y | u.z | u.w) & ~m;
+}
+
+fn gated_one_by_one(gate: vec4<u32>, up: vec4<u32>) -> vec4<u32> {
+    var y = vec4(0u);
+    for (var i = 0u; i < 4u; i++) {
+        if DTYPE == 0u {
+            y[i] = gated(gate[i], up[i]);
+        } else {
+            let low = gated(gate[i] & 0xffffu, up[i] & 0xffffu);
+            y[i] = low | (gated(gate[i] >> 16u, up[i] >> 16u) << 16u);
+        }
+    }
+    return y;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn activation_vectors(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let unit = unit_index(group, groups, local);
+    if unit >= call.units {
+        return;
+    }
+    let row = unit / call.row_units;
+    let j = unit % call.row_units;
+    let per = per_vector();
+    let first = row * (call.in_stride / per) + j * call.in_step;
+    var gate = gates[call.gate_offset / per + first];
+    var up: vec4<u32>;
+    if call.in_step == 1u {
+        up = ups[call.up_offset / per + first];
+    } else {
+        // Alternating elements: two vectors hold the pairs.
+        let next = gates[call.gate_offset / per + first + 1u];
+        if DTYPE == 0u {
+            up = vec4(gate.y, gate.w, next.y, next.w);
+            gate = vec4(gate.x, gate.z, next.x, next.z);
+        } else {
+            let a = (gate.xz & vec2(0xffffu)) | (gate.yw << vec2(16u));
+            let b = (next.xz & vec2(0xffffu)) | (next.yw << vec2(16u));
+            up = vec4(
+                (gate.xz >> vec2(16u)) | (gate.yw & vec2(0xffff0000u)),
+                (next.xz >> vec2(16u)) | (next.yw & vec2(0xffff0000u)),
+            );
+            gate = vec4(a, b);
+        }
+    }
+    let at = (call.out_offset + row * call.out_stride) / per + j;
+    if call.gate_guard == 0u || (guard_gates(gate) | guard_ups(up)) != 0u {
+        output[at] = gated_one_by_one(gate, up);
+        return;
+    }
+    if DTYPE == 0u {
+        output[at] = gated_quick(bitcast<vec4<f32>>(gate), bitcast<vec4<f32>>(up));
+        return;
+    }
+    let low = gated_quick(widen_low(gate), widen_low(up));
+    let high = gated_quick(widen_high(gate), widen_high(up));
+    output[at] = low | (high << vec4(16u));
+}

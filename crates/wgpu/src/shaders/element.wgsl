@@ -1,0 +1,60 @@
+// The element types. 16-bit elements travel in pairs as u32 and are widened and rounded in
+// integers: no feature of the device is needed, and the result is the same on every driver.
+
+// Types are numbered: 0: f32, 1: f16, 2: bf16, 3: e4m3.
+//
+// What a pipeline is made for: the type of an activation, or of a product's weight.
+override DTYPE: u32;
+
+// A subnormal first gets an exponent one too large, and with it a leading 1 of 2^-14.
+fn widen_f16(bits: u32) -> f32 {
+    let m = bits & 0x7fffu;
+    let small = m < 0x400u;
+    var wide = (m << 13u) + select(112u << 23u, 113u << 23u, small);
+    wide += select(0u, 112u << 23u, m >= 0x7c00u);
+    let value = bitcast<f32>(wide) - select(0.0, 0.00006103515625, small);
+    return bitcast<f32>(bitcast<u32>(value) | ((bits & 0x8000u) << 16u));
+}
+
+fn narrow_f16(x: f32) -> u32 {
+    let m = bitcast<u32>(x) & 0x7fffffffu;
+    if m > 0x7f800000u {
+        return 0x7e00u;
+    }
+    let sign = (bitcast<u32>(x) >> 16u) & 0x8000u;
+    if m < 0x38800000u {
+        // Below the smallest normal: the unit of 0.5 is 2^-24, and the addition rounds.
+        return sign | (bitcast<u32>(bitcast<f32>(m) + 0.5) - 0x3f000000u);
+    }
+    let rounded = (m - (112u << 23u) + 0xfffu + ((m >> 13u) & 1u)) >> 13u;
+    return sign | min(rounded, 0x7c00u);
+}
+
+fn narrow_bf16(x: f32) -> u32 {
+    let bits = bitcast<u32>(x);
+    if (bits & 0x7fffffffu) > 0x7f800000u {
+        return 0x7fc0u;
+    }
+    return (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
+}
+
+fn widen_as(dtype: u32, bits: u32) -> f32 {
+    if dtype == 0u {
+        return bitcast<f32>(bits);
+    }
+    if dtype == 1u {
+        return widen_f16(bits);
+    }
+    return bitcast<f32>(bits << 16u);
+}
+
+// To nearest, ties to even; every NaN becomes the one canonical NaN.
+fn narrow_as(dtype: u32, x: f32) -> u32 {
+    if dtype == 0u {
+        return select(bitcast<u32>(x), 0x7fc00000u, is_nan(x));
+    }
+    if dtype == 1u {
+        return narrow_f16(x);
+    }
+    return narrow_bf16(x);
+}

@@ -1,0 +1,125 @@
+// y = x * transpose(w) on one window of tokens and one buffer of the weight's rows.
+
+struct Call {
+    tokens: u32,
+    // Rows of the weight in this buffer.
+    rows: u32,
+    // Elements in a row.
+    k: u32,
+    // Vectors of 16 bytes in a row of the weight, which is padded with zeros.
+    row_vectors: u32,
+    x_dtype: u32,
+    x_offset: u32,
+    x_stride: u32,
+    // 1 where four elements from any multiple of four lie in one vector.
+    x_aligned: u32,
+    y_dtype: u32,
+    y_offset: u32,
+    y_stride: u32,
+    // A scale for so many rows and columns; 0 columns where there are no scales.
+    block_rows: u32,
+    block_cols: u32,
+    // Scales in a row of scales.
+    scale_cols: u32,
+    // Rows of the first block that lie before this buffer.
+    scale_skip: u32,
+}
+
+var<immediate> call: Call;
+
+@group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<f32>;
+// Atomic, because two outputs of 16 bits share a word.
+@group(0) @binding(3) var<storage, read_write> y: array<atomic<u32>>;
+
+// Groups of four elements in a vector of the weight: 1, 2 or 4.
+override QUADS: u32;
+
+fn widen_pairs(dtype: u32, pairs: vec2<u32>) -> vec4<f32> {
+    if dtype == 2u {
+        let low = pairs << vec2(16u);
+        let high = pairs & vec2(0xffff0000u);
+        return bitcast<vec4<f32>>(vec4(low.x, high.x, low.y, high.y));
+    }
+    return vec4(
+        widen_f16(pairs.x & 0xffffu),
+        widen_f16(pairs.x >> 16u),
+        widen_f16(pairs.y & 0xffffu),
+        widen_f16(pairs.y >> 16u),
+    );
+}
+
+// As f16: a subnormal first gets an exponent one too large.
+fn widen_e4m3(codes: u32) -> vec4<f32> {
+    let c = (vec4(codes) >> vec4(0u, 8u, 16u, 24u)) & vec4(0xffu);
+    let m = c & vec4(0x7fu);
+    let small = m < vec4(8u);
+    let wide = (m << vec4(20u)) + select(vec4(120u << 23u), vec4(121u << 23u), small);
+    let value = bitcast<vec4<f32>>(wide) - select(vec4(0.0), vec4(0.015625), small);
+    let bits = select(bitcast<vec4<u32>>(value), vec4(0x7fc00000u), m == vec4(0x7fu));
+    return bitcast<vec4<f32>>(bits | ((c & vec4(0x80u)) << vec4(24u)));
+}
+
+// Four weights of a vector, without their scale.
+fn weight_quad(v: vec4<u32>, quad: u32) -> vec4<f32> {
+    if DTYPE == 0u {
+        return bitcast<vec4<f32>>(v);
+    }
+    if DTYPE == 3u {
+        return widen_e4m3(v[quad]);
+    }
+    return widen_pairs(DTYPE, select(v.xy, v.zw, quad == 1u));
+}
+
+// The scale of the weights from column k on, as far as its block goes.
+fn weight_scale(row: u32, k: u32) -> f32 {
+    if DTYPE != 3u {
+        return 1.0;
+    }
+    let block_row = (row + call.scale_skip) / call.block_rows;
+    return scales[block_row * call.scale_cols + k / call.block_cols];
+}
+
+fn x_element(position: u32) -> f32 {
+    if call.x_dtype == 0u {
+        return bitcast<f32>(x[position >> 2u][position & 3u]);
+    }
+    let pair = x[position >> 3u][(position >> 1u) & 3u];
+    return widen_as(call.x_dtype, (pair >> ((position & 1u) << 4u)) & 0xffffu);
+}
+
+// Four elements of x from k on, a multiple of four; zeros beyond the row.
+fn x_quad(token: u32, k: u32) -> vec4<f32> {
+    let at = call.x_offset + token * call.x_stride + k;
+    if call.x_aligned == 1u {
+        if k >= call.k {
+            return vec4(0.0);
+        }
+        if call.x_dtype == 0u {
+            return bitcast<vec4<f32>>(x[at >> 2u]);
+        }
+        let v = x[at >> 3u];
+        return widen_pairs(call.x_dtype, select(v.xy, v.zw, (at & 4u) != 0u));
+    }
+    var quad = vec4(0.0);
+    for (var i = 0u; i < 4u; i++) {
+        if k + i < call.k {
+            quad[i] = x_element(at + i);
+        }
+    }
+    return quad;
+}
+
+// Two halves of a word may be stored by two invocations: each clears and sets its own.
+fn store(token: u32, row: u32, value: f32) {
+    let at = call.y_offset + token * call.y_stride + row;
+    let bits = narrow_as(call.y_dtype, value);
+    if call.y_dtype == 0u {
+        atomicStore(&y[at], bits);
+        return;
+    }
+    let shift = (at & 1u) << 4u;
+    atomicAnd(&y[at >> 1u], ~(0xffffu << shift));
+    atomicOr(&y[at >> 1u], bits << shift);
+}
