@@ -1,12 +1,16 @@
 //! What was recorded and waits for its submission, and the copies to and from the host.
 
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use crate::device::Device;
 use crate::{Buffer, Result, WgpuError};
 
 /// The largest staging buffer that copies to and from the host go through, in bytes.
 const STAGING: usize = 64 << 20;
+
+/// How long to wait for another thread to call back before asking the device again.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Kernels recorded one after another into one pass; one submission runs them all.
 #[derive(Debug, Default)]
@@ -60,19 +64,21 @@ impl Pending {
         })
     }
 
+    /// A staging buffer of at least `bytes`. It is the caller's until [`Self::keep`]: one that a
+    /// failure left mapped must not come back.
     fn staging(&mut self, device: &Device, bytes: usize) -> Result<wgpu::Buffer> {
         let wanted = bytes as u64;
-        if let Some(buffer) = self.staging.take_if(|b| b.size() < wanted) {
-            buffer.destroy();
+        match self.staging.take() {
+            Some(buffer) if buffer.size() >= wanted => Ok(buffer),
+            _ => {
+                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+                device.create_buffer(wanted, usage)
+            }
         }
-        if self.staging.is_none() {
-            let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-            self.staging = Some(device.create_buffer(wanted, usage)?);
-        }
-        match &self.staging {
-            Some(buffer) => Ok(buffer.clone()),
-            None => Err(WgpuError::OutOfMemory { bytes }),
-        }
+    }
+
+    fn keep(&mut self, staging: wgpu::Buffer) {
+        self.staging = Some(staging);
     }
 }
 
@@ -136,27 +142,28 @@ impl Device {
                 self.queue().submit([encoder.finish()]);
             })?;
             self.read_staging(&staging, chunk)?;
+            pending.keep(staging);
         }
         Ok(())
     }
 
     fn read_staging(&self, staging: &wgpu::Buffer, data: &mut [u8]) -> Result<()> {
         let slice = staging.slice(..data.len().next_multiple_of(4) as u64);
-        let mapped = Arc::new(Mutex::new(None));
-        let told = Arc::clone(&mapped);
+        let (tell, told) = mpsc::channel();
         self.scoped("mapping", || {
-            slice.map_async(wgpu::MapMode::Read, move |result| {
-                if let Ok(mut slot) = told.lock() {
-                    *slot = Some(result);
-                }
-            });
+            // Nobody listens any more if this call has failed since.
+            slice.map_async(wgpu::MapMode::Read, move |result| drop(tell.send(result)));
         })?;
-        self.poll(wgpu::PollType::wait_indefinitely())?;
-        match mapped.lock()?.take() {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(WgpuError::failed("mapping", error)),
-            None => return Err(WgpuError::failed("mapping", "no answer")),
-        }
+        // Another thread's poll may be the one that calls back, and later than ours returns.
+        let mapped = loop {
+            self.poll(wgpu::PollType::wait_indefinitely())?;
+            match told.recv_timeout(PATIENCE) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(error) => return Err(WgpuError::failed("mapping", error)),
+                Ok(mapped) => break mapped,
+            }
+        };
+        mapped.map_err(|error| WgpuError::failed("mapping", error))?;
         let copied = match slice.get_mapped_range() {
             Ok(view) => {
                 data.copy_from_slice(&view[..data.len()]);

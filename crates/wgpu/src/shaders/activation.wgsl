@@ -39,14 +39,21 @@ struct Call {
 
 var<immediate> call: Call;
 
-fn rounded(x: f32) -> f32 {
+fn rounded(x: Scaled) -> Scaled {
     if call.eager == 1u {
-        return widen_as(DTYPE, narrow_as(DTYPE, x));
+        return unpacked(widen_as(DTYPE, narrow_scaled(DTYPE, x)));
     }
     return x;
 }
 
+// Below this every function but fatrelu is x/2.
+const TINY: u32 = 0x1f800000u;
+
 fn of_gate(x: f32) -> Scaled {
+    if call.function != 3u && magnitude(x) < TINY {
+        let small = unpacked(x);
+        return Scaled(small.value, small.exponent - 1);
+    }
     switch call.function {
         case 0u: {
             return silu(call.parameter, x);
@@ -58,10 +65,10 @@ fn of_gate(x: f32) -> Scaled {
             return gelu_tanh(x);
         }
         case 3u: {
-            if x <= call.parameter {
+            if at_most(x, call.parameter) {
                 return Scaled(0.0, 0);
             }
-            return Scaled(x, 0);
+            return unpacked(x);
         }
         default: {
             return situ(call.parameter, x);
@@ -69,18 +76,18 @@ fn of_gate(x: f32) -> Scaled {
     }
 }
 
-fn of_up(x: f32) -> f32 {
+fn of_up(x: f32) -> Scaled {
     var u = x;
     if call.clamp_place != 0u {
         u = clamp_both(u, call.limit);
     }
-    if call.function == 5u {
+    if call.function == 5u && magnitude(u) >= TINY {
         u = bounded(u, call.up_bound);
     }
     if call.up_add != 0.0 {
         u += call.up_add;
     }
-    return rounded(u);
+    return rounded(unpacked(u));
 }
 
 fn gated(gate_bits: u32, up_bits: u32) -> u32 {
@@ -89,17 +96,17 @@ fn gated(gate_bits: u32, up_bits: u32) -> u32 {
     if is_nan(gate) || is_nan(up) {
         return narrow_as(DTYPE, nan());
     }
-    if call.clamp_place == 1u {
-        gate = rounded(clamp_above(gate, call.limit));
+    if call.clamp_place == 1u && exceeds(gate, call.limit) {
+        gate = rounded(Scaled(call.limit, 0)).value;
     }
-    var f = of_gate(gate);
-    if call.eager == 1u {
-        f = Scaled(rounded(scaled_times(f, 1.0)), 0);
+    var f = rounded(of_gate(gate));
+    if call.clamp_place == 2u {
+        let value = bitcast<f32>(narrow_scaled(0u, f));
+        if exceeds(value, call.limit) {
+            f = rounded(Scaled(call.limit, 0));
+        }
     }
-    if call.clamp_place == 2u && exceeds(scaled_times(f, 1.0), call.limit) {
-        f = Scaled(rounded(call.limit), 0);
-    }
-    return narrow_as(DTYPE, scaled_times(f, of_up(up)));
+    return narrow_scaled(DTYPE, product_scaled(f, of_up(up)));
 }
 
 const WORKGROUP: u32 = 256u;

@@ -1,8 +1,8 @@
 // Rows, offsets and d in whole vectors of 16 bytes: an invocation makes one vector of the output.
 //
-// Where the function is silu and a vector holds no NaN and no gate so large that its exponential
-// leaves f32, the quick path computes four elements at a time; else the elements go one by one
-// through gated().
+// Where the function is silu, a vector holds no NaN, no infinite up and no gate so large that its
+// exponential leaves f32, and no result is subnormal or 0, the quick path computes four elements at
+// a time; else the elements go one by one through gated().
 
 @group(0) @binding(0) var<storage, read> gates: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> ups: array<vec4<u32>>;
@@ -105,18 +105,30 @@ fn guard_gates(v: vec4<u32>) -> u32 {
     return (g.x | g.y | g.z | g.w) & ~m;
 }
 
+// And here an up that is infinite or NaN.
 fn guard_ups(v: vec4<u32>) -> u32 {
     let m = select(0x7fff7fffu, 0x7fffffffu, DTYPE == 0u);
-    // The magnitudes of NaN are those above infinity's. Quick widening of f16 takes neither.
-    var add = 0x007fffffu;
+    // The magnitudes of NaN are those above infinity's.
+    var add = 0x00800000u;
     if DTYPE == 1u {
         add = 0x04000400u;
     }
     if DTYPE == 2u {
-        add = 0x007f007fu;
+        add = 0x00800080u;
     }
     let u = (v & vec4(m)) + vec4(add);
     return (u.x | u.y | u.z | u.w) & ~m;
+}
+
+// Whether a result is 0 or subnormal: it may have been flushed, or come from what was. The f16
+// results that are subnormal come from normal f32.
+fn has_tiny(y: vec4<u32>) -> bool {
+    if DTYPE == 1u {
+        return false;
+    }
+    let m = select(0x7fff7fffu, 0x7fffffffu, DTYPE == 0u);
+    let normal = (y & vec4(m)) + vec4(select(0x7f807f80u, 0x7f800000u, DTYPE == 0u));
+    return (~(normal.x & normal.y & normal.z & normal.w) & ~m) != 0u;
 }
 
 fn gated_one_by_one(gate: vec4<u32>, up: vec4<u32>) -> vec4<u32> {
@@ -167,15 +179,19 @@ fn activation_vectors(
         }
     }
     let at = (call.out_offset + row * call.out_stride) / per + j;
-    if call.gate_guard == 0u || (guard_gates(gate) | guard_ups(up)) != 0u {
-        output[at] = gated_one_by_one(gate, up);
-        return;
+    if call.gate_guard != 0u && (guard_gates(gate) | guard_ups(up)) == 0u {
+        var y: vec4<u32>;
+        if DTYPE == 0u {
+            y = gated_quick(bitcast<vec4<f32>>(gate), bitcast<vec4<f32>>(up));
+        } else {
+            let low = gated_quick(widen_low(gate), widen_low(up));
+            let high = gated_quick(widen_high(gate), widen_high(up));
+            y = low | (high << vec4(16u));
+        }
+        if !has_tiny(y) {
+            output[at] = y;
+            return;
+        }
     }
-    if DTYPE == 0u {
-        output[at] = gated_quick(bitcast<vec4<f32>>(gate), bitcast<vec4<f32>>(up));
-        return;
-    }
-    let low = gated_quick(widen_low(gate), widen_low(up));
-    let high = gated_quick(widen_high(gate), widen_high(up));
-    output[at] = low | (high << vec4(16u));
+    output[at] = gated_one_by_one(gate, up);
 }

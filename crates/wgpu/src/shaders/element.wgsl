@@ -58,3 +58,26 @@ fn narrow_as(dtype: u32, x: f32) -> u32 {
     }
     return narrow_bf16(x);
 }
+
+// The bits of value * 2^exponent. Below the smallest normal number they are made in integers.
+fn narrow_scaled(dtype: u32, x: Scaled) -> u32 {
+    if is_zero_or_infinite(x.value) {
+        return narrow_as(dtype, x.value);
+    }
+    let exponent = i32(magnitude(x.value) >> 23u) + x.exponent;
+    let bits = bitcast<u32>(x.value) & 0x807fffffu;
+    if exponent >= 255 {
+        return narrow_as(dtype, bitcast<f32>((bits & 0x80000000u) | 0x7f800000u));
+    }
+    if exponent >= 1 {
+        return narrow_as(dtype, bitcast<f32>(bits | (u32(exponent) << 23u)));
+    }
+    // As a multiple of the smallest number; adding 2^23 rounds to an integer.
+    let places = exponent + select(149, 133, dtype == 2u);
+    var n = 0u;
+    if dtype != 1u && places > 100 {
+        let multiple = bitcast<f32>((bits & 0x7fffffu) | (u32(places) << 23u));
+        n = bitcast<u32>(multiple + 8388608.0) - 0x4b000000u;
+    }
+    return n | ((bits & 0x80000000u) >> select(16u, 0u, dtype == 0u));
+}

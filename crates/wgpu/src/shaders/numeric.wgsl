@@ -119,17 +119,41 @@ fn product(a: Scaled, b: Scaled) -> Scaled {
     return Scaled(a.value * b.value, a.exponent + b.exponent);
 }
 
-// x * y, also where x's value leaves the range of f32 before y brings it back.
-fn scaled_times(x: Scaled, y: f32) -> f32 {
-    let ex = i32(magnitude(x.value) >> 23u);
-    let ey = i32(magnitude(y) >> 23u);
-    if x.exponent == 0 || ex == 0 || ey == 0 || ex == 255 || ey == 255 {
-        return x.value * y;
+// x, a subnormal number as an integer: drivers may take it for 0.
+fn unpacked(x: f32) -> Scaled {
+    let m = magnitude(x);
+    if m >= 0x00800000u {
+        return Scaled(x, 0);
     }
-    // Both brought to [1, 2).
+    let sign = bitcast<u32>(x) & 0x80000000u;
+    return Scaled(bitcast<f32>(bitcast<u32>(f32(m)) | sign), -149);
+}
+
+fn is_zero_or_infinite(x: f32) -> bool {
+    let exponent = magnitude(x) >> 23u;
+    return exponent == 0u || exponent == 255u;
+}
+
+// The product in [1, 4) and its exponent: nothing is lost to the range of f32.
+fn product_scaled(x: Scaled, y: Scaled) -> Scaled {
+    if is_zero_or_infinite(x.value) || is_zero_or_infinite(y.value) {
+        return Scaled(x.value * y.value, 0);
+    }
+    let ex = i32(magnitude(x.value) >> 23u) + x.exponent;
+    let ey = i32(magnitude(y.value) >> 23u) + y.exponent;
     let a = bitcast<f32>((bitcast<u32>(x.value) & 0x807fffffu) | 0x3f800000u);
-    let b = bitcast<f32>((bitcast<u32>(y) & 0x807fffffu) | 0x3f800000u);
-    return scale(a * b, ex + ey - 254 + x.exponent);
+    let b = bitcast<f32>((bitcast<u32>(y.value) & 0x807fffffu) | 0x3f800000u);
+    return Scaled(a * b, ex + ey - 254);
+}
+
+// x <= y, for numbers that may be subnormal.
+fn at_most(x: f32, y: f32) -> bool {
+    return ordered(x) <= ordered(y);
+}
+
+fn ordered(x: f32) -> i32 {
+    let m = i32(magnitude(x));
+    return select(m, -m, is_negative(x));
 }
 
 // Beyond this exp is 0, and was already in f64.
