@@ -46,13 +46,11 @@ fn rounded(x: Scaled) -> Scaled {
     return x;
 }
 
-// Below this every function but fatrelu is x/2.
-const TINY: u32 = 0x1f800000u;
-
 fn of_gate(x: f32) -> Scaled {
-    if call.function != 3u && magnitude(x) < TINY {
+    if call.function != 3u && magnitude(x) <= SMALL {
         let small = unpacked(x);
-        return Scaled(small.value, small.exponent - 1);
+        let value = select(vec4(small.value), nudged(vec4(x), vec4(x)), needs_nudge(vec4(x)));
+        return Scaled(value.x, small.exponent - 1);
     }
     switch call.function {
         case 0u: {
@@ -81,7 +79,7 @@ fn of_up(x: f32) -> Scaled {
     if call.clamp_place != 0u {
         u = clamp_both(u, call.limit);
     }
-    if call.function == 5u && magnitude(u) >= TINY {
+    if call.function == 5u && magnitude(u) > SMALL {
         u = bounded(u, call.up_bound);
     }
     if call.up_add != 0.0 {

@@ -70,7 +70,8 @@ fn silu_quick(x: vec4<f32>) -> vec4<f32> {
     q = fma(r, q, vec4(0.49999994));
     let p = 1.0 + fma(r * r, q, r);
     let e = bitcast<vec4<f32>>(bitcast<vec4<i32>>(p) + (n << vec4(23u)));
-    return select(x * e, x, x >= vec4(0.0)) / (1.0 + e);
+    let f = select(x * e, x, x >= vec4(0.0)) / (1.0 + e);
+    return select(f, nudged(f, x), needs_nudge(x));
 }
 
 fn gated_quick(gate: vec4<f32>, up: vec4<f32>) -> vec4<u32> {

@@ -80,7 +80,7 @@ fn divide(a: f32, b: f32) -> f32 {
     let q = a / b;
     let exponent = magnitude(q) >> 23u;
     // Where the correction would leave the range of f32, and for infinity.
-    if exponent < 30u || exponent > 250u {
+    if exponent < 30u || exponent > 200u {
         return q;
     }
     let qb = exact_product(q, b);
@@ -145,6 +145,24 @@ fn product_scaled(x: Scaled, y: Scaled) -> Scaled {
     let b = bitcast<f32>((bitcast<u32>(y.value) & 0x807fffffu) | 0x3f800000u);
     return Scaled(a * b, ex + ey - 254);
 }
+
+// The next number from f: away from 0 where x is positive, towards it where it is negative.
+//
+// For a small x the functions here are x/2 + c * x^2 with a positive c. f32 cannot hold the second
+// term, and without it products would seem to lie on ties where they lie beside them. Of x below
+// 2^-53 f64 cannot hold it either, and the reference sees the tie.
+fn nudged(f: vec4<f32>, x: vec4<f32>) -> vec4<f32> {
+    let up = bitcast<vec4<u32>>(x) < vec4(0x80000000u);
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(f) + select(vec4(0xffffffffu), vec4(1u), up));
+}
+
+fn needs_nudge(x: vec4<f32>) -> vec4<bool> {
+    let m = bitcast<vec4<u32>>(x) & vec4(0x7fffffffu);
+    return (m - vec4(0x25000000u)) <= vec4(SMALL - 0x25000000u);
+}
+
+// 2^-22: up to it the functions are x/2 to a few ulp.
+const SMALL: u32 = 0x34800000u;
 
 // x <= y, for numbers that may be subnormal.
 fn at_most(x: f32, y: f32) -> bool {
