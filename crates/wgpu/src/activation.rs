@@ -8,6 +8,7 @@ use swiglu_core::{
 
 use crate::device::{Device, INVOCATIONS};
 use crate::kernels::Kernels;
+use crate::shaders::ActivationKind;
 use crate::window::{Columns, bind, stride, workgroups};
 use crate::{Buffer, Result};
 
@@ -36,6 +37,9 @@ struct Call {
     up_add: f32,
     gate_guard: u32,
 }
+
+/// The shaders' number for silu.
+const SILU: u32 = 0;
 
 /// The largest |alpha · gate| for which exp(-|alpha · gate|) is far from subnormal.
 const QUICK_RANGE: f32 = 80.0;
@@ -79,7 +83,7 @@ impl Call {
             Clamp::After(limit) => (2, limit.get()),
         };
         (call.function, call.parameter) = match op.function() {
-            Function::Silu { alpha } => (0, alpha),
+            Function::Silu { alpha } => (SILU, alpha),
             Function::Gelu => (1, 0.0),
             Function::GeluTanh => (2, 0.0),
             Function::FatRelu { threshold } => (3, threshold),
@@ -233,7 +237,12 @@ fn dispatch(
     let (x, y) = workgroups(device, call.units.div_ceil(INVOCATIONS));
     let bindings = [gate.binding(), up.binding(), output.binding()];
     let bind_group = bind(device, &kernels.activation_layout, bindings);
-    pass.set_pipeline(kernels.activation(dtype, aligned)?);
+    let kind = match (aligned, call.function) {
+        (false, _) => ActivationKind::Words,
+        (true, SILU) => ActivationKind::SiluVectors,
+        (true, _) => ActivationKind::Vectors,
+    };
+    pass.set_pipeline(kernels.activation(dtype, kind)?);
     pass.set_bind_group(0, &bind_group, &[]);
     pass.set_immediates(0, bytemuck::bytes_of(&call));
     pass.dispatch_workgroups(x, y, 1);

@@ -3,7 +3,7 @@
 use swiglu_core::DType;
 
 use crate::device::{Device, IMMEDIATE_BYTES};
-use crate::shaders::{self, Shader};
+use crate::shaders::{self, ActivationKind, Shader};
 use crate::{Result, WgpuError};
 
 /// The pipelines of one device.
@@ -11,7 +11,7 @@ use crate::{Result, WgpuError};
 pub(crate) struct Kernels {
     /// Two inputs, then an output.
     pub(crate) activation_layout: wgpu::BindGroupLayout,
-    /// By compute type, words then vectors.
+    /// By compute type and kind.
     activation: Vec<wgpu::ComputePipeline>,
     /// Three inputs, then an output.
     pub(crate) product_layout: wgpu::BindGroupLayout,
@@ -42,9 +42,15 @@ impl Kernels {
         })
     }
 
-    pub(crate) fn activation(&self, dtype: DType, vectors: bool) -> Result<&wgpu::ComputePipeline> {
+    pub(crate) fn activation(
+        &self,
+        dtype: DType,
+        kind: ActivationKind,
+    ) -> Result<&wgpu::ComputePipeline> {
+        let kinds = ActivationKind::ALL;
         place(&DType::COMPUTE, dtype)
-            .and_then(|i| self.activation.get(2 * i + usize::from(vectors)))
+            .zip(place(&kinds, kind))
+            .and_then(|(d, k)| self.activation.get(d * kinds.len() + k))
             .ok_or_else(|| WgpuError::failed("choosing a kernel", dtype))
     }
 

@@ -31,6 +31,21 @@ pub(crate) const TILES: [u32; 2] = [64, 128];
 /// Elements of a row that a tile takes at a time.
 const TILE_DEPTH: [u32; 2] = [16, 8];
 
+/// The kernels for activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ActivationKind {
+    /// Any place of the rows.
+    Words,
+    /// Whole vectors.
+    Vectors,
+    /// Whole vectors, with silu as the function.
+    SiluVectors,
+}
+
+impl ActivationKind {
+    pub(crate) const ALL: [Self; 3] = [Self::Words, Self::Vectors, Self::SiluVectors];
+}
+
 /// One pipeline's text and constants.
 #[derive(Clone, Debug)]
 pub(crate) struct Shader {
@@ -49,20 +64,28 @@ pub(crate) fn dtype_code(dtype: DType) -> u32 {
     }
 }
 
-/// By compute type, words then vectors.
+/// By compute type and [`ActivationKind`].
 pub(crate) fn activations() -> Vec<Shader> {
-    let kinds = [
-        ("activation_words", ACTIVATION_WORDS),
-        ("activation_vectors", ACTIVATION_VECTORS),
-    ];
-    let shader = |dtype, (entry, text)| Shader {
-        source: [NUMERIC, ELEMENT, ACTIVATION, text].concat(),
-        entry,
-        constants: vec![("DTYPE", f64::from(dtype_code(dtype)))],
+    let shader = |dtype, kind| {
+        let (entry, text) = match kind {
+            ActivationKind::Words => ("activation_words", ACTIVATION_WORDS),
+            ActivationKind::Vectors | ActivationKind::SiluVectors => {
+                ("activation_vectors", ACTIVATION_VECTORS)
+            }
+        };
+        let only_silu = kind == ActivationKind::SiluVectors;
+        Shader {
+            source: [NUMERIC, ELEMENT, ACTIVATION, text].concat(),
+            entry,
+            constants: vec![
+                ("DTYPE", f64::from(dtype_code(dtype))),
+                ("ONLY_SILU", f64::from(u8::from(only_silu))),
+            ],
+        }
     };
     DType::COMPUTE
         .into_iter()
-        .flat_map(|dtype| kinds.map(|kind| shader(dtype, kind)))
+        .flat_map(|dtype| ActivationKind::ALL.map(|kind| shader(dtype, kind)))
         .collect()
 }
 
@@ -119,7 +142,7 @@ mod tests {
     #[test]
     fn every_shader_is_valid() {
         let all = [activations(), rows(false), rows(true), tiles()].concat();
-        assert_eq!(all.len(), 6 + 12 + 12 + 8);
+        assert_eq!(all.len(), 9 + 12 + 12 + 8);
         for shader in all {
             let module = naga::front::wgsl::parse_str(&shader.source)
                 .unwrap_or_else(|e| panic!("{}: {}", shader.entry, e.emit_to_string(&shader.source)));

@@ -39,6 +39,9 @@ struct Call {
 
 var<immediate> call: Call;
 
+// Whether the pipeline is for silu alone, which spares it the registers of the other functions.
+override ONLY_SILU: bool;
+
 fn rounded(x: Scaled) -> Scaled {
     if call.eager == 1u {
         return unpacked(widen_as(DTYPE, narrow_scaled(DTYPE, x)));
@@ -47,10 +50,13 @@ fn rounded(x: Scaled) -> Scaled {
 }
 
 fn of_gate(x: f32) -> Scaled {
-    if call.function != 3u && magnitude(x) <= SMALL {
+    if (ONLY_SILU || call.function != 3u) && magnitude(x) <= SMALL {
         let small = unpacked(x);
         let value = select(vec4(small.value), nudged(vec4(x), vec4(x)), needs_nudge(vec4(x)));
         return Scaled(value.x, small.exponent - 1);
+    }
+    if ONLY_SILU {
+        return silu(call.parameter, x);
     }
     switch call.function {
         case 0u: {
@@ -79,7 +85,7 @@ fn of_up(x: f32) -> Scaled {
     if call.clamp_place != 0u {
         u = clamp_both(u, call.limit);
     }
-    if call.function == 5u && magnitude(u) > SMALL {
+    if !ONLY_SILU && call.function == 5u && magnitude(u) > SMALL {
         u = bounded(u, call.up_bound);
     }
     if call.up_add != 0.0 {

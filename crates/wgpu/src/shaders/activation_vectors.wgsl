@@ -36,9 +36,20 @@ fn widen_quick_f16(bits: vec4<u32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(bitcast<vec4<u32>>(value) | ((bits & vec4(0x8000u)) << vec4(16u)));
 }
 
+// As narrow_f16, without branches.
+fn narrow_quick_f16(x: vec4<f32>) -> vec4<u32> {
+    let m = bitcast<vec4<u32>>(x) & vec4(0x7fffffffu);
+    let small = bitcast<vec4<u32>>(bitcast<vec4<f32>>(m) + vec4(0.5)) - vec4(0x3f000000u);
+    let odd = (m >> vec4(13u)) & vec4(1u);
+    let normal = min((m - vec4(112u << 23u) + vec4(0xfffu) + odd) >> vec4(13u), vec4(0x7c00u));
+    let sign = (bitcast<vec4<u32>>(x) >> vec4(16u)) & vec4(0x8000u);
+    let bits = sign | select(normal, small, m < vec4(0x38800000u));
+    return select(bits, vec4(0x7e00u), m > vec4(0x7f800000u));
+}
+
 fn narrow_quick(x: vec4<f32>) -> vec4<u32> {
     if DTYPE == 1u {
-        return vec4(narrow_f16(x.x), narrow_f16(x.y), narrow_f16(x.z), narrow_f16(x.w));
+        return narrow_quick_f16(x);
     }
     let bits = bitcast<vec4<u32>>(x);
     let r = (bits + vec4(0x7fffu) + ((bits >> vec4(16u)) & vec4(1u))) >> vec4(16u);
@@ -61,15 +72,17 @@ fn rounded_quick(x: vec4<f32>) -> vec4<f32> {
 // silu without NaN, for gates whose exponential is a normal number.
 fn silu_quick(x: vec4<f32>) -> vec4<f32> {
     let a = -abs(x);
-    let n = bitcast<vec4<i32>>(a * (call.parameter * LOG2_E) + vec4(ROUNDER)) - vec4(ROUNDER_BITS);
-    let nf = vec4<f32>(n);
+    let n = bitcast<vec4<u32>>(a * (call.parameter * LOG2_E) + vec4(ROUNDER));
+    // The function's number is 0 here, which the optimiser cannot know: it must not undo the
+    // rounding. Conversions from integers are slower.
+    let nf = bitcast<vec4<f32>>(n | vec4(call.function)) - vec4(ROUNDER);
     let r = (fma(a, vec4(call.alpha_high), -nf * LN2_HIGH) - nf * LN2_LOW) + a * call.alpha_low;
     var q = fma(r, vec4(0.00138146), vec4(0.008368716));
     q = fma(r, q, vec4(0.04166839));
     q = fma(r, q, vec4(0.16666521));
     q = fma(r, q, vec4(0.49999994));
     let p = 1.0 + fma(r * r, q, r);
-    let e = bitcast<vec4<f32>>(bitcast<vec4<i32>>(p) + (n << vec4(23u)));
+    let e = bitcast<vec4<f32>>(bitcast<vec4<u32>>(p) + (n << vec4(23u)));
     let f = select(x * e, x, x >= vec4(0.0)) / (1.0 + e);
     return select(f, nudged(f, x), needs_nudge(x));
 }

@@ -1,0 +1,326 @@
+//! Times on one device, in one run: a table in Markdown on standard output.
+//!
+//! `cargo bench -p swiglu-wgpu` takes the best adapter; `SWIGLU_ALLOW_SOFTWARE=1` lets it be a
+//! software rasteriser, for which the shapes are smaller. Kernels are timed by timestamp queries
+//! around many dispatches in one pass, the whole MLP by the host's clock around one submission.
+#![allow(clippy::print_stdout)]
+
+use std::error::Error;
+use std::time::Instant;
+
+use swiglu_core::{
+    ActAndMul, Backend, BlockScales, DType, GatedActivation, HostWeight, Matmul, Tensor, TensorMut,
+};
+use swiglu_wgpu::{Buffer, Weight, WgpuBackend, wgpu};
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
+const PLAIN: &str = "
+@group(0) @binding(0) var<storage, read> a: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read_write> b: array<vec4<u32>>;
+@compute @workgroup_size(256)
+fn copy(@builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>,
+        @builtin(local_invocation_index) l: u32) {
+    let i = (g.y * n.x + g.x) * 256u + l;
+    if i < arrayLength(&b) { b[i] = a[i]; }
+}
+@compute @workgroup_size(1)
+fn nothing() { if arrayLength(&a) == 0u { b[0] = a[0]; } }
+";
+
+struct Bench {
+    backend: WgpuBackend,
+    copy: wgpu::ComputePipeline,
+    nothing: wgpu::ComputePipeline,
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+    read: Buffer,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let features = wgpu::Features::TIMESTAMP_QUERY;
+        let backend = WgpuBackend::builder().features(features).build()?;
+        let device = backend.device().raw();
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: None,
+            source: wgpu::ShaderSource::Wgsl(PLAIN.into()),
+        });
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: None,
+            entries: &[true, false].map(|read_only| wgpu::BindGroupLayoutEntry {
+                binding: u32::from(!read_only),
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            }),
+        });
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: None,
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = |entry| {
+            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: None,
+                layout: Some(&layout),
+                module: &module,
+                entry_point: Some(entry),
+                compilation_options: Default::default(),
+                cache: None,
+            })
+        };
+        let (copy, nothing) = (pipeline("copy"), pipeline("nothing"));
+        let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: None,
+            ty: wgpu::QueryType::Timestamp,
+            count: 2,
+        });
+        let resolved = device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 256,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        let read = backend.alloc(16)?;
+        Ok(Self {
+            copy,
+            nothing,
+            queries,
+            resolved,
+            read,
+            backend,
+        })
+    }
+
+    fn software(&self) -> bool {
+        self.backend.device().info().device_type == wgpu::DeviceType::Cpu
+    }
+
+    /// Microseconds for one of `count` dispatches: the median of several passes.
+    fn time(
+        &self,
+        count: usize,
+        mut record: impl FnMut(&mut wgpu::ComputePass<'_>, usize) -> Result<()>,
+    ) -> Result<f64> {
+        let (device, queue) = (self.backend.device().raw(), self.backend.device().queue());
+        let passes = if self.software() { 3 } else { 15 };
+        let mut times = Vec::new();
+        let warm = Instant::now();
+        let mut measured = 0;
+        while measured < passes {
+            let warm_up = if self.software() { 0.0 } else { 0.1 };
+            if warm.elapsed().as_secs_f64() >= warm_up {
+                measured += 1;
+            }
+            let mut encoder = device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                    query_set: &self.queries,
+                    beginning_of_pass_write_index: Some(0),
+                    end_of_pass_write_index: Some(1),
+                }),
+            });
+            for i in 0..count {
+                record(&mut pass, i)?;
+            }
+            drop(pass);
+            encoder.resolve_query_set(&self.queries, 0..2, &self.resolved, 0);
+            encoder.copy_buffer_to_buffer(&self.resolved, 0, self.read.raw(), 0, 16);
+            queue.submit([encoder.finish()]);
+            let mut ticks = [0_u64; 2];
+            self.backend
+                .download(&self.read, bytemuck::cast_slice_mut(&mut ticks))?;
+            let ns = (ticks[1] - ticks[0]) as f64 * f64::from(queue.get_timestamp_period());
+            times.push(ns / 1e3 / count as f64);
+        }
+        // What was measured while the clocks rose does not count.
+        let mut times = times.split_off(times.len() - passes);
+        times.sort_by(f64::total_cmp);
+        Ok(times[times.len() / 2])
+    }
+
+    /// A copy that reads and writes `bytes` in all.
+    fn copy(&self, bytes: usize) -> Result<f64> {
+        let half = (bytes / 2).next_multiple_of(16);
+        let (a, b) = (self.noise(half)?, self.backend.alloc(half)?);
+        let group = self.bind(&self.copy, &a, &b);
+        let groups = half.div_ceil(16 * 256) as u32;
+        let x = groups.min(32768);
+        self.time(10, |pass, _| {
+            pass.set_pipeline(&self.copy);
+            pass.set_bind_group(0, &group, &[]);
+            pass.dispatch_workgroups(x, groups.div_ceil(x), 1);
+            Ok(())
+        })
+    }
+
+    fn nothing(&self) -> Result<f64> {
+        let (a, b) = (self.backend.alloc(16)?, self.backend.alloc(16)?);
+        let group = self.bind(&self.nothing, &a, &b);
+        self.time(200, |pass, _| {
+            pass.set_pipeline(&self.nothing);
+            pass.set_bind_group(0, &group, &[]);
+            pass.dispatch_workgroups(1, 1, 1);
+            Ok(())
+        })
+    }
+
+    fn bind(&self, pipeline: &wgpu::ComputePipeline, a: &Buffer, b: &Buffer) -> wgpu::BindGroup {
+        let device = self.backend.device().raw();
+        device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &[a, b].map(|buffer| wgpu::BindGroupEntry {
+                binding: u32::from(std::ptr::eq(buffer, b)),
+                resource: buffer.raw().as_entire_binding(),
+            }),
+        })
+    }
+
+    /// A buffer of numbers of ordinary size in each of the types.
+    fn noise(&self, bytes: usize) -> Result<Buffer> {
+        let mut buffer = self.backend.alloc(bytes)?;
+        self.backend.upload(&mut buffer, &noise(bytes))?;
+        Ok(buffer)
+    }
+
+    fn activation(&self, dtype: DType, rows: usize, d: usize, count: usize) -> Result<f64> {
+        let op = GatedActivation::deepseek_v4();
+        let input = self.noise(rows * 2 * d * dtype.size())?;
+        let mut output = self.backend.alloc(rows * d * dtype.size())?;
+        self.time(count, |pass, _| {
+            let x = Tensor::contiguous(&input, dtype, rows, 2 * d);
+            let y = TensorMut::contiguous(&mut output, dtype, rows, d);
+            Ok(self.backend.record_act_and_mul(pass, &op, x, y)?)
+        })
+    }
+
+    fn weight(&self, dtype: DType, rows: usize, cols: usize) -> Result<Weight> {
+        let data = noise(rows * cols * dtype.size());
+        let scales = vec![127; rows.div_ceil(128) * cols.div_ceil(128)];
+        let scales = (dtype == DType::F8E4M3).then_some(BlockScales {
+            data: &scales,
+            dtype: DType::E8M0,
+            block: [128, 128],
+        });
+        let host = HostWeight::new(rows, cols, dtype, &data, scales)?;
+        Ok(self.backend.load_weight(&[host])?)
+    }
+
+    /// A product, over several copies of the weight in turn, so that it comes from memory.
+    fn product(
+        &self,
+        (tokens, dtype): (usize, DType),
+        weights: &[Weight],
+        count: usize,
+    ) -> Result<f64> {
+        let [n, k] = self.backend.weight_shape(&weights[0]);
+        let x = self.noise(tokens * k * dtype.size())?;
+        let mut y = self.backend.alloc(tokens * n * dtype.size())?;
+        self.time(count, |pass, i| {
+            let x = Tensor::contiguous(&x, dtype, tokens, k);
+            let y = TensorMut::contiguous(&mut y, dtype, tokens, n);
+            let weight = &weights[i % weights.len()];
+            Ok(self.backend.record_matmul(pass, x, weight, y)?)
+        })
+    }
+
+    /// Microseconds the host sees for the whole MLP at T = 1 in one submission, median and best.
+    fn mlp(&self, dtype: DType, h: usize, i: usize) -> Result<(f64, f64)> {
+        let op = GatedActivation::deepseek_v4();
+        let (gate_up, down) = (self.weight(dtype, 2 * i, h)?, self.weight(dtype, h, i)?);
+        let x = self.noise(2 * h)?;
+        let b = &self.backend;
+        let (mut g, mut a, mut y) = (b.alloc(4 * i)?, b.alloc(2 * i)?, b.alloc(2 * h)?);
+        let bf16 = DType::BF16;
+        let mut times = Vec::new();
+        for _ in 0..if self.software() { 5 } else { 300 } {
+            let start = Instant::now();
+            b.matmul(
+                Tensor::contiguous(&x, bf16, 1, h),
+                &gate_up,
+                TensorMut::contiguous(&mut g, bf16, 1, 2 * i),
+            )?;
+            b.act_and_mul(
+                &op,
+                Tensor::contiguous(&g, bf16, 1, 2 * i),
+                TensorMut::contiguous(&mut a, bf16, 1, i),
+            )?;
+            b.matmul(
+                Tensor::contiguous(&a, bf16, 1, i),
+                &down,
+                TensorMut::contiguous(&mut y, bf16, 1, h),
+            )?;
+            b.synchronize()?;
+            times.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        times.sort_by(f64::total_cmp);
+        Ok((times[times.len() / 2], times[0]))
+    }
+}
+
+/// Bytes that are numbers between 2^-8 and 2 in every type.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32;
+    (0..bytes)
+        .map(|i| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let random = (state >> 24) as u8;
+            if i % 2 == 1 { 0x3c + (random & 0x83) } else { random & 0xb7 }
+        })
+        .collect()
+}
+
+fn main() -> Result<()> {
+    let bench = Bench::new()?;
+    println!("{}\n", bench.backend.description());
+    // Clocks rise under load.
+    for _ in 0..if bench.software() { 0 } else { 12 } {
+        bench.copy(1 << 30)?;
+    }
+    println!("| what | µs | beside |\n|---|---|---|");
+    let small = bench.software();
+    let empty = bench.nothing()?;
+    println!("| an empty dispatch | {empty:.2} | |");
+    let one = bench.activation(DType::BF16, 1, 2048, 200)?;
+    println!("| activation bf16 1×2048 | {one:.2} | {:.2} × empty |", one / empty);
+    let rows: &[usize] = if small { &[64, 256] } else { &[4096, 32768] };
+    for &rows in rows {
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            let bytes = 3 * rows * 3072 * dtype.size();
+            let (act, copy) = (bench.activation(dtype, rows, 3072, 10)?, bench.copy(bytes)?);
+            println!(
+                "| activation {dtype} {rows}×3072 | {act:.1} | {copy:.1} copy: {:.2} of it |",
+                copy / act
+            );
+        }
+    }
+    let (h, i) = if small { (1024, 512) } else { (7168, 3072) };
+    for dtype in [DType::BF16, DType::F8E4M3] {
+        let weights = (0..4).map(|_| bench.weight(dtype, 2 * i, h));
+        let weights = weights.collect::<Result<Vec<_>>>()?;
+        let copy = bench.copy(bench.backend.weight_bytes(&weights[0]))?;
+        for tokens in [1, 4, 8] {
+            let us = bench.product((tokens, DType::BF16), &weights, 20)?;
+            println!("| {tokens}×{h}×{} bf16 by {dtype} | {us:.1} | {copy:.1} copy |", 2 * i);
+        }
+    }
+    let tokens = if small { 64 } else { 4096 };
+    for (x, w) in [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::BF16, DType::F8E4M3)] {
+        let weight = bench.weight(w, 2 * i, h)?;
+        let us = bench.product((tokens, x), &[weight], 2)?;
+        let tflops = 2.0 * (tokens * h * 2 * i) as f64 / us / 1e6;
+        println!("| {tokens}×{h}×{} {x} by {w} | {us:.0} | {tflops:.1} TFLOP/s |", 2 * i);
+    }
+    for dtype in [DType::BF16, DType::F8E4M3] {
+        let (median, best) = bench.mlp(dtype, h, i)?;
+        println!("| MLP T=1 {h}/{i} {dtype}, host | {median:.0} | best {best:.0} |");
+    }
+    Ok(())
+}
