@@ -6,6 +6,7 @@ use swiglu_core::{
 use crate::device::Device;
 use crate::error::PLATFORM;
 use crate::kernels::Kernels;
+use crate::shaders::Tier;
 use crate::weight::Weight;
 use crate::{Buffer, Builder, Result, activation, matmul, self_test};
 
@@ -53,28 +54,27 @@ impl WgpuBackend {
         } else {
             Some("not asked for".to_owned())
         };
-        let kernels = match &refusal {
-            None => Kernels::new(&device, true),
-            Some(_) => Kernels::new(&device, false),
+        let best = Tier {
+            subgroups: refusal.is_none(),
+            e4m3_as_f16: true,
         };
         let mut backend = Self {
+            kernels: Kernels::new(&device, best)?,
             device,
-            kernels: kernels?,
-            tier: "subgroups".to_owned(),
+            tier: match refusal {
+                None => "subgroups".to_owned(),
+                Some(reason) => format!("no subgroups: {reason}"),
+            },
         };
-        let refusal = match (refusal, self_test::run(&backend)) {
-            (None, Ok(())) => return Ok(backend),
-            (None, Err(error)) => {
-                backend.kernels = Kernels::new(&backend.device, false)?;
-                self_test::run(&backend)?;
-                error.to_string()
-            }
-            (Some(refusal), tested) => {
-                tested?;
-                refusal
-            }
-        };
-        backend.tier = format!("plain kernels; no subgroups: {refusal}");
+        if let Err(error) = self_test::run(&backend) {
+            let plain = Tier {
+                subgroups: false,
+                e4m3_as_f16: false,
+            };
+            backend.kernels = Kernels::new(&backend.device, plain)?;
+            backend.tier = format!("plain kernels: {error}");
+            self_test::run(&backend)?;
+        }
         Ok(backend)
     }
 

@@ -3,7 +3,7 @@
 use swiglu_core::DType;
 
 use crate::device::{Device, IMMEDIATE_BYTES};
-use crate::shaders::{self, ActivationKind, Shader};
+use crate::shaders::{self, ActivationKind, Shader, Tier};
 use crate::{Result, WgpuError};
 
 /// The pipelines of one device.
@@ -15,9 +15,9 @@ pub(crate) struct Kernels {
     activation: Vec<wgpu::ComputePipeline>,
     /// Three inputs, then an output.
     pub(crate) product_layout: wgpu::BindGroupLayout,
-    /// By weight type and [`shaders::TOKENS`].
+    /// By weight type and [`shaders::ROW_KINDS`].
     rows: Vec<wgpu::ComputePipeline>,
-    /// By weight type and [`shaders::TILES`].
+    /// By weight type and [`shaders::TILE_KINDS`].
     tiles: Vec<wgpu::ComputePipeline>,
 }
 
@@ -26,7 +26,7 @@ fn place<T: PartialEq>(all: &[T], one: T) -> Option<usize> {
 }
 
 impl Kernels {
-    pub(crate) fn new(device: &Device, subgroups: bool) -> Result<Self> {
+    pub(crate) fn new(device: &Device, tier: Tier) -> Result<Self> {
         device.scoped("building the pipelines", || {
             let builder = PipelineBuilder::new(device);
             let activation_layout = builder.bindings(2);
@@ -34,8 +34,8 @@ impl Kernels {
             let build = |layout, list: Vec<Shader>| builder.build_all(layout, &list);
             Self {
                 activation: build(&activation_layout, shaders::activations()),
-                rows: build(&product_layout, shaders::rows(subgroups)),
-                tiles: build(&product_layout, shaders::tiles()),
+                rows: build(&product_layout, shaders::rows(tier)),
+                tiles: build(&product_layout, shaders::tiles(tier)),
                 activation_layout,
                 product_layout,
             }
@@ -54,17 +54,34 @@ impl Kernels {
             .ok_or_else(|| WgpuError::failed("choosing a kernel", dtype))
     }
 
-    /// The matrix-vector kernel for up to so many tokens as `TOKENS[size]`.
-    pub(crate) fn rows(&self, weight: DType, size: usize) -> Result<&wgpu::ComputePipeline> {
-        place(&shaders::WEIGHTS, weight)
-            .and_then(|i| self.rows.get(i * shaders::TOKENS.len() + size))
-            .ok_or_else(|| WgpuError::failed("choosing a kernel", weight))
+    /// The matrix-vector kernel for so many tokens, if there is one.
+    pub(crate) fn rows(
+        &self,
+        weight: DType,
+        tokens: usize,
+        aligned: bool,
+    ) -> Option<&wgpu::ComputePipeline> {
+        let fits = |&(most, takes_aligned): &(u32, bool)| {
+            tokens <= most as usize && takes_aligned == aligned
+        };
+        let kind = shaders::ROW_KINDS.iter().position(fits)?;
+        let weight = place(&shaders::WEIGHTS, weight)?;
+        self.rows.get(weight * shaders::ROW_KINDS.len() + kind)
     }
 
-    /// The kernel that makes tiles of `TILES[size]`.
-    pub(crate) fn tiles(&self, weight: DType, size: usize) -> Result<&wgpu::ComputePipeline> {
-        place(&shaders::WEIGHTS, weight)
-            .and_then(|i| self.tiles.get(i * shaders::TILES.len() + size))
+    /// The kernel that makes tiles, large ones if they are asked for and there are such, and the
+    /// tiles' side.
+    pub(crate) fn tiles(
+        &self,
+        weight: DType,
+        large: bool,
+        aligned: bool,
+    ) -> Result<(&wgpu::ComputePipeline, u32)> {
+        let size = usize::from(large && aligned);
+        place(&shaders::TILE_KINDS, (size, aligned))
+            .zip(place(&shaders::WEIGHTS, weight))
+            .and_then(|(kind, w)| self.tiles.get(w * shaders::TILE_KINDS.len() + kind))
+            .map(|pipeline| (pipeline, shaders::TILES[size]))
             .ok_or_else(|| WgpuError::failed("choosing a kernel", weight))
     }
 }

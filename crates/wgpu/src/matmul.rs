@@ -5,7 +5,7 @@ use swiglu_core::{Error, Tensor, TensorMut};
 
 use crate::device::Device;
 use crate::kernels::Kernels;
-use crate::shaders::{ROWS, TILES, TOKENS, dtype_code};
+use crate::shaders::{ROWS, TILES, dtype_code};
 use crate::weight::{Chunk, Weight};
 use crate::window::{Columns, bind, stride, workgroups};
 use crate::{Buffer, Result};
@@ -21,7 +21,6 @@ struct Call {
     x_dtype: u32,
     x_offset: u32,
     x_stride: u32,
-    x_aligned: u32,
     y_dtype: u32,
     y_offset: u32,
     y_stride: u32,
@@ -31,24 +30,11 @@ struct Call {
     scale_skip: u32,
 }
 
-/// Which kernel takes so many tokens.
-enum Kind {
-    /// Matrix-vector: the index in [`TOKENS`].
-    Rows(usize),
-    /// Tiles: the index in [`TILES`].
-    Tiles(usize),
-}
-
-impl Kind {
-    fn for_shape(device: &Device, tokens: usize, rows: usize) -> Self {
-        if let Some(size) = TOKENS.iter().position(|&t| tokens <= t as usize) {
-            return Self::Rows(size);
-        }
-        // Large tiles need many invocations at work to pay.
-        let software = device.info().device_type == wgpu::DeviceType::Cpu;
-        let large = TILES[1] as usize;
-        Self::Tiles(usize::from(!software && tokens >= 4 * large && rows >= 4 * large))
-    }
+/// Whether large tiles pay: they need many invocations at work.
+fn wants_large_tiles(device: &Device, tokens: usize, rows: usize) -> bool {
+    let software = device.info().device_type == wgpu::DeviceType::Cpu;
+    let enough = 4 * TILES[1] as usize;
+    !software && tokens >= enough && rows >= enough
 }
 
 /// Records y = x · wᵀ: a dispatch for each buffer of the weight and window of tokens.
@@ -85,9 +71,8 @@ pub(crate) fn record(
             .max(1);
         for token in (0..x.layout.rows).step_by(per_window) {
             let tokens = per_window.min(x.layout.rows - token);
-            let kind = Kind::for_shape(device, tokens, chunk.rows);
             let part = (token, tokens);
-            dispatch(device, kernels, pass, kind, (&input, weight, chunk, &output), part)?;
+            dispatch(device, kernels, pass, (&input, weight, chunk, &output), part)?;
         }
     }
     Ok(())
@@ -97,7 +82,6 @@ fn dispatch(
     device: &Device,
     kernels: &Kernels,
     pass: &mut wgpu::ComputePass<'_>,
-    kind: Kind,
     (input, weight, chunk, output): (&Columns<'_>, &Weight, &Chunk, &Columns<'_>),
     (token, tokens): (usize, usize),
 ) -> Result<()> {
@@ -119,24 +103,22 @@ fn dispatch(
         ..Call::default()
     };
     let per_vector = 16 / input.dtype.size() as u32;
-    let aligned = call.k.is_multiple_of(4)
+    let per_weight_vector = 16 / weight.dtype.size() as u32;
+    let aligned = call.k.is_multiple_of(per_weight_vector)
         && call.x_offset.is_multiple_of(per_vector)
         && (tokens == 1 || call.x_stride.is_multiple_of(per_vector));
-    call.x_aligned = u32::from(aligned);
     if let Some(scales) = &chunk.scales {
         [call.block_rows, call.block_cols] = scales.block;
         call.scale_cols = scales.cols;
         call.scale_skip = scales.skip;
     }
-    let (pipeline, groups) = match kind {
-        Kind::Rows(size) => (
-            kernels.rows(weight.dtype, size)?,
-            workgroups(device, call.rows.div_ceil(ROWS)),
-        ),
-        Kind::Tiles(size) => (
-            kernels.tiles(weight.dtype, size)?,
-            (call.rows.div_ceil(TILES[size]), call.tokens.div_ceil(TILES[size])),
-        ),
+    let (pipeline, groups) = match kernels.rows(weight.dtype, tokens, aligned) {
+        Some(pipeline) => (pipeline, workgroups(device, call.rows.div_ceil(ROWS))),
+        None => {
+            let large = wants_large_tiles(device, tokens, chunk.rows);
+            let (pipeline, side) = kernels.tiles(weight.dtype, large, aligned)?;
+            (pipeline, (call.rows.div_ceil(side), call.tokens.div_ceil(side)))
+        }
     };
     let scales = chunk.scales.as_ref().map_or(&chunk.data, |s| &s.data);
     let bindings = [

@@ -1,7 +1,8 @@
 //! Whether kernels compute what they should on this device: small cases with known results.
 
 use swiglu_core::{
-    Backend, DType, GatedActivation, HostWeight, Matmul, Tensor, TensorMut,
+    Backend, BlockScales, DType, E4M3, E8M0, GatedActivation, HostWeight, Matmul, Tensor,
+    TensorMut,
 };
 
 use crate::device::Device;
@@ -63,8 +64,38 @@ pub(crate) fn run(backend: &WgpuBackend) -> Result<()> {
             .collect();
         expect(kernel, &got, &wanted)?;
     }
+    fp8(backend)?;
     let relu = GatedActivation::fatrelu_and_mul(0.0)?;
     let input = [1.0, -2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0_f32];
     let got = backend.act_and_mul_slice(&relu, &input, 4)?;
     expect("the activation", &got, &[5.0, 0.0, 21.0, -32.0])
+}
+
+/// Every finite code of E4M3, subnormal ones too, comes out as its value.
+fn fp8(backend: &WgpuBackend) -> Result<()> {
+    let codes: Vec<u8> = (0..=255).filter(|code| code & 0x7f != 0x7f).collect();
+    // A row for each code, of which all but the first element are 0.
+    let mut weight = vec![0; codes.len() * 16];
+    for (row, code) in weight.chunks_exact_mut(16).zip(&codes) {
+        row[0] = *code;
+    }
+    let one = BlockScales {
+        data: &vec![E8M0::ONE.0; codes.len()],
+        dtype: DType::E8M0,
+        block: [1, 16],
+    };
+    let host = HostWeight::new(codes.len(), 16, DType::F8E4M3, &weight, Some(one))?;
+    let loaded = backend.load_weight(&[host])?;
+    let mut x = backend.alloc(16 * size_of::<f32>())?;
+    backend.upload(&mut x, bytemuck::cast_slice(&[1.0_f32; 16]))?;
+    let mut got = vec![0.0_f32; codes.len()];
+    let mut y = backend.alloc(size_of_val(got.as_slice()))?;
+    backend.matmul(
+        Tensor::contiguous(&x, DType::F32, 1, 16),
+        &loaded,
+        TensorMut::contiguous(&mut y, DType::F32, 1, codes.len()),
+    )?;
+    backend.download(&y, bytemuck::cast_slice_mut(&mut got))?;
+    let wanted: Vec<f32> = codes.iter().map(|code| E4M3(*code).to_f32()).collect();
+    expect("the decoding of f8_e4m3", &got, &wanted)
 }

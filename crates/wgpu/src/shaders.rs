@@ -16,9 +16,6 @@ const PRODUCT_TILES: &str = include_str!("shaders/product_tiles.wgsl");
 /// The types of weights that products read.
 pub(crate) const WEIGHTS: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3];
 
-/// The most tokens of each matrix-vector kernel.
-pub(crate) const TOKENS: [u32; 3] = [1, 4, 8];
-
 /// Lanes that share a row of the weight in a matrix-vector kernel.
 pub(crate) const LANES: u32 = 32;
 
@@ -89,48 +86,66 @@ pub(crate) fn activations() -> Vec<Shader> {
         .collect()
 }
 
-fn product_constants(weight: DType) -> Vec<(&'static str, f64)> {
-    let per_vector = 16 / weight.size();
+/// Which kernels are built, where there is a choice.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tier {
+    /// Sums over lanes by subgroup operations.
+    pub(crate) subgroups: bool,
+    /// E4M3 decoded as f16.
+    pub(crate) e4m3_as_f16: bool,
+}
+
+fn product_constants(weight: DType, aligned: bool, tier: Tier) -> Vec<(&'static str, f64)> {
+    let flag = |on| f64::from(u8::from(on));
     vec![
         ("DTYPE", f64::from(dtype_code(weight))),
-        ("QUADS", (per_vector / 4) as f64),
+        ("QUADS", (4 / weight.size()) as f64),
+        ("ALIGNED", flag(aligned)),
+        ("E4M3_AS_F16", flag(tier.e4m3_as_f16)),
     ]
 }
 
-/// By weight type and [`TOKENS`].
-pub(crate) fn rows(subgroups: bool) -> Vec<Shader> {
-    let reduce = if subgroups {
+/// The matrix-vector kernels of a weight: the most tokens, and whether x is aligned.
+pub(crate) const ROW_KINDS: [(u32, bool); 4] = [(1, true), (4, true), (8, true), (8, false)];
+
+/// The tiled kernels of a weight: the index in [`TILES`], and whether x is aligned.
+pub(crate) const TILE_KINDS: [(usize, bool); 3] = [(0, true), (1, true), (0, false)];
+
+/// By weight type and [`ROW_KINDS`].
+pub(crate) fn rows(tier: Tier) -> Vec<Shader> {
+    let reduce = if tier.subgroups {
         REDUCE_SUBGROUP
     } else {
         REDUCE_WORKGROUP
     };
-    let shader = |weight, tokens| Shader {
+    let shader = |weight, (tokens, aligned)| Shader {
         source: format!(
             "const TOKENS: u32 = {tokens}u;\nconst LANES: u32 = {LANES}u;\n\
              const ROWS: u32 = {ROWS}u;\n{NUMERIC}{ELEMENT}{PRODUCT}{reduce}{PRODUCT_ROWS}"
         ),
         entry: "product_rows",
-        constants: product_constants(weight),
+        constants: product_constants(weight, aligned, tier),
     };
     WEIGHTS
         .into_iter()
-        .flat_map(|weight| TOKENS.map(|tokens| shader(weight, tokens)))
+        .flat_map(|weight| ROW_KINDS.map(|kind| shader(weight, kind)))
         .collect()
 }
 
-/// By weight type and [`TILES`].
-pub(crate) fn tiles() -> Vec<Shader> {
-    let shader = |weight, tile, depth| Shader {
+/// By weight type and [`TILE_KINDS`].
+pub(crate) fn tiles(tier: Tier) -> Vec<Shader> {
+    let shader = |weight, (size, aligned): (usize, bool)| Shader {
         source: format!(
-            "const TILE: u32 = {tile}u;\nconst DEPTH: u32 = {depth}u;\n\
-             {NUMERIC}{ELEMENT}{PRODUCT}{PRODUCT_TILES}"
+            "const TILE: u32 = {}u;\nconst DEPTH: u32 = {}u;\n\
+             {NUMERIC}{ELEMENT}{PRODUCT}{PRODUCT_TILES}",
+            TILES[size], TILE_DEPTH[size]
         ),
         entry: "product_tiles",
-        constants: product_constants(weight),
+        constants: product_constants(weight, aligned, tier),
     };
     WEIGHTS
         .into_iter()
-        .flat_map(|weight| [0, 1].map(|i| shader(weight, TILES[i], TILE_DEPTH[i])))
+        .flat_map(|weight| TILE_KINDS.map(|kind| shader(weight, kind)))
         .collect()
 }
 
@@ -141,14 +156,26 @@ mod tests {
 
     #[test]
     fn every_shader_is_valid() {
-        let all = [activations(), rows(false), rows(true), tiles()].concat();
-        assert_eq!(all.len(), 9 + 12 + 12 + 8);
+        let tier = |on| Tier {
+            subgroups: on,
+            e4m3_as_f16: on,
+        };
+        let both = [false, true].map(tier);
+        let all = [
+            activations(),
+            both.map(rows).concat(),
+            both.map(tiles).concat(),
+        ]
+        .concat();
+        assert_eq!(all.len(), 9 + 2 * 4 * (4 + 3));
         for shader in all {
             let module = naga::front::wgsl::parse_str(&shader.source)
                 .unwrap_or_else(|e| panic!("{}: {}", shader.entry, e.emit_to_string(&shader.source)));
             let mut validator = Validator::new(
                 ValidationFlags::all(),
-                Capabilities::IMMEDIATES | Capabilities::SUBGROUP,
+                Capabilities::IMMEDIATES
+                    | Capabilities::SUBGROUP
+                    | Capabilities::SHADER_FLOAT16_IN_FLOAT32,
             );
             validator
                 .subgroup_stages(ShaderStages::COMPUTE)

@@ -13,27 +13,29 @@ fn per_vector() -> u32 {
     return select(8u, 4u, DTYPE == 0u);
 }
 
+// Quick widening takes f16 that are normal only, which every driver unpacks exactly.
 fn widen_low(pairs: vec4<u32>) -> vec4<f32> {
     if DTYPE == 1u {
-        return widen_quick_f16(pairs & vec4(0xffffu));
+        return vec4(
+            unpack2x16float(pairs.x).x,
+            unpack2x16float(pairs.y).x,
+            unpack2x16float(pairs.z).x,
+            unpack2x16float(pairs.w).x,
+        );
     }
     return bitcast<vec4<f32>>(pairs << vec4(16u));
 }
 
 fn widen_high(pairs: vec4<u32>) -> vec4<f32> {
     if DTYPE == 1u {
-        return widen_quick_f16(pairs >> vec4(16u));
+        return vec4(
+            unpack2x16float(pairs.x).y,
+            unpack2x16float(pairs.y).y,
+            unpack2x16float(pairs.z).y,
+            unpack2x16float(pairs.w).y,
+        );
     }
     return bitcast<vec4<f32>>(pairs & vec4(0xffff0000u));
-}
-
-// Finite values. A subnormal gets an exponent one too large, and with it a leading 1 of 2^-14.
-fn widen_quick_f16(bits: vec4<u32>) -> vec4<f32> {
-    let m = bits & vec4(0x7fffu);
-    let small = m < vec4(0x400u);
-    let wide = (m << vec4(13u)) + select(vec4(112u << 23u), vec4(113u << 23u), small);
-    let value = bitcast<vec4<f32>>(wide) - select(vec4(0.0), vec4(0.00006103515625), small);
-    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(value) | ((bits & vec4(0x8000u)) << vec4(16u)));
 }
 
 // As narrow_f16, without branches.
@@ -64,7 +66,12 @@ fn rounded_quick(x: vec4<f32>) -> vec4<f32> {
     }
     let bits = narrow_quick(x);
     if DTYPE == 1u {
-        return widen_quick_f16(bits);
+        return vec4(
+            widen_f16(bits.x),
+            widen_f16(bits.y),
+            widen_f16(bits.z),
+            widen_f16(bits.w),
+        );
     }
     return bitcast<vec4<f32>>(bits << vec4(16u));
 }
@@ -83,8 +90,7 @@ fn silu_quick(x: vec4<f32>) -> vec4<f32> {
     q = fma(r, q, vec4(0.49999994));
     let p = 1.0 + fma(r * r, q, r);
     let e = bitcast<vec4<f32>>(bitcast<vec4<u32>>(p) + (n << vec4(23u)));
-    let f = select(x * e, x, x >= vec4(0.0)) / (1.0 + e);
-    return select(f, nudged(f, x), needs_nudge(x));
+    return select(x * e, x, x >= vec4(0.0)) * (1.0 / (1.0 + e));
 }
 
 fn gated_quick(gate: vec4<f32>, up: vec4<f32>) -> vec4<u32> {
@@ -112,26 +118,33 @@ fn gated_quick(gate: vec4<f32>, up: vec4<f32>) -> vec4<u32> {
     return narrow_quick(y);
 }
 
-// The top bits set in it tell a gate that is large or NaN.
-fn guard_gates(v: vec4<u32>) -> u32 {
-    let m = select(0x7fff7fffu, 0x7fffffffu, DTYPE == 0u);
-    let g = (v & vec4(m)) + vec4(call.gate_guard);
-    return (g.x | g.y | g.z | g.w) & ~m;
+// The bits above the magnitudes of an element, or of a pair.
+fn above() -> u32 {
+    return select(0x80008000u, 0x80000000u, DTYPE == 0u);
 }
 
-// And here an up that is infinite or NaN.
-fn guard_ups(v: vec4<u32>) -> u32 {
-    let m = select(0x7fff7fffu, 0x7fffffffu, DTYPE == 0u);
-    // The magnitudes of NaN are those above infinity's.
-    var add = 0x00800000u;
+// Whether the quick path takes the vector. Adding to a magnitude sets the bit above it where the
+// magnitude reaches a bound.
+fn takes(gate: vec4<u32>, up: vec4<u32>) -> bool {
+    if call.gate_guard == 0u {
+        return false;
+    }
+    let g = gate & vec4(~above());
+    let u = up & vec4(~above());
+    // Gates that are large, infinite or NaN; ups that are infinite or NaN.
+    let infinite = select(select(0x00800080u, 0x04000400u, DTYPE == 1u), 0x00800000u, DTYPE == 0u);
+    let large = (g + vec4(call.gate_guard)) | (u + vec4(infinite));
+    let none_large = ((large.x | large.y | large.z | large.w) & above()) == 0u;
+    if DTYPE == 0u {
+        return none_large;
+    }
+    // Gates that need a nudge, which no f32 does; f16 that are subnormal or 0.
+    var not_small = g + vec4(0x4b7f4b7fu);
     if DTYPE == 1u {
-        add = 0x04000400u;
+        not_small = (g + vec4(0x7c007c00u)) & (u + vec4(0x7c007c00u));
     }
-    if DTYPE == 2u {
-        add = 0x00800080u;
-    }
-    let u = (v & vec4(m)) + vec4(add);
-    return (u.x | u.y | u.z | u.w) & ~m;
+    let all = not_small.x & not_small.y & not_small.z & not_small.w;
+    return none_large && (all & above()) == above();
 }
 
 // Whether a result is 0 or subnormal: it may have been flushed, or come from what was. The f16
@@ -140,9 +153,9 @@ fn has_tiny(y: vec4<u32>) -> bool {
     if DTYPE == 1u {
         return false;
     }
-    let m = select(0x7fff7fffu, 0x7fffffffu, DTYPE == 0u);
-    let normal = (y & vec4(m)) + vec4(select(0x7f807f80u, 0x7f800000u, DTYPE == 0u));
-    return (~(normal.x & normal.y & normal.z & normal.w) & ~m) != 0u;
+    let bound = select(0x7f807f80u, 0x7f800000u, DTYPE == 0u);
+    let normal = (y & vec4(~above())) + vec4(bound);
+    return (normal.x & normal.y & normal.z & normal.w & above()) != above();
 }
 
 fn gated_one_by_one(gate: vec4<u32>, up: vec4<u32>) -> vec4<u32> {
@@ -193,7 +206,7 @@ fn activation_vectors(
         }
     }
     let at = (call.out_offset + row * call.out_stride) / per + j;
-    if call.gate_guard != 0u && (guard_gates(gate) | guard_ups(up)) == 0u {
+    if takes(gate, up) {
         var y: vec4<u32>;
         if DTYPE == 0u {
             y = gated_quick(bitcast<vec4<f32>>(gate), bitcast<vec4<f32>>(up));

@@ -11,8 +11,6 @@ struct Call {
     x_dtype: u32,
     x_offset: u32,
     x_stride: u32,
-    // 1 where four elements from any multiple of four lie in one vector.
-    x_aligned: u32,
     y_dtype: u32,
     y_offset: u32,
     y_stride: u32,
@@ -35,6 +33,12 @@ var<immediate> call: Call;
 
 // Groups of four elements in a vector of the weight: 1, 2 or 4.
 override QUADS: u32;
+
+// Whether x is in whole vectors: no row of it ends or starts within one.
+override ALIGNED: bool;
+
+// Whether e4m3 is decoded as f16, which some drivers take to 0 where it is subnormal.
+override E4M3_AS_F16: bool;
 
 fn widen_pairs(dtype: u32, pairs: vec2<u32>) -> vec4<f32> {
     if dtype == 2u {
@@ -61,12 +65,28 @@ fn widen_e4m3(codes: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(bits | ((c & vec4(0x80u)) << vec4(24u)));
 }
 
+// The bits of an e4m3 are those of an f16 of a 256th of its value, but for NaN.
+fn widen_e4m3_as_f16(codes: u32) -> vec4<f32> {
+    if (((codes & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u) != 0u {
+        return widen_e4m3(codes);
+    }
+    let odd = codes >> 8u;
+    let a = ((codes & 0x007f007fu) << 7u) | ((codes & 0x00800080u) << 8u);
+    let b = ((odd & 0x007f007fu) << 7u) | ((odd & 0x00800080u) << 8u);
+    let even = unpack2x16float(a);
+    let uneven = unpack2x16float(b);
+    return vec4(even.x, uneven.x, even.y, uneven.y) * 256.0;
+}
+
 // Four weights of a vector, without their scale.
 fn weight_quad(v: vec4<u32>, quad: u32) -> vec4<f32> {
     if DTYPE == 0u {
         return bitcast<vec4<f32>>(v);
     }
     if DTYPE == 3u {
+        if E4M3_AS_F16 {
+            return widen_e4m3_as_f16(v[quad]);
+        }
         return widen_e4m3(v[quad]);
     }
     return widen_pairs(DTYPE, select(v.xy, v.zw, quad == 1u));
@@ -89,13 +109,10 @@ fn x_element(position: u32) -> f32 {
     return widen_as(call.x_dtype, (pair >> ((position & 1u) << 4u)) & 0xffffu);
 }
 
-// Four elements of x from k on, a multiple of four; zeros beyond the row.
+// Four elements of x from k on, a multiple of four; zeros beyond the row, if rows are not aligned.
 fn x_quad(token: u32, k: u32) -> vec4<f32> {
     let at = call.x_offset + token * call.x_stride + k;
-    if call.x_aligned == 1u {
-        if k >= call.k {
-            return vec4(0.0);
-        }
+    if ALIGNED {
         if call.x_dtype == 0u {
             return bitcast<vec4<f32>>(x[at >> 2u]);
         }

@@ -52,9 +52,10 @@ fn product_tiles(
     var s11: mat4x4<f32>;
     for (var step = 0u; step < call.k; step += DEPTH) {
         let k = step + own_k;
-        let xs = x_quad(token, k);
+        var xs = vec4(0.0);
         var ws = vec4(0.0);
         if k < call.k {
+            xs = x_quad(token, k);
             let vector = weights[row * call.row_vectors + k / (4u * QUADS)];
             ws = weight_quad(vector, (k / 4u) % QUADS) * weight_scale(row, k);
         }
