@@ -272,7 +272,11 @@ fn noise(bytes: usize) -> Vec<u8> {
         .map(|i| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let random = (state >> 24) as u8;
-            if i % 2 == 1 { 0x3c + (random & 0x83) } else { random & 0xb7 }
+            if i % 2 == 1 {
+                0x3c + (random & 0x83)
+            } else {
+                random & 0xb7
+            }
         })
         .collect()
 }
@@ -289,7 +293,10 @@ fn main() -> Result<()> {
     let empty = bench.nothing()?;
     println!("| an empty dispatch | {empty:.2} | |");
     let one = bench.activation(DType::BF16, 1, 2048, 200)?;
-    println!("| activation bf16 1×2048 | {one:.2} | {:.2} × empty |", one / empty);
+    println!(
+        "| activation bf16 1×2048 | {one:.2} | {:.2} × empty |",
+        one / empty
+    );
     let rows: &[usize] = if small { &[64, 256] } else { &[4096, 32768] };
     for &rows in rows {
         for dtype in [DType::BF16, DType::F16, DType::F32] {
@@ -308,15 +315,25 @@ fn main() -> Result<()> {
         let copy = bench.copy(bench.backend.weight_bytes(&weights[0]))?;
         for tokens in [1, 4, 8] {
             let us = bench.product((tokens, DType::BF16), &weights, 20)?;
-            println!("| {tokens}×{h}×{} bf16 by {dtype} | {us:.1} | {copy:.1} copy |", 2 * i);
+            println!(
+                "| {tokens}×{h}×{} bf16 by {dtype} | {us:.1} | {copy:.1} copy |",
+                2 * i
+            );
         }
     }
     let tokens = if small { 64 } else { 4096 };
-    for (x, w) in [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::BF16, DType::F8E4M3)] {
+    for (x, w) in [
+        (DType::F32, DType::F32),
+        (DType::BF16, DType::BF16),
+        (DType::BF16, DType::F8E4M3),
+    ] {
         let weight = bench.weight(w, 2 * i, h)?;
         let us = bench.product((tokens, x), &[weight], 2)?;
         let tflops = 2.0 * (tokens * h * 2 * i) as f64 / us / 1e6;
-        println!("| {tokens}×{h}×{} {x} by {w} | {us:.0} | {tflops:.1} TFLOP/s |", 2 * i);
+        println!(
+            "| {tokens}×{h}×{} {x} by {w} | {us:.0} | {tflops:.1} TFLOP/s |",
+            2 * i
+        );
     }
     for dtype in [DType::BF16, DType::F8E4M3] {
         let (median, best) = bench.mlp(dtype, h, i)?;

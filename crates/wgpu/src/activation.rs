@@ -177,7 +177,9 @@ pub(crate) fn record(
         return Err(error.into());
     }
     let call = Call::of(op, input.dtype);
-    let width = shape.d.min(columns_per_window(device, &call, input.dtype).max(8));
+    let width = shape
+        .d
+        .min(columns_per_window(device, &call, input.dtype).max(8));
     for from in (0..shape.d).step_by(width) {
         let cols = width.min(shape.d - from);
         let part = Part::new(op, shape.d, (from, cols), input, output);

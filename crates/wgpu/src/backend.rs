@@ -218,9 +218,8 @@ impl ActAndMul for WgpuBackend {
             return Ok(());
         }
         let (device, kernels) = (&self.device, &self.kernels);
-        device.record(|pass| {
-            activation::record(device, kernels, pass, op, &input, &output, shape)
-        })?;
+        device
+            .record(|pass| activation::record(device, kernels, pass, op, &input, &output, shape))?;
         Ok(())
     }
 }

@@ -70,9 +70,15 @@ impl Builder {
         let mut reports = Vec::new();
         for (adapter, mut report) in ranked(self.allow_software) {
             if let Some(name) = &self.adapter
-                && !report.info.name.to_lowercase().contains(&name.to_lowercase())
+                && !report
+                    .info
+                    .name
+                    .to_lowercase()
+                    .contains(&name.to_lowercase())
             {
-                report.rejection.get_or_insert_with(|| format!("not called `{name}`"));
+                report
+                    .rejection
+                    .get_or_insert_with(|| format!("not called `{name}`"));
             }
             if report.rejection.is_none() {
                 match self.open(&adapter) {

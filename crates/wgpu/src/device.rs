@@ -69,10 +69,16 @@ impl Device {
             return Err(lacks(format!("the features {missing:?}")));
         }
         for (name, has, needs) in [
-            ("max_immediate_size", limits.max_immediate_size, IMMEDIATE_BYTES),
+            (
+                "max_immediate_size",
+                limits.max_immediate_size,
+                IMMEDIATE_BYTES,
+            ),
             (
                 "max_compute_invocations_per_workgroup",
-                limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+                limits
+                    .max_compute_invocations_per_workgroup
+                    .min(limits.max_compute_workgroup_size_x),
                 INVOCATIONS,
             ),
             (

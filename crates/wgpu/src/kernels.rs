@@ -148,9 +148,8 @@ impl<'a> PipelineBuilder<'a> {
             .iter()
             .map(|shader| {
                 let same = module.take().filter(|(source, _)| *source == shader.source);
-                let (_, module) = module.insert(same.unwrap_or_else(|| {
-                    (&shader.source, self.module(shader))
-                }));
+                let (_, module) =
+                    module.insert(same.unwrap_or_else(|| (&shader.source, self.module(shader))));
                 self.device
                     .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                         label: Some(shader.entry),

@@ -30,6 +30,12 @@ struct Call {
     scale_skip: u32,
 }
 
+/// The most tokens that matrix-vector kernels take at a time.
+const ROW_TOKENS: usize = 4;
+
+/// Up to so many tokens reading the weight once for each four is faster than tiles.
+const FEW_TOKENS: usize = 8;
+
 /// Whether large tiles pay: they need many invocations at work.
 fn wants_large_tiles(device: &Device, tokens: usize, rows: usize) -> bool {
     let software = device.info().device_type == wgpu::DeviceType::Cpu;
@@ -56,6 +62,7 @@ pub(crate) fn record(
         first: 0,
         span: weight.cols,
     };
+    let few = x.layout.rows <= FEW_TOKENS;
     for chunk in &weight.chunks {
         let output = Columns {
             buffer: &*y.buffer,
@@ -67,12 +74,19 @@ pub(crate) fn record(
         let per_window = input
             .rows_per_window(device)
             .min(output.rows_per_window(device))
+            .min(if few { ROW_TOKENS } else { usize::MAX })
             .min(TILES[0] as usize * device.workgroups_per_dimension() as usize)
             .max(1);
         for token in (0..x.layout.rows).step_by(per_window) {
             let tokens = per_window.min(x.layout.rows - token);
             let part = (token, tokens);
-            dispatch(device, kernels, pass, (&input, weight, chunk, &output), part)?;
+            dispatch(
+                device,
+                kernels,
+                pass,
+                (&input, weight, chunk, &output),
+                part,
+            )?;
         }
     }
     Ok(())
@@ -117,7 +131,10 @@ fn dispatch(
         None => {
             let large = wants_large_tiles(device, tokens, chunk.rows);
             let (pipeline, side) = kernels.tiles(weight.dtype, large, aligned)?;
-            (pipeline, (call.rows.div_ceil(side), call.tokens.div_ceil(side)))
+            (
+                pipeline,
+                (call.rows.div_ceil(side), call.tokens.div_ceil(side)),
+            )
         }
     };
     let scales = chunk.scales.as_ref().map_or(&chunk.data, |s| &s.data);

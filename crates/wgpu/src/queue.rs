@@ -28,7 +28,9 @@ struct Recording {
 fn encoder(device: &Device) -> wgpu::CommandEncoder {
     device
         .raw()
-        .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("swiglu") })
+        .create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("swiglu"),
+        })
 }
 
 impl Pending {

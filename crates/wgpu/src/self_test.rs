@@ -1,8 +1,7 @@
 //! Whether kernels compute what they should on this device: small cases with known results.
 
 use swiglu_core::{
-    Backend, BlockScales, DType, E4M3, E8M0, GatedActivation, HostWeight, Matmul, Tensor,
-    TensorMut,
+    Backend, BlockScales, DType, E4M3, E8M0, GatedActivation, HostWeight, Matmul, Tensor, TensorMut,
 };
 
 use crate::device::Device;

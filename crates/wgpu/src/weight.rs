@@ -56,7 +56,9 @@ impl<'p, 'a> Segment<'p, 'a> {
         let mut rows = 0;
         for (i, part) in parts.iter().enumerate() {
             rows += part.rows();
-            let whole = part.scales().is_none_or(|s| rows.is_multiple_of(s.block[0]));
+            let whole = part
+                .scales()
+                .is_none_or(|s| rows.is_multiple_of(s.block[0]));
             if !whole || i + 1 == parts.len() {
                 segments.push(Self {
                     parts: &parts[start..=i],
@@ -91,9 +93,9 @@ struct Format {
 
 impl Format {
     fn of(weight: &HostWeight<'_>) -> Self {
-        let decoded = weight
-            .scales()
-            .is_some_and(|s| !s.block[1].is_multiple_of(VECTOR_COLUMNS) && s.block[1] < weight.cols());
+        let decoded = weight.scales().is_some_and(|s| {
+            !s.block[1].is_multiple_of(VECTOR_COLUMNS) && s.block[1] < weight.cols()
+        });
         let dtype = if decoded { DType::F32 } else { weight.dtype() };
         Self {
             dtype,

@@ -1,4 +1,6 @@
 //! What only a wgpu device can do wrong: limits, the caller's own encoder, loss.
+// Helpers beside the tests unwrap as the tests do.
+#![allow(clippy::unwrap_used)]
 
 use std::io::Write;
 
@@ -31,18 +33,24 @@ fn small_limits(binding: u64) -> wgpu::Limits {
 }
 
 fn values(count: usize) -> Vec<f32> {
-    (0..count).map(|i| (i * 7919 % 4001) as f32 / 500.0 - 4.0).collect()
+    (0..count)
+        .map(|i| (i * 7919 % 4001) as f32 / 500.0 - 4.0)
+        .collect()
 }
 
 fn upload(backend: &impl Backend<Buffer = Buffer>, data: &[f32]) -> Buffer {
     let mut buffer = backend.alloc(size_of_val(data)).unwrap();
-    backend.upload(&mut buffer, bytemuck::cast_slice(data)).unwrap();
+    backend
+        .upload(&mut buffer, bytemuck::cast_slice(data))
+        .unwrap();
     buffer
 }
 
 fn download(backend: &WgpuBackend, buffer: &Buffer) -> Vec<f32> {
     let mut data = vec![0.0; buffer.len() / 4];
-    backend.download(buffer, bytemuck::cast_slice_mut(&mut data)).unwrap();
+    backend
+        .download(buffer, bytemuck::cast_slice_mut(&mut data))
+        .unwrap();
     data
 }
 
@@ -73,7 +81,8 @@ fn a_split_weight_is_one_weight() {
         return;
     };
     let (tokens, n, k) = (70, 37, 256);
-    let integers = |count: usize| -> Vec<f32> { (0..count).map(|i| (i % 7) as f32 - 3.0).collect() };
+    let integers =
+        |count: usize| -> Vec<f32> { (0..count).map(|i| (i % 7) as f32 - 3.0).collect() };
     let (x, w) = (integers(tokens * k), integers(n * k));
     let part = HostWeight::new(n, k, DType::F32, bytemuck::cast_slice(&w), None).unwrap();
     let weight = backend.load_weight(&[part]).unwrap();
@@ -138,13 +147,26 @@ fn a_callers_pass_is_recorded_into_and_not_submitted() {
     let mut encoder = device.create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());
     let (from, to) = (RowLayout::contiguous(1, 128), RowLayout::contiguous(1, 64));
-    let tensor = Tensor { buffer: &x, dtype: DType::F32, layout: from };
-    let output = TensorMut { buffer: &mut y, dtype: DType::F32, layout: to };
-    backend.record_act_and_mul(&mut pass, &op, tensor, output).unwrap();
+    let tensor = Tensor {
+        buffer: &x,
+        dtype: DType::F32,
+        layout: from,
+    };
+    let output = TensorMut {
+        buffer: &mut y,
+        dtype: DType::F32,
+        layout: to,
+    };
+    backend
+        .record_act_and_mul(&mut pass, &op, tensor, output)
+        .unwrap();
     drop(pass);
     assert!(download(&backend, &y).iter().all(|&y| y == 0.0));
     queue.submit([encoder.finish()]);
-    assert_eq!(download(&backend, &y), own.act_and_mul_slice(&op, &input, 64).unwrap());
+    assert_eq!(
+        download(&backend, &y),
+        own.act_and_mul_slice(&op, &input, 64).unwrap()
+    );
     // A buffer that is no kernel's, and one that is both input and output.
     let plain = device.create_buffer(&wgpu::BufferDescriptor {
         label: None,
@@ -152,14 +174,24 @@ fn a_callers_pass_is_recorded_into_and_not_submitted() {
         usage: wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     });
-    assert!(Buffer::wrap(plain).unwrap_err().to_string().starts_with("buffer: expected the usage"));
+    assert!(
+        Buffer::wrap(plain)
+            .unwrap_err()
+            .to_string()
+            .starts_with("buffer: expected the usage")
+    );
     let mut same = x.clone();
     let error = backend.act_and_mul(
         &op,
         Tensor::contiguous(&x, DType::F32, 1, 128),
         TensorMut::contiguous(&mut same, DType::F32, 1, 64),
     );
-    assert!(error.unwrap_err().to_string().starts_with("output: expected another buffer"));
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .starts_with("output: expected another buffer")
+    );
 }
 
 /// After the device is gone every call says so, and none hangs or panics.
@@ -172,14 +204,15 @@ fn a_lost_device_is_an_error() {
     let mut y = backend.alloc(8).unwrap();
     backend.device().raw().destroy();
     let op = GatedActivation::deepseek_v4();
-    let error = backend
-        .act_and_mul(
-            &op,
-            Tensor::contiguous(&x, DType::F32, 1, 4),
-            TensorMut::contiguous(&mut y, DType::F32, 1, 2),
-        )
-        .unwrap_err();
-    assert!(error.to_string().contains("the device is lost"), "{error}");
+    let waited = backend.synchronize().unwrap_err().to_string();
+    assert!(waited.contains("the device is lost"), "{waited}");
+    let enqueued = backend.act_and_mul(
+        &op,
+        Tensor::contiguous(&x, DType::F32, 1, 4),
+        TensorMut::contiguous(&mut y, DType::F32, 1, 2),
+    );
+    let enqueued = enqueued.unwrap_err().to_string();
+    assert!(enqueued.contains("the device is lost"), "{enqueued}");
     for error in [
         backend.synchronize().unwrap_err(),
         backend.alloc(16).unwrap_err(),
@@ -198,7 +231,10 @@ fn too_much_memory_is_an_error() {
     };
     for bytes in [usize::MAX, 1 << 50] {
         let error = backend.alloc(bytes).unwrap_err().to_string();
-        assert_eq!(error, format!("wgpu: out of memory allocating {bytes} bytes"));
+        assert_eq!(
+            error,
+            format!("wgpu: out of memory allocating {bytes} bytes")
+        );
     }
 }
 
