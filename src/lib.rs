@@ -27,6 +27,7 @@
 //! | feature | platform | |
 //! |---|---|---|
 //! | `cpu` (default) | CPUs | rayon, AVX2, AVX-512, NEON, or scalar |
+//! | `wgpu` | GPUs through Vulkan, Metal or DirectX 12 | WGSL |
 #![forbid(unsafe_code)]
 
 mod device;
@@ -41,3 +42,5 @@ pub use swiglu_core::*;
 #[cfg(feature = "cpu")]
 pub use swiglu_cpu as cpu;
 pub use swiglu_mlp as mlp;
+#[cfg(feature = "wgpu")]
+pub use swiglu_wgpu as wgpu;

@@ -21,8 +21,17 @@ fn cuda() -> Opened {
     Err("this version has no CUDA backend".to_owned())
 }
 
+#[cfg(feature = "wgpu")]
 fn wgpu() -> Opened {
-    Err("this version has no wgpu backend".to_owned())
+    match swiglu_wgpu::WgpuBackend::new() {
+        Ok(backend) => Ok(Arc::new(backend)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu() -> Opened {
+    Err(without("wgpu"))
 }
 
 #[cfg(feature = "cpu")]
@@ -35,7 +44,7 @@ fn cpu() -> Opened {
     Err(without("cpu"))
 }
 
-#[cfg(not(feature = "cpu"))]
+#[cfg(not(all(feature = "cpu", feature = "wgpu")))]
 fn without(feature: &str) -> String {
     format!("built without the feature `{feature}`")
 }
