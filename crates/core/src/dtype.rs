@@ -56,7 +56,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// A type that an activation reads and writes: `f32`, [`f16`] or [`bf16`].
+/// A type that an activation reads and writes: `f32`, [`f16`](struct@f16) or [`bf16`].
 ///
 /// All rounding is to nearest, ties to even, and every NaN becomes the type's one canonical quiet
 /// NaN (`0x7fc00000`, `0x7e00`, `0x7fc0`), so that equal results have equal bits.

@@ -3,7 +3,7 @@ use swiglu_core::{DType, HostWeight, Result};
 
 use crate::simd::LANES;
 
-/// A weight [N, K] packed into panels of [`LANES`] outputs: for each k, the panel's weights side by
+/// A weight [N, K] packed into panels of 16 outputs: for each k, the panel's weights side by
 /// side, in the width that they were stored in. The last panel is filled up with zeros.
 #[derive(Debug)]
 pub struct PackedWeight {
