@@ -78,6 +78,11 @@ fn agrees<T: Element>(
     if got.ulps_between(want) <= ulps(op, T::DTYPE, expected) {
         return true;
     }
+    // Eager may be PyTorch to the bit, whose exp(-x) overflows there: x/(1 + inf) is -0.
+    let overflows = T::DTYPE != DType::F32 && gate.to_f32() < -88.72;
+    if op.rounding() == Rounding::Eager && overflows && got.to_f32() == 0.0 {
+        return true;
+    }
     let error = (f64::from(got.to_f32()) - f64::from(want.to_f32())).abs();
     error.is_finite() && error <= underflow(op, gate, up, expected)
 }
