@@ -7,7 +7,6 @@ struct Scalars {
     float up_offset;  // added to the up half; -0 where there is none, which changes no value
     float a;          // alpha of silu, threshold of fatrelu, beta of situ
     float b;          // the up bound of situ, 0 where there is none
-    float tiny;       // what stands for a value too small for f32: 1, in mode Eager 0
 };
 
 enum class Clamp { None, Before, After };
@@ -40,8 +39,6 @@ struct Silu {
         // -inf * 0 is a NaN, and silu(-inf) is one.
         return times_sigmoid<T>(x, {x, 0.0f});
     }
-    // The gate from which on even f64 has no more than 0.
-    static constexpr float LAST = -745.13f;
     static __device__ __forceinline__ float up(float x, const Scalars&) { return x; }
 };
 
@@ -56,7 +53,6 @@ struct SiluAlpha : Silu {
 };
 
 struct Gelu : Silu {
-    static constexpr float LAST = -38.4f;
     template <typename T, bool EAGER>
     static __device__ __forceinline__ float gate(float x, const Scalars&) {
         // x/2 * erfc(-x/sqrt 2) keeps its precision where 1 + erf(x/sqrt 2) cancels.
@@ -77,7 +73,6 @@ struct Gelu : Silu {
 };
 
 struct GeluTanh : Silu {
-    static constexpr float LAST = -21.5f;
     template <typename T, bool EAGER>
     static __device__ __forceinline__ float gate(float x, const Scalars&) {
         // (1 + tanh z)/2 is sigmoid(2z), which does not cancel.
@@ -92,7 +87,6 @@ struct GeluTanh : Silu {
 };
 
 struct FatRelu : Silu {
-    static constexpr float LAST = INFINITY;  // its zeros are exact
     template <typename T, bool EAGER>
     static __device__ __forceinline__ float gate(float x, const Scalars& s) {
         // Not `x > threshold ? x : 0`, which would take a NaN to 0.
@@ -106,7 +100,6 @@ template <typename T> __device__ __forceinline__ float bounded(float x, float bo
 }
 
 struct Situ {
-    static constexpr float LAST = Silu::LAST;
     template <typename T, bool EAGER>
     static __device__ __forceinline__ float gate(float x, const Scalars& s) {
         if constexpr (sizeof(T) == 4) {
@@ -133,14 +126,8 @@ __device__ __forceinline__ float gated(float gate, float up, const Scalars& s) {
     auto r = [](float x) { return EAGER ? rounded<T>(x) : x; };
     if constexpr (C == Clamp::Before) gate = r(min_nan(gate, s.limit));
     float f = r(F::template gate<T, EAGER>(gate, s));
-    if constexpr (C == Clamp::None && !EAGER) {
-        // A value too small for f32 is no zero: an infinite up half makes infinity of it.
-        if (f == 0.0f && fabsf(up) == INFINITY && gate != 0.0f && gate > F::LAST) {
-            f = copysignf(s.tiny, gate);
-        }
-    }
-    if constexpr (C == Clamp::After) f = r(min_nan(f, s.limit));
     if constexpr (C != Clamp::None) up = max_nan(min_nan(up, s.limit), -s.limit);
     up = of_up<F, T>(up, s) + s.up_offset;
+    if constexpr (C == Clamp::After) f = r(min_nan(f, s.limit));
     return f * r(up);
 }

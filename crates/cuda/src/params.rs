@@ -42,7 +42,6 @@ pub(crate) struct Scalars {
     pub(crate) up_offset: f32,
     pub(crate) a: f32,
     pub(crate) b: f32,
-    pub(crate) tiny: f32,
 }
 
 /// `Params` of `activation.cu`.

@@ -131,10 +131,6 @@ pub(crate) fn scalars(op: &GatedActivation) -> Scalars {
         up_offset,
         a,
         b,
-        tiny: match op.rounding() {
-            Rounding::Official => 1.0,
-            Rounding::Eager => 0.0,
-        },
     }
 }
 

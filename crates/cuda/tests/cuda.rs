@@ -1,7 +1,10 @@
 //! What only this backend has: batches, graphs, programmatic launches, bare pointers, and calls
 //! beyond 2^31 elements.
 
-use std::{io::Write, sync::Arc};
+use std::{
+    io::Write,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut, sys};
 use half::bf16;
@@ -9,18 +12,24 @@ use swiglu_core::{DType, Element, GatedActivation, Rounding, RowLayout, referenc
 use swiglu_cuda::{Activations, LaunchOptions, RawCall, cudarc, probe};
 use swiglu_testing::inputs::Numbers;
 
+/// One test at a time: work that one does on the context spoils what another captures.
+static TURN: Mutex<()> = Mutex::new(());
+
 struct Gpu {
+    _turn: MutexGuard<'static, ()>,
     stream: Arc<CudaStream>,
     activations: Activations,
 }
 
 /// The device, or a skip by name.
 fn gpu() -> Option<Gpu> {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let open = || -> Result<Gpu, Box<dyn std::error::Error>> {
         let context = CudaContext::new(probe()?.ordinal)?;
         // SAFETY: every slice is used on one stream alone.
         unsafe { context.disable_event_tracking() };
         Ok(Gpu {
+            _turn: turn,
             stream: context.new_stream()?,
             activations: Activations::new(&context)?,
         })
