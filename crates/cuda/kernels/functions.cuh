@@ -65,7 +65,7 @@ struct Gelu : Silu {
             // What the rounding of t costs: erfc'(t) is about -erfc(t) (t + sqrt(t^2 + 3/2)).
             if (t > 1.0f && t < 11.0f) {
                 const float rest = fmaf(x, -0.707106769f, -t) + x * -1.21016175e-8f;
-                y = fmaf(-y, rest * (t + sqrtf(fmaf(t, t, 1.5f))), y);
+                y *= fmaf(-rest, t + sqrtf(fmaf(t, t, 1.5f)), 1.0f);
             }
             return y;
         }

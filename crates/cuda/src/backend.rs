@@ -176,10 +176,11 @@ impl ActAndMul for CudaBackend {
         let stream = self.stream.cu_stream();
         // SAFETY: the call has been checked against the buffers, which the driver frees only
         // after the stream's work.
-        Ok(unsafe {
+        unsafe {
             self.activations
-                .act_and_mul_raw(stream, op, &call, self.options)?
-        })
+                .act_and_mul_raw(stream, op, &call, self.options)
+        }?;
+        Ok(())
     }
 }
 
@@ -218,7 +219,8 @@ impl Matmul for CudaBackend {
         let (x, y) = (matrix(&x), matrix(&y.as_ref()));
         // SAFETY: the call has been checked against the buffers, which the driver frees only
         // after the stream's work.
-        Ok(unsafe { self.products.product(stream, x, weight, y)? })
+        unsafe { self.products.product(stream, x, weight, y) }?;
+        Ok(())
     }
 }
 

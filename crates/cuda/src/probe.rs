@@ -1,6 +1,6 @@
 use std::ffi::{c_char, c_int, c_uint};
 
-use libloading::{Library, Symbol};
+use libloading::Library;
 
 /// The oldest CUDA version of a driver that loads the fatbins.
 const WANTED: c_int = 13_000;
@@ -78,9 +78,10 @@ pub fn probe() -> Result<DeviceInfo, NotAvailable> {
 fn with(library: &Library) -> Result<DeviceInfo, NotAvailable> {
     macro_rules! symbol {
         ($name:literal, fn($($arg:ty),*)) => {{
+            type Function = unsafe extern "system" fn($($arg),*) -> c_int;
+            let name = concat!($name, "\0").as_bytes();
             // SAFETY: the type is that of the function in cuda.h.
-            let symbol: Result<Symbol<'_, unsafe extern "system" fn($($arg),*) -> c_int>, _> =
-                unsafe { library.get(concat!($name, "\0").as_bytes()) };
+            let symbol = unsafe { library.get::<Function>(name) };
             symbol.map_err(|e| NotAvailable::NoDriver(e.to_string()))?
         }};
     }
