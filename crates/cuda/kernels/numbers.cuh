@@ -1,0 +1,106 @@
+// The element types, and the careful pieces of f32 arithmetic that the activations are built of.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cstdint>
+
+using bf16 = __nv_bfloat16;
+using f16 = __half;
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(f16 x) { return __half2float(x); }
+__device__ __forceinline__ float widen(bf16 x) { return __bfloat162float(x); }
+
+// To nearest, ties to even, every NaN to the type's canonical one.
+template <typename T> __device__ __forceinline__ T narrow(float x);
+template <> __device__ __forceinline__ float narrow<float>(float x) {
+    return x == x ? x : __uint_as_float(0x7fc00000u);
+}
+template <> __device__ __forceinline__ f16 narrow<f16>(float x) {
+    return x == x ? __float2half_rn(x) : __ushort_as_half(0x7e00);
+}
+template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) {
+    return x == x ? __float2bfloat16_rn(x) : __ushort_as_bfloat16(0x7fc0);
+}
+
+// Two at once. The hardware's NaN is 0x7fff, the largest of all codes as signed integers.
+__device__ __forceinline__ uint32_t narrow2(f16, float lo, float hi) {
+    const __half2 both = __floats2half2_rn(lo, hi);
+    return __vmins2(*(const uint32_t*)&both, 0x7e007e00u);
+}
+__device__ __forceinline__ uint32_t narrow2(bf16, float lo, float hi) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(lo, hi);
+    return __vmins2(*(const uint32_t*)&both, 0x7fc07fc0u);
+}
+
+// The rounding to the storage type between two steps; what kind of NaN comes of it is no matter.
+template <typename T> __device__ __forceinline__ float rounded(float x);
+template <> __device__ __forceinline__ float rounded<float>(float x) { return x; }
+template <> __device__ __forceinline__ float rounded<f16>(float x) {
+    return __half2float(__float2half_rn(x));
+}
+template <> __device__ __forceinline__ float rounded<bf16>(float x) {
+    return __bfloat162float(__float2bfloat16_rn(x));
+}
+
+// fminf and fmaxf take a NaN to the limit; these let it through.
+__device__ __forceinline__ float min_nan(float x, float limit) {
+    float y;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(limit));
+    return y;
+}
+__device__ __forceinline__ float max_nan(float x, float limit) {
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(limit));
+    return y;
+}
+
+// A value as an unevaluated sum: hi is the nearest f32.
+struct Pair {
+    float hi, lo;
+};
+__device__ __forceinline__ Pair product(float a, float b) {
+    const float hi = a * b;
+    return {hi, fmaf(a, b, -hi)};
+}
+
+// exp(-|z|) for results of 16 bits: within 2^-17, and exact for z = 0. Subnormals are kept.
+__device__ __forceinline__ float exp_neg_fast(float z) { return exp2f(fabsf(z) * -1.44269502f); }
+
+// 1/x of a normal number.
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// exp(-|z|) within an ulp, z given in two parts. Subnormal results are kept.
+__device__ __forceinline__ float exp_neg(Pair z) {
+    const float h = fabsf(z.hi);
+    const float l = copysignf(1.0f, z.hi) * z.lo;
+    // Below every subnormal from 110 on; a NaN stays one.
+    const float n = rintf(min_nan(h, 110.0f) * 1.44269502f);
+    // n has seven bits and the first part of ln 2 sixteen, so that their product is exact.
+    float r = fmaf(n, -0.693145752f, min_nan(h, 110.0f));
+    r = fmaf(n, -1.42860677e-6f, r) + l;
+    // exp(-r) for |r| <= 0.35.
+    float p = fmaf(-r, 1.0f / 5040.0f, 1.0f / 720.0f);
+    p = fmaf(p, -r, 1.0f / 120.0f);
+    p = fmaf(p, -r, 1.0f / 24.0f);
+    p = fmaf(p, -r, 1.0f / 6.0f);
+    p = fmaf(p, -r, 0.5f);
+    p = fmaf(p * r, r, -r);
+    p += 1.0f;
+    // Two steps reach the subnormals.
+    const int k = (int)n, half = k / 2;  // a NaN is 0
+    const float e = p * __int_as_float((127 - half) << 23) * __int_as_float((127 - (k - half)) << 23);
+    return h > 110.0f ? 0.0f : e;
+}
+
+// a/b for b in [1, 2], correct but for a rare last bit, and without a branch.
+__device__ __forceinline__ float quotient(float a, float b) {
+    const float r = reciprocal(b), q = a * r;
+    const float refined = fmaf(fmaf(-q, b, a), r, q);
+    // The refinement takes -0 to +0, and an infinity to NaN.
+    return fabsf(a) < INFINITY ? copysignf(refined, a) : q;
+}

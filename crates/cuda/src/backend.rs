@@ -1,0 +1,227 @@
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use swiglu_core::{
+    ActAndMul, Backend, DType, Error as CoreError, GatedActivation, GatedMatmul, HostWeight,
+    Matmul, Support, Tensor, TensorMut,
+};
+
+use crate::{
+    Activations, CudaBuffer, CudaWeight, Error, LaunchOptions, PLATFORM, RawCall, Result,
+    error::Doing,
+    probe::probe,
+    product::{Matrix, Products},
+    weight::to_device,
+};
+
+/// CUDA, on the caller's own stream. Everything is enqueued there, in order.
+///
+/// Products of one type run through cublasLt where its library is found (its algorithm for a
+/// shape is chosen at the first product of that shape, so run each once before capturing a
+/// graph), f32 without TF32. FP8 weights are decoded on the way by kernels of our own: for few
+/// rows of x while they are read, for many to bf16 first where that is exact. Every other pair of
+/// types runs a plain kernel that multiplies in f32. The memory to decode into is one for all
+/// weights, as large as the largest asks, made when it is loaded: a graph that was captured
+/// before a larger weight was loaded must not be replayed after.
+pub struct CudaBackend {
+    stream: Arc<CudaStream>,
+    activations: Activations,
+    products: Products,
+    options: LaunchOptions,
+    description: String,
+}
+
+impl CudaBackend {
+    /// The backend on the first device that [`probe`] finds, with a stream of its own.
+    ///
+    /// # Errors
+    /// The reason why CUDA cannot be used here, or a failure of the driver.
+    pub fn open() -> Result<Self> {
+        let info = probe()?;
+        let context = CudaContext::new(info.ordinal).doing("open the device")?;
+        let stream = context.new_stream().doing("make a stream")?;
+        Self::new(stream)
+    }
+
+    /// The backend on the caller's stream. This loads the kernels, and allocates.
+    ///
+    /// # Errors
+    /// A device older than the kernels, or a failure of the driver.
+    pub fn new(stream: Arc<CudaStream>) -> Result<Self> {
+        let context = stream.context();
+        let activations = Activations::new(context)?;
+        let products = Products::new(context)?;
+        let (major, minor) = context.compute_capability().doing("ask for the device")?;
+        let name = context.name().doing("ask for the device")?;
+        let library = products.library();
+        Ok(Self {
+            activations,
+            description: format!("{name}, sm_{major}{minor}, {library}"),
+            products,
+            options: LaunchOptions::default(),
+            stream,
+        })
+    }
+
+    /// The same backend, with these options for the launches of activations.
+    #[must_use]
+    pub fn with_options(self, options: LaunchOptions) -> Self {
+        Self { options, ..self }
+    }
+
+    /// The activation's kernels, for calls beside this backend's buffers.
+    pub const fn activations(&self) -> &Activations {
+        &self.activations
+    }
+}
+
+fn fits(argument: &'static str, buffer: &CudaBuffer, data: usize) -> swiglu_core::Result<()> {
+    if data <= buffer.len() {
+        return Ok(());
+    }
+    let expected = format!("at most the buffer's {} bytes", buffer.len());
+    Err(CoreError::argument(argument, expected, data))
+}
+
+fn matrix(tensor: &Tensor<'_, CudaBuffer>) -> Matrix {
+    Matrix {
+        address: tensor.buffer.address(),
+        dtype: tensor.dtype,
+        layout: tensor.layout,
+    }
+}
+
+impl Backend for CudaBackend {
+    type Device = Arc<CudaStream>;
+    type Buffer = CudaBuffer;
+
+    fn platform(&self) -> &'static str {
+        PLATFORM
+    }
+
+    fn description(&self) -> String {
+        self.description.clone()
+    }
+
+    fn device(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    fn supports(&self, op: &GatedActivation, dtype: DType) -> Support {
+        self.activations.supports(op, dtype)
+    }
+
+    fn alloc(&self, bytes: usize) -> swiglu_core::Result<CudaBuffer> {
+        CudaBuffer::new(self.stream.context(), bytes).map_err(|error| match error {
+            Error::Driver { source, .. }
+                if source.0 == sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY =>
+            {
+                CoreError::OutOfMemory {
+                    platform: PLATFORM,
+                    bytes,
+                }
+            }
+            error => error.into(),
+        })
+    }
+
+    fn len(&self, buffer: &CudaBuffer) -> usize {
+        buffer.len()
+    }
+
+    fn upload(&self, buffer: &mut CudaBuffer, data: &[u8]) -> swiglu_core::Result<()> {
+        fits("data", buffer, data.len())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        Ok(to_device(&self.stream, buffer, 0, data)?)
+    }
+
+    fn download(&self, buffer: &CudaBuffer, data: &mut [u8]) -> swiglu_core::Result<()> {
+        fits("data", buffer, data.len())?;
+        if data.is_empty() {
+            return self.synchronize();
+        }
+        self.stream
+            .context()
+            .bind_to_thread()
+            .doing("bind the context")?;
+        // SAFETY: the lengths have been checked; `data` stays until the stream has written it.
+        unsafe { result::memcpy_dtoh_async(data, buffer.address(), self.stream.cu_stream()) }
+            .doing("copy")?;
+        self.synchronize()
+    }
+
+    fn synchronize(&self) -> swiglu_core::Result<()> {
+        Ok(self.stream.synchronize().doing("wait")?)
+    }
+}
+
+impl ActAndMul for CudaBackend {
+    fn act_and_mul(
+        &self,
+        op: &GatedActivation,
+        input: Tensor<'_, CudaBuffer>,
+        output: TensorMut<'_, CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_act(&input, &output)?;
+        let call = RawCall {
+            dtype: input.dtype,
+            input: input.buffer.address(),
+            input_layout: input.layout,
+            output: output.buffer.address(),
+            output_layout: output.layout,
+            batches: None,
+        };
+        let stream = self.stream.cu_stream();
+        // SAFETY: the call has been checked against the buffers, which the driver frees only
+        // after the stream's work.
+        unsafe {
+            self.activations
+                .act_and_mul_raw(stream, op, &call, self.options)
+        }?;
+        Ok(())
+    }
+}
+
+impl Matmul for CudaBackend {
+    type Weight = CudaWeight;
+
+    fn supports_weight(&self, dtype: DType) -> Support {
+        match dtype {
+            DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 => Support::Native,
+            DType::E8M0 => Support::No("f8_e8m0 holds scales only".to_owned()),
+        }
+    }
+
+    fn load_weight(&self, parts: &[HostWeight<'_>]) -> swiglu_core::Result<CudaWeight> {
+        let weight = CudaWeight::load(&self.stream, parts)?;
+        self.products.make_room(&self.stream, &weight)?;
+        Ok(weight)
+    }
+
+    fn weight_shape(&self, weight: &CudaWeight) -> [usize; 2] {
+        [weight.rows, weight.cols]
+    }
+
+    fn weight_bytes(&self, weight: &CudaWeight) -> usize {
+        weight.bytes()
+    }
+
+    fn matmul(
+        &self,
+        x: Tensor<'_, CudaBuffer>,
+        weight: &CudaWeight,
+        y: TensorMut<'_, CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_matmul(&x, weight, &y)?;
+        let stream = self.stream.cu_stream();
+        let (x, y) = (matrix(&x), matrix(&y.as_ref()));
+        // SAFETY: the call has been checked against the buffers, which the driver frees only
+        // after the stream's work.
+        unsafe { self.products.product(stream, x, weight, y) }?;
+        Ok(())
+    }
+}
+
+impl GatedMatmul for CudaBackend {}

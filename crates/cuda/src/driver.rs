@@ -1,0 +1,120 @@
+//! Modules, functions and launches: the little of the driver that cudarc's safe layer lacks.
+
+use std::{
+    ffi::{CString, c_void},
+    sync::Arc,
+};
+
+use cudarc::driver::{CudaContext, result, sys};
+
+use crate::{Result, error::Doing};
+
+/// A loaded fatbin.
+#[derive(Debug)]
+pub(crate) struct Module {
+    module: sys::CUmodule,
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: a module may be used from any thread that the context is bound to.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+impl Module {
+    pub(crate) fn load(context: &Arc<CudaContext>, fatbin: &'static [u8]) -> Result<Self> {
+        context.bind_to_thread().doing("bind the context")?;
+        // SAFETY: the fatbin is one that nvcc wrote, and checked in.
+        let module = unsafe { result::module::load_data(fatbin.as_ptr().cast()) };
+        Ok(Self {
+            module: module.doing("load the kernels")?,
+            context: context.clone(),
+        })
+    }
+
+    /// A kernel, with its code loaded: by default the driver would put that off to the first
+    /// launch, where it allocates.
+    pub(crate) fn function(&self, name: &str) -> Result<Function> {
+        let name = CString::new(name).unwrap_or_default();
+        // SAFETY: the module is loaded.
+        let function = unsafe { result::module::get_function(self.module, name) };
+        let function = function.doing("find a kernel")?;
+        let registers = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS;
+        // SAFETY: the function is of this module.
+        unsafe { result::function::get_function_attribute(function, registers) }
+            .doing("load a kernel")?;
+        Ok(Function(function))
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        self.context.record_err(self.context.bind_to_thread());
+        // SAFETY: the module was loaded by `load` and is unloaded once.
+        let result = unsafe { result::module::unload(self.module) };
+        self.context.record_err(result);
+    }
+}
+
+/// A kernel. It lives as long as its module, which every owner of functions keeps beside them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Function(sys::CUfunction);
+
+// SAFETY: a function is a handle that any thread may launch.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// Blocks, threads of a block, and whether the launch may overlap the kernel before it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    pub(crate) blocks: [u32; 2],
+    pub(crate) threads: u32,
+    pub(crate) programmatic: bool,
+}
+
+impl Function {
+    /// Launches the kernel with its one parameter.
+    ///
+    /// # Safety
+    /// `P` is the kernel's parameter, its pointers are valid for what the kernel reads and writes
+    /// until it has run, the stream is valid and its context is bound.
+    pub(crate) unsafe fn launch<P>(
+        self,
+        stream: sys::CUstream,
+        grid: Grid,
+        params: &P,
+    ) -> Result<()> {
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks[0],
+            gridDimY: grid.blocks[1],
+            gridDimZ: 1,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: stream,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(grid.programmatic),
+        };
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: by this function's contract; the driver copies the parameter before it returns.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                self.0,
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .doing("launch a kernel")
+    }
+}

@@ -1,0 +1,58 @@
+//! The CUDA backend of swiglu.
+//!
+//! - [`probe`]: whether CUDA can be used here, and why not; it never panics;
+//! - [`CudaBackend`]: the backend, on the caller's own stream;
+//! - [`Activations`]: the activation alone, over cudarc's streams and slices, or over bare device
+//!   pointers and a stream handle, for engines with their own memory.
+//!
+//! The kernels are CUDA C++ templates in `kernels/`, compiled ahead into the fatbins of `fatbin/`:
+//! nothing needs nvcc, CUDA or a GPU in order to build. `cargo xtask kernels` compiles them again.
+//! They hold machine code for compute capabilities 8.0, 9.0, 10.0 and 12.0, and PTX for others
+//! from 8.0 on.
+//!
+//! ```no_run
+//! use swiglu_core::GatedActivation;
+//! use swiglu_cuda::{Activations, LaunchOptions, cudarc::driver::CudaContext};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! swiglu_cuda::probe()?;
+//! let context = CudaContext::new(0)?;
+//! let stream = context.default_stream();
+//! let activations = Activations::new(&context)?;
+//! let input = stream.clone_htod(&[1.0_f32, 2.0, 3.0, 4.0])?;
+//! let mut output = stream.alloc_zeros::<f32>(2)?;
+//! let op = GatedActivation::deepseek_v4();
+//! activations.act_and_mul(&stream, &op, &input, &mut output, 2, LaunchOptions::default())?;
+//! assert_eq!(stream.clone_dtoh(&output)?[0], 2.193_175_8); // silu(1) * 3
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Graphs
+//! After construction no call allocates, synchronises or loads a module, except where it says so:
+//! calls may be captured into a CUDA graph. cudarc's own slices record events where a context has
+//! several streams; for capture, call `disable_event_tracking` on the context first.
+
+pub use cudarc;
+
+mod activation;
+mod backend;
+mod buffer;
+mod driver;
+mod error;
+mod lt;
+mod params;
+mod plan;
+mod probe;
+mod product;
+mod select;
+mod weight;
+
+pub use activation::{Activations, Batches, LaunchOptions, RawCall};
+pub use backend::CudaBackend;
+pub use buffer::CudaBuffer;
+pub use error::{Error, Result};
+pub use probe::{DeviceInfo, NotAvailable, probe};
+pub use weight::CudaWeight;
+
+/// The platform's name.
+pub const PLATFORM: &str = "cuda";

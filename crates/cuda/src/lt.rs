@@ -1,0 +1,232 @@
+//! Products through cublasLt, over its bare functions: cudarc's safe wrapper asks for the
+//! algorithm at every call.
+
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    sync::{Mutex, PoisonError},
+};
+
+use cudarc::cublaslt::{result, sys};
+use swiglu_core::DType;
+
+use crate::{CudaBuffer, Result, error::Doing};
+
+/// What a plan depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
+    pub(crate) t: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    pub(crate) input: DType,
+    pub(crate) output: DType,
+    pub(crate) x_stride: usize,
+    pub(crate) y_stride: usize,
+    /// Powers of two that divide the addresses of w, x and y.
+    pub(crate) alignments: [u32; 3],
+}
+
+/// Addresses of w, x and y.
+pub(crate) type Addresses = [u64; 3];
+
+/// The largest power of two, up to 256, that divides an address.
+pub(crate) const fn alignment(address: u64) -> u32 {
+    1 << if address == 0 || address.trailing_zeros() > 8 {
+        8
+    } else {
+        address.trailing_zeros()
+    }
+}
+
+struct Plan {
+    desc: sys::cublasLtMatmulDesc_t,
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algo: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: `Plan::new` made them, and they are destroyed once. A failure leaves nothing to
+        // be done.
+        unsafe {
+            for layout in self.layouts.into_iter().filter(|l| !l.is_null()) {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+            if !self.desc.is_null() {
+                let _ = result::destroy_matmul_desc(self.desc);
+            }
+        }
+    }
+}
+
+/// A handle, its workspace, and the plan of each shape seen so far; `None` where it has none.
+pub(crate) struct CublasLt {
+    handle: sys::cublasLtHandle_t,
+    workspace: CudaBuffer,
+    plans: Mutex<HashMap<Shape, Option<Plan>>>,
+}
+
+// SAFETY: the library allows a handle to be used from several threads; the plans are locked.
+unsafe impl Send for CublasLt {}
+// SAFETY: as above.
+unsafe impl Sync for CublasLt {}
+
+const WORKSPACE: usize = 32 << 20;
+
+const fn data_type(dtype: DType) -> sys::cudaDataType_t {
+    match dtype {
+        DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
+        DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
+        DType::F32 | DType::F8E4M3 | DType::E8M0 => sys::cudaDataType_t::CUDA_R_32F,
+    }
+}
+
+fn bytes_of<T>(value: &T) -> (*const c_void, usize) {
+    (std::ptr::from_ref(value).cast(), size_of::<T>())
+}
+
+impl Plan {
+    /// The library's first choice for a shape; an error where it has none.
+    fn new(
+        handle: sys::cublasLtHandle_t,
+        s: &Shape,
+    ) -> std::result::Result<Self, result::CublasError> {
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let mut plan = Self {
+            desc: result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F)?,
+            layouts: [std::ptr::null_mut(); 3],
+            algo: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+        };
+        // CUBLAS_OP_T of cublas_api.h, which the bindings leave out.
+        let transpose = 1_i32;
+        let (pointer, size) = bytes_of(&transpose);
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
+        // SAFETY: the descriptor lives, and the attribute has this type.
+        unsafe { result::set_matmul_desc_attribute(plan.desc, attribute, pointer, size)? };
+        // The library counts columns first: w is a [K, N] to be transposed, x a [K, T], y an [N, T].
+        let (t, n, k) = (s.t as u64, s.n as u64, s.k as u64);
+        let (input, output) = (data_type(s.input), data_type(s.output));
+        plan.layouts[0] = result::create_matrix_layout(input, k, n, s.k as i64)?;
+        plan.layouts[1] = result::create_matrix_layout(input, k, t, s.x_stride as i64)?;
+        plan.layouts[2] = result::create_matrix_layout(output, n, t, s.y_stride as i64)?;
+        plan.algo = plan.choose(handle, s)?;
+        Ok(plan)
+    }
+
+    fn choose(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        s: &Shape,
+    ) -> std::result::Result<sys::cublasLtMatmulAlgo_t, result::CublasError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as P;
+        let preference = result::create_matmul_pref()?;
+        // Sums of parts stay in f32 until the one rounding.
+        let reductions = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+        let reductions = reductions as u32;
+        let set = |attribute, (pointer, size)| {
+            // SAFETY: the preference lives, and the attributes have these types.
+            unsafe { result::set_matmul_pref_attribute(preference, attribute, pointer, size) }
+        };
+        let [w, x, y] = self.layouts;
+        let choice = set(
+            P::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+            bytes_of(&WORKSPACE),
+        )
+        .and_then(|()| {
+            set(
+                P::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                bytes_of(&reductions),
+            )
+        })
+        .and_then(|()| {
+            set(
+                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                bytes_of(&s.alignments[0]),
+            )
+        })
+        .and_then(|()| {
+            set(
+                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                bytes_of(&s.alignments[1]),
+            )
+        })
+        .and_then(|()| {
+            set(
+                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                bytes_of(&s.alignments[2]),
+            )
+        })
+        .and_then(|()| {
+            set(
+                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+                bytes_of(&s.alignments[2]),
+            )
+        })
+        .and_then(|()| {
+            // SAFETY: everything given lives.
+            unsafe { result::get_matmul_algo_heuristic(handle, self.desc, w, x, y, y, preference) }
+        });
+        // SAFETY: made above, destroyed once.
+        unsafe { result::destroy_matmul_pref(preference)? };
+        Ok(choice?.algo)
+    }
+}
+
+impl CublasLt {
+    pub(crate) fn new(context: &std::sync::Arc<cudarc::driver::CudaContext>) -> Result<Self> {
+        context.bind_to_thread().doing("bind the context")?;
+        Ok(Self {
+            workspace: CudaBuffer::new(context, WORKSPACE)?,
+            handle: result::create_handle().doing("open cublasLt")?,
+            plans: Mutex::default(),
+        })
+    }
+
+    /// Enqueues the product; false where the library has no algorithm for the shape.
+    ///
+    /// # Safety
+    /// The addresses hold the shape's matrices, the stream is valid and its context is bound.
+    pub(crate) unsafe fn product(
+        &self,
+        shape: Shape,
+        [w, x, y]: Addresses,
+        stream: cudarc::driver::sys::CUstream,
+    ) -> Result<bool> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = plans
+            .entry(shape)
+            .or_insert_with(|| Plan::new(self.handle, &shape).ok());
+        let Some(plan) = plan else { return Ok(false) };
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        // SAFETY: by this function's contract; the plan was made for this shape.
+        unsafe {
+            result::matmul(
+                self.handle,
+                plan.desc,
+                bytes_of(&one).0,
+                bytes_of(&zero).0,
+                w as *const c_void,
+                plan.layouts[0],
+                x as *const c_void,
+                plan.layouts[1],
+                y as *const c_void,
+                plan.layouts[2],
+                y as *mut c_void,
+                plan.layouts[2],
+                &raw const plan.algo,
+                self.workspace.address() as *mut c_void,
+                WORKSPACE,
+                stream.cast(),
+            )
+        }
+        .doing("multiply")?;
+        Ok(true)
+    }
+}
+
+impl Drop for CublasLt {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, destroyed once.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}

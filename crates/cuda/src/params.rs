@@ -1,0 +1,111 @@
+//! The kernels' parameters, each the twin of a struct in `kernels/`.
+
+/// A division turned into a multiplication, right for numerators below 2^31.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Divisor {
+    multiplier: u32,
+    shift: u32,
+}
+
+impl Divisor {
+    /// `by` is at least 1 and at most 2^31.
+    pub(crate) const fn new(by: u32) -> Self {
+        if by <= 1 {
+            return Self {
+                multiplier: 0,
+                shift: 0,
+            };
+        }
+        let log = 32 - (by - 1).leading_zeros();
+        let multiplier = (1_u64 << (31 + log)).div_ceil(by as u64);
+        Self {
+            multiplier: multiplier as u32,
+            shift: log - 1,
+        }
+    }
+
+    #[cfg(test)]
+    const fn quotient(self, n: u32) -> u32 {
+        if self.multiplier == 0 {
+            return n;
+        }
+        ((n as u64 * self.multiplier as u64) >> 32) as u32 >> self.shift
+    }
+}
+
+/// The numbers that an activation is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub(crate) struct Scalars {
+    pub(crate) limit: f32,
+    pub(crate) up_offset: f32,
+    pub(crate) a: f32,
+    pub(crate) b: f32,
+}
+
+/// `Params` of `activation.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct ActParams {
+    pub(crate) gate: u64,
+    pub(crate) up: u64,
+    pub(crate) output: u64,
+    pub(crate) counts: u64,
+    pub(crate) input_stride: u64,
+    pub(crate) output_stride: u64,
+    pub(crate) vectors: u32,
+    pub(crate) row_vectors: u32,
+    pub(crate) by_row: Divisor,
+    pub(crate) batch_rows: u32,
+    pub(crate) first_row: u32,
+    pub(crate) by_batch: Divisor,
+    pub(crate) scalars: Scalars,
+}
+
+/// `ProductParams` of `product.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct ProductParams {
+    pub(crate) x: u64,
+    pub(crate) w: u64,
+    pub(crate) y: u64,
+    pub(crate) scales: u64,
+    pub(crate) scale_rows: u64,
+    pub(crate) x_stride: u64,
+    pub(crate) y_stride: u64,
+    pub(crate) t: u32,
+    pub(crate) n: u32,
+    pub(crate) k: u32,
+    pub(crate) scale_columns: u32,
+    pub(crate) block_columns: u32,
+    pub(crate) y_type: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn division_by_multiplication_is_division() {
+        let edges = |by: u32| {
+            let n = (1_u32 << 31) - 1;
+            let last = n / by * by;
+            [
+                0,
+                1,
+                by - 1,
+                by.min(n),
+                last,
+                last.saturating_sub(1),
+                n,
+                n / 2,
+            ]
+        };
+        for by in (1..2000).chain([1 << 30, (1 << 30) + 1, (1 << 31) - 1, 1 << 31, 48_611]) {
+            for n in edges(by).into_iter().filter(|n| *n < 1 << 31) {
+                assert_eq!(Divisor::new(by).quotient(n), n / by, "{n} / {by}");
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+use std::sync::Arc;
+
+use cudarc::driver::{CudaStream, result};
+use swiglu_core::{DType, Error as CoreError, HostWeight};
+
+use crate::{CudaBuffer, Result, error::Doing};
+
+/// A weight on the device, as it was stored, its parts one below the other.
+#[derive(Debug)]
+pub struct CudaWeight {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) dtype: DType,
+    pub(crate) data: CudaBuffer,
+    pub(crate) scales: Option<Scales>,
+}
+
+/// The scales of an FP8 weight.
+#[derive(Debug)]
+pub(crate) struct Scales {
+    /// f32, those of the parts' blocks one below the other.
+    pub(crate) values: CudaBuffer,
+    /// The row of scales of each row of the weight, u32.
+    pub(crate) rows: CudaBuffer,
+    pub(crate) columns: usize,
+    pub(crate) block_columns: usize,
+    /// Whether every product of a code and a scale is a value of bf16.
+    pub(crate) exact_in_bf16: bool,
+}
+
+/// A power of two that takes no code of E4M3 out of bf16's range: codes are 2^-9 to 448.
+fn keeps_codes_exact(scale: f32) -> bool {
+    let bits = scale.to_bits();
+    bits & 0x807f_ffff == 0 && (1e-36..1e35).contains(&scale)
+}
+
+pub(crate) fn to_device(
+    stream: &Arc<CudaStream>,
+    buffer: &CudaBuffer,
+    at: usize,
+    data: &[u8],
+) -> Result<()> {
+    stream
+        .context()
+        .bind_to_thread()
+        .doing("bind the context")?;
+    let address = buffer.address() + at as u64;
+    // SAFETY: the callers have checked that the data fits; it stays until the stream has read it.
+    unsafe { result::memcpy_htod_async(address, data, stream.cu_stream()) }.doing("copy")?;
+    stream.synchronize().doing("copy")
+}
+
+impl CudaWeight {
+    pub(crate) fn load(stream: &Arc<CudaStream>, parts: &[HostWeight<'_>]) -> Result<Self> {
+        HostWeight::check_parts(parts)?;
+        let rows = parts.iter().map(HostWeight::rows).sum::<usize>();
+        let (cols, dtype) = (parts[0].cols(), parts[0].dtype());
+        if rows > i32::MAX as usize || cols > i32::MAX as usize {
+            let got = format!("[{rows}, {cols}]");
+            return Err(CoreError::argument("parts", "sides below 2^31", got).into());
+        }
+        let bytes = parts.iter().map(|p| p.data().len()).sum();
+        let data = CudaBuffer::new(stream.context(), bytes)?;
+        let mut at = 0;
+        for part in parts {
+            to_device(stream, &data, at, part.data())?;
+            at += part.data().len();
+        }
+        Ok(Self {
+            rows,
+            cols,
+            dtype,
+            data,
+            scales: Scales::load(stream, parts)?,
+        })
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        let scales = self.scales.as_ref().map_or(0, |s| s.values.len());
+        self.data.len() + scales
+    }
+}
+
+impl Scales {
+    fn load(stream: &Arc<CudaStream>, parts: &[HostWeight<'_>]) -> Result<Option<Self>> {
+        let Some(block) = parts[0].scales().map(|s| s.block) else {
+            return Ok(None);
+        };
+        let columns = parts[0].cols().div_ceil(block[1]);
+        let (mut values, mut rows) = (Vec::<f32>::new(), Vec::<u32>::new());
+        for part in parts {
+            let Some(scales) = part.scales() else {
+                continue;
+            };
+            let first = values.len() / columns;
+            let blocks = part.rows().div_ceil(block[0]);
+            rows.extend((0..part.rows()).map(|r| (first + r / block[0]) as u32));
+            values.extend((0..blocks * columns).map(|i| scales.get(i)));
+        }
+        let upload = |bytes: &[u8]| {
+            let buffer = CudaBuffer::new(stream.context(), bytes.len())?;
+            to_device(stream, &buffer, 0, bytes)?;
+            Ok::<_, crate::Error>(buffer)
+        };
+        Ok(Some(Self {
+            exact_in_bf16: values.iter().all(|&s| keeps_codes_exact(s)),
+            values: upload(bytemuck::cast_slice(&values))?,
+            rows: upload(bytemuck::cast_slice(&rows))?,
+            columns,
+            block_columns: block[1].min(parts[0].cols()),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_powers_of_two_in_range_keep_codes_exact() {
+        for good in [1.0, 0.5, 1024.0, 2f32.powi(-100), 2f32.powi(100)] {
+            assert!(keeps_codes_exact(good), "{good}");
+        }
+        for bad in [
+            1.5,
+            0.0,
+            -1.0,
+            f32::NAN,
+            f32::INFINITY,
+            1e-40,
+            2f32.powi(127),
+        ] {
+            assert!(!keeps_codes_exact(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The workspace's own tasks: `cargo xtask kernels [--check]`.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod kernels;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["kernels"] => kernels::run(kernels::Mode::Write),
+        ["kernels", "--check"] => kernels::run(kernels::Mode::Check),
+        _ => Err("usage: cargo xtask kernels [--check]".into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
