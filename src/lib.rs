@@ -27,6 +27,7 @@
 //! | feature | platform | |
 //! |---|---|---|
 //! | `cpu` (default) | CPUs | rayon, AVX2, AVX-512, NEON, or scalar |
+//! | `cuda` | NVIDIA GPUs from sm_80 on | CUDA C++ on cudarc; builds without CUDA |
 //! | `wgpu` | GPUs through Vulkan, Metal or DirectX 12 | WGSL |
 #![forbid(unsafe_code)]
 
@@ -41,6 +42,8 @@ pub use swiglu_core::*;
 
 #[cfg(feature = "cpu")]
 pub use swiglu_cpu as cpu;
+#[cfg(feature = "cuda")]
+pub use swiglu_cuda as cuda;
 pub use swiglu_mlp as mlp;
 #[cfg(feature = "wgpu")]
 pub use swiglu_wgpu as wgpu;

@@ -17,8 +17,17 @@ pub fn built_in() -> Registry<dyn AnyBackend> {
     registry
 }
 
+#[cfg(feature = "cuda")]
 fn cuda() -> Opened {
-    Err("this version has no CUDA backend".to_owned())
+    match swiglu_cuda::CudaBackend::open() {
+        Ok(backend) => Ok(Arc::new(backend)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Opened {
+    Err(without("cuda"))
 }
 
 #[cfg(feature = "wgpu")]
@@ -44,7 +53,7 @@ fn cpu() -> Opened {
     Err(without("cpu"))
 }
 
-#[cfg(not(all(feature = "cpu", feature = "wgpu")))]
+#[cfg(not(all(feature = "cpu", feature = "cuda", feature = "wgpu")))]
 fn without(feature: &str) -> String {
     format!("built without the feature `{feature}`")
 }
