@@ -5,7 +5,7 @@
     reason = "a test helper is no #[test] function"
 )]
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use fastrand::Rng;
 use swiglu_core::{
@@ -15,7 +15,7 @@ use swiglu_core::{
 use swiglu_cpu::{CpuBackend, InstructionSet};
 
 /// Backends that must agree: every instruction set of this machine, and pools of several sizes.
-fn backends() -> Vec<(String, CpuBackend)> {
+static BACKENDS: LazyLock<Vec<(String, CpuBackend)>> = LazyLock::new(|| {
     let mut backends = Vec::new();
     for set in InstructionSet::ALL {
         match CpuBackend::with_instruction_set(set) {
@@ -29,7 +29,7 @@ fn backends() -> Vec<(String, CpuBackend)> {
         backends.push((format!("{threads} threads"), backend));
     }
     backends
-}
+});
 
 /// Bits of every class: any pattern, numbers of ordinary size, and small ones.
 fn values(random: &mut Rng, dtype: DType, count: usize) -> HostBuffer {
@@ -52,9 +52,9 @@ fn values(random: &mut Rng, dtype: DType, count: usize) -> HostBuffer {
 
 /// Runs on all backends and compares with the first.
 fn all_agree(what: &str, run: impl Fn(&CpuBackend) -> HostBuffer) {
-    let mut first: Option<(String, HostBuffer)> = None;
-    for (name, backend) in backends() {
-        let got = run(&backend);
+    let mut first: Option<(&str, HostBuffer)> = None;
+    for (name, backend) in &*BACKENDS {
+        let got = run(backend);
         match &first {
             None => first = Some((name, got)),
             Some((other, expected)) => {
