@@ -28,12 +28,12 @@ impl E4M3 {
         Self::TABLE[self.0 as usize]
     }
 
-    /// The nearest code, ties to even; values beyond ±448 become ±448, NaN stays NaN.
+    /// The nearest code, ties to even; values beyond ±448 become ±448, and every NaN `0x7f`.
     pub fn from_f32_saturating(x: f32) -> Self {
-        let sign = ((x.to_bits() >> 31) as u8) << 7;
         if x.is_nan() {
-            return Self(sign | 0x7f);
+            return Self(0x7f);
         }
+        let sign = ((x.to_bits() >> 31) as u8) << 7;
         let magnitude = x.abs();
         if magnitude >= Self::MAX {
             return Self(sign | 0x7e);
@@ -79,6 +79,20 @@ pub struct E8M0(pub u8);
 impl E8M0 {
     /// The scale 1.
     pub const ONE: Self = Self(127);
+    /// Not a number.
+    pub const NAN: Self = Self(255);
+
+    /// The least power of two that is not below `x` ≥ 0: the exponent's bits, plus one if any bit
+    /// of the mantissa is set. Subnormals give 2^-126 or 2^-127; beyond 2^127 there is none: NaN.
+    pub const fn ceil(x: f32) -> Self {
+        let bits = x.to_bits() & 0x7fff_ffff;
+        // Byte 0 is 2^-127, a subnormal float with a mantissa.
+        if bits <= 0x0040_0000 {
+            return Self(0);
+        }
+        let byte = (bits >> 23) + (bits & 0x7f_ffff != 0) as u32;
+        Self(if byte > 255 { 255 } else { byte as u8 })
+    }
 
     /// The value, exactly: byte 0 is the subnormal 2^-127.
     pub const fn to_f32(self) -> f32 {
@@ -139,5 +153,9 @@ mod tests {
         assert_eq!(E8M0(0).to_f32(), 2f32.powi(-127));
         assert_eq!(E8M0(254).to_f32(), 2f32.powi(127));
         assert!(E8M0(255).to_f32().is_nan());
+        assert_eq!(E8M0::ceil(f32::NAN), E8M0::NAN);
+        assert_eq!(E8M0::ceil(f32::INFINITY), E8M0::NAN);
+        assert_eq!(E8M0::ceil(2f32.powi(-127)).0, 0);
+        assert_eq!(E8M0::ceil(2f32.powi(-127).next_up()).0, 1);
     }
 }

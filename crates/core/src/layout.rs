@@ -101,35 +101,43 @@ pub struct ActShape {
 }
 
 impl ActShape {
+    /// Checks the input of a call.
+    ///
+    /// # Errors
+    /// A type that is storage only, an odd or zero last dimension, or a stride shorter than a row.
+    pub fn of_input(dtype: DType, layout: &RowLayout) -> Result<Self> {
+        if !DType::COMPUTE.contains(&dtype) {
+            return Err(Error::argument("input", "f32, f16 or bf16", dtype));
+        }
+        if layout.cols == 0 || layout.cols % 2 == 1 {
+            let expected = "an even last dimension of at least 2";
+            return Err(Error::argument("input", expected, layout.cols));
+        }
+        layout.end("input")?;
+        Ok(Self {
+            rows: layout.rows,
+            d: layout.cols / 2,
+        })
+    }
+
     /// Checks the two matrices of a call against each other.
     ///
     /// # Errors
-    /// A type that is storage only, an odd or zero last dimension, an output of another shape, or
-    /// strides shorter than a row. The buffers' lengths are [`RowLayout::check`]'s.
+    /// As [`Self::of_input`], or an output of another type or shape or with too short a stride.
+    /// The buffers' lengths are [`RowLayout::check`]'s.
     pub fn new(input: (DType, &RowLayout), output: (DType, &RowLayout)) -> Result<Self> {
-        if !DType::COMPUTE.contains(&input.0) {
-            return Err(Error::argument("input", "f32, f16 or bf16", input.0));
-        }
+        let shape = Self::of_input(input.0, input.1)?;
         if output.0 != input.0 {
             return Err(Error::argument("output", input.0.name(), output.0));
         }
-        let (input, output) = (input.1, output.1);
-        if input.cols == 0 || input.cols % 2 == 1 {
-            let expected = "an even last dimension of at least 2";
-            return Err(Error::argument("input", expected, input.cols));
-        }
-        let d = input.cols / 2;
-        if (output.rows, output.cols) != (input.rows, d) {
-            let expected = format!("shape [{}, {d}]", input.rows);
+        let (Self { rows, d }, output) = (shape, output.1);
+        if (output.rows, output.cols) != (rows, d) {
+            let expected = format!("shape [{rows}, {d}]");
             let got = format!("[{}, {}]", output.rows, output.cols);
             return Err(Error::argument("output", expected, got));
         }
-        input.end("input")?;
         output.end("output")?;
-        Ok(Self {
-            rows: input.rows,
-            d,
-        })
+        Ok(shape)
     }
 }
 

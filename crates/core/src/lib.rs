@@ -3,7 +3,9 @@
 //! - [`GatedActivation`]: a gated activation as one validated value;
 //! - [`DType`], [`Element`], [`E4M3`], [`E8M0`]: what a tensor holds;
 //! - [`RowLayout`], [`Rows`], [`RowsMut`]: where its rows lie, and the checks on that;
-//! - [`Backend`], [`ActAndMul`], [`Matmul`], [`GatedMatmul`]: what a backend does;
+//! - [`Quantisation`], [`ScaleLayout`]: how rows become FP8 codes with scales;
+//! - [`Backend`], [`ActAndMul`], [`Matmul`], [`GatedMatmul`], [`ActAndMulQuant`],
+//!   [`QuantisedMatmul`]: what a backend does;
 //! - [`reference`](mod@reference): the operation in scalar code, the oracle of every test;
 //! - [`Registry`], [`Report`], [`OpSwitches`]: which backend runs, and why not another.
 //!
@@ -18,13 +20,18 @@ mod dtype;
 mod error;
 mod fp8;
 mod layout;
+mod quant;
 pub mod reference;
+mod scales;
 mod weight;
 
 pub use activation::{
     Clamp, Function, GatedActivation, Layout, Limit, Operator, Order, Parameters, Rounding,
 };
-pub use backend::{ActAndMul, Backend, GatedMatmul, Matmul, Support, Tensor, TensorMut};
+pub use backend::{
+    ActAndMul, ActAndMulQuant, Backend, Batch, GatedMatmul, Matmul, QuantOptions, Quantised,
+    QuantisedMatmul, QuantisedMut, Support, Tensor, TensorMut,
+};
 pub use buffer::HostBuffer;
 pub use dispatch::{Dispatch, OpSwitches, Registry, Rejection, Report};
 pub use dtype::{DType, Element};
@@ -32,4 +39,6 @@ pub use error::{Error, Result};
 pub use fp8::{E4M3, E8M0};
 pub use half::{bf16, f16};
 pub use layout::{ActShape, RowLayout, Rows, RowsMut};
+pub use quant::{Quantisation, ScaleFormat};
+pub use scales::{ScaleLayout, ScaleOrder, Scales, ScalesMut};
 pub use weight::{BlockScales, HostWeight};

@@ -8,8 +8,10 @@
 use crate::{Clamp, Element, Function, GatedActivation, Result, Rounding, Rows, RowsMut};
 
 mod backend;
+mod quant;
 
 pub use backend::{Reference, ReferenceWeight};
+pub use quant::{clamp_hits, gated_routed, quantise_row};
 
 /// The arithmetic of the formulas, in f64 or in f32.
 trait Real: Copy + PartialOrd {
@@ -140,7 +142,8 @@ fn of_up<R: Real>(f: Function, x: R) -> R {
     }
 }
 
-fn gated_in<R: Real, T: Element>(op: &GatedActivation, gate: T, up: T) -> T {
+/// f(g) · (u + beta) before its last rounding.
+fn product_in<R: Real, T: Element>(op: &GatedActivation, gate: T, up: T) -> R {
     let round = |x: R| match op.rounding() {
         Rounding::Official => x,
         Rounding::Eager => R::from_f32(x.round::<T>().to_f32()),
@@ -164,7 +167,7 @@ fn gated_in<R: Real, T: Element>(op: &GatedActivation, gate: T, up: T) -> T {
         0.0 => of_up(op.function(), up),
         offset => of_up(op.function(), up).add(R::from_f32(offset)),
     };
-    f.mul(round(up)).round()
+    f.mul(round(up))
 }
 
 /// One output of the operation, evaluated in f64: the oracle.
@@ -179,12 +182,12 @@ fn gated_in<R: Real, T: Element>(op: &GatedActivation, gate: T, up: T) -> T {
 /// assert_eq!(y, bf16::from_f32(-99.9955)); // silu(10) · -10
 /// ```
 pub fn gated<T: Element>(op: &GatedActivation, gate: T, up: T) -> T {
-    gated_in::<f64, T>(op, gate, up)
+    Real::round(product_in::<f64, T>(op, gate, up))
 }
 
 /// One output of the operation, evaluated in f32 by the plain formulas.
 pub fn gated_f32<T: Element>(op: &GatedActivation, gate: T, up: T) -> T {
-    gated_in::<f32, T>(op, gate, up)
+    Real::round(product_in::<f32, T>(op, gate, up))
 }
 
 /// The operation on rows in slices, by [`gated`]: input \[T, 2d\], output \[T, d\].

@@ -2,8 +2,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::ThreadPool;
 use swiglu_core::{
-    ActAndMul, ActShape, Backend, DType, Element, GatedActivation, GatedMatmul, HostBuffer,
-    HostWeight, Matmul, Result, Rows, RowsMut, Support, Tensor, TensorMut, bf16, f16,
+    ActAndMul, ActAndMulQuant, ActShape, Backend, DType, Element, GatedActivation, GatedMatmul,
+    HostBuffer, HostWeight, Matmul, QuantisedMatmul, Result, Rows, RowsMut, Support, Tensor,
+    TensorMut, bf16, f16,
 };
 
 use crate::activation::{self, Lanes};
@@ -251,5 +252,9 @@ impl Matmul for CpuBackend {
         Ok(())
     }
 }
+
+impl ActAndMulQuant for CpuBackend {}
+
+impl QuantisedMatmul for CpuBackend {}
 
 impl GatedMatmul for CpuBackend {}

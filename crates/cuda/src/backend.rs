@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use swiglu_core::{
-    ActAndMul, Backend, DType, Error as CoreError, GatedActivation, GatedMatmul, HostWeight,
-    Matmul, Support, Tensor, TensorMut,
+    ActAndMul, ActAndMulQuant, Backend, DType, Error as CoreError, GatedActivation, GatedMatmul,
+    HostWeight, Matmul, QuantisedMatmul, Support, Tensor, TensorMut,
 };
 
 use crate::{
@@ -223,5 +223,9 @@ impl Matmul for CudaBackend {
         Ok(())
     }
 }
+
+impl ActAndMulQuant for CudaBackend {}
+
+impl QuantisedMatmul for CudaBackend {}
 
 impl GatedMatmul for CudaBackend {}

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use swiglu_core::reference::{Reference, ReferenceWeight};
 use swiglu_core::{
-    ActAndMul, Backend, DType, GatedActivation, GatedMatmul, HostBuffer, HostWeight, Matmul,
-    Result, Support, Tensor, TensorMut,
+    ActAndMul, ActAndMulQuant, Backend, DType, GatedActivation, GatedMatmul, HostBuffer,
+    HostWeight, Matmul, QuantisedMatmul, Result, Support, Tensor, TensorMut,
 };
 use swiglu_mlp::synthetic::write_checkpoint;
 use swiglu_mlp::{Checkpoint, DeepseekV4Mlp, ModelConfig, SharedExpert, Workspace};
@@ -84,6 +84,10 @@ impl Matmul for Counting {
         Reference.matmul(x, weight, y)
     }
 }
+
+impl ActAndMulQuant for Counting {}
+
+impl QuantisedMatmul for Counting {}
 
 impl GatedMatmul for Counting {}
 

@@ -1,6 +1,6 @@
 use swiglu_core::{
-    ActAndMul, Backend, DType, Element, Error, GatedActivation, GatedMatmul, HostWeight, Matmul,
-    Support, Tensor, TensorMut,
+    ActAndMul, ActAndMulQuant, Backend, DType, Element, Error, GatedActivation, GatedMatmul,
+    HostWeight, Matmul, QuantisedMatmul, Support, Tensor, TensorMut,
 };
 
 use crate::device::Device;
@@ -262,5 +262,9 @@ impl Matmul for WgpuBackend {
         Ok(())
     }
 }
+
+impl ActAndMulQuant for WgpuBackend {}
+
+impl QuantisedMatmul for WgpuBackend {}
 
 impl GatedMatmul for WgpuBackend {}

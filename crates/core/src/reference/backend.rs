@@ -135,7 +135,7 @@ fn widened(x: &Tensor<'_, HostBuffer>) -> Vec<f64> {
     }
 }
 
-fn store(y: &mut TensorMut<'_, HostBuffer>, t: usize, n: usize, value: f64) {
+pub(super) fn store(y: &mut TensorMut<'_, HostBuffer>, t: usize, n: usize, value: f64) {
     let at = y.layout.row(t).start + n;
     match y.dtype {
         DType::F16 => y.buffer.typed_mut()[at] = <f16 as Element>::from_f64(value),

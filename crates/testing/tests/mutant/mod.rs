@@ -4,8 +4,8 @@ mod activation;
 
 use swiglu_core::reference::{Reference, ReferenceWeight};
 use swiglu_core::{
-    ActAndMul, Backend, BlockScales, DType, Element, GatedActivation, GatedMatmul, HostBuffer,
-    HostWeight, Matmul, Result, Support, Tensor, TensorMut, bf16, f16,
+    ActAndMul, ActAndMulQuant, Backend, BlockScales, DType, Element, GatedActivation, GatedMatmul,
+    HostBuffer, HostWeight, Matmul, QuantisedMatmul, Result, Support, Tensor, TensorMut, bf16, f16,
 };
 
 macro_rules! faults {
@@ -225,6 +225,10 @@ impl Matmul for Mutant {
         Ok(())
     }
 }
+
+impl ActAndMulQuant for Mutant {}
+
+impl QuantisedMatmul for Mutant {}
 
 impl GatedMatmul for Mutant {
     fn matmul_act_and_mul(
