@@ -192,9 +192,8 @@ pub trait ActAndMulQuant: ActAndMul {
             }
             holds("counts", batch.counts, shape.rows / batch.rows)?;
         }
-        match &options.hits {
-            Some(hits) => holds("hits", hits, 3)?,
-            None => {}
+        if let Some(hits) = &options.hits {
+            holds("hits", hits, 3)?;
         }
         Ok(shape)
     }
