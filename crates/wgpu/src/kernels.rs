@@ -13,6 +13,8 @@ pub(crate) struct Kernels {
     pub(crate) activation_layout: wgpu::BindGroupLayout,
     /// By compute type and kind.
     activation: Vec<wgpu::ComputePipeline>,
+    /// None where a device has too few storage buffers.
+    pub(crate) quant: Option<QuantKernels>,
     /// Three inputs, then an output.
     pub(crate) product_layout: wgpu::BindGroupLayout,
     /// By weight type and [`shaders::ROW_KINDS`].
@@ -21,18 +23,49 @@ pub(crate) struct Kernels {
     tiles: Vec<wgpu::ComputePipeline>,
 }
 
+/// The pipelines that quantise, and back.
+#[derive(Debug)]
+pub(crate) struct QuantKernels {
+    /// Three inputs, then codes, scales and counters.
+    pub(crate) layout: wgpu::BindGroupLayout,
+    /// By compute type, then for a matrix of any.
+    pub(crate) pipelines: Vec<wgpu::ComputePipeline>,
+    /// Codes and scales, then an output.
+    pub(crate) back_layout: wgpu::BindGroupLayout,
+    pub(crate) back: Vec<wgpu::ComputePipeline>,
+    /// Bound where there are no counters.
+    pub(crate) unused: wgpu::Buffer,
+}
+
+/// Storage buffers of the kernels that quantise.
+pub(crate) const QUANT_BUFFERS: u32 = 6;
+
 fn place<T: PartialEq>(all: &[T], one: T) -> Option<usize> {
     all.iter().position(|other| *other == one)
 }
 
 impl Kernels {
     pub(crate) fn new(device: &Device, tier: Tier) -> Result<Self> {
+        let unused = device.create_buffer(16, wgpu::BufferUsages::STORAGE)?;
         device.scoped("building the pipelines", || {
             let builder = PipelineBuilder::new(device);
-            let activation_layout = builder.bindings(2);
-            let product_layout = builder.bindings(3);
-            let build = |layout, list: Vec<Shader>| builder.build_all(layout, &list);
+            let activation_layout = builder.bindings(2, 1);
+            let product_layout = builder.bindings(3, 1);
+            let build = |layout: &wgpu::BindGroupLayout, list: Vec<Shader>| {
+                builder.build_all(layout, &list)
+            };
+            let quant = (device.storage_buffers() >= QUANT_BUFFERS).then(|| {
+                let (layout, back_layout) = (builder.bindings(3, 3), builder.bindings(2, 1));
+                QuantKernels {
+                    pipelines: build(&layout, shaders::quantisations()),
+                    back: build(&back_layout, vec![shaders::dequantisation()]),
+                    layout,
+                    back_layout,
+                    unused,
+                }
+            });
             Self {
+                quant,
                 activation: build(&activation_layout, shaders::activations()),
                 rows: build(&product_layout, shaders::rows(tier)),
                 tiles: build(&product_layout, shaders::tiles(tier)),
@@ -107,9 +140,9 @@ impl<'a> PipelineBuilder<'a> {
         Self { device, cache }
     }
 
-    /// So many read-only buffers, then one to be written.
-    fn bindings(&self, inputs: u32) -> wgpu::BindGroupLayout {
-        let entries: Vec<_> = (0..=inputs)
+    /// So many read-only buffers, then those to be written.
+    fn bindings(&self, inputs: u32, outputs: u32) -> wgpu::BindGroupLayout {
+        let entries: Vec<_> = (0..inputs + outputs)
             .map(|binding| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
