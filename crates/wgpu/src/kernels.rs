@@ -32,7 +32,7 @@ pub(crate) struct QuantKernels {
     pub(crate) pipelines: Vec<wgpu::ComputePipeline>,
     /// Codes and scales, then an output.
     pub(crate) back_layout: wgpu::BindGroupLayout,
-    pub(crate) back: Vec<wgpu::ComputePipeline>,
+    pub(crate) back: wgpu::ComputePipeline,
     /// Bound where there are no counters.
     pub(crate) unused: wgpu::Buffer,
 }
@@ -58,7 +58,7 @@ impl Kernels {
                 let (layout, back_layout) = (builder.bindings(3, 3), builder.bindings(2, 1));
                 QuantKernels {
                     pipelines: build(&layout, shaders::quantisations()),
-                    back: build(&back_layout, vec![shaders::dequantisation()]),
+                    back: builder.build(&back_layout, &shaders::dequantisation()),
                     layout,
                     back_layout,
                     unused,
@@ -163,18 +163,45 @@ impl<'a> PipelineBuilder<'a> {
             })
     }
 
+    fn layout(&self, bindings: &wgpu::BindGroupLayout) -> wgpu::PipelineLayout {
+        self.device
+            .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some("swiglu"),
+                bind_group_layouts: &[Some(bindings)],
+                immediate_size: IMMEDIATE_BYTES,
+            })
+    }
+
+    fn pipeline(
+        &self,
+        layout: &wgpu::PipelineLayout,
+        module: &wgpu::ShaderModule,
+        shader: &Shader,
+    ) -> wgpu::ComputePipeline {
+        self.device
+            .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(shader.entry),
+                layout: Some(layout),
+                module,
+                entry_point: Some(shader.entry),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants: &shader.constants,
+                    zero_initialize_workgroup_memory: false,
+                },
+                cache: self.cache.as_ref(),
+            })
+    }
+
+    fn build(&self, bindings: &wgpu::BindGroupLayout, shader: &Shader) -> wgpu::ComputePipeline {
+        self.pipeline(&self.layout(bindings), &self.module(shader), shader)
+    }
+
     fn build_all(
         &self,
         bindings: &wgpu::BindGroupLayout,
         shaders: &[Shader],
     ) -> Vec<wgpu::ComputePipeline> {
-        let layout = self
-            .device
-            .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some("swiglu"),
-                bind_group_layouts: &[Some(bindings)],
-                immediate_size: IMMEDIATE_BYTES,
-            });
+        let layout = self.layout(bindings);
         // Most shaders differ from the one before in their constants only.
         let mut module: Option<(&str, wgpu::ShaderModule)> = None;
         shaders
@@ -183,18 +210,7 @@ impl<'a> PipelineBuilder<'a> {
                 let same = module.take().filter(|(source, _)| *source == shader.source);
                 let (_, module) =
                     module.insert(same.unwrap_or_else(|| (&shader.source, self.module(shader))));
-                self.device
-                    .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                        label: Some(shader.entry),
-                        layout: Some(&layout),
-                        module,
-                        entry_point: Some(shader.entry),
-                        compilation_options: wgpu::PipelineCompilationOptions {
-                            constants: &shader.constants,
-                            zero_initialize_workgroup_memory: false,
-                        },
-                        cache: self.cache.as_ref(),
-                    })
+                self.pipeline(&layout, module, shader)
             })
             .collect()
     }

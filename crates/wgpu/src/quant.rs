@@ -270,9 +270,7 @@ pub(crate) fn record_dequantise(
         let bindings = [x.binding(), scales_binding(device, scales)?, y.binding()];
         let group = bind(device, &kernels.back_layout, bindings);
         let (nx, ny) = workgroups(device, call.units.div_ceil(INVOCATIONS));
-        for pipeline in &kernels.back {
-            pass.set_pipeline(pipeline);
-        }
+        pass.set_pipeline(&kernels.back);
         pass.set_bind_group(0, &group, &[]);
         pass.set_immediates(0, bytemuck::bytes_of(&call));
         pass.dispatch_workgroups(nx, ny, 1);
