@@ -15,27 +15,46 @@ use crate::{Buffer, Result};
 /// The struct of the same name in activation.wgsl, field by field.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
-struct Call {
-    units: u32,
-    row_units: u32,
-    rows: u32,
-    d: u32,
-    gate_offset: u32,
-    up_offset: u32,
-    in_stride: u32,
-    in_step: u32,
-    out_offset: u32,
-    out_stride: u32,
-    function: u32,
-    clamp_place: u32,
-    eager: u32,
-    limit: f32,
-    parameter: f32,
-    alpha_high: f32,
-    alpha_low: f32,
-    up_bound: f32,
-    up_add: f32,
-    gate_guard: u32,
+pub(crate) struct Call {
+    pub(crate) units: u32,
+    pub(crate) row_units: u32,
+    pub(crate) rows: u32,
+    pub(crate) d: u32,
+    pub(crate) gate_offset: u32,
+    pub(crate) up_offset: u32,
+    pub(crate) in_stride: u32,
+    pub(crate) in_step: u32,
+    pub(crate) out_offset: u32,
+    pub(crate) out_stride: u32,
+    pub(crate) function: u32,
+    pub(crate) clamp_place: u32,
+    pub(crate) eager: u32,
+    pub(crate) limit: f32,
+    pub(crate) parameter: f32,
+    pub(crate) alpha_high: f32,
+    pub(crate) alpha_low: f32,
+    pub(crate) up_bound: f32,
+    pub(crate) up_add: f32,
+    pub(crate) gate_guard: u32,
+    pub(crate) quant: Quant,
+}
+
+/// The struct of the same name in activation.wgsl, field by field.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Quant {
+    pub(crate) group: u32,
+    pub(crate) groups: u32,
+    pub(crate) format: u32,
+    pub(crate) order: u32,
+    pub(crate) scale_stride: u32,
+    pub(crate) floor: f32,
+    pub(crate) rounded_to: u32,
+    pub(crate) first_row: u32,
+    pub(crate) batch_rows: u32,
+    pub(crate) has_route: u32,
+    pub(crate) has_hits: u32,
+    pub(crate) vectors: u32,
 }
 
 /// The shaders' number for silu.
@@ -67,7 +86,7 @@ fn gate_guard(alpha: f32, dtype: DType) -> u32 {
 
 impl Call {
     /// What the operation sets.
-    fn of(op: &GatedActivation, dtype: DType) -> Self {
+    pub(crate) fn of(op: &GatedActivation, dtype: DType) -> Self {
         let mut call = Self {
             in_step: match op.layout() {
                 Layout::Concatenated => 1,

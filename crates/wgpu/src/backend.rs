@@ -1,11 +1,13 @@
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, Backend, DType, Element, Error, GatedActivation, GatedMatmul,
-    HostWeight, Matmul, QuantisedMatmul, Support, Tensor, TensorMut,
+    HostWeight, Matmul, QuantOptions, Quantisation, Quantised, QuantisedMatmul, QuantisedMut,
+    Support, Tensor, TensorMut,
 };
 
 use crate::device::Device;
 use crate::error::PLATFORM;
 use crate::kernels::Kernels;
+use crate::quant::{self, QuantCall};
 use crate::shaders::Tier;
 use crate::weight::Weight;
 use crate::{Buffer, Builder, Result, activation, matmul, self_test};
@@ -38,7 +40,7 @@ impl WgpuBackend {
         Builder::default()
     }
 
-    /// A backend on the caller's device. It needs the feature `IMMEDIATES` with 96 bytes; its
+    /// A backend on the caller's device. It needs the feature `IMMEDIATES` with 128 bytes; its
     /// callbacks for errors and loss stay as they are.
     ///
     /// # Errors
@@ -263,7 +265,65 @@ impl Matmul for WgpuBackend {
     }
 }
 
-impl ActAndMulQuant for WgpuBackend {}
+impl ActAndMulQuant for WgpuBackend {
+    fn supports_quant(&self, _quant: &Quantisation, dtype: DType) -> Support {
+        match &self.kernels.quant {
+            _ if !DType::COMPUTE.contains(&dtype) => {
+                Support::No(format!("{dtype} is storage only"))
+            }
+            Some(_) => Support::Native,
+            None => Support::No("the device binds too few storage buffers".to_owned()),
+        }
+    }
+
+    fn act_and_mul_quant(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantisation,
+        input: Tensor<'_, Buffer>,
+        output: QuantisedMut<'_, Buffer>,
+        options: QuantOptions<'_, Buffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_act_quant(op, quant, &input, &output, &options)?;
+        let Some(kernels) = &self.kernels.quant else {
+            return Err(self.no_quant(quant, input.dtype));
+        };
+        let call = QuantCall::fused(op, quant, &input, &options);
+        let device = &self.device;
+        Ok(device.record(|pass| call.record(device, kernels, pass, &input, &output.as_ref()))?)
+    }
+
+    fn quantise(
+        &self,
+        quant: &Quantisation,
+        input: Tensor<'_, Buffer>,
+        output: QuantisedMut<'_, Buffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_quant(quant, &input, &output)?;
+        let Some(kernels) = &self.kernels.quant else {
+            return Err(self.no_quant(quant, input.dtype));
+        };
+        let call = QuantCall::plain(quant, &input);
+        let device = &self.device;
+        Ok(device.record(|pass| call.record(device, kernels, pass, &input, &output.as_ref()))?)
+    }
+
+    fn dequantise(
+        &self,
+        quant: &Quantisation,
+        input: Quantised<'_, Buffer>,
+        output: TensorMut<'_, Buffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_dequant(quant, &input, &output)?;
+        let Some(kernels) = &self.kernels.quant else {
+            return Err(self.no_quant(quant, output.dtype));
+        };
+        let device = &self.device;
+        Ok(device.record(|pass| {
+            quant::record_dequantise(device, kernels, pass, quant, &input, &output.as_ref())
+        })?)
+    }
+}
 
 impl QuantisedMatmul for WgpuBackend {}
 

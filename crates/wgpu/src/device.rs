@@ -6,7 +6,7 @@ use crate::queue::Pending;
 use crate::{Result, WgpuError};
 
 /// Bytes of immediate data that the kernels take.
-pub(crate) const IMMEDIATE_BYTES: u32 = 96;
+pub(crate) const IMMEDIATE_BYTES: u32 = 128;
 
 /// Invocations in a workgroup of every kernel, at most.
 pub(crate) const INVOCATIONS: u32 = 256;
@@ -131,6 +131,11 @@ impl Device {
     /// What offsets of bindings are multiples of, in bytes.
     pub(crate) fn binding_alignment(&self) -> u64 {
         u64::from(self.limits.min_storage_buffer_offset_alignment).max(16)
+    }
+
+    /// Storage buffers that one kernel can have.
+    pub(crate) fn storage_buffers(&self) -> u32 {
+        self.limits.max_storage_buffers_per_shader_stage
     }
 
     pub(crate) fn workgroups_per_dimension(&self) -> u32 {

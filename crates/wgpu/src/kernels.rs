@@ -13,6 +13,8 @@ pub(crate) struct Kernels {
     pub(crate) activation_layout: wgpu::BindGroupLayout,
     /// By compute type and kind.
     activation: Vec<wgpu::ComputePipeline>,
+    /// None where a device has too few storage buffers.
+    pub(crate) quant: Option<QuantKernels>,
     /// Three inputs, then an output.
     pub(crate) product_layout: wgpu::BindGroupLayout,
     /// By weight type and [`shaders::ROW_KINDS`].
@@ -21,18 +23,49 @@ pub(crate) struct Kernels {
     tiles: Vec<wgpu::ComputePipeline>,
 }
 
+/// The pipelines that quantise, and back.
+#[derive(Debug)]
+pub(crate) struct QuantKernels {
+    /// Three inputs, then codes, scales and counters.
+    pub(crate) layout: wgpu::BindGroupLayout,
+    /// By compute type, then for a matrix of any.
+    pub(crate) pipelines: Vec<wgpu::ComputePipeline>,
+    /// Codes and scales, then an output.
+    pub(crate) back_layout: wgpu::BindGroupLayout,
+    pub(crate) back: wgpu::ComputePipeline,
+    /// Bound where there are no counters.
+    pub(crate) unused: wgpu::Buffer,
+}
+
+/// Storage buffers of the kernels that quantise.
+pub(crate) const QUANT_BUFFERS: u32 = 6;
+
 fn place<T: PartialEq>(all: &[T], one: T) -> Option<usize> {
     all.iter().position(|other| *other == one)
 }
 
 impl Kernels {
     pub(crate) fn new(device: &Device, tier: Tier) -> Result<Self> {
+        let unused = device.create_buffer(16, wgpu::BufferUsages::STORAGE)?;
         device.scoped("building the pipelines", || {
             let builder = PipelineBuilder::new(device);
-            let activation_layout = builder.bindings(2);
-            let product_layout = builder.bindings(3);
-            let build = |layout, list: Vec<Shader>| builder.build_all(layout, &list);
+            let activation_layout = builder.bindings(2, 1);
+            let product_layout = builder.bindings(3, 1);
+            let build = |layout: &wgpu::BindGroupLayout, list: Vec<Shader>| {
+                builder.build_all(layout, &list)
+            };
+            let quant = (device.storage_buffers() >= QUANT_BUFFERS).then(|| {
+                let (layout, back_layout) = (builder.bindings(3, 3), builder.bindings(2, 1));
+                QuantKernels {
+                    pipelines: build(&layout, shaders::quantisations()),
+                    back: builder.build(&back_layout, &shaders::dequantisation()),
+                    layout,
+                    back_layout,
+                    unused,
+                }
+            });
             Self {
+                quant,
                 activation: build(&activation_layout, shaders::activations()),
                 rows: build(&product_layout, shaders::rows(tier)),
                 tiles: build(&product_layout, shaders::tiles(tier)),
@@ -107,9 +140,9 @@ impl<'a> PipelineBuilder<'a> {
         Self { device, cache }
     }
 
-    /// So many read-only buffers, then one to be written.
-    fn bindings(&self, inputs: u32) -> wgpu::BindGroupLayout {
-        let entries: Vec<_> = (0..=inputs)
+    /// So many read-only buffers, then those to be written.
+    fn bindings(&self, inputs: u32, outputs: u32) -> wgpu::BindGroupLayout {
+        let entries: Vec<_> = (0..inputs + outputs)
             .map(|binding| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
@@ -130,18 +163,45 @@ impl<'a> PipelineBuilder<'a> {
             })
     }
 
+    fn layout(&self, bindings: &wgpu::BindGroupLayout) -> wgpu::PipelineLayout {
+        self.device
+            .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some("swiglu"),
+                bind_group_layouts: &[Some(bindings)],
+                immediate_size: IMMEDIATE_BYTES,
+            })
+    }
+
+    fn pipeline(
+        &self,
+        layout: &wgpu::PipelineLayout,
+        module: &wgpu::ShaderModule,
+        shader: &Shader,
+    ) -> wgpu::ComputePipeline {
+        self.device
+            .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(shader.entry),
+                layout: Some(layout),
+                module,
+                entry_point: Some(shader.entry),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants: &shader.constants,
+                    zero_initialize_workgroup_memory: false,
+                },
+                cache: self.cache.as_ref(),
+            })
+    }
+
+    fn build(&self, bindings: &wgpu::BindGroupLayout, shader: &Shader) -> wgpu::ComputePipeline {
+        self.pipeline(&self.layout(bindings), &self.module(shader), shader)
+    }
+
     fn build_all(
         &self,
         bindings: &wgpu::BindGroupLayout,
         shaders: &[Shader],
     ) -> Vec<wgpu::ComputePipeline> {
-        let layout = self
-            .device
-            .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some("swiglu"),
-                bind_group_layouts: &[Some(bindings)],
-                immediate_size: IMMEDIATE_BYTES,
-            });
+        let layout = self.layout(bindings);
         // Most shaders differ from the one before in their constants only.
         let mut module: Option<(&str, wgpu::ShaderModule)> = None;
         shaders
@@ -150,18 +210,7 @@ impl<'a> PipelineBuilder<'a> {
                 let same = module.take().filter(|(source, _)| *source == shader.source);
                 let (_, module) =
                     module.insert(same.unwrap_or_else(|| (&shader.source, self.module(shader))));
-                self.device
-                    .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                        label: Some(shader.entry),
-                        layout: Some(&layout),
-                        module,
-                        entry_point: Some(shader.entry),
-                        compilation_options: wgpu::PipelineCompilationOptions {
-                            constants: &shader.constants,
-                            zero_initialize_workgroup_memory: false,
-                        },
-                        cache: self.cache.as_ref(),
-                    })
+                self.pipeline(&layout, module, shader)
             })
             .collect()
     }

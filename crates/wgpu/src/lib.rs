@@ -35,6 +35,7 @@ mod device;
 mod error;
 mod kernels;
 mod matmul;
+mod quant;
 mod queue;
 mod self_test;
 mod shaders;

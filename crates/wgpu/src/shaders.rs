@@ -5,8 +5,14 @@ use swiglu_core::DType;
 const NUMERIC: &str = include_str!("shaders/numeric.wgsl");
 const ELEMENT: &str = include_str!("shaders/element.wgsl");
 const ACTIVATION: &str = include_str!("shaders/activation.wgsl");
+const ACTIVATION_QUICK: &str = include_str!("shaders/activation_quick.wgsl");
 const ACTIVATION_WORDS: &str = include_str!("shaders/activation_words.wgsl");
 const ACTIVATION_VECTORS: &str = include_str!("shaders/activation_vectors.wgsl");
+const QUANT_SCALES: &str = include_str!("shaders/quant_scales.wgsl");
+const QUANT: &str = include_str!("shaders/quant.wgsl");
+const QUANT_ACTIVATION: &str = include_str!("shaders/quant_activation.wgsl");
+const QUANT_PLAIN: &str = include_str!("shaders/quant_plain.wgsl");
+const DEQUANT: &str = include_str!("shaders/dequant.wgsl");
 const PRODUCT: &str = include_str!("shaders/product.wgsl");
 const PRODUCT_ROWS: &str = include_str!("shaders/product_rows.wgsl");
 const REDUCE_SUBGROUP: &str = include_str!("shaders/reduce_subgroup.wgsl");
@@ -61,29 +67,56 @@ pub(crate) fn dtype_code(dtype: DType) -> u32 {
     }
 }
 
+fn activation_constants(dtype: DType, only_silu: bool) -> Vec<(&'static str, f64)> {
+    vec![
+        ("DTYPE", f64::from(dtype_code(dtype))),
+        ("ONLY_SILU", f64::from(u8::from(only_silu))),
+    ]
+}
+
 /// By compute type and [`ActivationKind`].
 pub(crate) fn activations() -> Vec<Shader> {
     let shader = |dtype, kind| {
         let (entry, text) = match kind {
-            ActivationKind::Words => ("activation_words", ACTIVATION_WORDS),
-            ActivationKind::Vectors | ActivationKind::SiluVectors => {
-                ("activation_vectors", ACTIVATION_VECTORS)
-            }
+            ActivationKind::Words => ("activation_words", vec![ACTIVATION_WORDS]),
+            ActivationKind::Vectors | ActivationKind::SiluVectors => (
+                "activation_vectors",
+                vec![ACTIVATION_QUICK, ACTIVATION_VECTORS],
+            ),
         };
         let only_silu = kind == ActivationKind::SiluVectors;
         Shader {
-            source: [NUMERIC, ELEMENT, ACTIVATION, text].concat(),
+            source: [NUMERIC, ELEMENT, ACTIVATION].concat() + &text.concat(),
             entry,
-            constants: vec![
-                ("DTYPE", f64::from(dtype_code(dtype))),
-                ("ONLY_SILU", f64::from(u8::from(only_silu))),
-            ],
+            constants: activation_constants(dtype, only_silu),
         }
     };
     DType::COMPUTE
         .into_iter()
         .flat_map(|dtype| ActivationKind::ALL.map(|kind| shader(dtype, kind)))
         .collect()
+}
+
+/// The fused kernels by compute type, then the one that quantises a matrix of any type.
+pub(crate) fn quantisations() -> Vec<Shader> {
+    let shader = |dtype, elements: &[&str]| Shader {
+        source: [NUMERIC, ELEMENT, ACTIVATION, QUANT_SCALES, QUANT].concat() + &elements.concat(),
+        entry: "quantise",
+        constants: activation_constants(dtype, false),
+    };
+    let fused = |dtype| shader(dtype, &[ACTIVATION_QUICK, QUANT_ACTIVATION]);
+    let mut all: Vec<_> = DType::COMPUTE.into_iter().map(fused).collect();
+    all.push(shader(DType::F32, &[QUANT_PLAIN]));
+    all
+}
+
+/// Codes times scales, to any type.
+pub(crate) fn dequantisation() -> Shader {
+    Shader {
+        source: [NUMERIC, ELEMENT, ACTIVATION, QUANT_SCALES, DEQUANT].concat(),
+        entry: "dequantise",
+        constants: activation_constants(DType::F32, false),
+    }
 }
 
 /// Which kernels are built, where there is a choice.
@@ -165,11 +198,13 @@ mod tests {
         let both = [false, true].map(tier);
         let all = [
             activations(),
+            quantisations(),
+            vec![dequantisation()],
             both.map(rows).concat(),
             both.map(tiles).concat(),
         ]
         .concat();
-        assert_eq!(all.len(), 9 + 2 * 4 * (3 + 3));
+        assert_eq!(all.len(), 9 + 5 + 2 * 4 * (3 + 3));
         for shader in all {
             let module = naga::front::wgsl::parse_str(&shader.source).unwrap_or_else(|e| {
                 panic!("{}: {}", shader.entry, e.emit_to_string(&shader.source))

@@ -27,7 +27,7 @@ fn open(builder: Builder) -> Option<WgpuBackend> {
 fn small_limits(binding: u64) -> wgpu::Limits {
     wgpu::Limits {
         max_storage_buffer_binding_size: binding,
-        max_immediate_size: 96,
+        max_immediate_size: 128,
         ..wgpu::Limits::downlevel_defaults()
     }
 }

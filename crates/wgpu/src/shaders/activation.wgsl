@@ -35,6 +35,31 @@ struct Call {
     // Added to a gate's magnitude (to both of a pair at once), this sets the top bit where the
     // quick path must not be taken. 0 where there is no quick path.
     gate_guard: u32,
+    quant: Quant,
+}
+
+// What a fused quantisation adds to a call.
+struct Quant {
+    // Elements that share a scale, and such groups in a row.
+    group: u32,
+    groups: u32,
+    // 0: f32, 1: ue8m0.
+    format: u32,
+    // 0: row-major, 1: column-major, 2: packed.
+    order: u32,
+    scale_stride: u32,
+    floor: f32,
+    // The type that y is rounded to before amax.
+    rounded_to: u32,
+    // The window's first row among all.
+    first_row: u32,
+    // Rows of a batch; 0 where there are no counts.
+    batch_rows: u32,
+    // 1 where there are route weights, and counters of clamped values.
+    has_route: u32,
+    has_hits: u32,
+    // 1 where the activation alone would take whole vectors.
+    vectors: u32,
 }
 
 var<immediate> call: Call;
@@ -94,23 +119,25 @@ fn of_up(x: f32) -> Scaled {
     return rounded(unpacked(u));
 }
 
+// What the function gives for the gate, clamped where the clamp comes after it.
+fn of_clamped_gate(x: f32) -> Scaled {
+    if call.clamp_place == 1u && exceeds(x, call.limit) {
+        return rounded(of_gate(rounded(Scaled(call.limit, 0)).value));
+    }
+    let f = rounded(of_gate(x));
+    if call.clamp_place == 2u && exceeds(bitcast<f32>(narrow_scaled(0u, f)), call.limit) {
+        return rounded(Scaled(call.limit, 0));
+    }
+    return f;
+}
+
 fn gated(gate_bits: u32, up_bits: u32) -> u32 {
-    var gate = widen_as(DTYPE, gate_bits);
+    let gate = widen_as(DTYPE, gate_bits);
     let up = widen_as(DTYPE, up_bits);
     if is_nan(gate) || is_nan(up) {
         return narrow_as(DTYPE, nan());
     }
-    if call.clamp_place == 1u && exceeds(gate, call.limit) {
-        gate = rounded(Scaled(call.limit, 0)).value;
-    }
-    var f = rounded(of_gate(gate));
-    if call.clamp_place == 2u {
-        let value = bitcast<f32>(narrow_scaled(0u, f));
-        if exceeds(value, call.limit) {
-            f = rounded(Scaled(call.limit, 0));
-        }
-    }
-    return narrow_scaled(DTYPE, product_scaled(f, of_up(up)));
+    return narrow_scaled(DTYPE, product_scaled(of_clamped_gate(gate), of_up(up)));
 }
 
 const WORKGROUP: u32 = 256u;

@@ -81,3 +81,28 @@ fn narrow_scaled(dtype: u32, x: Scaled) -> u32 {
     }
     return n | ((bits & 0x80000000u) >> select(16u, 0u, dtype == 0u));
 }
+
+fn widen_pairs(dtype: u32, pairs: vec2<u32>) -> vec4<f32> {
+    if dtype == 2u {
+        let low = pairs << vec2(16u);
+        let high = pairs & vec2(0xffff0000u);
+        return bitcast<vec4<f32>>(vec4(low.x, high.x, low.y, high.y));
+    }
+    return vec4(
+        widen_f16(pairs.x & 0xffffu),
+        widen_f16(pairs.x >> 16u),
+        widen_f16(pairs.y & 0xffffu),
+        widen_f16(pairs.y >> 16u),
+    );
+}
+
+// As f16: a subnormal first gets an exponent one too large.
+fn widen_e4m3(codes: u32) -> vec4<f32> {
+    let c = (vec4(codes) >> vec4(0u, 8u, 16u, 24u)) & vec4(0xffu);
+    let m = c & vec4(0x7fu);
+    let small = m < vec4(8u);
+    let wide = (m << vec4(20u)) + select(vec4(120u << 23u), vec4(121u << 23u), small);
+    let value = bitcast<vec4<f32>>(wide) - select(vec4(0.0), vec4(0.015625), small);
+    let bits = select(bitcast<vec4<u32>>(value), vec4(0x7fc00000u), m == vec4(0x7fu));
+    return bitcast<vec4<f32>>(bits | ((c & vec4(0x80u)) << vec4(24u)));
+}

@@ -1,0 +1,16 @@
+// The elements that are quantised: a matrix, of the type that call.quant.rounded_to numbers.
+
+fn elements(row: u32, first: u32, count: u32) -> Eight {
+    let dtype = call.quant.rounded_to;
+    var y = Eight(vec4(0.0), vec4(0.0));
+    for (var i = 0u; i < count; i++) {
+        let at = call.gate_offset + row * call.in_stride + first + i;
+        let value = widen_as(dtype, element_at(dtype, at));
+        if i < 4u {
+            y.low[i] = value;
+        } else {
+            y.high[i - 4u] = value;
+        }
+    }
+    return y;
+}
