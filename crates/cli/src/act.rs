@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::time::Instant;
 
-use swiglu::{ActShape, Dispatcher, GatedActivation, Parameters};
+use swiglu::{ActShape, Dispatcher};
 
 use crate::arguments::Act;
 use crate::failure::{Failure, Result};
@@ -9,15 +9,7 @@ use crate::tensor_file::{self, HostTensor};
 
 /// `swiglu act`.
 pub fn act(arguments: &Act, out: &mut impl Write) -> Result<()> {
-    let parameters = Parameters {
-        limit: arguments.limit,
-        alpha: arguments.alpha,
-        beta: arguments.beta,
-        threshold: arguments.threshold,
-        up_bound: arguments.up_bound.map(|b| b.0),
-    };
-    let op = GatedActivation::from_name(&arguments.op, &parameters)?
-        .with_rounding(arguments.rounding.into());
+    let op = arguments.settings.activation(&arguments.op)?;
     let input = tensor_file::read(&arguments.input)?;
     let (shape, output_shape) = shapes(&input)?;
     let device = dispatcher(arguments.platform.as_deref())?.device(&op, input.dtype)?;
@@ -54,7 +46,7 @@ pub fn dispatcher(platform: Option<&str>) -> Result<Dispatcher> {
 }
 
 /// Rows and d of a tensor [.., 2d], and the shape [.., d].
-fn shapes(input: &HostTensor) -> Result<(ActShape, Vec<usize>)> {
+pub fn shapes(input: &HostTensor) -> Result<(ActShape, Vec<usize>)> {
     let bad = || {
         Failure::Input(format!(
             "input: expected shape [.., 2d] with d of at least 1, got {:?}",

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use swiglu::{GatedActivation, Parameters};
 
 /// Gated activations and the DeepSeek-V4 MLP, on every platform of this machine.
 ///
@@ -19,6 +20,7 @@ pub enum Command {
     Run(Run),
     Act(Act),
     Demo(Demo),
+    Verify(Verify),
 }
 
 /// Lists the platforms and devices, what is chosen and why the others are not.
@@ -68,6 +70,22 @@ pub struct Act {
     /// An operator such as silu_and_mul_with_clamp, or a model such as deepseek_v4.
     #[arg(long)]
     pub op: String,
+    #[command(flatten)]
+    pub settings: Settings,
+    /// The input; a name picks one of several tensors.
+    #[arg(long, value_name = "FILE[:NAME]")]
+    pub input: String,
+    /// Takes the output [.., d] as tensor `y`.
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// auto, or a platform's name.
+    #[arg(long)]
+    pub platform: Option<String>,
+}
+
+/// What an operation's name leaves open.
+#[derive(Debug, Args)]
+pub struct Settings {
     /// The limit of the clamp; the operator's own model's unless given.
     #[arg(long, allow_negative_numbers = true)]
     pub limit: Option<f32>,
@@ -86,15 +104,24 @@ pub struct Act {
     /// Where results are rounded.
     #[arg(long, value_enum, default_value_t)]
     pub rounding: RoundingArgument,
-    /// The input; a name picks one of several tensors.
-    #[arg(long, value_name = "FILE[:NAME]")]
-    pub input: String,
-    /// Takes the output [.., d] as tensor `y`.
-    #[arg(long, value_name = "FILE")]
-    pub output: PathBuf,
-    /// auto, or a platform's name.
-    #[arg(long)]
-    pub platform: Option<String>,
+}
+
+impl Settings {
+    /// The operation of this name with these settings.
+    ///
+    /// # Errors
+    /// As [`GatedActivation::from_name`].
+    pub fn activation(&self, name: &str) -> swiglu::Result<GatedActivation> {
+        let parameters = Parameters {
+            limit: self.limit,
+            alpha: self.alpha,
+            beta: self.beta,
+            threshold: self.threshold,
+            up_bound: self.up_bound.map(|b| b.0),
+        };
+        let op = GatedActivation::from_name(name, &parameters)?;
+        Ok(op.with_rounding(self.rounding.into()))
+    }
 }
 
 /// Writes a checkpoint of V4-Flash's shape, runs it on every platform here and checks the results
@@ -112,6 +139,24 @@ pub struct Demo {
     /// auto (all of them), or a platform's name.
     #[arg(long)]
     pub platform: Option<String>,
+}
+
+/// Checks an implementation of a gated activation against the definition: another engine's output
+/// in a file.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// A safetensors file with an engine's `input` [.., 2d] and the `output` [.., d] that it made
+    /// of it: says whether that is the operation, and if not, which known fault explains it.
+    #[arg(long, value_name = "FILE")]
+    pub against: PathBuf,
+    /// An operator such as silu_and_mul_with_clamp, or a model such as deepseek_v4.
+    #[arg(long)]
+    pub op: String,
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Prints JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A number, or `none`.

@@ -8,6 +8,7 @@ mod failure;
 mod probe;
 mod run;
 mod tensor_file;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Run(a) => run::run(&a, &mut out),
         Command::Act(a) => act::act(&a, &mut out),
         Command::Demo(a) => demo::demo(&a, &mut out),
+        Command::Verify(a) => verify::verify(&a, &mut out),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -27,9 +27,14 @@ fn split(argument: &str) -> (PathBuf, Option<&str>) {
 /// Reads one tensor from a safetensors file: the named one, or the only one.
 pub fn read(argument: &str) -> Result<HostTensor> {
     let (path, name) = split(argument);
-    let fail = |source: String| Failure::file(&path, source);
-    let bytes = std::fs::read(&path).map_err(|e| Failure::file(&path, e))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| Failure::file(&path, e))?;
+    read_tensor(&path, name)
+}
+
+/// Reads one tensor from a safetensors file: the one of this name, or the only one.
+pub fn read_tensor(path: &Path, name: Option<&str>) -> Result<HostTensor> {
+    let fail = |source: String| Failure::file(path, source);
+    let bytes = std::fs::read(path).map_err(|e| Failure::file(path, e))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| Failure::file(path, e))?;
     let mut names = file.names();
     names.sort_unstable();
     let name = match (name, names.as_slice()) {

@@ -1,4 +1,5 @@
 //! Running the program, and the small files that it reads and writes.
+#![allow(dead_code, reason = "each test uses its part")]
 
 use std::path::{Path, PathBuf};
 
