@@ -44,6 +44,20 @@ impl LaunchOptions {
             ..self
         }
     }
+
+    /// Enough blocks for this many threads, on a device that `overlaps` launches or does not.
+    pub(crate) fn grid(self, threads: u32, overlaps: bool) -> Result<Grid> {
+        let block = self.threads.unwrap_or(THREADS);
+        if block == 0 || block > 1024 || !block.is_multiple_of(32) {
+            let expected = "a multiple of 32 up to 1024";
+            return Err(CoreError::argument("threads", expected, block).into());
+        }
+        Ok(Grid {
+            blocks: [threads.div_ceil(block), 1],
+            threads: block,
+            programmatic: self.programmatic && overlaps,
+        })
+    }
 }
 
 /// Rows in batches, of which only the first few are in use: \[E, rows, 2d\].
@@ -283,7 +297,7 @@ impl Activations {
         };
         self.context.bind_to_thread().doing("bind the context")?;
         plan::launches(op, call, access, |params| {
-            let grid = self.grid(params.vectors, options)?;
+            let grid = options.grid(params.vectors, self.overlaps)?;
             // SAFETY: by this function's contract, and the plan stays inside of the layouts.
             unsafe { kernel.launch(stream, grid, params) }
         })
@@ -318,22 +332,9 @@ impl Activations {
         };
         self.context.bind_to_thread().doing("bind the context")?;
         plan::launches(&op, &call, Access::Bytes16, |params| {
-            let grid = self.grid(params.vectors, options)?;
+            let grid = options.grid(params.vectors, self.overlaps)?;
             // SAFETY: by this function's contract.
             unsafe { self.copy.launch(stream, grid, params) }
-        })
-    }
-
-    fn grid(&self, vectors: u32, options: LaunchOptions) -> Result<Grid> {
-        let threads = options.threads.unwrap_or(THREADS);
-        if threads == 0 || threads > 1024 || !threads.is_multiple_of(32) {
-            let expected = "a multiple of 32 up to 1024";
-            return Err(CoreError::argument("threads", expected, threads).into());
-        }
-        Ok(Grid {
-            blocks: [vectors.div_ceil(threads), 1],
-            threads,
-            programmatic: options.programmatic && self.overlaps,
         })
     }
 

@@ -3,14 +3,13 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, Backend, DType, Error as CoreError, GatedActivation, GatedMatmul,
-    HostWeight, Matmul, QuantisedMatmul, Support, Tensor, TensorMut,
+    HostWeight, Matmul, Quantisation, Quantised, QuantisedMatmul, QuantisedMut, Support, Tensor,
+    TensorMut,
 };
 
 use crate::{
-    Activations, CudaBuffer, CudaWeight, Error, LaunchOptions, PLATFORM, RawCall, Result,
-    error::Doing,
-    probe::probe,
-    product::{Matrix, Products},
+    Activations, CudaBuffer, CudaWeight, Error, LaunchOptions, PLATFORM, Quantisers, RawCall,
+    RawMatrix, RawQuantised, Result, error::Doing, probe::probe, product::Products,
     weight::to_device,
 };
 
@@ -26,6 +25,7 @@ use crate::{
 pub struct CudaBackend {
     stream: Arc<CudaStream>,
     activations: Activations,
+    quantisers: Quantisers,
     products: Products,
     options: LaunchOptions,
     description: String,
@@ -56,6 +56,7 @@ impl CudaBackend {
         let library = products.library();
         Ok(Self {
             activations,
+            quantisers: Quantisers::new(context)?,
             description: format!("{name}, sm_{major}{minor}, {library}"),
             products,
             options: LaunchOptions::default(),
@@ -73,6 +74,11 @@ impl CudaBackend {
     pub const fn activations(&self) -> &Activations {
         &self.activations
     }
+
+    /// The kernels that quantise, for calls beside this backend's buffers.
+    pub const fn quantisers(&self) -> &Quantisers {
+        &self.quantisers
+    }
 }
 
 fn fits(argument: &'static str, buffer: &CudaBuffer, data: usize) -> swiglu_core::Result<()> {
@@ -83,11 +89,20 @@ fn fits(argument: &'static str, buffer: &CudaBuffer, data: usize) -> swiglu_core
     Err(CoreError::argument(argument, expected, data))
 }
 
-fn matrix(tensor: &Tensor<'_, CudaBuffer>) -> Matrix {
-    Matrix {
+fn matrix(tensor: &Tensor<'_, CudaBuffer>) -> RawMatrix {
+    RawMatrix {
         address: tensor.buffer.address(),
         dtype: tensor.dtype,
         layout: tensor.layout,
+    }
+}
+
+fn quantised(matrix: &Quantised<'_, CudaBuffer>) -> RawQuantised {
+    RawQuantised {
+        codes: matrix.codes.buffer.address(),
+        codes_layout: matrix.codes.layout,
+        scales: matrix.scales.buffer.address(),
+        scales_layout: matrix.scales.layout,
     }
 }
 
@@ -224,7 +239,50 @@ impl Matmul for CudaBackend {
     }
 }
 
-impl ActAndMulQuant for CudaBackend {}
+impl ActAndMulQuant for CudaBackend {
+    fn supports_quant(&self, _quant: &Quantisation, dtype: DType) -> Support {
+        if DType::COMPUTE.contains(&dtype) {
+            Support::Native
+        } else {
+            Support::No(format!("{dtype} is storage only"))
+        }
+    }
+
+    fn quantise(
+        &self,
+        quant: &Quantisation,
+        input: Tensor<'_, CudaBuffer>,
+        output: QuantisedMut<'_, CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_quant(quant, &input, &output)?;
+        let (stream, options) = (self.stream.cu_stream(), self.options);
+        let (input, output) = (matrix(&input), quantised(&output.as_ref()));
+        // SAFETY: the call has been checked against the buffers, which the driver frees only
+        // after the stream's work.
+        unsafe {
+            self.quantisers
+                .quantise_raw(stream, quant, &input, &output, options)
+        }?;
+        Ok(())
+    }
+
+    fn dequantise(
+        &self,
+        quant: &Quantisation,
+        input: Quantised<'_, CudaBuffer>,
+        output: TensorMut<'_, CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_dequant(quant, &input, &output)?;
+        let (stream, options) = (self.stream.cu_stream(), self.options);
+        let (input, output) = (quantised(&input), matrix(&output.as_ref()));
+        // SAFETY: as above.
+        unsafe {
+            self.quantisers
+                .dequantise_raw(stream, quant, &input, &output, options)
+        }?;
+        Ok(())
+    }
+}
 
 impl QuantisedMatmul for CudaBackend {}
 

@@ -44,6 +44,8 @@ mod params;
 mod plan;
 mod probe;
 mod product;
+mod quant;
+mod quant_plan;
 mod select;
 mod weight;
 
@@ -52,6 +54,9 @@ pub use backend::CudaBackend;
 pub use buffer::CudaBuffer;
 pub use error::{Error, Result};
 pub use probe::{DeviceInfo, NotAvailable, probe};
+pub use product::RawMatrix;
+pub use quant::Quantisers;
+pub use quant_plan::RawQuantised;
 pub use weight::CudaWeight;
 
 /// The platform's name.

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Vectors of one launch: their numbers are divided in 32 bits, with room for a last block.
-const MOST: u64 = (1 << 31) - 4096;
+pub(crate) const MOST: u64 = (1 << 31) - 4096;
 
 /// Addresses of the two halves' first elements.
 fn halves(op: &GatedActivation, call: &RawCall, d: usize) -> (u64, u64) {

@@ -20,16 +20,19 @@ static FATBIN: &[u8] = include_bytes!("../fatbin/product.fatbin");
 /// decoding it first.
 const FEW_ROWS: usize = 16;
 
-/// A matrix of x or y: its address, type and layout.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Matrix {
-    pub(crate) address: u64,
-    pub(crate) dtype: DType,
-    pub(crate) layout: RowLayout,
+/// A matrix in bare device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawMatrix {
+    /// Address of the buffer, aligned to its elements.
+    pub address: u64,
+    /// The type of the elements.
+    pub dtype: DType,
+    /// Where the rows lie in the buffer.
+    pub layout: RowLayout,
 }
 
-impl Matrix {
-    fn first(&self) -> u64 {
+impl RawMatrix {
+    pub(crate) fn first(&self) -> u64 {
         self.address + (self.layout.offset * self.dtype.size()) as u64
     }
 }
@@ -122,9 +125,9 @@ impl Products {
     pub(crate) unsafe fn product(
         &self,
         stream: sys::CUstream,
-        x: Matrix,
+        x: RawMatrix,
         weight: &CudaWeight,
-        y: Matrix,
+        y: RawMatrix,
     ) -> Result<()> {
         if x.layout.rows == 0 {
             return Ok(());
@@ -160,9 +163,9 @@ impl Products {
     unsafe fn library_product(
         &self,
         stream: sys::CUstream,
-        x: Matrix,
+        x: RawMatrix,
         weight: &CudaWeight,
-        y: Matrix,
+        y: RawMatrix,
         addresses: Addresses,
     ) -> Result<bool> {
         let Some(lt) = &self.lt else { return Ok(false) };
@@ -183,7 +186,7 @@ impl Products {
         unsafe { lt.product(shape, addresses, stream) }
     }
 
-    fn params(x: Matrix, weight: &CudaWeight, y: Matrix) -> ProductParams {
+    fn params(x: RawMatrix, weight: &CudaWeight, y: RawMatrix) -> ProductParams {
         let scales = weight.scales.as_ref();
         ProductParams {
             x: x.first(),
@@ -212,7 +215,7 @@ impl Products {
         weight: &CudaWeight,
         into: &CudaBuffer,
     ) -> Result<()> {
-        let matrix = Matrix {
+        let matrix = RawMatrix {
             address: into.address(),
             dtype: DType::BF16,
             layout: RowLayout::contiguous(weight.rows, weight.cols),
@@ -233,9 +236,9 @@ impl Products {
     unsafe fn own_product(
         &self,
         stream: sys::CUstream,
-        x: Matrix,
+        x: RawMatrix,
         weight: &CudaWeight,
-        y: Matrix,
+        y: RawMatrix,
     ) -> Result<()> {
         let place = |of: &[DType], dtype| of.iter().position(|d| *d == dtype).unwrap_or(0);
         let pair = place(&DType::COMPUTE, x.dtype) * WEIGHTS.len() + place(&WEIGHTS, weight.dtype);
