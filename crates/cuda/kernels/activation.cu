@@ -37,13 +37,13 @@ __device__ __forceinline__ void act_and_mul(const Params& p) {
         const uint32_t at = row + p.first_row, batch = p.by_batch.quotient(at);
         if ((int64_t)(at - batch * p.batch_rows) >= (int64_t)p.counts[batch]) return;
     }
-    T gate[N], up[N];
+    float gate[N], up[N];
     load_halves<T, N, INTERLEAVED>(p.gate, p.up, from, gate, up);
     V out;
     float y[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-        y[j] = gated<F, C, T, EAGER>(widen(gate[j]), widen(up[j]), p.scalars);
+        y[j] = gated<F, C, T, EAGER>(gate[j], up[j], p.scalars);
     }
     if constexpr (N > 1 && sizeof(T) == 2) {
 #pragma unroll

@@ -1,6 +1,6 @@
 // How kernels of one vector a thread find their place, and read and write memory.
 #pragma once
-#include <cstdint>
+#include "numbers.cuh"
 
 // Divides by a number that the host has turned into a multiplication: right for n < 2^31.
 struct Divisor {
@@ -51,33 +51,54 @@ template <typename T, Access A> __device__ constexpr int lanes() {
     return A == Access::Element ? 1 : (A == Access::Bytes16 ? 16 : 32) / (int)sizeof(T);
 }
 
-// N elements of each half from places in a row: interleaved rows begin at `first`, and `second` is
+// A vector's numbers as f32.
+template <typename T, int N>
+__device__ __forceinline__ void widen_all(const Vector<T, N>& from, float (&to)[N]) {
+    if constexpr (__is_same(T, bf16) && N > 1) {
+        // The halves of a word by themselves, an instruction each.
+        const uint32_t* words = (const uint32_t*)&from;
+#pragma unroll
+        for (int j = 0; j < N; j += 2) {
+            to[j] = __uint_as_float(words[j / 2] << 16);
+            to[j + 1] = __uint_as_float(words[j / 2] & 0xffff0000u);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < N; ++j) to[j] = widen(from.x[j]);
+    }
+}
+
+// N elements of each half from a place in a row: interleaved rows begin at `first`, and `second` is
 // not read.
 template <typename T, int N, bool INTERLEAVED>
 __device__ __forceinline__ void load_halves(
-    const void* first, const void* second, uint64_t from, T (&gate)[N], T (&up)[N]) {
+    const void* first, const void* second, uint64_t from, float (&gate)[N], float (&up)[N]) {
     using V = Vector<T, N>;
+    V a, b;
     if constexpr (INTERLEAVED) {
-        const V a = load<T, N>(first, from), b = load<T, N>(first, from + N);
+        a = load<T, N>(first, from);
+        b = load<T, N>(first, from + N);
+        float x[N], y[N];
+        widen_all(a, x);
+        widen_all(b, y);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
             const int g = 2 * j, u = 2 * j + 1;
-            gate[j] = g < N ? a.x[g] : b.x[g - N];
-            up[j] = u < N ? a.x[u] : b.x[u - N];
+            gate[j] = g < N ? x[g] : y[g - N];
+            up[j] = u < N ? x[u] : y[u - N];
         }
     } else {
-        V g, u;
 #if __CUDA_ARCH__ >= 1000
         if constexpr (sizeof(V) == 32) {
-            g = load32<V>((const T*)first + from);
-            u = load32<V>((const T*)second + from);
+            a = load32<V>((const T*)first + from);
+            b = load32<V>((const T*)second + from);
         } else
 #endif
         {
-            g = load<T, N>(first, from);
-            u = load<T, N>(second, from);
+            a = load<T, N>(first, from);
+            b = load<T, N>(second, from);
         }
-#pragma unroll
-        for (int j = 0; j < N; ++j) gate[j] = g.x[j], up[j] = u.x[j];
+        widen_all(a, gate);
+        widen_all(b, up);
     }
 }

@@ -55,6 +55,19 @@ template <> __device__ __forceinline__ float rounded<bf16>(float x) {
     return __bfloat162float(__float2bfloat16_rn(x));
 }
 
+// The same of two at once.
+template <typename T> __device__ __forceinline__ void round_pair(float& a, float& b);
+template <> __device__ __forceinline__ void round_pair<float>(float&, float&) {}
+template <> __device__ __forceinline__ void round_pair<f16>(float& a, float& b) {
+    const __half2 both = __floats2half2_rn(a, b);
+    a = __low2float(both), b = __high2float(both);
+}
+template <> __device__ __forceinline__ void round_pair<bf16>(float& a, float& b) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
+    const uint32_t word = *(const uint32_t*)&both;
+    a = __uint_as_float(word << 16), b = __uint_as_float(word & 0xffff0000u);
+}
+
 // fminf and fmaxf take a NaN to the limit; these let it through.
 __device__ __forceinline__ float min_nan(float x, float limit) {
     float y;

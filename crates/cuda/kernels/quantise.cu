@@ -9,11 +9,7 @@ template <typename T, bool VECTOR> __device__ __forceinline__ void quantise(cons
     begin();
     float y[N] = {};
     if constexpr (VECTOR) {
-        if (at.count > 0) {
-            const auto x = load<T, N>(p.gate, from);
-#pragma unroll
-            for (int j = 0; j < N; ++j) y[j] = widen(x.x[j]);
-        }
+        if (at.count > 0) widen_all(load<T, N>(p.gate, from), y);
     } else {
 #pragma unroll
         for (int j = 0; j < N; ++j) {

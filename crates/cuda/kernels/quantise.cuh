@@ -81,11 +81,16 @@ __device__ __forceinline__ uint32_t group_max(uint32_t x, uint32_t group_log) {
 // All threads of the warp take part.
 template <int N, bool VECTOR>
 __device__ __forceinline__ void write_quantised(const QuantParams& p, const Place& at, float (&y)[N]) {
-    float largest = 0.0f;
+    float largest[N / 2];
 #pragma unroll
-    for (int j = 0; j < N; ++j) largest = max_nan(largest, fabsf(y[j]));
+    for (int j = 0; j < N / 2; ++j) largest[j] = max_nan(fabsf(y[j]), fabsf(y[j + N / 2]));
+#pragma unroll
+    for (int n = N / 4; n > 0; n /= 2) {
+#pragma unroll
+        for (int j = 0; j < n; ++j) largest[j] = max_nan(largest[j], largest[j + n]);
+    }
     // As an integer a NaN is larger than any number.
-    const uint32_t bits = group_max(__float_as_uint(largest), p.group_log);
+    const uint32_t bits = group_max(__float_as_uint(largest[0]), p.group_log);
     const uint32_t amax = max(bits, __float_as_uint(p.floor));
 
     const uint64_t word = at.row * p.scale_row + (at.group >> p.word_log) * p.scale_word;

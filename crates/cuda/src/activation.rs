@@ -69,6 +69,18 @@ pub struct Batches {
     pub counts: u64,
 }
 
+impl Batches {
+    /// Checks the batches of an input of so many rows.
+    pub(crate) fn check(&self, rows: usize) -> Result<()> {
+        let whole = self.rows > 0 && rows.is_multiple_of(self.rows);
+        if whole && rows < 1 << 31 {
+            return Ok(());
+        }
+        let expected = format!("batches of {} rows, fewer than 2^31 in all", self.rows);
+        Err(CoreError::argument("input", expected, rows).into())
+    }
+}
+
 /// A call over bare device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawCall {
@@ -101,11 +113,7 @@ impl RawCall {
             }
         }
         if let Some(batches) = &self.batches {
-            let whole = batches.rows > 0 && shape.rows.is_multiple_of(batches.rows);
-            if !whole || shape.rows >= 1 << 31 {
-                let expected = format!("batches of {} rows, fewer than 2^31 in all", batches.rows);
-                return Err(CoreError::argument("input", expected, shape.rows).into());
-            }
+            batches.check(shape.rows)?;
         }
         Ok(shape)
     }
@@ -350,7 +358,7 @@ impl Activations {
 /// Threads of a block.
 const THREADS: u32 = 128;
 
-fn unsupported(op: &GatedActivation, dtype: DType) -> Error {
+pub(crate) fn unsupported(op: &GatedActivation, dtype: DType) -> Error {
     Error::Call(CoreError::Unsupported {
         platform: PLATFORM.to_owned(),
         what: op.name().to_owned(),

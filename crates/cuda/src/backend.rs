@@ -3,14 +3,14 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, Backend, DType, Error as CoreError, GatedActivation, GatedMatmul,
-    HostWeight, Matmul, Quantisation, Quantised, QuantisedMatmul, QuantisedMut, Support, Tensor,
-    TensorMut,
+    HostWeight, Matmul, QuantOptions, Quantisation, Quantised, QuantisedMatmul, QuantisedMut,
+    Support, Tensor, TensorMut,
 };
 
 use crate::{
-    Activations, CudaBuffer, CudaWeight, Error, LaunchOptions, PLATFORM, Quantisers, RawCall,
-    RawMatrix, RawQuantised, Result, error::Doing, probe::probe, product::Products,
-    weight::to_device,
+    Activations, Batches, CudaBuffer, CudaWeight, Error, LaunchOptions, PLATFORM, Quantisers,
+    RawCall, RawMatrix, RawQuantCall, RawQuantised, Result, error::Doing, probe::probe,
+    product::Products, weight::to_device,
 };
 
 /// CUDA, on the caller's own stream. Everything is enqueued there, in order.
@@ -246,6 +246,35 @@ impl ActAndMulQuant for CudaBackend {
         } else {
             Support::No(format!("{dtype} is storage only"))
         }
+    }
+
+    fn act_and_mul_quant(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantisation,
+        input: Tensor<'_, CudaBuffer>,
+        output: QuantisedMut<'_, CudaBuffer>,
+        extra: QuantOptions<'_, CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_act_quant(op, quant, &input, &output, &extra)?;
+        let call = RawQuantCall {
+            input: matrix(&input),
+            output: quantised(&output.as_ref()),
+            route: extra.route.map(CudaBuffer::address),
+            batches: extra.batch.map(|b| Batches {
+                rows: b.rows,
+                counts: b.counts.address(),
+            }),
+            hits: extra.hits.map(|b| b.address()),
+        };
+        let (stream, options) = (self.stream.cu_stream(), self.options);
+        // SAFETY: the call has been checked against the buffers, which the driver frees only
+        // after the stream's work.
+        unsafe {
+            self.quantisers
+                .act_and_mul_quant_raw(stream, op, quant, &call, options)
+        }?;
+        Ok(())
     }
 
     fn quantise(

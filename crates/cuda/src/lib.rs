@@ -55,7 +55,7 @@ pub use buffer::CudaBuffer;
 pub use error::{Error, Result};
 pub use probe::{DeviceInfo, NotAvailable, probe};
 pub use product::RawMatrix;
-pub use quant::Quantisers;
+pub use quant::{Quantisers, RawQuantCall};
 pub use quant_plan::RawQuantised;
 pub use weight::CudaWeight;
 

@@ -3,17 +3,70 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, sys};
-use swiglu_core::{ActShape, DType, Error as CoreError, Quantisation};
+use swiglu_core::{ActShape, DType, Error as CoreError, GatedActivation, Quantisation, Rounding};
 
 use crate::{
-    LaunchOptions, RawMatrix, RawQuantised, Result,
+    Batches, LaunchOptions, RawMatrix, RawQuantised, Result,
+    activation::unsupported,
     driver::{Function, Module},
     error::Doing,
-    params::QuantParams,
+    params::{Divisor, QuantParams},
+    plan,
     quant_plan::check_aligned,
+    select::{self, SHAPES, TYPES},
 };
 
 static FATBIN: &[u8] = include_bytes!("../fatbin/quantise.fatbin");
+static FUSED: &[u8] = include_bytes!("../fatbin/act_quant.fatbin");
+
+/// A fused activation and quantisation over bare device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawQuantCall {
+    /// \[T, 2d\].
+    pub input: RawMatrix,
+    /// \[T, d\].
+    pub output: RawQuantised,
+    /// Address of an f32 for each row, that multiplies it before it is rounded.
+    pub route: Option<u64>,
+    /// Whether only some rows of each batch are in use.
+    pub batches: Option<Batches>,
+    /// Address of three u32 that the call adds to: see [`swiglu_core::QuantOptions::hits`].
+    pub hits: Option<u64>,
+}
+
+impl RawQuantCall {
+    fn check(&self, op: &GatedActivation, quant: &Quantisation) -> Result<ActShape> {
+        let shape = ActShape::of_input(self.input.dtype, &self.input.layout)?;
+        check_aligned("input", &self.input)?;
+        self.output.check(quant, shape)?;
+        if op.rounding() == Rounding::Eager {
+            if !quant.materialize() {
+                let expected = "true in eager rounding, whose result is rounded";
+                return Err(CoreError::argument("materialize", expected, false).into());
+            }
+            if self.route.is_some() {
+                let expected = "none in eager rounding, which does not define its place";
+                return Err(CoreError::argument("route", expected, "a route weight").into());
+            }
+        }
+        if let Some(batches) = &self.batches {
+            batches.check(shape.rows)?;
+        }
+        let counts = self.batches.map(|b| b.counts);
+        for (argument, address) in [
+            ("route", self.route),
+            ("counts", counts),
+            ("hits", self.hits),
+        ] {
+            if let Some(address) = address.filter(|a| !a.is_multiple_of(4)) {
+                let got = format!("{address:#x}");
+                let expected = "an address aligned to 4 bytes";
+                return Err(CoreError::argument(argument, expected, got).into());
+            }
+        }
+        Ok(shape)
+    }
+}
 
 /// A kernel in its two accesses: single elements, and 16-byte vectors.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +82,30 @@ impl Accesses {
     }
 }
 
+/// The kernels of an activation: those without hits, and where there is a clamp those with.
+#[derive(Clone, Copy, Debug)]
+struct Fused {
+    plain: Accesses,
+    hits: Option<Accesses>,
+}
+
+impl Fused {
+    fn load(module: &Module, shape: usize, typed: usize) -> Result<Self> {
+        let (name, clamped) = select::quant_name(shape, typed);
+        let plain = Accesses::load(module, &name)?;
+        let hits = if clamped {
+            let vectors = module.function(&format!("{name}_16bytes_hits"))?;
+            Some(Accesses([plain.0[0], vectors]))
+        } else {
+            None
+        };
+        Ok(Self { plain, hits })
+    }
+}
+
+/// Threads of a block that counts: a block adds to the counters once.
+const COUNTING_THREADS: u32 = 512;
+
 /// The kernels that quantise, loaded into a context.
 #[derive(Debug)]
 pub struct Quantisers {
@@ -36,8 +113,10 @@ pub struct Quantisers {
     /// By [`DType::COMPUTE`]'s order.
     quantise: Vec<Accesses>,
     dequantise: Vec<Accesses>,
+    /// By [`SHAPES`] and then [`TYPES`].
+    fused: Vec<Fused>,
     overlaps: bool,
-    _module: Module,
+    _modules: [Module; 2],
 }
 
 /// The place of a type in [`DType::COMPUTE`].
@@ -54,6 +133,7 @@ impl Quantisers {
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
         let (major, _) = context.compute_capability().doing("ask for the device")?;
         let module = Module::load(context, FATBIN)?;
+        let fused = Module::load(context, FUSED)?;
         let of_types = |name: &str| -> Result<Vec<Accesses>> {
             let of_type = |t: DType| Accesses::load(&module, &format!("{name}_{t}"));
             DType::COMPUTE.into_iter().map(of_type).collect()
@@ -62,9 +142,60 @@ impl Quantisers {
             context: context.clone(),
             quantise: of_types("quantise")?,
             dequantise: of_types("dequantise")?,
+            fused: (0..SHAPES.len() * TYPES.len())
+                .map(|i| Fused::load(&fused, i / TYPES.len(), i % TYPES.len()))
+                .collect::<Result<_>>()?,
             overlaps: major >= 9,
-            _module: module,
+            _modules: [module, fused],
         })
+    }
+
+    /// Enqueues `output = quant(op(input))` in one pass over bare memory on a bare stream.
+    ///
+    /// # Safety
+    /// As [`crate::Activations::act_and_mul_raw`], for all the addresses of the call.
+    ///
+    /// # Errors
+    /// As [`ActShape::of_input`] and [`Self::quantise_raw`]; a route weight or `materialize` =
+    /// false with [`Rounding::Eager`]; an activation that no kernel was compiled for.
+    pub unsafe fn act_and_mul_quant_raw(
+        &self,
+        stream: sys::CUstream,
+        op: &GatedActivation,
+        quant: &Quantisation,
+        call: &RawQuantCall,
+        options: LaunchOptions,
+    ) -> Result<()> {
+        let shape = call.check(op, quant)?;
+        let dtype = call.input.dtype;
+        let found = select::shape(op).zip(select::typed(dtype, op.rounding()));
+        let Some((form, typed)) = found else {
+            return Err(unsupported(op, dtype));
+        };
+        let half = (shape.d * dtype.size()) as u64;
+        let (gate, up) = plan::halves(op, call.input.first(), half);
+        let batch_rows = call.batches.map_or(1, |b| b.rows) as u32;
+        let params = QuantParams {
+            gate,
+            up,
+            route: call.route.unwrap_or(0),
+            counts: call.batches.map_or(0, |b| b.counts),
+            hits: call.hits.unwrap_or(0),
+            batch_rows,
+            by_batch: Divisor::new(batch_rows),
+            scalars: select::scalars(op),
+            ..QuantParams::new(quant, &call.input, &call.output)?
+        };
+        let fused = &self.fused[form * TYPES.len() + typed];
+        // Without a clamp nothing is hit.
+        let counting = fused.hits.as_ref().filter(|_| call.hits.is_some());
+        let options = LaunchOptions {
+            threads: options.threads.or(counting.map(|_| COUNTING_THREADS)),
+            ..options
+        };
+        let kernels = counting.unwrap_or(&fused.plain);
+        // SAFETY: by this function's contract.
+        unsafe { self.launch(stream, kernels, params, &call.input, options) }
     }
 
     /// Enqueues `output = quant(input)` over bare memory on a bare stream: both \[T, d\].
