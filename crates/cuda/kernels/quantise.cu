@@ -26,16 +26,30 @@ template <typename T> __device__ __forceinline__ T product_of(float code, float 
     return narrow<T>((double)code * scale);
 }
 
+__device__ __forceinline__ float scale_at(const QuantParams& p, uint32_t row, uint32_t group) {
+    const uint64_t word = row * p.scale_row + (group >> p.word_log) * p.scale_word;
+    const uint64_t at = word + (group & ((1u << p.word_log) - 1));
+    return p.power_of_two ? power(((const uint8_t*)p.scales)[at]) : ((const float*)p.scales)[at];
+}
+
+// Scales as cublasLt takes them: f32s, those of a group of columns one after another. Here
+// `row_threads` are the rows.
+extern "C" __global__ void __launch_bounds__(1024)
+scales_to_f32_columns(const __grid_constant__ QuantParams p) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    begin();
+    if (i >= p.threads) return;
+    const uint32_t group = p.by_row.quotient(i);
+    ((float*)p.gate)[i] = scale_at(p, i - group * p.row_threads, group);
+}
+
 // The way back: `gate` is what is written, with `input_stride`.
 template <typename T, bool VECTOR> __device__ __forceinline__ void dequantise(const QuantParams& p) {
     constexpr int N = per_thread<T>();
     const Place at = place<N>(p);
     begin();
     if (at.count == 0) return;
-    const uint64_t word = at.row * p.scale_row + (at.group >> p.word_log) * p.scale_word;
-    const uint64_t scale_at = word + (at.group & ((1u << p.word_log) - 1));
-    const float scale = p.power_of_two ? power(((const uint8_t*)p.scales)[scale_at])
-                                       : ((const float*)p.scales)[scale_at];
+    const float scale = scale_at(p, at.row, at.group);
     const uint8_t* from = p.codes + at.row * p.codes_stride + at.column;
     T* to = (T*)p.gate + at.row * p.input_stride + at.column;
     const auto value = [&](uint8_t code) {

@@ -19,7 +19,8 @@ use crate::{
 /// shape is chosen at the first product of that shape, so run each once before capturing a
 /// graph), f32 without TF32. FP8 weights are decoded on the way by kernels of our own: for few
 /// rows of x while they are read, for many to bf16 first where that is exact. Every other pair of
-/// types runs a plain kernel that multiplies in f32. The memory to decode into is one for all
+/// types runs a plain kernel that multiplies in f32. Codes of FP8 are multiplied on tensor cores or
+/// widened first: see [`QuantisedMatmul::matmul_quantised`] below. The memory to decode into is one for all
 /// weights, as large as the largest asks, made when it is loaded: a graph that was captured
 /// before a larger weight was loaded must not be replayed after.
 pub struct CudaBackend {
@@ -313,6 +314,56 @@ impl ActAndMulQuant for CudaBackend {
     }
 }
 
-impl QuantisedMatmul for CudaBackend {}
+impl QuantisedMatmul for CudaBackend {
+    fn supports_quantised(&self, quant: &Quantisation, weight: DType) -> Support {
+        let codes = self.products.multiplies_codes() && quant.group() == 128;
+        match self.supports_weight(weight) {
+            Support::No(reason) => Support::No(reason),
+            _ if codes && weight == DType::F8E4M3 => Support::Native,
+            _ => Support::Emulated("codes are widened before the product".to_owned()),
+        }
+    }
+
+    /// On Hopper with cublasLt from 12.9 on, FP8 tensor cores multiply codes in groups of 128 by
+    /// FP8 weights in blocks of 128 x 128, where T is a multiple of 4, N of 4 and K of 16 and rows
+    /// begin at multiples of 16 bytes. Scales that are not f32 in columns without gaps are written
+    /// to `widened` as such first, if that has no gaps. Every other product multiplies what
+    /// [`ActAndMulQuant::dequantise`] writes to `widened`.
+    fn matmul_quantised(
+        &self,
+        quant: &Quantisation,
+        x: Quantised<'_, CudaBuffer>,
+        weight: &CudaWeight,
+        mut widened: TensorMut<'_, CudaBuffer>,
+        y: TensorMut<'_, CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_matmul(&widened.as_ref(), weight, &y)?;
+        self.check_dequant(quant, &x, &widened)?;
+        let (from, room, to) = (
+            quantised(&x),
+            matrix(&widened.as_ref()),
+            matrix(&y.as_ref()),
+        );
+        let stream = self.stream.cu_stream();
+        // SAFETY: the call has been checked against the buffers, which the driver frees only
+        // after the stream's work.
+        let done = unsafe {
+            self.products.quantised_product(
+                stream,
+                &self.quantisers,
+                quant,
+                &from,
+                weight,
+                &room,
+                &to,
+            )
+        }?;
+        if done {
+            return Ok(());
+        }
+        self.dequantise(quant, x, widened.reborrow())?;
+        self.matmul(widened.as_ref(), weight, y)
+    }
+}
 
 impl GatedMatmul for CudaBackend {}

@@ -113,6 +113,7 @@ pub struct Quantisers {
     /// By [`DType::COMPUTE`]'s order.
     quantise: Vec<Accesses>,
     dequantise: Vec<Accesses>,
+    columns: Function,
     /// By [`SHAPES`] and then [`TYPES`].
     fused: Vec<Fused>,
     overlaps: bool,
@@ -142,6 +143,7 @@ impl Quantisers {
             context: context.clone(),
             quantise: of_types("quantise")?,
             dequantise: of_types("dequantise")?,
+            columns: module.function("scales_to_f32_columns")?,
             fused: (0..SHAPES.len() * TYPES.len())
                 .map(|i| Fused::load(&fused, i / TYPES.len(), i % TYPES.len()))
                 .collect::<Result<_>>()?,
@@ -240,6 +242,36 @@ impl Quantisers {
         let params = QuantParams::new(quant, output, input)?;
         // SAFETY: by this function's contract.
         unsafe { self.launch(stream, kernels, params, output, options) }
+    }
+
+    /// Enqueues the scales as f32s in columns without gaps, to the start of `to`; false where they
+    /// are too many for one launch.
+    ///
+    /// # Safety
+    /// As [`Self::quantise_raw`]; there is room for a scale of 4 bytes for each group.
+    pub(crate) unsafe fn scales_to_columns(
+        &self,
+        stream: sys::CUstream,
+        quant: &Quantisation,
+        from: &RawQuantised,
+        to: &RawMatrix,
+    ) -> Result<bool> {
+        let (rows, groups) = (from.scales_layout.rows, from.scales_layout.groups);
+        let count = (rows as u64).saturating_mul(groups as u64);
+        if count == 0 || count > plan::MOST {
+            return Ok(false);
+        }
+        let params = QuantParams {
+            threads: count as u32,
+            row_threads: rows as u32,
+            by_row: Divisor::new(rows as u32),
+            ..QuantParams::new(quant, to, from)?
+        };
+        self.context.bind_to_thread().doing("bind the context")?;
+        let grid = LaunchOptions::default().grid(params.threads, self.overlaps)?;
+        // SAFETY: by this function's contract.
+        unsafe { self.columns.launch(stream, grid, &params) }?;
+        Ok(true)
     }
 
     unsafe fn launch(

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod case;
+mod products;
 mod raw;
 
 use swiglu_core::reference::Reference;
