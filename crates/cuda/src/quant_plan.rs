@@ -74,11 +74,12 @@ impl QuantParams {
     ) -> Result<Self> {
         let (codes, scales) = (&quantised.codes_layout, &quantised.scales_layout);
         let group_threads = quant.group() / per_thread(numbers.dtype);
-        let row_threads = (scales.groups * group_threads) as u64;
-        let Ok(d) = u32::try_from(codes.cols) else {
-            let expected = "fewer than 2^32 columns of codes";
+        // So that a thread's column, in the last group's rest too, is a u32.
+        if codes.cols >= 1 << 31 {
+            let expected = "fewer than 2^31 columns";
             return Err(CoreError::argument("codes", expected, codes.cols).into());
-        };
+        }
+        let row_threads = (scales.groups * group_threads) as u32;
         let stride = scales.stride as u64;
         let (scale_row, scale_word, word_log) = match scales.order {
             ScaleOrder::RowMajor => (stride, 1, 0),
@@ -98,12 +99,12 @@ impl QuantParams {
             scale_row,
             scale_word,
             threads: 0,
-            row_threads: row_threads as u32,
-            by_row: Divisor::new(row_threads as u32),
+            row_threads,
+            by_row: Divisor::new(row_threads),
             batch_rows: 1,
             first_row: 0,
             by_batch: Divisor::new(1),
-            d,
+            d: codes.cols as u32,
             groups: scales.groups as u32,
             group_log: group_threads.ilog2(),
             word_log,

@@ -1,6 +1,8 @@
 //! Bare pointers, and calls that are captured or refused.
 
-use cudarc::driver::sys;
+use std::io::Write;
+
+use cudarc::driver::{DevicePtr, sys};
 use swiglu_core::reference::Reference;
 use swiglu_core::{
     Backend, DType, GatedActivation, Quantisation, Rounding, RowLayout, ScaleFormat, ScaleLayout,
@@ -75,6 +77,62 @@ fn captured_calls_replay_with_and_without_programmatic_launch() {
             let got: &[bf16] = bytemuck::cast_slice(&got);
             assert!(got.iter().any(|y| y.to_f32() > 1.0) && got.iter().all(|y| y.is_finite()));
         }
+    }
+}
+
+/// 2^31 + 2^13 elements of input, in vectors and in single elements: the last row is the reference's.
+#[test]
+fn offsets_beyond_2_to_the_31_are_reached() {
+    let Some((backend, _turn)) = open() else {
+        return;
+    };
+    let (op, quant) = (GatedActivation::deepseek_v4(), Quantisation::deepseek_v4());
+    let stream = backend.device();
+    for (rows, d) in [((1 << 18) + 1, 4096), (1_048_592, 1025)] {
+        let scales_layout =
+            ScaleLayout::contiguous(quant.format(), ScaleOrder::RowMajor, rows, quant.groups(d));
+        let Ok(mut x) = stream.alloc_zeros::<bf16>(rows * 2 * d) else {
+            let _ = writeln!(std::io::stderr(), "skipped: cuda: too little memory");
+            return;
+        };
+        let codes = stream.alloc_zeros::<u8>(rows * d).unwrap();
+        let scales = stream
+            .alloc_zeros::<u8>(scales_layout.bytes().unwrap())
+            .unwrap();
+        let row: Vec<bf16> = Numbers::new(4).values(2 * d, 15.0);
+        let from = (rows - 1) * 2 * d;
+        stream.memcpy_htod(&row, &mut x.slice_mut(from..)).unwrap();
+        let call = RawQuantCall {
+            input: RawMatrix {
+                address: x.device_ptr(stream).0,
+                dtype: DType::BF16,
+                layout: RowLayout::contiguous(rows, 2 * d),
+            },
+            output: RawQuantised {
+                codes: codes.device_ptr(stream).0,
+                codes_layout: RowLayout::contiguous(rows, d),
+                scales: scales.device_ptr(stream).0,
+                scales_layout,
+            },
+            route: None,
+            batches: None,
+            hits: None,
+        };
+        let (cu, options) = (stream.cu_stream(), LaunchOptions::default());
+        let kernels = backend.quantisers();
+        // SAFETY: the slices hold the matrices.
+        unsafe { kernels.act_and_mul_quant_raw(cu, &op, &quant, &call, options) }.unwrap();
+        let y = activated(&backend, &op, &row, d);
+        let want = Case::new(None, quant, 1, d).run(&Reference, &y);
+        let got = stream.clone_dtoh(&codes.slice((rows - 1) * d..)).unwrap();
+        assert_eq!(got, want.0[..d]);
+        let groups = quant.groups(d);
+        let got = stream
+            .clone_dtoh(&scales.slice((rows - 1) * groups..))
+            .unwrap();
+        assert_eq!(got, want.1[..groups]);
+        let first = stream.clone_dtoh(&scales.slice(..groups)).unwrap();
+        assert!(first.iter().all(|&s| s == 105), "the scale of zeros");
     }
 }
 
