@@ -30,7 +30,7 @@ const PACKAGES: [&str; 5] = [
     "nvidia-cuda-cccl==13.0.85",
 ];
 
-const SOURCES: [&str; 2] = ["activation", "product"];
+const SOURCES: [&str; 4] = ["activation", "act_quant", "product", "quantise"];
 
 const FLAGS: [&str; 11] = [
     "-std=c++17",

@@ -1,17 +1,23 @@
 //! Times the activation against the limit of the memory, in CUDA graphs, on cold buffers:
 //!
-//!     cargo run --release -p swiglu-cuda --example cuda_bench [--sweep]
+//!     cargo run --release -p swiglu-cuda --example cuda_bench [--sweep | --quant]
 //!
 //! Each graph holds many calls over a ring of buffers larger than the L2; a time is the median
 //! over replays, divided by the calls. The limit is a kernel of the same shape that moves as many
-//! bytes, run between the replays of the others. `--sweep` tries the sizes of a block.
+//! bytes, run between the replays of the others. `--sweep` tries the sizes of a block, `--quant`
+//! times the activation that quantises against the one that does not.
 #![allow(clippy::print_stdout)]
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, sys};
-use swiglu_core::{DType, GatedActivation, RowLayout};
-use swiglu_cuda::{Activations, CudaBackend, LaunchOptions, RawCall, cudarc};
+use swiglu_core::{
+    DType, GatedActivation, Quantisation, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder,
+};
+use swiglu_cuda::{
+    Activations, CudaBackend, LaunchOptions, Quantisers, RawCall, RawMatrix, RawQuantCall,
+    RawQuantised, cudarc,
+};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -36,12 +42,38 @@ struct Case {
 struct Bench {
     stream: Arc<CudaStream>,
     activations: Activations,
+    quantisers: Quantisers,
 }
 
 #[derive(Clone, Copy)]
 enum Kernel {
     Activation(GatedActivation),
+    Quantised(GatedActivation, Quantisation, ScaleOrder),
     Copy,
+}
+
+/// What the bench is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Limit,
+    Blocks,
+    Quantised,
+}
+
+/// Codes in the first half of a slot for y, scales in the second.
+fn quantised(
+    quant: &Quantisation,
+    order: ScaleOrder,
+    t: usize,
+    d: usize,
+    slot: u64,
+) -> RawQuantised {
+    RawQuantised {
+        codes: slot,
+        codes_layout: RowLayout::contiguous(t, d),
+        scales: slot + (t * d) as u64,
+        scales_layout: ScaleLayout::contiguous(quant.format(), order, t, quant.groups(d)),
+    }
 }
 
 impl Bench {
@@ -81,6 +113,21 @@ impl Bench {
                         self.activations
                             .act_and_mul_raw(stream, &op, &call, options)?;
                     }
+                    Kernel::Quantised(op, quant, order) => {
+                        let call = RawQuantCall {
+                            input: RawMatrix {
+                                address: input,
+                                dtype,
+                                layout: RowLayout::contiguous(t, 2 * d),
+                            },
+                            output: quantised(&quant, order, t, d, output),
+                            route: None,
+                            batches: None,
+                            hits: None,
+                        };
+                        self.quantisers
+                            .act_and_mul_quant_raw(stream, &op, &quant, &call, options)?;
+                    }
                 }
             }
         }
@@ -116,7 +163,7 @@ impl Bench {
         Ok(cases.into_iter().map(median).collect())
     }
 
-    fn shape(&self, dtype: DType, (t, d): (usize, usize), sweep: bool) -> Result<(), Failure> {
+    fn shape(&self, dtype: DType, (t, d): (usize, usize), table: Table) -> Result<(), Failure> {
         let bytes = t * d * dtype.size();
         let ring = (COLD / (3 * bytes)).max(2);
         // Random bits of small numbers: 0x3c to 0x3f above, anything below.
@@ -146,13 +193,16 @@ impl Bench {
         ];
         let plain = LaunchOptions::default();
         let pdl = LaunchOptions::programmatic();
-        let clamp = Kernel::Activation(GatedActivation::deepseek_v4());
+        let op = GatedActivation::deepseek_v4();
+        let clamp = Kernel::Activation(op);
         let silu = Kernel::Activation(GatedActivation::silu_and_mul());
         let replays = if bytes > 100 << 20 { 8 } else { 20 };
-        if sweep {
+        if table == Table::Blocks {
             let sizes = [64, 128, 192, 256, 384, 512, 1024];
             let mut line = Vec::new();
-            for kernel in [Kernel::Copy, clamp] {
+            let quant = Quantisation::deepseek_v4();
+            let quant = Kernel::Quantised(op, quant, ScaleOrder::RowMajor);
+            for kernel in [Kernel::Copy, clamp, quant] {
                 let cases = sizes
                     .iter()
                     .map(|&n| self.case(kernel, dtype, (t, d), memory, ring, pdl.with_threads(n)))
@@ -162,6 +212,31 @@ impl Bench {
             println!("{t} x {d} {dtype}, PDL, threads {sizes:?}");
             println!("    copy  {:.2?}", line[0]);
             println!("    clamp {:.2?}", line[1]);
+            println!("    quant {:.2?}", line[2]);
+            return Ok(());
+        }
+        if table == Table::Quantised {
+            let v4 = Quantisation::deepseek_v4();
+            let f32s = Quantisation::new(128, ScaleFormat::F32)?;
+            let kernels = [
+                clamp,
+                Kernel::Quantised(op, v4, ScaleOrder::RowMajor),
+                Kernel::Quantised(op, v4, ScaleOrder::Packed),
+                Kernel::Quantised(op, f32s, ScaleOrder::ColumnMajor),
+                Kernel::Quantised(op, Quantisation::deepseek_v4_1(), ScaleOrder::RowMajor),
+            ];
+            let cases = [plain, pdl]
+                .into_iter()
+                .flat_map(|o| kernels.map(|k| (k, o)));
+            let cases = cases
+                .map(|(k, o)| self.case(k, dtype, (t, d), memory, ring, o))
+                .collect::<Result<Vec<_>, _>>()?;
+            let m = self.medians(cases, replays)?;
+            for (m, launch) in m.chunks(kernels.len()).zip(["plain", "PDL"]) {
+                print!("| {t} x {d} | {dtype} | {launch} | {:.2} |", m[0]);
+                m[1..].iter().for_each(|m| print!(" {m:.2} |"));
+                println!(" {:.3} |", m[1] / m[0]);
+            }
             return Ok(());
         }
         let cases = [
@@ -192,7 +267,12 @@ impl Bench {
 }
 
 fn main() -> Result<(), Failure> {
-    let sweep = std::env::args().any(|a| a == "--sweep");
+    let asked = |flag: &str| std::env::args().any(|a| a == flag);
+    let table = match (asked("--sweep"), asked("--quant")) {
+        (true, _) => Table::Blocks,
+        (_, true) => Table::Quantised,
+        _ => Table::Limit,
+    };
     let info = swiglu_cuda::probe()?;
     let context = CudaContext::new(info.ordinal)?;
     // SAFETY: every slice is used on one stream alone.
@@ -205,21 +285,32 @@ fn main() -> Result<(), Failure> {
     );
     let bench = Bench {
         activations: Activations::new(&context)?,
+        quantisers: Quantisers::new(&context)?,
         stream,
     };
-    if !sweep {
-        println!(
-            "microseconds a call, medians; limit/ours is the faster copy over clamp with PDL\n"
-        );
-        println!(
-            "| T x d | type | copy | copy, PDL | clamp | clamp, PDL | silu, PDL | limit/ours | TB/s |"
-        );
-        println!("|---|---|---|---|---|---|---|---|---|");
+    match table {
+        Table::Limit => {
+            println!(
+                "microseconds a call, medians; limit/ours is the faster copy over clamp with PDL\n"
+            );
+            println!(
+                "| T x d | type | copy | copy, PDL | clamp | clamp, PDL | silu, PDL | limit/ours | TB/s |"
+            );
+            println!("|---|---|---|---|---|---|---|---|---|");
+        }
+        Table::Quantised => {
+            println!("microseconds a call, medians; the ratio is that of groups of 128, UE8M0\n");
+            println!(
+                "| T x d | type | launch | clamp | quant 128 UE8M0 | packed | 128 f32 columns | 32 UE8M0 | quant/clamp |"
+            );
+            println!("|---|---|---|---|---|---|---|---|---|");
+        }
+        Table::Blocks => {}
     }
     for dtype in [DType::BF16, DType::F16, DType::F32] {
         for shape in ROWS {
-            if !sweep || dtype == DType::BF16 {
-                bench.shape(dtype, shape, sweep)?;
+            if table == Table::Limit || dtype == DType::BF16 {
+                bench.shape(dtype, shape, table)?;
             }
         }
     }

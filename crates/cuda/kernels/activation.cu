@@ -1,14 +1,7 @@
 // output[t, j] = f(gate[t, j]) * up[t, j]: one vector of outputs a thread on a flat grid, which was
 // measured to be the fastest copy on an H200.
 #include "functions.cuh"
-
-// Divides by a number that the host has turned into a multiplication: right for n < 2^31.
-struct Divisor {
-    uint32_t multiplier, shift;
-    __device__ __forceinline__ uint32_t quotient(uint32_t n) const {
-        return multiplier ? __umulhi(n, multiplier) >> shift : n;
-    }
-};
+#include "memory.cuh"
 
 // The twin of `Params` in src/params.rs.
 struct Params {
@@ -25,47 +18,6 @@ struct Params {
     Divisor by_batch;       // by batch_rows
     Scalars scalars;
 };
-
-__device__ __forceinline__ void begin() {
-#if __CUDA_ARCH__ >= 900
-    // The next kernel may start now: it waits before it loads, as this one does.
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-template <typename T, int N> struct alignas(sizeof(T) * N) Vector {
-    T x[N];
-};
-
-template <typename T, int N>
-__device__ __forceinline__ Vector<T, N> load(const void* base, uint64_t element) {
-    return *(const Vector<T, N>*)((const T*)base + element);
-}
-#if __CUDA_ARCH__ >= 1000
-// 32 bytes are one access from Blackwell on; the compiler does not merge two of 16 by itself.
-template <typename V> __device__ __forceinline__ V load32(const void* from) {
-    V v;
-    uint32_t* w = (uint32_t*)&v;
-    asm volatile("ld.global.v8.b32 {%0,%1,%2,%3,%4,%5,%6,%7}, [%8];"
-        : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]),
-          "=r"(w[4]), "=r"(w[5]), "=r"(w[6]), "=r"(w[7]) : "l"(from) : "memory");
-    return v;
-}
-template <typename V> __device__ __forceinline__ void store32(void* to, const V& v) {
-    const uint32_t* w = (const uint32_t*)&v;
-    asm volatile("st.global.v8.b32 [%0], {%1,%2,%3,%4,%5,%6,%7,%8};" :: "l"(to),
-        "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]),
-        "r"(w[4]), "r"(w[5]), "r"(w[6]), "r"(w[7]) : "memory");
-}
-#endif
-
-// The bytes of one access: one element's, or a vector's.
-enum class Access { Element, Bytes16, Bytes32 };
-
-template <typename T, Access A> __device__ constexpr int lanes() {
-    return A == Access::Element ? 1 : (A == Access::Bytes16 ? 16 : 32) / (int)sizeof(T);
-}
 
 template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, Access A>
 __device__ __forceinline__ void act_and_mul(const Params& p) {
@@ -85,35 +37,13 @@ __device__ __forceinline__ void act_and_mul(const Params& p) {
         const uint32_t at = row + p.first_row, batch = p.by_batch.quotient(at);
         if ((int64_t)(at - batch * p.batch_rows) >= (int64_t)p.counts[batch]) return;
     }
-    T gate[N], up[N];
-    if constexpr (INTERLEAVED) {
-        const V first = load<T, N>(p.gate, from), second = load<T, N>(p.gate, from + N);
-#pragma unroll
-        for (int j = 0; j < N; ++j) {
-            const int g = 2 * j, u = 2 * j + 1;
-            gate[j] = g < N ? first.x[g] : second.x[g - N];
-            up[j] = u < N ? first.x[u] : second.x[u - N];
-        }
-    } else {
-        V g, u;
-#if __CUDA_ARCH__ >= 1000
-        if constexpr (A == Access::Bytes32) {
-            g = load32<V>((const T*)p.gate + from);
-            u = load32<V>((const T*)p.up + from);
-        } else
-#endif
-        {
-            g = load<T, N>(p.gate, from);
-            u = load<T, N>(p.up, from);
-        }
-#pragma unroll
-        for (int j = 0; j < N; ++j) gate[j] = g.x[j], up[j] = u.x[j];
-    }
+    float gate[N], up[N];
+    load_halves<T, N, INTERLEAVED>(p.gate, p.up, from, gate, up);
     V out;
     float y[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-        y[j] = gated<F, C, T, EAGER>(widen(gate[j]), widen(up[j]), p.scalars);
+        y[j] = gated<F, C, T, EAGER>(gate[j], up[j], p.scalars);
     }
     if constexpr (N > 1 && sizeof(T) == 2) {
 #pragma unroll

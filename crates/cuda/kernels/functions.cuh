@@ -127,7 +127,22 @@ __device__ __forceinline__ float gated(float gate, float up, const Scalars& s) {
     if constexpr (C == Clamp::Before) gate = r(min_nan(gate, s.limit));
     float f = r(F::template gate<T, EAGER>(gate, s));
     if constexpr (C != Clamp::None) up = max_nan(min_nan(up, s.limit), -s.limit);
-    up = of_up<F, T>(up, s) + s.up_offset;
+    up = of_up<F, T>(up, s);
+    // The host takes this form only where there is no offset.
+    if constexpr (!__is_same(F, Silu)) up += s.up_offset;
     if constexpr (C == Clamp::After) f = r(min_nan(f, s.limit));
     return f * r(up);
+}
+
+// Whether an input is clamped: at the gate (after the function: its value), at the up half from
+// above, and from below; a bit each, ten apart, so that a warp's hits add up in one word.
+constexpr uint32_t HIT_BITS = 10;
+template <typename F, Clamp C, typename T, bool EAGER>
+__device__ __forceinline__ uint32_t clamp_hits(float gate, float up, const Scalars& s) {
+    if constexpr (C == Clamp::After) {
+        const float f = F::template gate<T, EAGER>(gate, s);
+        gate = EAGER ? rounded<T>(f) : f;
+    }
+    return (uint32_t)(gate > s.limit) | (uint32_t)(up > s.limit) << HIT_BITS
+        | (uint32_t)(up < -s.limit) << 2 * HIT_BITS;
 }

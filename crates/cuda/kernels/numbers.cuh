@@ -23,6 +23,18 @@ template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) {
     return x == x ? __float2bfloat16_rn(x) : __ushort_as_bfloat16(0x7fc0);
 }
 
+// From f64, rounded once.
+template <typename T> __device__ __forceinline__ T narrow(double x);
+template <> __device__ __forceinline__ float narrow<float>(double x) {
+    return narrow<float>((float)x);
+}
+template <> __device__ __forceinline__ f16 narrow<f16>(double x) {
+    return x == x ? __double2half(x) : __ushort_as_half(0x7e00);
+}
+template <> __device__ __forceinline__ bf16 narrow<bf16>(double x) {
+    return x == x ? __double2bfloat16(x) : __ushort_as_bfloat16(0x7fc0);
+}
+
 // Two at once. The hardware's NaN is 0x7fff, the largest of all codes as signed integers.
 __device__ __forceinline__ uint32_t narrow2(f16, float lo, float hi) {
     const __half2 both = __floats2half2_rn(lo, hi);
@@ -41,6 +53,19 @@ template <> __device__ __forceinline__ float rounded<f16>(float x) {
 }
 template <> __device__ __forceinline__ float rounded<bf16>(float x) {
     return __bfloat162float(__float2bfloat16_rn(x));
+}
+
+// The same of two at once.
+template <typename T> __device__ __forceinline__ void round_pair(float& a, float& b);
+template <> __device__ __forceinline__ void round_pair<float>(float&, float&) {}
+template <> __device__ __forceinline__ void round_pair<f16>(float& a, float& b) {
+    const __half2 both = __floats2half2_rn(a, b);
+    a = __low2float(both), b = __high2float(both);
+}
+template <> __device__ __forceinline__ void round_pair<bf16>(float& a, float& b) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
+    const uint32_t word = *(const uint32_t*)&both;
+    a = __uint_as_float(word << 16), b = __uint_as_float(word & 0xffff0000u);
 }
 
 // fminf and fmaxf take a NaN to the limit; these let it through.

@@ -44,6 +44,20 @@ impl LaunchOptions {
             ..self
         }
     }
+
+    /// Enough blocks for this many threads, on a device that `overlaps` launches or does not.
+    pub(crate) fn grid(self, threads: u32, overlaps: bool) -> Result<Grid> {
+        let block = self.threads.unwrap_or(THREADS);
+        if block == 0 || block > 1024 || !block.is_multiple_of(32) {
+            let expected = "a multiple of 32 up to 1024";
+            return Err(CoreError::argument("threads", expected, block).into());
+        }
+        Ok(Grid {
+            blocks: [threads.div_ceil(block), 1],
+            threads: block,
+            programmatic: self.programmatic && overlaps,
+        })
+    }
 }
 
 /// Rows in batches, of which only the first few are in use: \[E, rows, 2d\].
@@ -53,6 +67,18 @@ pub struct Batches {
     pub rows: usize,
     /// Address of one i32 for each batch: its rows in use. The others are neither read nor written.
     pub counts: u64,
+}
+
+impl Batches {
+    /// Checks the batches of an input of so many rows.
+    pub(crate) fn check(&self, rows: usize) -> Result<()> {
+        let whole = self.rows > 0 && rows.is_multiple_of(self.rows);
+        if whole && rows < 1 << 31 {
+            return Ok(());
+        }
+        let expected = format!("batches of {} rows, fewer than 2^31 in all", self.rows);
+        Err(CoreError::argument("input", expected, rows).into())
+    }
 }
 
 /// A call over bare device memory.
@@ -87,11 +113,7 @@ impl RawCall {
             }
         }
         if let Some(batches) = &self.batches {
-            let whole = batches.rows > 0 && shape.rows.is_multiple_of(batches.rows);
-            if !whole || shape.rows >= 1 << 31 {
-                let expected = format!("batches of {} rows, fewer than 2^31 in all", batches.rows);
-                return Err(CoreError::argument("input", expected, shape.rows).into());
-            }
+            batches.check(shape.rows)?;
         }
         Ok(shape)
     }
@@ -283,7 +305,7 @@ impl Activations {
         };
         self.context.bind_to_thread().doing("bind the context")?;
         plan::launches(op, call, access, |params| {
-            let grid = self.grid(params.vectors, options)?;
+            let grid = options.grid(params.vectors, self.overlaps)?;
             // SAFETY: by this function's contract, and the plan stays inside of the layouts.
             unsafe { kernel.launch(stream, grid, params) }
         })
@@ -318,22 +340,9 @@ impl Activations {
         };
         self.context.bind_to_thread().doing("bind the context")?;
         plan::launches(&op, &call, Access::Bytes16, |params| {
-            let grid = self.grid(params.vectors, options)?;
+            let grid = options.grid(params.vectors, self.overlaps)?;
             // SAFETY: by this function's contract.
             unsafe { self.copy.launch(stream, grid, params) }
-        })
-    }
-
-    fn grid(&self, vectors: u32, options: LaunchOptions) -> Result<Grid> {
-        let threads = options.threads.unwrap_or(THREADS);
-        if threads == 0 || threads > 1024 || !threads.is_multiple_of(32) {
-            let expected = "a multiple of 32 up to 1024";
-            return Err(CoreError::argument("threads", expected, threads).into());
-        }
-        Ok(Grid {
-            blocks: [vectors.div_ceil(threads), 1],
-            threads,
-            programmatic: options.programmatic && self.overlaps,
         })
     }
 
@@ -349,7 +358,7 @@ impl Activations {
 /// Threads of a block.
 const THREADS: u32 = 128;
 
-fn unsupported(op: &GatedActivation, dtype: DType) -> Error {
+pub(crate) fn unsupported(op: &GatedActivation, dtype: DType) -> Error {
     Error::Call(CoreError::Unsupported {
         platform: PLATFORM.to_owned(),
         what: op.name().to_owned(),

@@ -3,15 +3,14 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, Backend, DType, Error as CoreError, GatedActivation, GatedMatmul,
-    HostWeight, Matmul, QuantisedMatmul, Support, Tensor, TensorMut,
+    HostWeight, Matmul, QuantOptions, Quantisation, Quantised, QuantisedMatmul, QuantisedMut,
+    Support, Tensor, TensorMut,
 };
 
 use crate::{
-    Activations, CudaBuffer, CudaWeight, Error, LaunchOptions, PLATFORM, RawCall, Result,
-    error::Doing,
-    probe::probe,
-    product::{Matrix, Products},
-    weight::to_device,
+    Activations, Batches, CudaBuffer, CudaWeight, Error, LaunchOptions, PLATFORM, Quantisers,
+    RawCall, RawMatrix, RawQuantCall, RawQuantised, Result, error::Doing, probe::probe,
+    product::Products, weight::to_device,
 };
 
 /// CUDA, on the caller's own stream. Everything is enqueued there, in order.
@@ -20,12 +19,14 @@ use crate::{
 /// shape is chosen at the first product of that shape, so run each once before capturing a
 /// graph), f32 without TF32. FP8 weights are decoded on the way by kernels of our own: for few
 /// rows of x while they are read, for many to bf16 first where that is exact. Every other pair of
-/// types runs a plain kernel that multiplies in f32. The memory to decode into is one for all
+/// types runs a plain kernel that multiplies in f32. Codes of FP8 are multiplied on tensor cores or
+/// widened first: see [`QuantisedMatmul::matmul_quantised`] below. The memory to decode into is one for all
 /// weights, as large as the largest asks, made when it is loaded: a graph that was captured
 /// before a larger weight was loaded must not be replayed after.
 pub struct CudaBackend {
     stream: Arc<CudaStream>,
     activations: Activations,
+    quantisers: Quantisers,
     products: Products,
     options: LaunchOptions,
     description: String,
@@ -56,6 +57,7 @@ impl CudaBackend {
         let library = products.library();
         Ok(Self {
             activations,
+            quantisers: Quantisers::new(context)?,
             description: format!("{name}, sm_{major}{minor}, {library}"),
             products,
             options: LaunchOptions::default(),
@@ -73,6 +75,11 @@ impl CudaBackend {
     pub const fn activations(&self) -> &Activations {
         &self.activations
     }
+
+    /// The kernels that quantise, for calls beside this backend's buffers.
+    pub const fn quantisers(&self) -> &Quantisers {
+        &self.quantisers
+    }
 }
 
 fn fits(argument: &'static str, buffer: &CudaBuffer, data: usize) -> swiglu_core::Result<()> {
@@ -83,11 +90,20 @@ fn fits(argument: &'static str, buffer: &CudaBuffer, data: usize) -> swiglu_core
     Err(CoreError::argument(argument, expected, data))
 }
 
-fn matrix(tensor: &Tensor<'_, CudaBuffer>) -> Matrix {
-    Matrix {
+fn matrix(tensor: &Tensor<'_, CudaBuffer>) -> RawMatrix {
+    RawMatrix {
         address: tensor.buffer.address(),
         dtype: tensor.dtype,
         layout: tensor.layout,
+    }
+}
+
+fn quantised(matrix: &Quantised<'_, CudaBuffer>) -> RawQuantised {
+    RawQuantised {
+        codes: matrix.codes.buffer.address(),
+        codes_layout: matrix.codes.layout,
+        scales: matrix.scales.buffer.address(),
+        scales_layout: matrix.scales.layout,
     }
 }
 
@@ -224,8 +240,130 @@ impl Matmul for CudaBackend {
     }
 }
 
-impl ActAndMulQuant for CudaBackend {}
+impl ActAndMulQuant for CudaBackend {
+    fn supports_quant(&self, _quant: &Quantisation, dtype: DType) -> Support {
+        if DType::COMPUTE.contains(&dtype) {
+            Support::Native
+        } else {
+            Support::No(format!("{dtype} is storage only"))
+        }
+    }
 
-impl QuantisedMatmul for CudaBackend {}
+    fn act_and_mul_quant(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantisation,
+        input: Tensor<'_, CudaBuffer>,
+        output: QuantisedMut<'_, CudaBuffer>,
+        extra: QuantOptions<'_, CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_act_quant(op, quant, &input, &output, &extra)?;
+        let call = RawQuantCall {
+            input: matrix(&input),
+            output: quantised(&output.as_ref()),
+            route: extra.route.map(CudaBuffer::address),
+            batches: extra.batch.map(|b| Batches {
+                rows: b.rows,
+                counts: b.counts.address(),
+            }),
+            hits: extra.hits.map(|b| b.address()),
+        };
+        let (stream, options) = (self.stream.cu_stream(), self.options);
+        // SAFETY: the call has been checked against the buffers, which the driver frees only
+        // after the stream's work.
+        unsafe {
+            self.quantisers
+                .act_and_mul_quant_raw(stream, op, quant, &call, options)
+        }?;
+        Ok(())
+    }
+
+    fn quantise(
+        &self,
+        quant: &Quantisation,
+        input: Tensor<'_, CudaBuffer>,
+        output: QuantisedMut<'_, CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_quant(quant, &input, &output)?;
+        let (stream, options) = (self.stream.cu_stream(), self.options);
+        let (input, output) = (matrix(&input), quantised(&output.as_ref()));
+        // SAFETY: the call has been checked against the buffers, which the driver frees only
+        // after the stream's work.
+        unsafe {
+            self.quantisers
+                .quantise_raw(stream, quant, &input, &output, options)
+        }?;
+        Ok(())
+    }
+
+    fn dequantise(
+        &self,
+        quant: &Quantisation,
+        input: Quantised<'_, CudaBuffer>,
+        output: TensorMut<'_, CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_dequant(quant, &input, &output)?;
+        let (stream, options) = (self.stream.cu_stream(), self.options);
+        let (input, output) = (quantised(&input), matrix(&output.as_ref()));
+        // SAFETY: as above.
+        unsafe {
+            self.quantisers
+                .dequantise_raw(stream, quant, &input, &output, options)
+        }?;
+        Ok(())
+    }
+}
+
+impl QuantisedMatmul for CudaBackend {
+    fn supports_quantised(&self, quant: &Quantisation, weight: DType) -> Support {
+        let codes = self.products.multiplies_codes() && quant.group() == 128;
+        match self.supports_weight(weight) {
+            Support::No(reason) => Support::No(reason),
+            _ if codes && weight == DType::F8E4M3 => Support::Native,
+            _ => Support::Emulated("codes are widened before the product".to_owned()),
+        }
+    }
+
+    /// On Hopper with cublasLt from 12.9 on, FP8 tensor cores multiply codes in groups of 128 by
+    /// FP8 weights in blocks of 128 x 128, where T is a multiple of 4, N of 4 and K of 16 and rows
+    /// begin at multiples of 16 bytes. Scales that are not f32 in columns without gaps are written
+    /// to `widened` as such first, if that has no gaps. Every other product multiplies what
+    /// [`ActAndMulQuant::dequantise`] writes to `widened`.
+    fn matmul_quantised(
+        &self,
+        quant: &Quantisation,
+        x: Quantised<'_, CudaBuffer>,
+        weight: &CudaWeight,
+        mut widened: TensorMut<'_, CudaBuffer>,
+        y: TensorMut<'_, CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_matmul(&widened.as_ref(), weight, &y)?;
+        self.check_dequant(quant, &x, &widened)?;
+        let (from, room, to) = (
+            quantised(&x),
+            matrix(&widened.as_ref()),
+            matrix(&y.as_ref()),
+        );
+        let stream = self.stream.cu_stream();
+        // SAFETY: the call has been checked against the buffers, which the driver frees only
+        // after the stream's work.
+        let done = unsafe {
+            self.products.quantised_product(
+                stream,
+                &self.quantisers,
+                quant,
+                &from,
+                weight,
+                &room,
+                &to,
+            )
+        }?;
+        if done {
+            return Ok(());
+        }
+        self.dequantise(quant, x, widened.reborrow())?;
+        self.matmul(widened.as_ref(), weight, y)
+    }
+}
 
 impl GatedMatmul for CudaBackend {}

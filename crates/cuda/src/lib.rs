@@ -3,7 +3,9 @@
 //! - [`probe`]: whether CUDA can be used here, and why not; it never panics;
 //! - [`CudaBackend`]: the backend, on the caller's own stream;
 //! - [`Activations`]: the activation alone, over cudarc's streams and slices, or over bare device
-//!   pointers and a stream handle, for engines with their own memory.
+//!   pointers and a stream handle, for engines with their own memory;
+//! - [`Quantisers`]: the activation that gives FP8 codes with their scales, and quantisation alone
+//!   and back, over bare device pointers.
 //!
 //! The kernels are CUDA C++ templates in `kernels/`, compiled ahead into the fatbins of `fatbin/`:
 //! nothing needs nvcc, CUDA or a GPU in order to build. `cargo xtask kernels` compiles them again.
@@ -44,6 +46,8 @@ mod params;
 mod plan;
 mod probe;
 mod product;
+mod quant;
+mod quant_plan;
 mod select;
 mod weight;
 
@@ -52,6 +56,9 @@ pub use backend::CudaBackend;
 pub use buffer::CudaBuffer;
 pub use error::{Error, Result};
 pub use probe::{DeviceInfo, NotAvailable, probe};
+pub use product::RawMatrix;
+pub use quant::{Quantisers, RawQuantCall};
+pub use quant_plan::RawQuantised;
 pub use weight::CudaWeight;
 
 /// The platform's name.

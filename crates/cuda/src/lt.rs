@@ -12,7 +12,8 @@ use swiglu_core::DType;
 
 use crate::{CudaBuffer, Result, error::Doing};
 
-/// What a plan depends on.
+/// What a plan depends on. With [`DType::F8E4M3`] as the input, w has a scale for each block of
+/// 128 x 128 and x one for each 128 of k, both f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Shape {
     pub(crate) t: usize,
@@ -28,6 +29,9 @@ pub(crate) struct Shape {
 
 /// Addresses of w, x and y.
 pub(crate) type Addresses = [u64; 3];
+
+/// Addresses of the scales of w and x, where they are FP8.
+pub(crate) type ScaleAddresses = Option<[u64; 2]>;
 
 /// The largest power of two, up to 256, that divides an address.
 pub(crate) const fn alignment(address: u64) -> u32 {
@@ -63,6 +67,7 @@ impl Drop for Plan {
 pub(crate) struct CublasLt {
     handle: sys::cublasLtHandle_t,
     workspace: CudaBuffer,
+    set_attribute: Option<SetAttribute>,
     plans: Mutex<HashMap<Shape, Option<Plan>>>,
 }
 
@@ -77,9 +82,31 @@ const fn data_type(dtype: DType) -> sys::cudaDataType_t {
     match dtype {
         DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
         DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
-        DType::F32 | DType::F8E4M3 | DType::E8M0 => sys::cudaDataType_t::CUDA_R_32F,
+        DType::F8E4M3 => sys::cudaDataType_t::CUDA_R_8F_E4M3,
+        DType::F32 | DType::E8M0 => sys::cudaDataType_t::CUDA_R_32F,
     }
 }
+
+/// `cublasLtMatmulDescSetAttribute` with the attribute as a number: bindings made for a CUDA
+/// before 12.8 lack the names of these, and the library that is loaded may be newer.
+type SetAttribute = unsafe extern "C" fn(
+    sys::cublasLtMatmulDesc_t,
+    u32,
+    *const c_void,
+    usize,
+) -> sys::cublasStatus_t;
+
+/// Where the scales of w and x are, and how a descriptor is told.
+type Scaling = Option<(SetAttribute, [u64; 2])>;
+
+/// `CUBLASLT_MATMUL_DESC_{A,B}_SCALE_POINTER`.
+const SCALE_POINTERS: [u32; 2] = [17, 18];
+/// `CUBLASLT_MATMUL_DESC_{A,B}_SCALE_MODE`.
+const SCALE_MODES: [u32; 2] = [31, 32];
+/// `CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F` for A, which is w, and `..._VEC128_32F` for B.
+const BLOCK_SCALING: [i32; 2] = [5, 4];
+/// The version that has them.
+const WITH_BLOCK_SCALING: usize = 12_09_00;
 
 fn bytes_of<T>(value: &T) -> (*const c_void, usize) {
     (std::ptr::from_ref(value).cast(), size_of::<T>())
@@ -90,6 +117,7 @@ impl Plan {
     fn new(
         handle: sys::cublasLtHandle_t,
         s: &Shape,
+        scaling: Scaling,
     ) -> std::result::Result<Self, result::CublasError> {
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let mut plan = Self {
@@ -103,6 +131,14 @@ impl Plan {
         let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
         // SAFETY: the descriptor lives, and the attribute has this type.
         unsafe { result::set_matmul_desc_attribute(plan.desc, attribute, pointer, size)? };
+        if let Some((set_attribute, scales)) = scaling {
+            for (attribute, mode) in SCALE_MODES.into_iter().zip(BLOCK_SCALING) {
+                let (pointer, size) = bytes_of(&mode);
+                // SAFETY: as above.
+                unsafe { set_attribute(plan.desc, attribute, pointer, size) }.result()?;
+            }
+            plan.set_scales(set_attribute, scales)?;
+        }
         // The library counts columns first: w is a [K, N] to be transposed, x a [K, T], y an [N, T].
         let (t, n, k) = (s.t as u64, s.n as u64, s.k as u64);
         let (input, output) = (data_type(s.input), data_type(s.output));
@@ -111,6 +147,19 @@ impl Plan {
         plan.layouts[2] = result::create_matrix_layout(output, n, t, s.y_stride as i64)?;
         plan.algo = plan.choose(handle, s)?;
         Ok(plan)
+    }
+
+    fn set_scales(
+        &self,
+        set_attribute: SetAttribute,
+        scales: [u64; 2],
+    ) -> std::result::Result<(), result::CublasError> {
+        for (attribute, address) in SCALE_POINTERS.into_iter().zip(scales) {
+            let (pointer, size) = bytes_of(&address);
+            // SAFETY: the descriptor lives, and the attribute is an address on the device.
+            unsafe { set_attribute(self.desc, attribute, pointer, size) }.result()?;
+        }
+        Ok(())
     }
 
     fn choose(
@@ -175,28 +224,53 @@ impl Plan {
 impl CublasLt {
     pub(crate) fn new(context: &std::sync::Arc<cudarc::driver::CudaContext>) -> Result<Self> {
         context.bind_to_thread().doing("bind the context")?;
+        // SAFETY: the function has this type, but for the name of the integer's.
+        let set_attribute = unsafe {
+            let library = sys::culib();
+            library.get::<SetAttribute>(b"cublasLtMatmulDescSetAttribute\0")
+        };
+        let set_attribute = set_attribute.ok().map(|f| *f);
         Ok(Self {
             workspace: CudaBuffer::new(context, WORKSPACE)?,
+            set_attribute,
             handle: result::create_handle().doing("open cublasLt")?,
             plans: Mutex::default(),
         })
     }
 
+    /// Whether the library has heard of scales of blocks.
+    pub(crate) fn knows_block_scaling(&self) -> bool {
+        // SAFETY: the library is there, as it has been opened.
+        self.set_attribute.is_some() && unsafe { sys::cublasLtGetVersion() >= WITH_BLOCK_SCALING }
+    }
+
     /// Enqueues the product; false where the library has no algorithm for the shape.
     ///
     /// # Safety
-    /// The addresses hold the shape's matrices, the stream is valid and its context is bound.
+    /// The addresses hold the shape's matrices and scales, the stream is valid and its context is
+    /// bound.
     pub(crate) unsafe fn product(
         &self,
         shape: Shape,
         [w, x, y]: Addresses,
+        scales: ScaleAddresses,
         stream: cudarc::driver::sys::CUstream,
     ) -> Result<bool> {
+        let scaling = match (scales, self.set_attribute) {
+            (None, _) => None,
+            (Some(scales), Some(set_attribute)) => Some((set_attribute, scales)),
+            (Some(_), None) => return Ok(false),
+        };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = plans
             .entry(shape)
-            .or_insert_with(|| Plan::new(self.handle, &shape).ok());
+            .or_insert_with(|| Plan::new(self.handle, &shape, scaling).ok());
         let Some(plan) = plan else { return Ok(false) };
+        if let Some((set_attribute, scales)) = scaling {
+            // The library reads the addresses when the product is enqueued, under this lock.
+            plan.set_scales(set_attribute, scales)
+                .doing("set the scales")?;
+        }
         let (one, zero) = (1.0_f32, 0.0_f32);
         // SAFETY: by this function's contract; the plan was made for this shape.
         unsafe {

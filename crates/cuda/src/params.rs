@@ -35,7 +35,7 @@ impl Divisor {
 }
 
 /// The numbers that an activation is made of.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub(crate) struct Scalars {
     pub(crate) limit: f32,
@@ -60,6 +60,37 @@ pub(crate) struct ActParams {
     pub(crate) batch_rows: u32,
     pub(crate) first_row: u32,
     pub(crate) by_batch: Divisor,
+    pub(crate) scalars: Scalars,
+}
+
+/// `QuantParams` of `quantise.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct QuantParams {
+    pub(crate) gate: u64,
+    pub(crate) up: u64,
+    pub(crate) codes: u64,
+    pub(crate) scales: u64,
+    pub(crate) route: u64,
+    pub(crate) counts: u64,
+    pub(crate) hits: u64,
+    pub(crate) input_stride: u64,
+    pub(crate) codes_stride: u64,
+    pub(crate) scale_row: u64,
+    pub(crate) scale_word: u64,
+    pub(crate) threads: u32,
+    pub(crate) row_threads: u32,
+    pub(crate) by_row: Divisor,
+    pub(crate) batch_rows: u32,
+    pub(crate) first_row: u32,
+    pub(crate) by_batch: Divisor,
+    pub(crate) d: u32,
+    pub(crate) groups: u32,
+    pub(crate) group_log: u32,
+    pub(crate) word_log: u32,
+    pub(crate) power_of_two: u32,
+    pub(crate) materialize: u32,
+    pub(crate) floor: f32,
     pub(crate) scalars: Scalars,
 }
 

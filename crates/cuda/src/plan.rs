@@ -9,17 +9,21 @@ use crate::{
 };
 
 /// Vectors of one launch: their numbers are divided in 32 bits, with room for a last block.
-const MOST: u64 = (1 << 31) - 4096;
+pub(crate) const MOST: u64 = (1 << 31) - 4096;
 
-/// Addresses of the two halves' first elements.
-fn halves(op: &GatedActivation, call: &RawCall, d: usize) -> (u64, u64) {
-    let size = call.dtype.size() as u64;
-    let base = call.input + call.input_layout.offset as u64 * size;
+/// Addresses of the first gate and the first up, given the first row's and the bytes of a half.
+pub(crate) const fn halves(op: &GatedActivation, row: u64, half: u64) -> (u64, u64) {
     match (op.layout(), op.order()) {
-        (Layout::Interleaved, _) => (base, base),
-        (Layout::Concatenated, Order::GateFirst) => (base, base + d as u64 * size),
-        (Layout::Concatenated, Order::UpFirst) => (base + d as u64 * size, base),
+        (Layout::Interleaved, _) => (row, row),
+        (Layout::Concatenated, Order::GateFirst) => (row, row + half),
+        (Layout::Concatenated, Order::UpFirst) => (row + half, row),
     }
+}
+
+fn halves_of(op: &GatedActivation, call: &RawCall) -> (u64, u64) {
+    let size = call.dtype.size() as u64;
+    let row = call.input + call.input_layout.offset as u64 * size;
+    halves(op, row, call.output_layout.cols as u64 * size)
 }
 
 fn output(call: &RawCall) -> u64 {
@@ -29,7 +33,7 @@ fn output(call: &RawCall) -> u64 {
 /// The widest access of `widths`, given widest first, that every address of the call allows.
 pub(crate) fn access(op: &GatedActivation, call: &RawCall, widths: &[Access]) -> Access {
     let d = call.output_layout.cols;
-    let (gate, up) = halves(op, call, d);
+    let (gate, up) = halves_of(op, call);
     let size = call.dtype.size();
     let mut all = gate | up | output(call) | (d * size) as u64;
     if call.output_layout.rows > 1 {
@@ -49,7 +53,7 @@ pub(crate) fn launches<E>(
 ) -> Result<(), E> {
     let lanes = access.lanes(call.dtype);
     let (rows, d) = (call.output_layout.rows as u64, call.output_layout.cols);
-    let (gate, up) = halves(op, call, d);
+    let (gate, up) = halves_of(op, call);
     let width = (d / lanes) as u64;
     let size = call.dtype.size() as u64;
     let halves_apart = if op.layout() == Layout::Interleaved {

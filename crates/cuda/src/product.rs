@@ -3,10 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaStream, sys};
-use swiglu_core::{DType, Error as CoreError, RowLayout};
+use swiglu_core::{
+    DType, Error as CoreError, Quantisation, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder,
+};
 
 use crate::{
-    CudaBuffer, CudaWeight, Result,
+    CudaBuffer, CudaWeight, Quantisers, RawQuantised, Result,
     driver::{Function, Grid, Module},
     error::Doing,
     lt::{Addresses, CublasLt, Shape, alignment},
@@ -20,16 +22,19 @@ static FATBIN: &[u8] = include_bytes!("../fatbin/product.fatbin");
 /// decoding it first.
 const FEW_ROWS: usize = 16;
 
-/// A matrix of x or y: its address, type and layout.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Matrix {
-    pub(crate) address: u64,
-    pub(crate) dtype: DType,
-    pub(crate) layout: RowLayout,
+/// A matrix in bare device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawMatrix {
+    /// Address of the buffer, aligned to its elements.
+    pub address: u64,
+    /// The type of the elements.
+    pub dtype: DType,
+    /// Where the rows lie in the buffer.
+    pub layout: RowLayout,
 }
 
-impl Matrix {
-    fn first(&self) -> u64 {
+impl RawMatrix {
+    pub(crate) fn first(&self) -> u64 {
         self.address + (self.layout.offset * self.dtype.size()) as u64
     }
 }
@@ -49,6 +54,7 @@ pub(crate) struct Products {
     kernels: Vec<Kernels>,
     decode: Function,
     lt: Option<CublasLt>,
+    block_scaling: bool,
     /// Room for the largest FP8 weight loaded so far, decoded.
     decoded: Mutex<Option<Arc<CudaBuffer>>>,
     _module: Module,
@@ -73,9 +79,12 @@ impl Products {
         } else {
             None
         };
+        let (major, _) = context.compute_capability().doing("ask for the device")?;
         Ok(Self {
             context: context.clone(),
             kernels,
+            // The library has these kernels for Hopper alone.
+            block_scaling: major == 9 && lt.as_ref().is_some_and(CublasLt::knows_block_scaling),
             decode: module.function("decode_e4m3_to_bf16")?,
             lt,
             decoded: Mutex::new(None),
@@ -122,9 +131,9 @@ impl Products {
     pub(crate) unsafe fn product(
         &self,
         stream: sys::CUstream,
-        x: Matrix,
+        x: RawMatrix,
         weight: &CudaWeight,
-        y: Matrix,
+        y: RawMatrix,
     ) -> Result<()> {
         if x.layout.rows == 0 {
             return Ok(());
@@ -160,9 +169,9 @@ impl Products {
     unsafe fn library_product(
         &self,
         stream: sys::CUstream,
-        x: Matrix,
+        x: RawMatrix,
         weight: &CudaWeight,
-        y: Matrix,
+        y: RawMatrix,
         addresses: Addresses,
     ) -> Result<bool> {
         let Some(lt) = &self.lt else { return Ok(false) };
@@ -180,10 +189,84 @@ impl Products {
             alignments: addresses.map(alignment),
         };
         // SAFETY: by the caller's contract.
-        unsafe { lt.product(shape, addresses, stream) }
+        unsafe { lt.product(shape, addresses, None, stream) }
     }
 
-    fn params(x: Matrix, weight: &CudaWeight, y: Matrix) -> ProductParams {
+    /// Whether FP8 tensor cores may multiply codes as they are, with a scale for each 128 of k and
+    /// for each block of 128 x 128 of the weight.
+    pub(crate) const fn multiplies_codes(&self) -> bool {
+        self.block_scaling
+    }
+
+    /// Enqueues y = (code · scale) · wᵀ on FP8 tensor cores, where cublasLt can; else false, and
+    /// `room` may hold anything.
+    ///
+    /// It needs Hopper; cublasLt 12.9; groups of 128; a weight of FP8 with blocks of 128 x 128; T
+    /// and N that are multiples of 4, and K of 16; and codes and outputs aligned to 16 bytes. The
+    /// scales are read where they are if they are f32 in columns without gaps, else from f32s that
+    /// a kernel writes to `room`.
+    ///
+    /// # Safety
+    /// As [`Self::product`]; `room` is \[T, K\] of at least 16 bits.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) unsafe fn quantised_product(
+        &self,
+        stream: sys::CUstream,
+        quantisers: &Quantisers,
+        quant: &Quantisation,
+        x: &RawQuantised,
+        weight: &CudaWeight,
+        room: &RawMatrix,
+        y: &RawMatrix,
+    ) -> Result<bool> {
+        let (Some(lt), true) = (&self.lt, self.block_scaling && quant.group() == 128) else {
+            return Ok(false);
+        };
+        let Some(blocks) = weight.scales.as_ref().and_then(|s| s.blocks.as_ref()) else {
+            return Ok(false);
+        };
+        let (t, n, k) = (x.codes_layout.rows, weight.rows, weight.cols);
+        let codes = x.codes + x.codes_layout.offset as u64;
+        let whole = t.is_multiple_of(4) && n.is_multiple_of(4) && k.is_multiple_of(16);
+        let y_stride = y.layout.stride * y.dtype.size();
+        let starts = codes | y.first() | (x.codes_layout.stride | y_stride) as u64;
+        let aligned = starts.is_multiple_of(16);
+        if t == 0 || t > i32::MAX as usize || !whole || !aligned {
+            return Ok(false);
+        }
+        let columns = ScaleLayout::contiguous(
+            ScaleFormat::F32,
+            ScaleOrder::ColumnMajor,
+            t,
+            x.scales_layout.groups,
+        );
+        let scales = if x.scales_layout == columns && x.scales.is_multiple_of(16) {
+            x.scales
+        } else {
+            let fits = room.layout.stride == k && room.first().is_multiple_of(16);
+            // SAFETY: by this function's contract; T · K / 128 floats are less than T · K halves.
+            if !fits || !unsafe { quantisers.scales_to_columns(stream, quant, x, room)? } {
+                return Ok(false);
+            }
+            room.first()
+        };
+        let addresses = [weight.data.address(), codes, y.first()];
+        let shape = Shape {
+            t,
+            n,
+            k,
+            input: DType::F8E4M3,
+            output: y.dtype,
+            x_stride: x.codes_layout.stride,
+            y_stride: y.layout.stride,
+            alignments: addresses.map(alignment),
+        };
+        self.context.bind_to_thread().doing("bind the context")?;
+        // SAFETY: by this function's contract.
+        unsafe { lt.product(shape, addresses, Some([blocks.address(), scales]), stream) }
+    }
+
+    fn params(x: RawMatrix, weight: &CudaWeight, y: RawMatrix) -> ProductParams {
         let scales = weight.scales.as_ref();
         ProductParams {
             x: x.first(),
@@ -212,7 +295,7 @@ impl Products {
         weight: &CudaWeight,
         into: &CudaBuffer,
     ) -> Result<()> {
-        let matrix = Matrix {
+        let matrix = RawMatrix {
             address: into.address(),
             dtype: DType::BF16,
             layout: RowLayout::contiguous(weight.rows, weight.cols),
@@ -233,9 +316,9 @@ impl Products {
     unsafe fn own_product(
         &self,
         stream: sys::CUstream,
-        x: Matrix,
+        x: RawMatrix,
         weight: &CudaWeight,
-        y: Matrix,
+        y: RawMatrix,
     ) -> Result<()> {
         let place = |of: &[DType], dtype| of.iter().position(|d| *d == dtype).unwrap_or(0);
         let pair = place(&DType::COMPUTE, x.dtype) * WEIGHTS.len() + place(&WEIGHTS, weight.dtype);

@@ -108,6 +108,17 @@ pub(crate) fn name(shape: usize, typed: usize, access: Access) -> Option<String>
     ))
 }
 
+/// The name of the kernels that quantise as well, without the access; whether some count hits.
+pub(crate) fn quant_name(shape: usize, typed: usize) -> (String, bool) {
+    let (dtype, rounding) = TYPES[typed];
+    let mode = match rounding {
+        Rounding::Official => "official",
+        Rounding::Eager => "eager",
+    };
+    let clamped = !SHAPES[shape].contains("_none_");
+    (format!("quant_{}_{dtype}_{mode}", SHAPES[shape]), clamped)
+}
+
 /// The numbers of an activation.
 pub(crate) fn scalars(op: &GatedActivation) -> Scalars {
     let limit = match op.clamp() {

@@ -26,6 +26,9 @@ pub(crate) struct Scales {
     pub(crate) block_columns: usize,
     /// Whether every product of a code and a scale is a value of bf16.
     pub(crate) exact_in_bf16: bool,
+    /// For blocks of 128 x 128 that no part cuts: the values, rows padded to a multiple of four,
+    /// as cublasLt reads them.
+    pub(crate) blocks: Option<CudaBuffer>,
 }
 
 /// A power of two that takes no code of E4M3 out of bf16's range: codes are 2^-9 to 448.
@@ -76,9 +79,18 @@ impl CudaWeight {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        let scales = self.scales.as_ref().map_or(0, |s| s.values.len());
+        let scales = self.scales.as_ref().map_or(0, |s| {
+            s.values.len() + s.blocks.as_ref().map_or(0, CudaBuffer::len)
+        });
         self.data.len() + scales
     }
+}
+
+/// Rows of `columns` values, each filled up with zeros to a multiple of four.
+fn padded(values: &[f32], columns: usize) -> Vec<f32> {
+    let zeros = columns.next_multiple_of(4) - columns;
+    let fill = |row: &[f32]| [row, &[0.0; 4][..zeros]].concat();
+    values.chunks(columns).flat_map(fill).collect()
 }
 
 impl Scales {
@@ -97,6 +109,10 @@ impl Scales {
             rows.extend((0..part.rows()).map(|r| (first + r / block[0]) as u32));
             values.extend((0..blocks * columns).map(|i| scales.get(i)));
         }
+        let (last, others) = (parts.len() - 1, |p: &HostWeight<'_>| {
+            p.rows().is_multiple_of(128)
+        });
+        let blocks = block == [128, 128] && parts[..last].iter().all(others);
         let upload = |bytes: &[u8]| {
             let buffer = CudaBuffer::new(stream.context(), bytes.len())?;
             to_device(stream, &buffer, 0, bytes)?;
@@ -106,6 +122,11 @@ impl Scales {
             exact_in_bf16: values.iter().all(|&s| keeps_codes_exact(s)),
             values: upload(bytemuck::cast_slice(&values))?,
             rows: upload(bytemuck::cast_slice(&rows))?,
+            blocks: if blocks {
+                Some(upload(bytemuck::cast_slice(&padded(&values, columns)))?)
+            } else {
+                None
+            },
             columns,
             block_columns: block[1].min(parts[0].cols()),
         }))
@@ -115,6 +136,12 @@ impl Scales {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_of_scales_are_filled_up() {
+        assert_eq!(padded(&[1.0, 2.0, 3.0], 1)[4..8], [2.0, 0.0, 0.0, 0.0]);
+        assert_eq!(padded(&[1.0, 2.0, 3.0, 4.0], 4), [1.0, 2.0, 3.0, 4.0]);
+    }
 
     #[test]
     fn only_powers_of_two_in_range_keep_codes_exact() {

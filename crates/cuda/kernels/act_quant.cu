@@ -1,0 +1,99 @@
+// The activation and the quantisation of what it gives in one pass: y goes from its registers to
+// codes, and no matrix of y is written.
+#include "quantise.cuh"
+
+// Adds up the hits of a block, and then to the counters once. All threads of the block take part.
+__device__ __forceinline__ void add_hits(uint32_t* counters, uint32_t hits) {
+    constexpr uint32_t ALL = 0xffffffffu, MASK = (1u << HIT_BITS) - 1;
+    __shared__ uint32_t of_warp[32];
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // 32 threads of 8 elements: at most 256 of each.
+    hits = __reduce_add_sync(ALL, hits);
+    if (lane == 0) of_warp[warp] = hits;
+    __syncthreads();
+    if (warp != 0) return;
+    const uint32_t mine = lane < blockDim.x / 32 ? of_warp[lane] : 0;
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+        const uint32_t sum = __reduce_add_sync(ALL, mine >> i * HIT_BITS & MASK);
+        if (lane == 0 && sum > 0) atomicAdd(counters + i, sum);
+    }
+}
+
+template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, bool VECTOR, bool HITS>
+__device__ __forceinline__ void act_and_quantise(const QuantParams& p) {
+    constexpr int N = per_thread<T>();
+    Place at = place<N>(p);
+    const uint64_t from = at.row * p.input_stride + (INTERLEAVED ? 2ull : 1ull) * at.column;
+    begin();
+    mask(p, at);
+
+    float y[N] = {};
+    uint32_t hits = 0;
+    if (at.count > 0) {
+        float gate[N] = {}, up[N] = {};
+        if constexpr (VECTOR) {
+            load_halves<T, N, INTERLEAVED>(p.gate, p.up, from, gate, up);
+        } else {
+            const T *g = (const T*)p.gate + from, *u = INTERLEAVED ? g + 1 : (const T*)p.up + from;
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                const int k = INTERLEAVED ? 2 * j : j;
+                if (j < at.count) gate[j] = widen(g[k]), up[j] = widen(u[k]);
+            }
+        }
+        // Zeros beyond the end of a row stay zeros under every function.
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            y[j] = gated<F, C, T, EAGER>(gate[j], up[j], p.scalars);
+            if constexpr (HITS) hits += clamp_hits<F, C, T, EAGER>(gate[j], up[j], p.scalars);
+        }
+        if (p.route != nullptr) {
+            const float route = p.route[at.row];
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                // Not beyond the end of a row, where an infinite one makes NaN of 0.
+                if (VECTOR || j < at.count) y[j] *= route;
+            }
+        }
+        if (p.materialize) {
+#pragma unroll
+            for (int j = 0; j < N; j += 2) round_pair<T>(y[j], y[j + 1]);
+        }
+    }
+    write_quantised<N, VECTOR>(p, at, y);
+    if constexpr (HITS) {
+        if (p.hits != nullptr) add_hits(p.hits, hits);
+    }
+}
+
+// Kernels are named quant_<function>_<clamp>_<layout>_<type>_<rounding>_<access>. Those of single
+// elements count hits where they are asked to, and take the registers that they need; of vectors
+// there is a form that counts.
+#define KERNEL(NAME, BOUNDS, VECTOR, HITS, F, C, T, EAGER, INTERLEAVED)                           \
+    extern "C" __global__ void __launch_bounds__ BOUNDS NAME(const __grid_constant__ QuantParams p) { \
+        act_and_quantise<F, Clamp::C, T, EAGER, INTERLEAVED, VECTOR, HITS>(p);                    \
+    }
+#define UNCLAMPED(NAME, ...)                                      \
+    KERNEL(NAME##_element, (1024, 1), false, false, __VA_ARGS__)  \
+    KERNEL(NAME##_16bytes, (1024), true, false, __VA_ARGS__)
+#define CLAMPED(NAME, ...)                                        \
+    KERNEL(NAME##_element, (1024, 1), false, true, __VA_ARGS__)   \
+    KERNEL(NAME##_16bytes, (1024), true, false, __VA_ARGS__)      \
+    KERNEL(NAME##_16bytes_hits, (1024), true, true, __VA_ARGS__)
+#define TYPES(ACCESSES, NAME, F, C, INTERLEAVED)                    \
+    ACCESSES(NAME##_f32_official, F, C, float, false, INTERLEAVED)  \
+    ACCESSES(NAME##_f16_official, F, C, f16, false, INTERLEAVED)    \
+    ACCESSES(NAME##_f16_eager, F, C, f16, true, INTERLEAVED)        \
+    ACCESSES(NAME##_bf16_official, F, C, bf16, false, INTERLEAVED)  \
+    ACCESSES(NAME##_bf16_eager, F, C, bf16, true, INTERLEAVED)
+
+TYPES(UNCLAMPED, quant_silu_none_concatenated, Silu, None, false)
+TYPES(CLAMPED, quant_silu_before_concatenated, Silu, Before, false)
+TYPES(CLAMPED, quant_silu_after_concatenated, Silu, After, false)
+TYPES(CLAMPED, quant_silu_alpha_before_concatenated, SiluAlpha, Before, false)
+TYPES(CLAMPED, quant_silu_alpha_before_interleaved, SiluAlpha, Before, true)
+TYPES(UNCLAMPED, quant_gelu_none_concatenated, Gelu, None, false)
+TYPES(UNCLAMPED, quant_gelu_tanh_none_concatenated, GeluTanh, None, false)
+TYPES(UNCLAMPED, quant_fatrelu_none_concatenated, FatRelu, None, false)
+TYPES(UNCLAMPED, quant_situ_none_concatenated, Situ, None, false)

@@ -1,0 +1,133 @@
+// Rows of numbers in groups, each with a scale: where a thread stands, and what it writes.
+#pragma once
+#include "fp8.cuh"
+#include "functions.cuh"
+#include "memory.cuh"
+
+// The twin of `QuantParams` in src/params.rs. Every thread has one vector of a row; a group is
+// 2^group_log threads, and its last ones have nothing where the row ends.
+struct QuantParams {
+    const void* gate;      // the input; of concatenated halves, the gate's
+    const void* up;        // of concatenated halves alone
+    uint8_t* codes;
+    void* scales;
+    const float* route;    // a weight of each row, or null
+    const int32_t* counts; // rows in use of each batch, or null: all rows are
+    uint32_t* hits;        // three counters, or null
+    uint64_t input_stride, codes_stride;  // elements from row to row
+    uint64_t scale_row, scale_word;       // scales from row to row, and from word to word
+    uint32_t threads;      // in all
+    uint32_t row_threads;  // in a row
+    Divisor by_row;        // by row_threads
+    uint32_t batch_rows;   // rows of a batch
+    uint32_t first_row;    // of this launch, for counts
+    Divisor by_batch;      // by batch_rows
+    uint32_t d;            // elements of a row
+    uint32_t groups;       // of a row
+    uint32_t group_log;
+    uint32_t word_log;     // groups in a word of scales: 2^0 or 2^2
+    uint32_t power_of_two; // UE8M0 scales, else f32
+    uint32_t materialize;  // whether y is rounded before amax
+    float floor;
+    Scalars scalars;
+};
+
+// Elements of a thread.
+template <typename T> __device__ constexpr int per_thread() { return lanes<T, Access::Bytes16>(); }
+
+struct Place {
+    uint32_t row, group, column;
+    uint32_t count;  // elements in use from the column on
+    bool first;      // of its group, which is in use
+};
+
+template <int N> __device__ __forceinline__ Place place(const QuantParams& p) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    const uint32_t row = p.by_row.quotient(i), in_row = i - row * p.row_threads;
+    const uint32_t column = in_row * N, group = in_row >> p.group_log;
+    const uint32_t left = i < p.threads && column < p.d ? p.d - column : 0;
+    const bool first = left > 0 && (group << p.group_log) == in_row;
+    return {row, group, column, left < N ? left : N, first};
+}
+
+// Takes rows that are not in use away.
+__device__ __forceinline__ void mask(const QuantParams& p, Place& at) {
+    if (p.counts == nullptr || at.count == 0) return;
+    const uint32_t row = at.row + p.first_row, batch = p.by_batch.quotient(row);
+    if ((int64_t)(row - batch * p.batch_rows) >= (int64_t)p.counts[batch]) {
+        at.count = 0;
+        at.first = false;
+    }
+}
+
+// The largest of a group's numbers. All threads of the warp take part.
+__device__ __forceinline__ uint32_t group_max(uint32_t x, uint32_t group_log) {
+    constexpr uint32_t ALL = 0xffffffffu;
+    if (group_log == 5) return __reduce_max_sync(ALL, x);
+    if (group_log == 4) {
+        // Two reductions side by side take less time than four shuffles in turn.
+        const bool upper = threadIdx.x & 16;
+        const uint32_t low = __reduce_max_sync(ALL, upper ? 0 : x);
+        const uint32_t high = __reduce_max_sync(ALL, upper ? x : 0);
+        return upper ? high : low;
+    }
+    for (uint32_t step = (1u << group_log) / 2; step > 0; step /= 2) {
+        x = max(x, __shfl_xor_sync(ALL, x, step));
+    }
+    return x;
+}
+
+// Writes a thread's codes and, once for each group, the scale. y is 0 beyond the place's count.
+// All threads of the warp take part.
+template <int N, bool VECTOR>
+__device__ __forceinline__ void write_quantised(const QuantParams& p, const Place& at, float (&y)[N]) {
+    float largest[N / 2];
+#pragma unroll
+    for (int j = 0; j < N / 2; ++j) largest[j] = max_nan(fabsf(y[j]), fabsf(y[j + N / 2]));
+#pragma unroll
+    for (int n = N / 4; n > 0; n /= 2) {
+#pragma unroll
+        for (int j = 0; j < n; ++j) largest[j] = max_nan(largest[j], largest[j + n]);
+    }
+    // As an integer a NaN is larger than any number.
+    const uint32_t bits = group_max(__float_as_uint(largest[0]), p.group_log);
+    const uint32_t amax = max(bits, __float_as_uint(p.floor));
+
+    const uint64_t word = at.row * p.scale_row + (at.group >> p.word_log) * p.scale_word;
+    const uint64_t scale_at = word + (at.group & ((1u << p.word_log) - 1));
+    if (p.power_of_two) {
+        const uint32_t byte = power_of_two_scale(amax);
+        const float inverse = inverse_power(byte);
+#pragma unroll
+        for (int j = 0; j < N; ++j) y[j] *= inverse;
+        if (at.first) {
+            uint8_t* scale = (uint8_t*)p.scales + scale_at;
+            *scale = (uint8_t)byte;
+            // A word is filled up with zeros after the last group.
+            if (at.group + 1 == p.groups) {
+                const uint32_t words = 1u << p.word_log;
+                for (uint32_t g = p.groups; g % words != 0; ++g) *++scale = 0;
+            }
+        }
+    } else {
+        const float scale = narrow<float>(__uint_as_float(amax) / 448.0f);
+        const Division over(scale);
+#pragma unroll
+        for (int j = 0; j < N; ++j) y[j] = over(y[j]);
+        if (at.first) ((float*)p.scales)[scale_at] = scale;
+    }
+
+    if (at.count == 0) return;
+    Vector<uint32_t, N / 4> codes;
+#pragma unroll
+    for (int j = 0; j < N; j += 4) codes.x[j / 4] = encode4(y + j);
+    uint8_t* to = p.codes + at.row * p.codes_stride + at.column;
+    if constexpr (VECTOR) {
+        *(Vector<uint32_t, N / 4>*)to = codes;
+    } else {
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            if (j < at.count) to[j] = (uint8_t)(codes.x[j / 4] >> 8 * (j % 4));
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Products of codes: on tensor cores where they can be, else widened first.
+
+use swiglu_core::reference::Reference;
+use swiglu_core::{
+    BlockScales, DType, E4M3, HostWeight, Quantisation, Quantised, QuantisedMatmul, ScaleFormat,
+    ScaleLayout, ScaleOrder, Scales, Support, Tensor, TensorMut,
+};
+
+use crate::case::{POISON, bytes, filled, open};
+
+struct Product {
+    quant: Quantisation,
+    order: ScaleOrder,
+    t: usize,
+    k: usize,
+    codes: Vec<u8>,
+    /// f32s or bytes, for every place of the layout.
+    scales: Vec<u8>,
+    /// Two parts, one below the other.
+    weight: [Vec<u8>; 2],
+    weight_scales: [Vec<u8>; 2],
+}
+
+const N: usize = 256;
+
+fn random(seed: u32, i: usize) -> u32 {
+    (i as u32 ^ seed.wrapping_mul(0x9e37_79b9)).wrapping_mul(2_654_435_761) >> 16
+}
+
+impl Product {
+    /// Codes and powers of two, out of which `codes` and `powers` choose by random numbers.
+    fn new(
+        (quant, order): (Quantisation, ScaleOrder),
+        [t, k]: [usize; 2],
+        code: impl Fn(u32) -> u8,
+        power: impl Fn(u32) -> u8,
+    ) -> Self {
+        let layout = ScaleLayout::contiguous(quant.format(), order, t, quant.groups(k));
+        let places = layout.bytes().unwrap() / quant.format().size();
+        let scales = (0..places).map(|i| power(random(1, i)));
+        let scales = match quant.format() {
+            ScaleFormat::Ue8m0 => scales.collect(),
+            ScaleFormat::F32 => scales
+                .flat_map(|b| f32::from_bits(u32::from(b) << 23).to_le_bytes())
+                .collect(),
+        };
+        let codes = |seed, count| (0..count).map(|i| code(random(seed, i))).collect();
+        let powers = |seed, count| (0..count).map(|i| power(random(seed, i))).collect();
+        let blocks = k.div_ceil(128) * (N / 128);
+        Self {
+            quant,
+            order,
+            t,
+            k,
+            codes: codes(2, t * k),
+            scales,
+            weight: [codes(3, N * k), codes(4, N * k)],
+            weight_scales: [powers(5, blocks), powers(6, blocks)],
+        }
+    }
+
+    /// y in f32, and the room for widened codes.
+    fn run<B: QuantisedMatmul>(&self, backend: &B, widened: DType) -> (Vec<f32>, Vec<u8>) {
+        let (t, k) = (self.t, self.k);
+        let parts = [0, 1].map(|i| {
+            let scales = BlockScales {
+                data: &self.weight_scales[i],
+                dtype: DType::E8M0,
+                block: [128, 128],
+            };
+            HostWeight::new(N, k, DType::F8E4M3, &self.weight[i], Some(scales)).unwrap()
+        });
+        let weight = backend.load_weight(&parts).unwrap();
+        let format = self.quant.format();
+        let layout = ScaleLayout::contiguous(format, self.order, t, self.quant.groups(k));
+        let (codes, scales) = (filled(backend, &self.codes), filled(backend, &self.scales));
+        let mut room = filled(backend, &vec![POISON; t * k * widened.size()]);
+        let mut y = filled(backend, &vec![POISON; t * 2 * N * 4]);
+        let x = Quantised {
+            codes: Tensor::contiguous(&codes, DType::F8E4M3, t, k),
+            scales: Scales {
+                buffer: &scales,
+                layout,
+            },
+        };
+        let widened = TensorMut::contiguous(&mut room, widened, t, k);
+        let to = TensorMut::contiguous(&mut y, DType::F32, t, 2 * N);
+        backend
+            .matmul_quantised(&self.quant, x, &weight, widened, to)
+            .unwrap();
+        let y = bytes(backend, &y);
+        let y = y.chunks_exact(4).map(bytemuck::pod_read_unaligned);
+        (y.collect(), bytes(backend, &room))
+    }
+}
+
+fn quantisations() -> [(Quantisation, ScaleOrder); 6] {
+    let f32s = |group| Quantisation::new(group, ScaleFormat::F32).unwrap();
+    [
+        (Quantisation::deepseek_v4(), ScaleOrder::RowMajor),
+        (Quantisation::deepseek_v4(), ScaleOrder::ColumnMajor),
+        (Quantisation::deepseek_v4(), ScaleOrder::Packed),
+        (f32s(128), ScaleOrder::ColumnMajor),
+        (f32s(128), ScaleOrder::RowMajor),
+        (f32s(32), ScaleOrder::RowMajor),
+    ]
+}
+
+/// Small whole numbers under small powers of two: every sum is exact in any order, and a scale
+/// out of its place shows.
+#[test]
+fn products_of_whole_numbers_are_exact() {
+    let Some((backend, _turn)) = open() else {
+        return;
+    };
+    for which in quantisations() {
+        for t in [1, 3, 4, 20, 64, 132] {
+            for k in [256, 640, 400] {
+                let code = |r| E4M3::from_f32_saturating((r % 4) as f32 - 1.0).0;
+                let product = Product::new(which, [t, k], code, |r| 127 + (r % 3) as u8);
+                let (got, _) = product.run(&backend, DType::BF16);
+                let (want, _) = product.run(&Reference, DType::F32);
+                let at = (0..got.len()).find(|&i| got[i] != want[i]);
+                let pair = at.map(|i| (i, got[i], want[i]));
+                assert_eq!(pair, None, "{} {} {t} x {k}", which.0, which.1);
+            }
+        }
+    }
+}
+
+/// Every finite code: sums of products within the precision of f32 over groups.
+#[test]
+fn products_of_any_codes_are_close() {
+    let Some((backend, _turn)) = open() else {
+        return;
+    };
+    for which in quantisations() {
+        for [t, k] in [[1, 2048], [4, 4096], [64, 2304]] {
+            let code = |r| if r & 0x7f == 0x7f { 0 } else { r as u8 };
+            let product = Product::new(which, [t, k], code, |r| 120 + (r % 9) as u8);
+            let (got, _) = product.run(&backend, DType::BF16);
+            let (want, _) = product.run(&Reference, DType::F32);
+            let square = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
+            let want: Vec<f64> = want.into_iter().map(f64::from).collect();
+            let pairs = got.iter().zip(&want);
+            let error: Vec<f64> = pairs.map(|(g, w)| f64::from(*g) - w).collect();
+            let relative = (square(&error) / square(&want)).sqrt();
+            assert!(
+                relative < 1e-3,
+                "{} {} {t} x {k}: {relative:e}",
+                which.0,
+                which.1
+            );
+        }
+    }
+}
+
+/// Where the backend says that it multiplies codes, it writes no widened ones.
+#[test]
+fn codes_are_multiplied_where_the_backend_says_so() {
+    let Some((backend, _turn)) = open() else {
+        return;
+    };
+    let f32s = Quantisation::new(128, ScaleFormat::F32).unwrap();
+    let native = backend.supports_quantised(&f32s, DType::F8E4M3) == Support::Native;
+    let of = |t| {
+        Product::new(
+            (f32s, ScaleOrder::ColumnMajor),
+            [t, 512],
+            |r| r as u8 & 0x3f,
+            |_| 127,
+        )
+    };
+    let written = |t| {
+        of(t)
+            .run(&backend, DType::BF16)
+            .1
+            .iter()
+            .any(|&b| b != POISON)
+    };
+    assert_eq!(written(64), !native);
+    assert!(written(63));
+    let groups = Quantisation::new(32, ScaleFormat::F32).unwrap();
+    let support = backend.supports_quantised(&groups, DType::F8E4M3);
+    assert!(matches!(support, Support::Emulated(_)));
+}
