@@ -30,7 +30,14 @@ const PACKAGES: [&str; 5] = [
     "nvidia-cuda-cccl==13.0.85",
 ];
 
-const SOURCES: [&str; 4] = ["activation", "act_quant", "product", "quantise"];
+const SOURCES: [&str; 6] = [
+    "activation",
+    "act_quant",
+    "product",
+    "product_rows",
+    "product_tiles",
+    "quantise",
+];
 
 const FLAGS: [&str; 11] = [
     "-std=c++17",

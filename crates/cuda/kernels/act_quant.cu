@@ -20,48 +20,56 @@ __device__ __forceinline__ void add_hits(uint32_t* counters, uint32_t hits) {
     }
 }
 
-template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, bool VECTOR, bool HITS>
+template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, typename P, bool ALIGNED, bool HITS,
+          Known KNOWN>
 __device__ __forceinline__ void act_and_quantise(const QuantParams& p) {
-    constexpr int N = per_thread<T>();
-    Place at = place<N>(p);
-    const uint64_t from = at.row * p.input_stride + (INTERLEAVED ? 2ull : 1ull) * at.column;
+    constexpr int N = P::N, VECTORS = P::VECTORS;
+    Place<N> at = place<N, VECTORS>(p);
+    constexpr uint64_t APART = INTERLEAVED ? 2 : 1;
+    const uint64_t from = at.row * p.input_stride + APART * at.column;
     begin();
-    mask(p, at);
+    if constexpr (KNOWN == Known::Nothing) mask(p, at);
 
-    float y[N] = {};
+    float y[VECTORS * N] = {};
     uint32_t hits = 0;
-    if (at.count > 0) {
-        float gate[N] = {}, up[N] = {};
-        if constexpr (VECTOR) {
-            load_halves<T, N, INTERLEAVED>(p.gate, p.up, from, gate, up);
-        } else {
-            const T *g = (const T*)p.gate + from, *u = INTERLEAVED ? g + 1 : (const T*)p.up + from;
+    if (at.left > 0) {
+        float gate[VECTORS][N] = {}, up[VECTORS][N] = {};
 #pragma unroll
-            for (int j = 0; j < N; ++j) {
-                const int k = INTERLEAVED ? 2 * j : j;
-                if (j < at.count) gate[j] = widen(g[k]), up[j] = widen(u[k]);
+        for (int v = 0; v < VECTORS; ++v) {
+            const uint32_t count = at.count(v);
+            const uint64_t place = from + APART * v * at.step;
+            if constexpr (ALIGNED) {
+                if (count > 0) load_halves<T, N, INTERLEAVED>(p.gate, p.up, place, gate[v], up[v]);
+            } else {
+                const T* g = (const T*)p.gate + place;
+                const T* u = INTERLEAVED ? g + 1 : (const T*)p.up + place;
+#pragma unroll
+                for (int j = 0; j < N; ++j) {
+                    if (j < count) gate[v][j] = widen(g[APART * j]), up[v][j] = widen(u[APART * j]);
+                }
             }
         }
         // Zeros beyond the end of a row stay zeros under every function.
 #pragma unroll
-        for (int j = 0; j < N; ++j) {
-            y[j] = gated<F, C, T, EAGER>(gate[j], up[j], p.scalars);
-            if constexpr (HITS) hits += clamp_hits<F, C, T, EAGER>(gate[j], up[j], p.scalars);
+        for (int j = 0; j < VECTORS * N; ++j) {
+            const float g = gate[j / N][j % N], u = up[j / N][j % N];
+            y[j] = gated<F, C, T, EAGER>(g, u, p.scalars);
+            if constexpr (HITS) hits += clamp_hits<F, C, T, EAGER>(g, u, p.scalars);
         }
-        if (p.route != nullptr) {
+        if (KNOWN == Known::Nothing && p.route != nullptr) {
             const float route = p.route[at.row];
 #pragma unroll
-            for (int j = 0; j < N; ++j) {
+            for (int j = 0; j < VECTORS * N; ++j) {
                 // Not beyond the end of a row, where an infinite one makes NaN of 0.
-                if (VECTOR || j < at.count) y[j] *= route;
+                if (j % N < at.count(j / N)) y[j] *= route;
             }
         }
-        if (p.materialize) {
+        if (KNOWN != Known::Nothing || p.materialize) {
 #pragma unroll
-            for (int j = 0; j < N; j += 2) round_pair<T>(y[j], y[j + 1]);
+            for (int j = 0; j < VECTORS * N; j += 2) round_pair<T>(y[j], y[j + 1]);
         }
     }
-    write_quantised<N, VECTOR>(p, at, y);
+    write_quantised<N, VECTORS, ALIGNED, KNOWN>(p, at, y);
     if constexpr (HITS) {
         if (p.hits != nullptr) add_hits(p.hits, hits);
     }
@@ -69,18 +77,27 @@ __device__ __forceinline__ void act_and_quantise(const QuantParams& p) {
 
 // Kernels are named quant_<function>_<clamp>_<layout>_<type>_<rounding>_<access>. Those of single
 // elements count hits where they are asked to, and take the registers that they need; of vectors
-// there is a form that counts.
-#define KERNEL(NAME, BOUNDS, VECTOR, HITS, F, C, T, EAGER, INTERLEAVED)                           \
+// there is a form that counts. DeepSeek's activations have forms besides that know their scales, of 4,
+// 8 and 16 elements a thread: which is fastest depends on the size of the call.
+#define KERNEL(NAME, BOUNDS, ELEMENTS, ALIGNED, HITS, KNOWN, F, C, T, EAGER, INTERLEAVED)          \
     extern "C" __global__ void __launch_bounds__ BOUNDS NAME(const __grid_constant__ QuantParams p) { \
-        act_and_quantise<F, Clamp::C, T, EAGER, INTERLEAVED, VECTOR, HITS>(p);                    \
+        using P = Part<T, ELEMENTS>;                                                              \
+        act_and_quantise<F, Clamp::C, T, EAGER, INTERLEAVED, P, ALIGNED, HITS, Known::KNOWN>(p);  \
     }
-#define UNCLAMPED(NAME, ...)                                      \
-    KERNEL(NAME##_element, (1024, 1), false, false, __VA_ARGS__)  \
-    KERNEL(NAME##_16bytes, (1024), true, false, __VA_ARGS__)
-#define CLAMPED(NAME, ...)                                        \
-    KERNEL(NAME##_element, (1024, 1), false, true, __VA_ARGS__)   \
-    KERNEL(NAME##_16bytes, (1024), true, false, __VA_ARGS__)      \
-    KERNEL(NAME##_16bytes_hits, (1024), true, true, __VA_ARGS__)
+#define UNCLAMPED(NAME, ...)                                                  \
+    KERNEL(NAME##_element, (1024, 1), 4, false, false, Nothing, __VA_ARGS__)  \
+    KERNEL(NAME##_vectors, (1024), 8, true, false, Nothing, __VA_ARGS__)
+#define CLAMPED(NAME, ...)                                                    \
+    KERNEL(NAME##_element, (1024, 1), 4, false, true, Nothing, __VA_ARGS__)   \
+    KERNEL(NAME##_vectors, (1024), 8, true, false, Nothing, __VA_ARGS__)      \
+    KERNEL(NAME##_vectors_hits, (1024), 8, true, true, Nothing, __VA_ARGS__)
+#define QUICK(NAME, ...)                                                \
+    KERNEL(NAME##_4_ue8m0, (512), 4, true, false, Ue8m0, __VA_ARGS__)   \
+    KERNEL(NAME##_8_ue8m0, (512), 8, true, false, Ue8m0, __VA_ARGS__)   \
+    KERNEL(NAME##_16_ue8m0, (512), 16, true, false, Ue8m0, __VA_ARGS__) \
+    KERNEL(NAME##_4_f32, (512), 4, true, false, F32, __VA_ARGS__)       \
+    KERNEL(NAME##_8_f32, (512), 8, true, false, F32, __VA_ARGS__)       \
+    KERNEL(NAME##_16_f32, (512), 16, true, false, F32, __VA_ARGS__)
 #define TYPES(ACCESSES, NAME, F, C, INTERLEAVED)                    \
     ACCESSES(NAME##_f32_official, F, C, float, false, INTERLEAVED)  \
     ACCESSES(NAME##_f16_official, F, C, f16, false, INTERLEAVED)    \
@@ -97,3 +114,6 @@ TYPES(UNCLAMPED, quant_gelu_none_concatenated, Gelu, None, false)
 TYPES(UNCLAMPED, quant_gelu_tanh_none_concatenated, GeluTanh, None, false)
 TYPES(UNCLAMPED, quant_fatrelu_none_concatenated, FatRelu, None, false)
 TYPES(UNCLAMPED, quant_situ_none_concatenated, Situ, None, false)
+
+TYPES(QUICK, quant_silu_none_concatenated, Silu, None, false)
+TYPES(QUICK, quant_silu_before_concatenated, Silu, Before, false)

@@ -10,6 +10,7 @@ struct Params {
     void* output;
     const int32_t* counts;  // rows in use of each batch, or null: all rows are
     uint64_t input_stride, output_stride;  // elements from row to row
+    uint64_t d;             // outputs of a row
     uint32_t vectors;       // in all
     uint32_t row_vectors;   // in a row
     Divisor by_row;         // by row_vectors
@@ -19,10 +20,37 @@ struct Params {
     Scalars scalars;
 };
 
+// Whether a row is in use.
+__device__ __forceinline__ bool in_use(const Params& p, uint32_t row) {
+    if (p.counts == nullptr) return true;
+    const uint32_t at = row + p.first_row, batch = p.by_batch.quotient(at);
+    return (int64_t)(at - batch * p.batch_rows) < (int64_t)p.counts[batch];
+}
+
+// A vector's outputs.
+template <typename F, Clamp C, typename T, bool EAGER, int N>
+__device__ __forceinline__ Vector<T, N> activate(
+    const float (&gate)[N], const float (&up)[N], const Scalars& scalars) {
+    Vector<T, N> out;
+    float y[N];
+#pragma unroll
+    for (int j = 0; j < N; ++j) y[j] = gated<F, C, T, EAGER>(gate[j], up[j], scalars);
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+        for (int j = 0; j < N; j += 2) {
+            *(uint32_t*)&out.x[j] = narrow2(T(), y[j], y[j + 1]);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < N; ++j) out.x[j] = narrow<T>(y[j]);
+    }
+    return out;
+}
+
+// Rows of whole vectors.
 template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, Access A>
 __device__ __forceinline__ void act_and_mul(const Params& p) {
     constexpr int N = lanes<T, A>();
-    using V = Vector<T, N>;
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= p.vectors) {
         begin();
@@ -33,44 +61,75 @@ __device__ __forceinline__ void act_and_mul(const Params& p) {
     const uint64_t from = row * p.input_stride + (INTERLEAVED ? 2ull * column : column);
     const uint64_t to = row * p.output_stride + column;
     begin();
-    if (p.counts != nullptr) {
-        const uint32_t at = row + p.first_row, batch = p.by_batch.quotient(at);
-        if ((int64_t)(at - batch * p.batch_rows) >= (int64_t)p.counts[batch]) return;
-    }
+    if (!in_use(p, row)) return;
     float gate[N], up[N];
     load_halves<T, N, INTERLEAVED>(p.gate, p.up, from, gate, up);
-    V out;
-    float y[N];
-#pragma unroll
-    for (int j = 0; j < N; ++j) {
-        y[j] = gated<F, C, T, EAGER>(gate[j], up[j], p.scalars);
-    }
-    if constexpr (N > 1 && sizeof(T) == 2) {
-#pragma unroll
-        for (int j = 0; j < N; j += 2) {
-            *(uint32_t*)&out.x[j] = narrow2(T(), y[j], y[j + 1]);
-        }
-    } else {
-#pragma unroll
-        for (int j = 0; j < N; ++j) out.x[j] = narrow<T>(y[j]);
-    }
+    const auto out = activate<F, C, T, EAGER>(gate, up, p.scalars);
 #if __CUDA_ARCH__ >= 1000
     if constexpr (A == Access::Bytes32) {
         store32((T*)p.output + to, out);
         return;
     }
 #endif
-    *(V*)((T*)p.output + to) = out;
+    *(Vector<T, N>*)((T*)p.output + to) = out;
+}
+
+// Rows that lie anywhere: a thread has the outputs between two multiples of 16 bytes, of which the
+// first and the last of a row may be fewer than a vector. What it reads for them may lie anywhere.
+template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED>
+__device__ __forceinline__ void act_and_mul_anywhere(const Params& p) {
+    constexpr int N = lanes<T, Access::Any>(), APART = INTERLEAVED ? 2 : 1;
+    using V = Vector<T, N>;
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    const uint32_t row = p.by_row.quotient(i);
+    T* const to = (T*)p.output + row * p.output_stride;
+    // Of the vector: its first may lie before the row's.
+    const int64_t column = (i - row * p.row_vectors) * (int64_t)N - behind16(to) / sizeof(T);
+    const int64_t d = p.d;
+    begin();
+    if (i >= p.vectors || column >= d || !in_use(p, row)) return;
+
+    const T* first = (const T*)p.gate + row * p.input_stride + APART * column;
+    const T* second = INTERLEAVED ? first + N : (const T*)p.up + row * p.input_stride + column;
+    const bool whole = column >= 0 && column + N <= d;
+    const uint64_t before = APART * column * sizeof(T), after = APART * (d - column) * sizeof(T);
+    const bool vectors = whole && (INTERLEAVED
+        ? inside(first, before, after - 16)
+        : inside(first, before, after) && inside(second, before, after));
+    float gate[N], up[N];
+    if (vectors) {
+        const V a = load_anywhere<V>(first), b = load_anywhere<V>(second);
+        widen_halves<N, V, INTERLEAVED>(a, b, gate, up);
+    } else {
+        const T* const one = INTERLEAVED ? first + 1 : second;
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            const bool there = column + j >= 0 && column + j < d;
+            gate[j] = there ? widen(first[APART * j]) : 0.0f;
+            up[j] = there ? widen(one[APART * j]) : 0.0f;
+        }
+    }
+    const auto out = activate<F, C, T, EAGER>(gate, up, p.scalars);
+    if (whole) {
+        *(V*)(to + column) = out;
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+        if (column + j >= 0 && column + j < d) to[column + j] = out.x[j];
+    }
 }
 
 // Kernels are named act_<function>_<clamp>_<layout>_<type>_<rounding>_<access>.
-#define KERNEL(NAME, F, C, T, EAGER, INTERLEAVED, ACCESS)                                       \
-    extern "C" __global__ void __launch_bounds__(1024) NAME(const __grid_constant__ Params p) { \
-        act_and_mul<F, Clamp::C, T, EAGER, INTERLEAVED, Access::ACCESS>(p);                     \
+#define KERNEL(NAME, BOUNDS, F, C, T, EAGER, INTERLEAVED, ACCESS)                               \
+    extern "C" __global__ void __launch_bounds__ BOUNDS NAME(const __grid_constant__ Params p) { \
+        if constexpr (Access::ACCESS == Access::Any)                                            \
+            act_and_mul_anywhere<F, Clamp::C, T, EAGER, INTERLEAVED>(p);                        \
+        else act_and_mul<F, Clamp::C, T, EAGER, INTERLEAVED, Access::ACCESS>(p);                \
     }
-#define WIDTHS(NAME, ...)                       \
-    KERNEL(NAME##_element, __VA_ARGS__, Element) \
-    KERNEL(NAME##_16bytes, __VA_ARGS__, Bytes16)
+#define WIDTHS(NAME, ...)                             \
+    KERNEL(NAME##_any, (1024, 1), __VA_ARGS__, Any)   \
+    KERNEL(NAME##_16bytes, (1024), __VA_ARGS__, Bytes16)
 // f32 rounds to itself: its two modes are one.
 #define TYPES(NAME, F, C, INTERLEAVED)                             \
     WIDTHS(NAME##_f32_official, F, C, float, false, INTERLEAVED)    \
@@ -91,9 +150,9 @@ TYPES(act_situ_none_concatenated, Situ, None, false)
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 1000
 #define WIDE(NAME, F, C)                                             \
-    KERNEL(NAME##_f32_official_32bytes, F, C, float, false, false, Bytes32)  \
-    KERNEL(NAME##_f16_official_32bytes, F, C, f16, false, false, Bytes32)    \
-    KERNEL(NAME##_bf16_official_32bytes, F, C, bf16, false, false, Bytes32)
+    KERNEL(NAME##_f32_official_32bytes, (1024), F, C, float, false, false, Bytes32)  \
+    KERNEL(NAME##_f16_official_32bytes, (1024), F, C, f16, false, false, Bytes32)    \
+    KERNEL(NAME##_bf16_official_32bytes, (1024), F, C, bf16, false, false, Bytes32)
 WIDE(act_silu_none_concatenated, Silu, None)
 WIDE(act_silu_before_concatenated, Silu, Before)
 #endif

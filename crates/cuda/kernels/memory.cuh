@@ -10,12 +10,23 @@ struct Divisor {
     }
 };
 
-__device__ __forceinline__ void begin() {
+// The next kernel may start now: it waits before it reads what this one writes.
+__device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
-    // The next kernel may start now: it waits before it loads, as this one does.
     asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// For the end of the kernel before this one.
+__device__ __forceinline__ void wait_for_last() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+__device__ __forceinline__ void begin() {
+    let_next_start();
+    wait_for_last();
 }
 
 template <typename T, int N> struct alignas(sizeof(T) * N) Vector {
@@ -44,11 +55,40 @@ template <typename V> __device__ __forceinline__ void store32(void* to, const V&
 }
 #endif
 
-// The bytes of one access: one element's, or a vector's.
-enum class Access { Element, Bytes16, Bytes32 };
+// Vectors of 16 or 32 bytes, or of 16 bytes of rows that lie anywhere.
+enum class Access { Any, Bytes16, Bytes32 };
 
 template <typename T, Access A> __device__ constexpr int lanes() {
-    return A == Access::Element ? 1 : (A == Access::Bytes16 ? 16 : 32) / (int)sizeof(T);
+    return (A == Access::Bytes32 ? 32 : 16) / (int)sizeof(T);
+}
+
+// How far an address lies behind a multiple of 16.
+__device__ __forceinline__ uint32_t behind16(const void* address) {
+    return (uint32_t)(uintptr_t)address & 15;
+}
+
+// 16 bytes from anywhere, out of the one or two aligned vectors that hold them.
+template <typename V> __device__ __forceinline__ V load_anywhere(const void* from) {
+    const uint32_t behind = behind16(from);
+    const uint4* at = (const uint4*)((uintptr_t)from - behind);
+    const uint4 first = at[0], second = behind ? at[1] : first;
+    uint32_t w[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
+    V out;
+    uint32_t* to = (uint32_t*)&out;
+#pragma unroll
+    for (int i = 0; i < 6; ++i) w[i] = behind & 8 ? w[i + 2] : w[i];
+#pragma unroll
+    for (int i = 0; i < 5; ++i) w[i] = behind & 4 ? w[i + 1] : w[i];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = __funnelshift_r(w[i], w[i + 1], 8 * (behind & 3));
+    return out;
+}
+
+// Whether load_anywhere reads nothing but a row's own bytes, of which there are so many before the
+// address and from it on.
+__device__ __forceinline__ bool inside(const void* from, uint64_t before, uint64_t after) {
+    const uint32_t behind = behind16(from);
+    return behind == 0 || (before >= behind && after >= 32 - behind);
 }
 
 // A vector's numbers as f32.
@@ -68,16 +108,10 @@ __device__ __forceinline__ void widen_all(const Vector<T, N>& from, float (&to)[
     }
 }
 
-// N elements of each half from a place in a row: interleaved rows begin at `first`, and `second` is
-// not read.
-template <typename T, int N, bool INTERLEAVED>
-__device__ __forceinline__ void load_halves(
-    const void* first, const void* second, uint64_t from, float (&gate)[N], float (&up)[N]) {
-    using V = Vector<T, N>;
-    V a, b;
+// The halves of vectors of each, or of two vectors of an interleaved row.
+template <int N, typename V, bool INTERLEAVED>
+__device__ __forceinline__ void widen_halves(const V& a, const V& b, float (&gate)[N], float (&up)[N]) {
     if constexpr (INTERLEAVED) {
-        a = load<T, N>(first, from);
-        b = load<T, N>(first, from + N);
         float x[N], y[N];
         widen_all(a, x);
         widen_all(b, y);
@@ -88,17 +122,28 @@ __device__ __forceinline__ void load_halves(
             up[j] = u < N ? x[u] : y[u - N];
         }
     } else {
-#if __CUDA_ARCH__ >= 1000
-        if constexpr (sizeof(V) == 32) {
-            a = load32<V>((const T*)first + from);
-            b = load32<V>((const T*)second + from);
-        } else
-#endif
-        {
-            a = load<T, N>(first, from);
-            b = load<T, N>(second, from);
-        }
         widen_all(a, gate);
         widen_all(b, up);
     }
+}
+
+// N elements of each half from a place in a row: interleaved rows begin at `first`, and `second` is
+// not read.
+template <typename T, int N, bool INTERLEAVED>
+__device__ __forceinline__ void load_halves(
+    const void* first, const void* second, uint64_t from, float (&gate)[N], float (&up)[N]) {
+    using V = Vector<T, N>;
+    const void* next = INTERLEAVED ? (const T*)first + N : second;
+    V a, b;
+#if __CUDA_ARCH__ >= 1000
+    if constexpr (sizeof(V) == 32) {
+        a = load32<V>((const T*)first + from);
+        b = load32<V>((const T*)next + from);
+    } else
+#endif
+    {
+        a = load<T, N>(first, from);
+        b = load<T, N>(next, from);
+    }
+    widen_halves<N, V, INTERLEAVED>(a, b, gate, up);
 }

@@ -89,8 +89,13 @@ __device__ __forceinline__ Pair product(float a, float b) {
     return {hi, fmaf(a, b, -hi)};
 }
 
-// exp(-|z|) for results of 16 bits: within 2^-17, and exact for z = 0. Subnormals are kept.
-__device__ __forceinline__ float exp_neg_fast(float z) { return exp2f(fabsf(z) * -1.44269502f); }
+// exp(-|z|) for results of 16 bits: within 2^-17, and exact for z = 0. The square of exp(-|z|/2), so
+// that subnormals, which the hardware's function takes to 0, are kept.
+__device__ __forceinline__ float exp_neg_fast(float z) {
+    float root;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(fabsf(z) * -0.72134751f));
+    return root * root;
+}
 
 // 1/x of a normal number.
 __device__ __forceinline__ float reciprocal(float x) {

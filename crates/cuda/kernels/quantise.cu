@@ -2,21 +2,27 @@
 #include "quantise.cuh"
 #include <cuda_fp8.h>
 
-template <typename T, bool VECTOR> __device__ __forceinline__ void quantise(const QuantParams& p) {
-    constexpr int N = per_thread<T>();
-    const Place at = place<N>(p);
+template <typename T, typename P, bool ALIGNED>
+__device__ __forceinline__ void quantise(const QuantParams& p) {
+    constexpr int N = P::N, VECTORS = P::VECTORS;
+    const Place<N> at = place<N, VECTORS>(p);
     const uint64_t from = at.row * p.input_stride + at.column;
     begin();
-    float y[N] = {};
-    if constexpr (VECTOR) {
-        if (at.count > 0) widen_all(load<T, N>(p.gate, from), y);
-    } else {
+    float y[VECTORS][N] = {};
 #pragma unroll
-        for (int j = 0; j < N; ++j) {
-            if (j < at.count) y[j] = widen(((const T*)p.gate)[from + j]);
+    for (int v = 0; v < VECTORS; ++v) {
+        const uint32_t count = at.count(v);
+        const uint64_t place = from + v * at.step;
+        if constexpr (ALIGNED) {
+            if (count > 0) widen_all(load<T, N>(p.gate, place), y[v]);
+        } else {
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                if (j < count) y[v][j] = widen(((const T*)p.gate)[place + j]);
+            }
         }
     }
-    write_quantised<N, VECTOR>(p, at, y);
+    write_quantised<N, VECTORS, ALIGNED, Known::Nothing>(p, at, (float(&)[N * VECTORS])y);
 }
 
 // code * scale, rounded once.
@@ -26,9 +32,7 @@ template <typename T> __device__ __forceinline__ T product_of(float code, float 
     return narrow<T>((double)code * scale);
 }
 
-__device__ __forceinline__ float scale_at(const QuantParams& p, uint32_t row, uint32_t group) {
-    const uint64_t word = row * p.scale_row + (group >> p.word_log) * p.scale_word;
-    const uint64_t at = word + (group & ((1u << p.word_log) - 1));
+__device__ __forceinline__ float scale_of(const QuantParams& p, uint64_t at) {
     return p.power_of_two ? power(((const uint8_t*)p.scales)[at]) : ((const float*)p.scales)[at];
 }
 
@@ -40,45 +44,59 @@ scales_to_f32_columns(const __grid_constant__ QuantParams p) {
     begin();
     if (i >= p.threads) return;
     const uint32_t group = p.by_row.quotient(i);
-    ((float*)p.gate)[i] = scale_at(p, i - group * p.row_threads, group);
+    const uint32_t row = i - group * p.row_threads, words = 1u << p.word_log;
+    const uint64_t word = row * p.scale_row + (group >> p.word_log) * p.scale_word;
+    ((float*)p.gate)[i] = scale_of(p, word + (group & (words - 1)));
 }
 
 // The way back: `gate` is what is written, with `input_stride`.
-template <typename T, bool VECTOR> __device__ __forceinline__ void dequantise(const QuantParams& p) {
-    constexpr int N = per_thread<T>();
-    const Place at = place<N>(p);
+template <typename T, typename P, bool ALIGNED>
+__device__ __forceinline__ void dequantise(const QuantParams& p) {
+    constexpr int N = P::N, VECTORS = P::VECTORS;
+    const Place<N> at = place<N, VECTORS>(p);
     begin();
-    if (at.count == 0) return;
-    const float scale = scale_at(p, at.row, at.group);
-    const uint8_t* from = p.codes + at.row * p.codes_stride + at.column;
-    T* to = (T*)p.gate + at.row * p.input_stride + at.column;
+    if (at.left == 0) return;
+    const float scale = scale_of(p, at.scale);
     const auto value = [&](uint8_t code) {
         __nv_fp8_e4m3 e4m3;
         e4m3.__x = code;
         return product_of<T>((float)e4m3, scale, p.power_of_two);
     };
-    if constexpr (VECTOR) {
-        const auto codes = load<uint8_t, N>(from, 0);
-        Vector<T, N> out;
 #pragma unroll
-        for (int j = 0; j < N; ++j) out.x[j] = value(codes.x[j]);
-        *(Vector<T, N>*)to = out;
-    } else {
+    for (int v = 0; v < VECTORS; ++v) {
+        const uint32_t count = at.count(v), column = at.column + v * at.step;
+        const uint8_t* from = p.codes + at.code + v * at.step;
+        T* to = (T*)p.gate + at.row * p.input_stride + column;
+        if constexpr (ALIGNED) {
+            if (count == 0) continue;
+            const auto codes = load<uint8_t, N>(from, 0);
+            Vector<T, N> out;
 #pragma unroll
-        for (int j = 0; j < N; ++j) {
-            if (j < at.count) to[j] = value(from[j]);
+            for (int j = 0; j < N; ++j) out.x[j] = value(codes.x[j]);
+            *(Vector<T, N>*)to = out;
+        } else {
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                if (j < count) to[j] = value(from[j]);
+            }
         }
     }
 }
 
 // Kernels are named quantise_<type>_<access> and dequantise_<type>_<access>.
-#define KERNELS(T, ACCESS, VECTOR)                                                              \
-    extern "C" __global__ void __launch_bounds__(1024)                                          \
-    quantise_##T##_##ACCESS(const __grid_constant__ QuantParams p) { quantise<T, VECTOR>(p); }   \
-    extern "C" __global__ void __launch_bounds__(1024)                                          \
-    dequantise_##T##_##ACCESS(const __grid_constant__ QuantParams p) { dequantise<T, VECTOR>(p); }
+#define KERNEL(T, ACCESS, ELEMENTS, ALIGNED)                                    \
+    extern "C" __global__ void __launch_bounds__(1024)                          \
+    quantise_##T##_##ACCESS(const __grid_constant__ QuantParams p) {            \
+        quantise<T, Part<T, ELEMENTS>, ALIGNED>(p);                             \
+    }                                                                           \
+    extern "C" __global__ void __launch_bounds__(1024)                          \
+    dequantise_##T##_##ACCESS(const __grid_constant__ QuantParams p) {          \
+        dequantise<T, Part<T, ELEMENTS>, ALIGNED>(p);                           \
+    }
 using f32 = float;
-#define ACCESSES(T) KERNELS(T, element, false) KERNELS(T, 16bytes, true)
+#define ACCESSES(T)              \
+    KERNEL(T, element, 4, false) \
+    KERNEL(T, vectors, 8, true)
 ACCESSES(f32)
 ACCESSES(f16)
 ACCESSES(bf16)

@@ -4,8 +4,8 @@
 #include "functions.cuh"
 #include "memory.cuh"
 
-// The twin of `QuantParams` in src/params.rs. Every thread has one vector of a row; a group is
-// 2^group_log threads, and its last ones have nothing where the row ends.
+// The twin of `QuantParams` in src/params.rs. A group is 2^group_log threads, the last of which have
+// nothing where the row ends.
 struct QuantParams {
     const void* gate;      // the input; of concatenated halves, the gate's
     const void* up;        // of concatenated halves alone
@@ -32,30 +32,55 @@ struct QuantParams {
     Scalars scalars;
 };
 
-// Elements of a thread.
-template <typename T> __device__ constexpr int per_thread() { return lanes<T, Access::Bytes16>(); }
-
-struct Place {
-    uint32_t row, group, column;
-    uint32_t count;  // elements in use from the column on
-    bool first;      // of its group, which is in use
+// What a thread takes of a row: vectors of N elements that lie as far apart as a group has threads, so
+// that side by side threads read side by side vectors.
+template <typename T, int ELEMENTS_> struct Part {
+    static constexpr int ELEMENTS = ELEMENTS_;
+    static constexpr int N = ELEMENTS * (int)sizeof(T) < 16 ? ELEMENTS : 16 / (int)sizeof(T);
+    static constexpr int VECTORS = ELEMENTS / N;
 };
 
-template <int N> __device__ __forceinline__ Place place(const QuantParams& p) {
+template <int N> struct Place {
+    uint32_t row, group, column;
+    uint32_t step;   // from vector to vector
+    uint32_t left;   // elements from the column to the end of the row, 0 in rows that are not in use
+    bool first;      // of its group, which is in use
+    uint64_t code, scale;  // where its first code and its group's scale lie
+
+    // Elements of a vector that are in use.
+    __device__ __forceinline__ uint32_t count(int vector) const {
+        const uint32_t before = vector * step;
+        return left > before ? min(left - before, (uint32_t)N) : 0;
+    }
+};
+
+template <int N, int VECTORS> __device__ __forceinline__ Place<N> place(const QuantParams& p) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     const uint32_t row = p.by_row.quotient(i), in_row = i - row * p.row_threads;
-    const uint32_t column = in_row * N, group = in_row >> p.group_log;
+    const uint32_t group = in_row >> p.group_log, of_group = in_row - (group << p.group_log);
+    const uint32_t column = ((group * VECTORS << p.group_log) + of_group) * N;
     const uint32_t left = i < p.threads && column < p.d ? p.d - column : 0;
-    const bool first = left > 0 && (group << p.group_log) == in_row;
-    return {row, group, column, left < N ? left : N, first};
+    uint64_t code = row * p.codes_stride + column;
+    uint64_t scale = row * p.scale_row + (group >> p.word_log) * p.scale_word;
+    scale += group & ((1u << p.word_log) - 1);
+    // Here, before a wait for memory: the compiler would put it behind the reduction.
+    asm volatile("" : "+l"(code), "+l"(scale));
+    return {row, group, column, (uint32_t)N << p.group_log, left, left > 0 && of_group == 0, code, scale};
 }
 
+// What a kernel knows of its calls. One that knows nothing asks its parameters.
+enum class Known {
+    Nothing,
+    Ue8m0,  // these scales; all rows are in use, no route weights, y is rounded before amax
+    F32,
+};
+
 // Takes rows that are not in use away.
-__device__ __forceinline__ void mask(const QuantParams& p, Place& at) {
-    if (p.counts == nullptr || at.count == 0) return;
+template <int N> __device__ __forceinline__ void mask(const QuantParams& p, Place<N>& at) {
+    if (p.counts == nullptr || at.left == 0) return;
     const uint32_t row = at.row + p.first_row, batch = p.by_batch.quotient(row);
     if ((int64_t)(row - batch * p.batch_rows) >= (int64_t)p.counts[batch]) {
-        at.count = 0;
+        at.left = 0;
         at.first = false;
     }
 }
@@ -77,15 +102,19 @@ __device__ __forceinline__ uint32_t group_max(uint32_t x, uint32_t group_log) {
     return x;
 }
 
-// Writes a thread's codes and, once for each group, the scale. y is 0 beyond the place's count.
+// Writes a thread's codes and, once for each group, the scale. y is 0 beyond the end of a row.
 // All threads of the warp take part.
-template <int N, bool VECTOR>
-__device__ __forceinline__ void write_quantised(const QuantParams& p, const Place& at, float (&y)[N]) {
-    float largest[N / 2];
+template <int N, int VECTORS, bool ALIGNED, Known KNOWN>
+__device__ __forceinline__ void write_quantised(
+    const QuantParams& p, const Place<N>& at, float (&y)[N * VECTORS]) {
+    constexpr int ELEMENTS = N * VECTORS;
+    float largest[ELEMENTS / 2];
 #pragma unroll
-    for (int j = 0; j < N / 2; ++j) largest[j] = max_nan(fabsf(y[j]), fabsf(y[j + N / 2]));
+    for (int j = 0; j < ELEMENTS / 2; ++j) {
+        largest[j] = max_nan(fabsf(y[j]), fabsf(y[j + ELEMENTS / 2]));
+    }
 #pragma unroll
-    for (int n = N / 4; n > 0; n /= 2) {
+    for (int n = ELEMENTS / 4; n > 0; n /= 2) {
 #pragma unroll
         for (int j = 0; j < n; ++j) largest[j] = max_nan(largest[j], largest[j + n]);
     }
@@ -93,15 +122,13 @@ __device__ __forceinline__ void write_quantised(const QuantParams& p, const Plac
     const uint32_t bits = group_max(__float_as_uint(largest[0]), p.group_log);
     const uint32_t amax = max(bits, __float_as_uint(p.floor));
 
-    const uint64_t word = at.row * p.scale_row + (at.group >> p.word_log) * p.scale_word;
-    const uint64_t scale_at = word + (at.group & ((1u << p.word_log) - 1));
-    if (p.power_of_two) {
+    if (KNOWN == Known::Nothing ? p.power_of_two : KNOWN == Known::Ue8m0) {
         const uint32_t byte = power_of_two_scale(amax);
         const float inverse = inverse_power(byte);
 #pragma unroll
-        for (int j = 0; j < N; ++j) y[j] *= inverse;
+        for (int j = 0; j < ELEMENTS; ++j) y[j] *= inverse;
         if (at.first) {
-            uint8_t* scale = (uint8_t*)p.scales + scale_at;
+            uint8_t* scale = (uint8_t*)p.scales + at.scale;
             *scale = (uint8_t)byte;
             // A word is filled up with zeros after the last group.
             if (at.group + 1 == p.groups) {
@@ -113,21 +140,25 @@ __device__ __forceinline__ void write_quantised(const QuantParams& p, const Plac
         const float scale = narrow<float>(__uint_as_float(amax) / 448.0f);
         const Division over(scale);
 #pragma unroll
-        for (int j = 0; j < N; ++j) y[j] = over(y[j]);
-        if (at.first) ((float*)p.scales)[scale_at] = scale;
+        for (int j = 0; j < ELEMENTS; ++j) y[j] = over(y[j]);
+        if (at.first) ((float*)p.scales)[at.scale] = scale;
     }
 
-    if (at.count == 0) return;
-    Vector<uint32_t, N / 4> codes;
+    uint8_t* to = p.codes + at.code;
 #pragma unroll
-    for (int j = 0; j < N; j += 4) codes.x[j / 4] = encode4(y + j);
-    uint8_t* to = p.codes + at.row * p.codes_stride + at.column;
-    if constexpr (VECTOR) {
-        *(Vector<uint32_t, N / 4>*)to = codes;
-    } else {
+    for (int v = 0; v < VECTORS; ++v) {
+        const uint32_t count = at.count(v);
+        if (count == 0) break;
+        Vector<uint32_t, N / 4> codes;
 #pragma unroll
-        for (int j = 0; j < N; ++j) {
-            if (j < at.count) to[j] = (uint8_t)(codes.x[j / 4] >> 8 * (j % 4));
+        for (int j = 0; j < N; j += 4) codes.x[j / 4] = encode4(y + v * N + j);
+        if constexpr (ALIGNED) {
+            *(Vector<uint32_t, N / 4>*)(to + v * at.step) = codes;
+        } else {
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                if (j < count) to[v * at.step + j] = (uint8_t)(codes.x[j / 4] >> 8 * (j % 4));
+            }
         }
     }
 }

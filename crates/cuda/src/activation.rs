@@ -28,11 +28,19 @@ pub struct LaunchOptions {
 }
 
 impl LaunchOptions {
+    /// An ordinary launch, as by default.
+    pub const fn ordinary() -> Self {
+        Self {
+            programmatic: false,
+            threads: None,
+        }
+    }
+
     /// With programmatic dependent launch.
     pub const fn programmatic() -> Self {
         Self {
             programmatic: true,
-            threads: None,
+            ..Self::ordinary()
         }
     }
 
@@ -47,7 +55,9 @@ impl LaunchOptions {
 
     /// Enough blocks for this many threads, on a device that `overlaps` launches or does not.
     pub(crate) fn grid(self, threads: u32, overlaps: bool) -> Result<Grid> {
-        let block = self.threads.unwrap_or(THREADS);
+        let block = self
+            .threads
+            .unwrap_or(if threads < MANY { FEW_THREADS } else { THREADS });
         if block == 0 || block > 1024 || !block.is_multiple_of(32) {
             let expected = "a multiple of 32 up to 1024";
             return Err(CoreError::argument("threads", expected, block).into());
@@ -55,6 +65,7 @@ impl LaunchOptions {
         Ok(Grid {
             blocks: [threads.div_ceil(block), 1],
             threads: block,
+            shared: 0,
             programmatic: self.programmatic && overlaps,
         })
     }
@@ -152,7 +163,7 @@ impl Activations {
         for shape in 0..SHAPES.len() {
             for typed in 0..TYPES.len() {
                 for access in Access::ALL {
-                    let there = access == Access::Element || widths.contains(&access);
+                    let there = access == Access::Any || widths.contains(&access);
                     let name = select::name(shape, typed, access).filter(|_| there);
                     kernels.push(name.map(|n| module.function(&n)).transpose()?);
                 }
@@ -355,8 +366,11 @@ impl Activations {
     }
 }
 
-/// Threads of a block.
-const THREADS: u32 = 128;
+/// From so many threads on, blocks are large: the device starts a block in 1.2 ns, which with small
+/// ones is more than their memory takes. Fewer threads are better spread in small blocks.
+const MANY: u32 = 1 << 17;
+const THREADS: u32 = 512;
+const FEW_THREADS: u32 = 128;
 
 pub(crate) fn unsupported(op: &GatedActivation, dtype: DType) -> Error {
     Error::Call(CoreError::Unsupported {

@@ -65,15 +65,25 @@ unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
 
-/// Blocks, threads of a block, and whether the launch may overlap the kernel before it.
+/// Blocks, threads of a block, its memory, and whether the launch may overlap the kernel before it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grid {
     pub(crate) blocks: [u32; 2],
     pub(crate) threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub(crate) shared: u32,
     pub(crate) programmatic: bool,
 }
 
 impl Function {
+    /// Lets a launch have so many bytes of dynamic shared memory; beyond 48 KB one may not otherwise.
+    pub(crate) fn allow_shared(self, bytes: u32) -> Result<()> {
+        let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function's module is loaded.
+        unsafe { result::function::set_function_attribute(self.0, most, bytes as i32) }
+            .doing("allow shared memory")
+    }
+
     /// Launches the kernel with its one parameter.
     ///
     /// # Safety
@@ -99,7 +109,7 @@ impl Function {
             blockDimX: grid.threads,
             blockDimY: 1,
             blockDimZ: 1,
-            sharedMemBytes: 0,
+            sharedMemBytes: grid.shared,
             hStream: stream,
             attrs: &raw mut attribute,
             numAttrs: u32::from(grid.programmatic),

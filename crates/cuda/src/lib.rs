@@ -46,6 +46,7 @@ mod params;
 mod plan;
 mod probe;
 mod product;
+mod product_kernels;
 mod quant;
 mod quant_plan;
 mod select;
@@ -57,6 +58,8 @@ pub use buffer::CudaBuffer;
 pub use error::{Error, Result};
 pub use probe::{DeviceInfo, NotAvailable, probe};
 pub use product::RawMatrix;
+#[doc(hidden)]
+pub use product::Route;
 pub use quant::{Quantisers, RawQuantCall};
 pub use quant_plan::RawQuantised;
 pub use weight::CudaWeight;

@@ -54,6 +54,7 @@ pub(crate) struct ActParams {
     pub(crate) counts: u64,
     pub(crate) input_stride: u64,
     pub(crate) output_stride: u64,
+    pub(crate) d: u64,
     pub(crate) vectors: u32,
     pub(crate) row_vectors: u32,
     pub(crate) by_row: Divisor,
@@ -94,7 +95,7 @@ pub(crate) struct QuantParams {
     pub(crate) scalars: Scalars,
 }
 
-/// `ProductParams` of `product.cu`.
+/// `ProductParams` of `product.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct ProductParams {
@@ -109,7 +110,7 @@ pub(crate) struct ProductParams {
     pub(crate) n: u32,
     pub(crate) k: u32,
     pub(crate) scale_columns: u32,
-    pub(crate) block_columns: u32,
+    pub(crate) by_block: Divisor,
     pub(crate) y_type: u32,
 }
 

@@ -41,7 +41,7 @@ pub(crate) fn access(op: &GatedActivation, call: &RawCall, widths: &[Access]) ->
         all |= (call.output_layout.stride * size) as u64;
     }
     let fits = |a: &&Access| all.is_multiple_of((a.lanes(call.dtype) * size) as u64);
-    widths.iter().find(fits).copied().unwrap_or(Access::Element)
+    widths.iter().find(fits).copied().unwrap_or(Access::Any)
 }
 
 /// Calls `launch` with the parameters of each launch. The call has been checked.
@@ -51,10 +51,12 @@ pub(crate) fn launches<E>(
     access: Access,
     mut launch: impl FnMut(&ActParams) -> Result<(), E>,
 ) -> Result<(), E> {
-    let lanes = access.lanes(call.dtype);
-    let (rows, d) = (call.output_layout.rows as u64, call.output_layout.cols);
+    let lanes = access.lanes(call.dtype) as u64;
+    let (rows, d) = (
+        call.output_layout.rows as u64,
+        call.output_layout.cols as u64,
+    );
     let (gate, up) = halves_of(op, call);
-    let width = (d / lanes) as u64;
     let size = call.dtype.size() as u64;
     let halves_apart = if op.layout() == Layout::Interleaved {
         2
@@ -67,10 +69,15 @@ pub(crate) fn launches<E>(
     );
     let batch_rows = call.batches.map_or(1, |b| b.rows) as u32;
     let mut column = 0;
-    while column < width {
-        let row_vectors = (width - column).min(MOST);
+    while column < d {
+        let columns = (d - column).min((MOST - 1) * lanes);
+        // Where rows begin anywhere, the first and the last vector may be parts of one.
+        let row_vectors = match access {
+            Access::Any => (columns + 2 * (lanes - 1)) / lanes,
+            Access::Bytes16 | Access::Bytes32 => columns / lanes,
+        };
         let most_rows = (MOST / row_vectors).max(1);
-        let along = column * lanes as u64 * size;
+        let along = column * size;
         let mut row = 0;
         while row < rows {
             let count = (rows - row).min(most_rows);
@@ -82,6 +89,7 @@ pub(crate) fn launches<E>(
                 counts: call.batches.map_or(0, |b| b.counts),
                 input_stride,
                 output_stride,
+                d: columns,
                 vectors: (count * row_vectors) as u32,
                 row_vectors: row_vectors as u32,
                 by_row: Divisor::new(row_vectors as u32),
@@ -92,7 +100,7 @@ pub(crate) fn launches<E>(
             })?;
             row += count;
         }
-        column += row_vectors;
+        column += columns;
     }
     Ok(())
 }
@@ -125,13 +133,13 @@ mod tests {
         let wide = |c: RawCall| access(&op, &c, &widths);
         assert_eq!(wide(call(3, 16)), Access::Bytes32);
         assert_eq!(wide(call(3, 24)), Access::Bytes16);
-        assert_eq!(wide(call(3, 12)), Access::Element);
+        assert_eq!(wide(call(3, 12)), Access::Any);
         assert_eq!(
             wide(RawCall {
                 input: 0x1002,
                 ..call(3, 16)
             }),
-            Access::Element
+            Access::Any
         );
         let padded = RowLayout::contiguous(3, 16).with_stride(20);
         assert_eq!(
@@ -139,7 +147,7 @@ mod tests {
                 output_layout: padded,
                 ..call(3, 16)
             }),
-            Access::Element
+            Access::Any
         );
     }
 
@@ -147,17 +155,26 @@ mod tests {
     fn large_calls_are_cut_into_launches_that_cover_them() {
         let op = GatedActivation::silu_and_mul();
         for (rows, d) in [(3, 1 << 30), (1 << 33, 1), (1, 1 << 34), (70_000, 70_000)] {
-            let (mut vectors, mut bytes, mut most) = (0_u64, 0, 0);
-            launches(&op, &call(rows, d), Access::Element, |p| {
-                vectors += u64::from(p.vectors);
-                most = most.max(p.vectors);
-                bytes = p.output - 0x2000 + 2 * u64::from(p.vectors);
-                Ok::<(), ()>(())
-            })
-            .unwrap();
-            assert_eq!(vectors, rows as u64 * d as u64);
-            assert_eq!(bytes, 2 * vectors);
-            assert!(most < 1 << 31);
+            for access in [Access::Any, Access::Bytes16] {
+                if access == Access::Bytes16 && d % 8 != 0 {
+                    continue;
+                }
+                let (mut outputs, mut end, mut most) = (0, 0, 0);
+                launches(&op, &call(rows, d), access, |p| {
+                    let rows = u64::from(p.vectors / p.row_vectors);
+                    outputs += rows * p.d;
+                    end = p.output - 0x2000 + 2 * ((rows - 1) * d as u64 + p.d);
+                    most = most.max(p.vectors);
+                    // A row of vectors that begins one element before a multiple of 16 bytes.
+                    assert!(8 * u64::from(p.row_vectors) >= p.d);
+                    assert!(access != Access::Any || 8 * u64::from(p.row_vectors) >= p.d + 7);
+                    Ok::<(), ()>(())
+                })
+                .unwrap();
+                assert_eq!(outputs, rows as u64 * d as u64);
+                assert_eq!(end, 2 * outputs);
+                assert!(most < 1 << 31);
+            }
         }
     }
 }

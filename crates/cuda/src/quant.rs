@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, sys};
-use swiglu_core::{ActShape, DType, Error as CoreError, GatedActivation, Quantisation, Rounding};
+use swiglu_core::{
+    ActShape, DType, Error as CoreError, GatedActivation, Quantisation, Rounding, ScaleFormat,
+};
 
 use crate::{
     Batches, LaunchOptions, RawMatrix, RawQuantised, Result,
@@ -68,6 +70,14 @@ impl RawQuantCall {
     }
 }
 
+/// A kernel, with the elements that a thread of it takes, and the threads of its blocks.
+#[derive(Clone, Copy, Debug)]
+struct Kernel {
+    function: Function,
+    elements: usize,
+    threads: u32,
+}
+
 /// A kernel in its two accesses: single elements, and 16-byte vectors.
 #[derive(Clone, Copy, Debug)]
 struct Accesses([Function; 2]);
@@ -75,18 +85,56 @@ struct Accesses([Function; 2]);
 impl Accesses {
     fn load(module: &Module, name: &str) -> Result<Self> {
         let element = module.function(&format!("{name}_element"))?;
-        Ok(Self([
-            element,
-            module.function(&format!("{name}_16bytes"))?,
-        ]))
+        let vectors = module.function(&format!("{name}_vectors"))?;
+        Ok(Self([element, vectors]))
+    }
+
+    fn kernel(&self, vectors: bool, count: u64) -> Kernel {
+        Kernel {
+            function: self.0[usize::from(vectors)],
+            elements: if vectors { 8 } else { 4 },
+            threads: if count < 1 << 20 { 128 } else { 256 },
+        }
     }
 }
 
-/// The kernels of an activation: those without hits, and where there is a clamp those with.
+/// Kernels for one format of scales, of 4, 8 and 16 elements a thread.
+#[derive(Clone, Copy, Debug)]
+struct Quick([Function; 3]);
+
+impl Quick {
+    fn load(module: &Module, name: &str, format: ScaleFormat) -> Result<Self> {
+        let one = |elements| module.function(&format!("{name}_{elements}_{format}"));
+        Ok(Self([one(4)?, one(8)?, one(16)?]))
+    }
+
+    /// The fastest for so many outputs, on an H200. Small calls wait for one thread's work; in
+    /// large ones addresses and scales cost less if a thread has more. In between it is a
+    /// matter of how many threads fit beside those of the next call.
+    fn kernel(&self, count: u64) -> Kernel {
+        let (which, threads) = match count {
+            0..0x4000 => (0, 128),
+            0x4000..0x2_0000 => (0, 256),
+            0x2_0000..0x4_0000 => (1, 256),
+            0x4_0000..0x12_0000 => (0, 256),
+            0x12_0000..0x60_0000 => (1, 512),
+            _ => (2, 256),
+        };
+        Kernel {
+            function: self.0[which],
+            elements: 4 << which,
+            threads,
+        }
+    }
+}
+
+/// The kernels of an activation: those without hits, where there is a clamp those with, and for
+/// some those for calls without options, by the format of the scales.
 #[derive(Clone, Copy, Debug)]
 struct Fused {
     plain: Accesses,
     hits: Option<Accesses>,
+    quick: Option<[Quick; 2]>,
 }
 
 impl Fused {
@@ -94,12 +142,36 @@ impl Fused {
         let (name, clamped) = select::quant_name(shape, typed);
         let plain = Accesses::load(module, &name)?;
         let hits = if clamped {
-            let vectors = module.function(&format!("{name}_16bytes_hits"))?;
+            let vectors = module.function(&format!("{name}_vectors_hits"))?;
             Some(Accesses([plain.0[0], vectors]))
         } else {
             None
         };
-        Ok(Self { plain, hits })
+        let quick = if shape < select::QUICK {
+            let of = |format| Quick::load(module, &name, format);
+            Some([of(ScaleFormat::Ue8m0)?, of(ScaleFormat::F32)?])
+        } else {
+            None
+        };
+        Ok(Self { plain, hits, quick })
+    }
+
+    fn kernel(&self, quant: &Quantisation, call: &RawQuantCall, vectors: bool) -> Kernel {
+        let count = (call.input.layout.rows * call.output.codes_layout.cols) as u64;
+        // Without a clamp nothing is hit.
+        if let Some(counting) = self.hits.filter(|_| call.hits.is_some()) {
+            return Kernel {
+                threads: COUNTING_THREADS,
+                ..counting.kernel(vectors, count)
+            };
+        }
+        let plain = call.route.is_none() && call.batches.is_none() && quant.materialize();
+        match self.quick {
+            Some(quick) if plain && vectors => {
+                quick[usize::from(quant.format() == ScaleFormat::F32)].kernel(count)
+            }
+            _ => self.plain.kernel(vectors, count),
+        }
     }
 }
 
@@ -188,16 +260,10 @@ impl Quantisers {
             scalars: select::scalars(op),
             ..QuantParams::new(quant, &call.input, &call.output)?
         };
-        let fused = &self.fused[form * TYPES.len() + typed];
-        // Without a clamp nothing is hit.
-        let counting = fused.hits.as_ref().filter(|_| call.hits.is_some());
-        let options = LaunchOptions {
-            threads: options.threads.or(counting.map(|_| COUNTING_THREADS)),
-            ..options
-        };
-        let kernels = counting.unwrap_or(&fused.plain);
+        let vectors = params.takes_vectors(dtype, shape.rows);
+        let kernel = self.fused[form * TYPES.len() + typed].kernel(quant, call, vectors);
         // SAFETY: by this function's contract.
-        unsafe { self.launch(stream, kernels, params, &call.input, options) }
+        unsafe { self.launch(stream, kernel, quant, params, &call.input, options) }
     }
 
     /// Enqueues `output = quant(input)` over bare memory on a bare stream: both \[T, d\].
@@ -218,8 +284,11 @@ impl Quantisers {
         let kernels = &self.quantise[place("input", input.dtype)?];
         check_numbers("input", quant, input, output)?;
         let params = QuantParams::new(quant, input, output)?;
+        let (rows, d) = (input.layout.rows, input.layout.cols);
+        let vectors = params.takes_vectors(input.dtype, rows);
+        let kernel = kernels.kernel(vectors, (rows * d) as u64);
         // SAFETY: by this function's contract.
-        unsafe { self.launch(stream, kernels, params, input, options) }
+        unsafe { self.launch(stream, kernel, quant, params, input, options) }
     }
 
     /// Enqueues `output = code · scale`, rounded once, over bare memory on a bare stream.
@@ -240,8 +309,11 @@ impl Quantisers {
         let kernels = &self.dequantise[place("output", output.dtype)?];
         check_numbers("output", quant, output, input)?;
         let params = QuantParams::new(quant, output, input)?;
+        let (rows, d) = (output.layout.rows, output.layout.cols);
+        let vectors = params.takes_vectors(output.dtype, rows);
+        let kernel = kernels.kernel(vectors, (rows * d) as u64);
         // SAFETY: by this function's contract.
-        unsafe { self.launch(stream, kernels, params, output, options) }
+        unsafe { self.launch(stream, kernel, quant, params, output, options) }
     }
 
     /// Enqueues the scales as f32s in columns without gaps, to the start of `to`; false where they
@@ -277,7 +349,8 @@ impl Quantisers {
     unsafe fn launch(
         &self,
         stream: sys::CUstream,
-        kernels: &Accesses,
+        kernel: Kernel,
+        quant: &Quantisation,
         params: QuantParams,
         numbers: &RawMatrix,
         options: LaunchOptions,
@@ -287,11 +360,15 @@ impl Quantisers {
             return Ok(());
         }
         self.context.bind_to_thread().doing("bind the context")?;
-        let kernel = kernels.0[usize::from(params.takes_vectors(dtype, rows))];
+        let options = LaunchOptions {
+            threads: options.threads.or(Some(kernel.threads)),
+            ..options
+        };
+        let params = params.with_elements(quant, kernel.elements);
         params.launches(dtype, rows, |params| {
             let grid = options.grid(params.threads, self.overlaps)?;
             // SAFETY: by the callers' contracts; the checks keep the launch inside of the layouts.
-            unsafe { kernel.launch(stream, grid, params) }
+            unsafe { kernel.function.launch(stream, grid, params) }
         })
     }
 }

@@ -59,34 +59,27 @@ pub(crate) fn check_aligned(argument: &'static str, matrix: &RawMatrix) -> Resul
     Err(CoreError::argument(argument, expected, got).into())
 }
 
-/// Elements of a thread: one vector of the matrix of numbers.
-const fn per_thread(dtype: DType) -> usize {
-    16 / dtype.size()
-}
-
 impl QuantParams {
-    /// All rows, of a matrix of numbers of this type and stride: no activation, every row in use.
-    /// The caller has checked the matrices.
+    /// All rows, of a matrix of numbers of this type and stride: no activation, every row in use,
+    /// one element a thread. The caller has checked the matrices.
     pub(crate) fn new(
         quant: &Quantisation,
         numbers: &RawMatrix,
         quantised: &RawQuantised,
     ) -> Result<Self> {
         let (codes, scales) = (&quantised.codes_layout, &quantised.scales_layout);
-        let group_threads = quant.group() / per_thread(numbers.dtype);
         // So that a thread's column, in the last group's rest too, is a u32.
         if codes.cols >= 1 << 31 {
             let expected = "fewer than 2^31 columns";
             return Err(CoreError::argument("codes", expected, codes.cols).into());
         }
-        let row_threads = (scales.groups * group_threads) as u32;
         let stride = scales.stride as u64;
         let (scale_row, scale_word, word_log) = match scales.order {
             ScaleOrder::RowMajor => (stride, 1, 0),
             ScaleOrder::ColumnMajor => (1, stride, 0),
             ScaleOrder::Packed => (4, 4 * stride, 2),
         };
-        Ok(Self {
+        let params = Self {
             gate: numbers.first(),
             up: 0,
             codes: quantised.codes + codes.offset as u64,
@@ -99,25 +92,38 @@ impl QuantParams {
             scale_row,
             scale_word,
             threads: 0,
-            row_threads,
-            by_row: Divisor::new(row_threads),
+            row_threads: 0,
+            by_row: Divisor::new(1),
             batch_rows: 1,
             first_row: 0,
             by_batch: Divisor::new(1),
             d: codes.cols as u32,
             groups: scales.groups as u32,
-            group_log: group_threads.ilog2(),
+            group_log: 0,
             word_log,
             power_of_two: u32::from(scales.format == swiglu_core::ScaleFormat::Ue8m0),
             materialize: u32::from(quant.materialize()),
             floor: quant.floor(),
             scalars: Scalars::default(),
-        })
+        };
+        Ok(params.with_elements(quant, 1))
+    }
+
+    /// The same with so many elements a thread.
+    pub(crate) fn with_elements(self, quant: &Quantisation, elements: usize) -> Self {
+        let group_threads = (quant.group() / elements) as u32;
+        let row_threads = self.groups * group_threads;
+        Self {
+            row_threads,
+            by_row: Divisor::new(row_threads),
+            group_log: group_threads.ilog2(),
+            ..self
+        }
     }
 
     /// Whether every thread's elements and codes are whole vectors.
     pub(crate) fn takes_vectors(&self, dtype: DType, rows: usize) -> bool {
-        let (size, codes) = (dtype.size() as u64, per_thread(dtype) as u64);
+        let (size, codes) = (dtype.size() as u64, 16 / dtype.size() as u64);
         let mut elements = u64::from(self.d);
         let mut codes_at = self.codes;
         if rows > 1 {
@@ -176,7 +182,9 @@ mod tests {
             scales: 0x3000,
             scales_layout: ScaleLayout::contiguous(quant.format(), order, rows, quant.groups(d)),
         };
-        QuantParams::new(&quant, &numbers, &quantised).unwrap()
+        QuantParams::new(&quant, &numbers, &quantised)
+            .unwrap()
+            .with_elements(&quant, 8)
     }
 
     #[test]

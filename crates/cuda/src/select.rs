@@ -4,30 +4,31 @@ use swiglu_core::{Clamp, DType, Function, GatedActivation, Layout, Order, Roundi
 
 use crate::params::Scalars;
 
-/// The bytes of one access.
+/// How a kernel reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
-    Element,
+    /// Vectors of 16 bytes out of rows that lie anywhere.
+    Any,
+    /// Rows of whole vectors of 16 bytes.
     Bytes16,
-    /// From compute capability 10.0 on.
+    /// Of 32, from compute capability 10.0 on.
     Bytes32,
 }
 
 impl Access {
-    pub(crate) const ALL: [Self; 3] = [Self::Element, Self::Bytes16, Self::Bytes32];
+    pub(crate) const ALL: [Self; 3] = [Self::Any, Self::Bytes16, Self::Bytes32];
 
     /// Outputs of one thread.
     pub(crate) const fn lanes(self, dtype: DType) -> usize {
         match self {
-            Self::Element => 1,
-            Self::Bytes16 => 16 / dtype.size(),
+            Self::Any | Self::Bytes16 => 16 / dtype.size(),
             Self::Bytes32 => 32 / dtype.size(),
         }
     }
 
     const fn name(self) -> &'static str {
         match self {
-            Self::Element => "element",
+            Self::Any => "any",
             Self::Bytes16 => "16bytes",
             Self::Bytes32 => "32bytes",
         }
@@ -49,6 +50,9 @@ pub(crate) const SHAPES: [&str; 9] = [
 
 /// The instances that have a form of 32-byte accesses, in mode `Official`.
 const WIDE: usize = 2;
+
+/// The instances whose quantising forms know their scales.
+pub(crate) const QUICK: usize = 2;
 
 /// Types with the rounding modes that differ in them: f32 rounds to itself.
 pub(crate) const TYPES: [(DType, Rounding); 5] = [

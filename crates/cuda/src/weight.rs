@@ -93,6 +93,28 @@ fn padded(values: &[f32], columns: usize) -> Vec<f32> {
     values.chunks(columns).flat_map(fill).collect()
 }
 
+/// Gives the rows that hold a NaN a row of scales that are NaN: all their outputs are, and our
+/// kernels do not tell a NaN from 480.
+fn with_nan_rows(
+    parts: &[HostWeight<'_>],
+    columns: usize,
+    values: &mut Vec<f32>,
+    rows: &mut [u32],
+) {
+    let nan = (values.len() / columns) as u32;
+    let codes = parts.iter().flat_map(|p| p.data().chunks_exact(p.cols()));
+    for (row, codes) in rows.iter_mut().zip(codes) {
+        // Not `any`, which would look at one code after another.
+        let nans = |n: u32, code: &u8| n + u32::from(code & 0x7f == 0x7f);
+        if codes.iter().fold(0, nans) > 0 {
+            *row = nan;
+        }
+    }
+    if rows.contains(&nan) {
+        values.extend(std::iter::repeat_n(f32::NAN, columns));
+    }
+}
+
 impl Scales {
     fn load(stream: &Arc<CudaStream>, parts: &[HostWeight<'_>]) -> Result<Option<Self>> {
         let Some(block) = parts[0].scales().map(|s| s.block) else {
@@ -109,24 +131,25 @@ impl Scales {
             rows.extend((0..part.rows()).map(|r| (first + r / block[0]) as u32));
             values.extend((0..blocks * columns).map(|i| scales.get(i)));
         }
+        let exact_in_bf16 = values.iter().all(|&s| keeps_codes_exact(s));
         let (last, others) = (parts.len() - 1, |p: &HostWeight<'_>| {
             p.rows().is_multiple_of(128)
         });
         let blocks = block == [128, 128] && parts[..last].iter().all(others);
+        let block_values = blocks.then(|| padded(&values, columns));
+        with_nan_rows(parts, columns, &mut values, &mut rows);
         let upload = |bytes: &[u8]| {
             let buffer = CudaBuffer::new(stream.context(), bytes.len())?;
             to_device(stream, &buffer, 0, bytes)?;
             Ok::<_, crate::Error>(buffer)
         };
         Ok(Some(Self {
-            exact_in_bf16: values.iter().all(|&s| keeps_codes_exact(s)),
+            exact_in_bf16,
             values: upload(bytemuck::cast_slice(&values))?,
             rows: upload(bytemuck::cast_slice(&rows))?,
-            blocks: if blocks {
-                Some(upload(bytemuck::cast_slice(&padded(&values, columns)))?)
-            } else {
-                None
-            },
+            blocks: block_values
+                .map(|values| upload(bytemuck::cast_slice(&values)))
+                .transpose()?,
             columns,
             block_columns: block[1].min(parts[0].cols()),
         }))
