@@ -1,0 +1,41 @@
+//! Times activations, products and MLPs against their limits, in CUDA graphs, on cold buffers:
+//!
+//!     cargo run --release -p swiglu-cuda --example cuda_bench [limit | quantised | products | blocks | few]…
+//!
+//! Each graph holds many calls over a ring of buffers larger than the L2; a time is the median
+//! over replays, divided by the calls. The limit of an activation is a kernel of the same shape
+//! that moves as many bytes, run between the replays of the others. `blocks` tries the sizes of a
+//! block, `few` the products of few rows; without arguments it is the first two and `products`.
+#![allow(clippy::print_stdout)]
+
+mod gpu;
+mod products;
+mod rows;
+
+use gpu::{Failure, Gpu};
+
+fn main() -> Result<(), Failure> {
+    let mut asked: Vec<String> = std::env::args().skip(1).collect();
+    if asked.is_empty() {
+        asked = ["limit", "quantised", "products"]
+            .map(str::to_owned)
+            .to_vec();
+    }
+    let gpu = Gpu::open()?;
+    for table in asked {
+        match table.as_str() {
+            "limit" => rows::limit(&gpu)?,
+            "quantised" => rows::quantised(&gpu)?,
+            "blocks" => rows::blocks(&gpu)?,
+            "few" => products::few(&gpu)?,
+            "products" => {
+                products::products(&gpu)?;
+                products::mlps(&gpu)?;
+                products::accuracy(&gpu)?;
+            }
+            other => return Err(format!("no table is called {other}").into()),
+        }
+        println!();
+    }
+    Ok(())
+}
