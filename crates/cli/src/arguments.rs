@@ -2,7 +2,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use swiglu::{GatedActivation, Parameters};
+use swiglu::mlp::ActivationQuant;
+use swiglu::{GatedActivation, Parameters, Quantisation, ScaleFormat};
 
 /// Gated activations and the DeepSeek-V4 MLP, on every platform of this machine.
 ///
@@ -50,6 +51,9 @@ pub struct Run {
     /// Where results are rounded.
     #[arg(long, value_enum, default_value_t)]
     pub rounding: RoundingArgument,
+    /// What the two products read: bf16, or FP8 as DeepSeek runs its FP8 weights.
+    #[arg(long, value_enum, default_value_t)]
+    pub activations: ActivationsArgument,
     /// The input, BF16 [T, H]; a name picks one of several tensors.
     #[arg(long, value_name = "FILE[:NAME]")]
     pub input: String,
@@ -59,7 +63,7 @@ pub struct Run {
     /// auto, or a platform's name.
     #[arg(long)]
     pub platform: Option<String>,
-    /// Also writes `gate_up` [T, 2I] and `act` [T, I].
+    /// Also writes `gate_up` [T, 2I] and `act` [T, I], the latter before it is quantised.
     #[arg(long)]
     pub stages: bool,
 }
@@ -72,10 +76,12 @@ pub struct Act {
     pub op: String,
     #[command(flatten)]
     pub settings: Settings,
+    #[command(flatten)]
+    pub quant: QuantSettings,
     /// The input; a name picks one of several tensors.
     #[arg(long, value_name = "FILE[:NAME]")]
     pub input: String,
-    /// Takes the output [.., d] as tensor `y`.
+    /// Takes the output [.., d] as tensor `y`; if quantised, as `codes` [.., d] and `scales` [.., G].
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
     /// auto, or a platform's name.
@@ -121,6 +127,46 @@ impl Settings {
         };
         let op = GatedActivation::from_name(name, &parameters)?;
         Ok(op.with_rounding(self.rounding.into()))
+    }
+}
+
+/// How an activation's output is quantised.
+#[derive(Debug, Args)]
+pub struct QuantSettings {
+    /// Quantises the output in the same pass.
+    #[arg(long, value_enum)]
+    pub quant: Option<QuantArgument>,
+    /// Elements of a row that share a scale: 128 (unless given), 64 or 32.
+    #[arg(long, requires = "quant")]
+    pub group: Option<usize>,
+    /// How scales are stored; ue8m0 unless given.
+    #[arg(long, value_enum, requires = "quant")]
+    pub scales: Option<ScalesArgument>,
+    /// The least magnitude that a scale is computed from; DeepSeek's 1e-4 unless given.
+    #[arg(long, requires = "quant", allow_negative_numbers = true)]
+    pub floor: Option<f32>,
+    /// Whether the output is rounded to the input's type first, as DeepSeek does; true unless given.
+    #[arg(long, requires = "quant")]
+    pub materialize: Option<bool>,
+}
+
+impl QuantSettings {
+    /// The quantisation, if one is asked for.
+    ///
+    /// # Errors
+    /// As [`Quantisation::new`] and [`Quantisation::with_floor`].
+    pub fn quantisation(&self) -> swiglu::Result<Option<Quantisation>> {
+        let Some(QuantArgument::Fp8) = self.quant else {
+            return Ok(None);
+        };
+        let format = match self.scales.unwrap_or_default() {
+            ScalesArgument::Ue8m0 => ScaleFormat::Ue8m0,
+            ScalesArgument::F32 => ScaleFormat::F32,
+        };
+        Quantisation::new(self.group.unwrap_or(128), format)?
+            .with_materialize(self.materialize.unwrap_or(true))
+            .with_floor(self.floor.unwrap_or(Quantisation::FLOOR))
+            .map(Some)
     }
 }
 
@@ -175,6 +221,42 @@ impl FromStr for LimitArgument {
             .map_err(|_| "expected a number or none".to_owned())?;
         Ok(Self(Some(number)))
     }
+}
+
+/// What the products of the MLP read.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum ActivationsArgument {
+    /// bf16, as it comes.
+    #[default]
+    Bf16,
+    /// FP8 in groups as wide as the weights' blocks, scales powers of two.
+    Fp8,
+}
+
+impl From<ActivationsArgument> for ActivationQuant {
+    fn from(argument: ActivationsArgument) -> Self {
+        match argument {
+            ActivationsArgument::Bf16 => Self::None,
+            ActivationsArgument::Fp8 => Self::Fp8Block,
+        }
+    }
+}
+
+/// What an output is quantised to.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum QuantArgument {
+    /// E4M3 codes with a scale for each group.
+    Fp8,
+}
+
+/// How scales are stored.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum ScalesArgument {
+    /// Powers of two in a byte.
+    #[default]
+    Ue8m0,
+    /// Floats.
+    F32,
 }
 
 /// Where results are rounded.

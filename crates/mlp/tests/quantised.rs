@@ -83,7 +83,7 @@ impl Plain {
 fn nearest(x: f64) -> f64 {
     let better = |best: u8, code: u8| {
         let off = |c: u8| (f64::from(E4M3(c).to_f32()) - x.abs()).abs();
-        if off(code) < off(best) || (off(code) == off(best) && code % 2 == 0) {
+        if off(code) < off(best) || (off(code) == off(best) && code & 1 == 0) {
             code
         } else {
             best
