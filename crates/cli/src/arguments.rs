@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use swiglu::mlp::ActivationQuant;
-use swiglu::{GatedActivation, Parameters, Quantisation, ScaleFormat};
+use swiglu::{DType, GatedActivation, Parameters, Quantisation, ScaleFormat};
 
 /// Gated activations and the DeepSeek-V4 MLP, on every platform of this machine.
 ///
@@ -20,6 +20,7 @@ pub enum Command {
     Probe(Probe),
     Run(Run),
     Act(Act),
+    Bench(Bench),
     Demo(Demo),
     Verify(Verify),
 }
@@ -127,6 +128,106 @@ impl Settings {
         };
         let op = GatedActivation::from_name(name, &parameters)?;
         Ok(op.with_rounding(self.rounding.into()))
+    }
+}
+
+/// Times the activation and the MLP on a platform, against the limits of the machine where it can
+/// measure them in the same run.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").args(["op", "mlp"]))]
+pub struct Bench {
+    /// auto, or a platform's name.
+    #[arg(long)]
+    pub platform: Option<String>,
+    /// Times this activation: an operator such as silu_and_mul, or a model such as deepseek_v4.
+    #[arg(long, value_name = "NAME")]
+    pub op: Option<String>,
+    /// Times the MLP. With neither this nor --op, both it and deepseek_v4 are timed.
+    #[arg(long)]
+    pub mlp: bool,
+    /// The numbers of tokens (T).
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_values_t = [1, 4, 16, 64, 256],
+        value_parser = clap::value_parser!(u32).range(1..=65_536),
+    )]
+    pub tokens: Vec<u32>,
+    /// flash, pro, v41, or the sizes of the MLP, HxI; an activation has d = I.
+    #[arg(long, default_value = "flash")]
+    pub shape: ShapeArgument,
+    /// The activation's type (bf16 unless given), or that of the MLP's weights (fp8 unless given).
+    #[arg(long, value_enum, requires = "what")]
+    pub dtype: Option<TypeArgument>,
+    /// What the products of the MLP read.
+    #[arg(long, value_enum, default_value_t)]
+    pub activations: ActivationsArgument,
+    #[command(flatten)]
+    pub quant: QuantSettings,
+    /// How long each line is timed, in seconds.
+    #[arg(long, default_value_t = 0.5, value_parser = seconds)]
+    pub seconds: f64,
+    /// Prints comma-separated values, and nothing else.
+    #[arg(long)]
+    pub csv: bool,
+    /// Draws time over tokens, with the limits' floors, into an SVG file.
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|s| (0.001..=60.0).contains(s));
+    number.ok_or_else(|| "expected from 0.001 to 60".to_owned())
+}
+
+/// The sizes of an MLP and the side of its FP8 weights' blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShapeArgument {
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub block: usize,
+}
+
+impl FromStr for ShapeArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shape = |hidden, intermediate, block| Self {
+            hidden,
+            intermediate,
+            block,
+        };
+        let side = |n: &str| n.parse().ok().filter(|n| (1..=1 << 20).contains(n));
+        match text {
+            "flash" => Ok(shape(4096, 2048, 128)),
+            "pro" => Ok(shape(7168, 3072, 128)),
+            "v41" => Ok(shape(5120, 2304, 32)),
+            _ => text
+                .split_once('x')
+                .and_then(|(h, i)| Some(shape(side(h)?, side(i)?, 128)))
+                .ok_or_else(|| "expected flash, pro, v41 or sizes such as 4096x2048".to_owned()),
+        }
+    }
+}
+
+/// A type of elements or weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TypeArgument {
+    F32,
+    F16,
+    Bf16,
+    /// Weights only: E4M3 in blocks with scales.
+    Fp8,
+}
+
+impl From<TypeArgument> for DType {
+    fn from(argument: TypeArgument) -> Self {
+        match argument {
+            TypeArgument::F32 => Self::F32,
+            TypeArgument::F16 => Self::F16,
+            TypeArgument::Bf16 => Self::BF16,
+            TypeArgument::Fp8 => Self::F8E4M3,
+        }
     }
 }
 
