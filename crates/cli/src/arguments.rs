@@ -159,9 +159,9 @@ pub struct Bench {
     /// The activation's type (bf16 unless given), or that of the MLP's weights (fp8 unless given).
     #[arg(long, value_enum, requires = "what")]
     pub dtype: Option<TypeArgument>,
-    /// What the products of the MLP read.
-    #[arg(long, value_enum, default_value_t)]
-    pub activations: ActivationsArgument,
+    /// What the products of the MLP read; bf16 unless given.
+    #[arg(long, value_enum, conflicts_with = "op")]
+    pub activations: Option<ActivationsArgument>,
     #[command(flatten)]
     pub quant: QuantSettings,
     /// How long each line is timed, in seconds.
@@ -375,6 +375,67 @@ impl From<RoundingArgument> for swiglu::Rounding {
         match argument {
             RoundingArgument::Official => Self::Official,
             RoundingArgument::Eager => Self::Eager,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bench(arguments: &[&str]) -> Result<Bench, String> {
+        let all = ["swiglu", "bench"].iter().chain(arguments);
+        match Arguments::try_parse_from(all) {
+            Ok(Arguments {
+                command: Command::Bench(bench),
+            }) => Ok(bench),
+            Ok(other) => Err(format!("{other:?}")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn the_command_is_well_formed() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn shapes_are_models_or_sizes() {
+        let shape = |text: &str| {
+            let shape = bench(&["--shape", text])?.shape;
+            Ok::<_, String>((shape.hidden, shape.intermediate, shape.block))
+        };
+        assert_eq!(shape("flash"), Ok((4096, 2048, 128)));
+        assert_eq!(shape("pro"), Ok((7168, 3072, 128)));
+        assert_eq!(shape("v41"), Ok((5120, 2304, 32)));
+        assert_eq!(shape("96x64"), Ok((96, 64, 128)));
+        for bad in ["x", "0x4", "4x0", "4096", "4x4x4", "2000000x4"] {
+            let error = shape(bad).unwrap_err();
+            assert!(error.contains("expected flash, pro, v41"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_timed_is_an_activation_or_the_mlp_or_both() {
+        let both = bench(&[]).unwrap();
+        assert!(both.op.is_none() && !both.mlp && both.dtype.is_none());
+        assert_eq!(both.tokens, [1, 4, 16, 64, 256]);
+        let mlp = bench(&["--mlp", "--dtype", "bf16", "--tokens", "2,8"]).unwrap();
+        assert_eq!(
+            (mlp.tokens, mlp.dtype),
+            (vec![2, 8], Some(TypeArgument::Bf16))
+        );
+        for bad in [
+            &["--mlp", "--op", "silu_and_mul"][..],
+            &["--dtype", "bf16"],
+            &["--op", "silu_and_mul", "--activations", "fp8"],
+            &["--op", "silu_and_mul", "--group", "32"],
+            &["--tokens", "0"],
+            &["--seconds", "0"],
+            &["--seconds", "nan"],
+        ] {
+            assert!(bench(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -46,12 +46,14 @@ fn chart(svg: &mut String, title: &str, rows: &[Row], limits: &Limits) -> Drawn 
         .margin(16)
         .x_label_area_size(48)
         .y_label_area_size(72)
-        .build_cartesian_2d(x.log_scale(), y.log_scale())?;
+        .build_cartesian_2d(x.log_scale().base(2.0), y.log_scale())?;
     chart
         .configure_mesh()
         .light_line_style(WHITE.mix(0.0))
         .x_desc("tokens")
-        .y_desc("time of a pass, µs")
+        .y_desc("time of a pass")
+        .x_label_formatter(&|tokens| format!("{tokens:.0}"))
+        .y_label_formatter(&|us| duration(*us))
         .label_style(("sans-serif", 14))
         .draw()?;
     for (n, series) in rows
@@ -93,11 +95,20 @@ fn chart(svg: &mut String, title: &str, rows: &[Row], limits: &Limits) -> Drawn 
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.3))
         .label_font(("sans-serif", 13))
         .draw()?;
     root.present()?;
     Ok(())
+}
+
+/// A time in the unit that it is read in.
+fn duration(us: f64) -> String {
+    match us {
+        _ if us < 1e3 => format!("{us} µs"),
+        _ if us < 1e6 => format!("{} ms", us / 1e3),
+        _ => format!("{} s", us / 1e6),
+    }
 }
