@@ -138,9 +138,20 @@ impl<B: ActAndMul> Harness<B> {
     pub fn activations(&self, dtype: DType) -> Vec<GatedActivation> {
         GatedActivation::ALL
             .into_iter()
-            .flat_map(|op| [Rounding::Official, Rounding::Eager].map(|r| op.with_rounding(r)))
-            .filter(|op| self.backend.supports(op, dtype).runs())
+            .flat_map(|op| self.runs(op, dtype))
             .collect()
+    }
+
+    /// An activation in those roundings that the backend runs in this type.
+    pub fn runs(
+        &self,
+        op: GatedActivation,
+        dtype: DType,
+    ) -> impl Iterator<Item = GatedActivation> + use<'_, B> {
+        [Rounding::Official, Rounding::Eager]
+            .map(|r| op.with_rounding(r))
+            .into_iter()
+            .filter(move |op| self.backend.supports(op, dtype).runs())
     }
 
     /// Runs an activation on rows of 2d elements, given one after another; returns the rows of d.

@@ -10,8 +10,8 @@
 //! That makes one `#[test]` of each function in [`checks`]. A backend that cannot be opened is
 //! skipped by name on standard error, unless [`REQUIRE`] names it.
 //!
-//! The checks are also plain functions over a [`Harness`], for programs that report rather than
-//! panic.
+//! The checks are also plain functions over a [`Harness`], and [`Harness::survey`] counts, for
+//! programs that report rather than panic.
 
 pub mod checks;
 mod compare;
@@ -20,11 +20,13 @@ mod failure;
 mod harness;
 pub mod inputs;
 mod suite;
+mod survey;
 
 pub use expectations::{Expectations, Size};
 pub use failure::Failure;
 pub use harness::{ActLayouts, Harness};
 pub use suite::{AnySuite, Check, REQUIRE, open, run};
+pub use survey::Survey;
 
 /// Makes a module of tests of a backend: `suite!(name, constructor)`, or
 /// `suite!(name, constructor, expectations)`.
