@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use rayon::prelude::*;
 use swiglu_core::{
     Clamp, Element, Function, GatedActivation, Layout, Order, Rounding, RowLayout, bf16, f16,
@@ -91,21 +93,83 @@ const TASK: usize = 16 * 1024;
 /// in which one thread computes about as many.
 const INLINE: usize = 16 * 1024;
 
-/// A call whose layouts have passed their checks.
-struct Call<'a, T> {
-    op: &'a GatedActivation,
-    input: &'a [T],
-    from: RowLayout,
-    output: *mut T,
-    to: RowLayout,
+/// Where results go, by their column.
+pub(crate) trait Output<T: Lanes>: Copy {
+    /// Stores the first `count` of `y` at the columns from `j` on.
+    ///
+    /// # Safety
+    /// The columns lie within the row, and nothing else uses them meanwhile.
+    unsafe fn store<S: Simd>(self, s: S, j: usize, y: S::F, count: usize);
+
+    /// Computes and stores one column by the reference.
+    ///
+    /// # Safety
+    /// As [`Self::store`].
+    unsafe fn evaluate(self, j: usize, op: &GatedActivation, gate: T, up: T);
 }
 
-// SAFETY: tasks write disjoint parts of the output.
-unsafe impl<T: Sync> Sync for Call<'_, T> {}
+/// A row of results in their own type.
+impl<T: Lanes> Output<T> for *mut T {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(self, s: S, j: usize, y: S::F, count: usize) {
+        // SAFETY: the caller vouches for the columns; so below.
+        let to = unsafe { self.add(j) };
+        if count == LANES {
+            // SAFETY: LANES columns.
+            return unsafe { T::store(s, to, y) };
+        }
+        let mut last = [T::default(); LANES];
+        // SAFETY: the array has LANES elements, of which `count` are copied.
+        unsafe {
+            T::store(s, last.as_mut_ptr(), y);
+            to.copy_from_nonoverlapping(last.as_ptr(), count);
+        }
+    }
+
+    unsafe fn evaluate(self, j: usize, op: &GatedActivation, gate: T, up: T) {
+        // SAFETY: as above.
+        unsafe { self.add(j).write(reference::gated(op, gate, up)) }
+    }
+}
+
+/// A pointer that tasks write disjoint parts through.
+pub(crate) struct Shared<T>(pub(crate) *mut T);
+
+// SAFETY: whoever dereferences the pointer answers for it.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// The pointer, by a method so that closures borrow the whole.
+    pub(crate) const fn get(&self) -> *mut T {
+        self.0
+    }
+}
 
 /// Whether an output is computed on the caller's thread.
 pub(crate) const fn is_small(output: &RowLayout) -> bool {
     output.rows * output.cols <= INLINE
+}
+
+/// Calls `work` with a row and a range of its columns until all of `output` is covered, in tasks of
+/// about [`TASK`] outputs: whole rows if they are short, parts of one if they are long.
+pub(crate) fn split(output: &RowLayout, work: impl Fn(usize, Range<usize>) + Sync) {
+    let d = output.cols;
+    let width = d.min(TASK);
+    let parts = d.div_ceil(width);
+    let rows = (TASK / width).max(1);
+    let run = |task: usize| {
+        let start = task % parts * width;
+        let first = task / parts * rows;
+        for row in first..output.rows.min(first + rows) {
+            work(row, start..d.min(start + width));
+        }
+    };
+    let tasks = output.rows.div_ceil(rows) * parts;
+    if is_small(output) {
+        (0..tasks).for_each(run);
+    } else {
+        (0..tasks).into_par_iter().for_each(run);
+    }
 }
 
 /// Runs `op` over rows in slices. The layouts must have passed [`swiglu_core::ActShape::new`] and
@@ -116,52 +180,42 @@ pub(crate) fn act_and_mul<T: Lanes>(
     (input, from): (&[T], RowLayout),
     (output, to): (&mut [T], RowLayout),
 ) {
-    let d = to.cols;
-    let call = Call {
-        op,
-        input,
-        from,
-        output: output.as_mut_ptr(),
-        to,
-    };
-    // Whole rows if they are short, parts of one if they are long.
-    let width = d.min(TASK);
-    let parts = d.div_ceil(width);
-    let rows = (TASK / width).max(1);
-    let run = |task: usize| {
-        let start = task % parts * width;
-        let first = task / parts * rows;
-        for row in first..to.rows.min(first + rows) {
-            let piece = Piece {
-                call: &call,
-                row,
-                columns: start..d.min(start + width),
-            };
-            // SAFETY: `set` is only given out for machines that have it.
-            unsafe { simd::dispatch(set, piece) }
-        }
-    };
-    let tasks = to.rows.div_ceil(rows) * parts;
-    if is_small(&to) {
-        (0..tasks).for_each(run);
-    } else {
-        (0..tasks).into_par_iter().for_each(run);
-    }
+    let output = Shared(output.as_mut_ptr());
+    split(&to, |row, range| {
+        let piece = Piece {
+            from: Columns {
+                op,
+                row: &input[from.row(row)],
+                range,
+            },
+            // SAFETY: the row lies inside the output, whose layout was checked.
+            output: unsafe { output.get().add(to.row(row).start) },
+        };
+        // SAFETY: `set` is only given out for machines that have it.
+        unsafe { simd::dispatch(set, piece) }
+    });
 }
 
-/// A run of a row's outputs.
-struct Piece<'a, T> {
-    call: &'a Call<'a, T>,
-    row: usize,
-    columns: std::ops::Range<usize>,
+/// A run of columns of one row of input.
+pub(crate) struct Columns<'a, T> {
+    pub(crate) op: &'a GatedActivation,
+    /// The whole row, 2d elements.
+    pub(crate) row: &'a [T],
+    pub(crate) range: Range<usize>,
 }
 
-impl<T: Lanes> Kernel for Piece<'_, T> {
+/// A run of a row's results, which nothing else reads or writes meanwhile.
+pub(crate) struct Piece<'a, T, O> {
+    pub(crate) from: Columns<'a, T>,
+    pub(crate) output: O,
+}
+
+impl<T: Lanes, O: Output<T>> Kernel for Piece<'_, T, O> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let op = self.call.op;
+        let op = self.from.op;
         let eager = op.rounding() == Rounding::Eager;
         match (op.function(), op.clamp(), eager) {
             (Function::Silu { alpha }, Clamp::None, false) => {
@@ -232,76 +286,75 @@ fn mul_up<S: Simd, T: Lanes, const EAGER: bool>(
     s.mul(f, if EAGER { T::round(s, u) } else { u })
 }
 
-impl<T: Lanes> Piece<'_, T> {
-    /// Applies `f` to (gate, up) in vectors; the last ones, if fewer, through padded copies, so that
-    /// they are computed alike.
+impl<T: Lanes, O: Output<T>> Piece<'_, T, O> {
     #[inline(always)]
     fn each<S: Simd>(&self, s: S, f: impl Fn(S::F, S::F) -> S::F) {
-        let (op, d) = (self.call.op, self.call.to.cols);
-        let row = &self.call.input[self.call.from.row(self.row)];
-        let out = self.call.to.row(self.row).start;
-        let apply = |gate: *const T, up: *const T, y: *mut T| {
-            // SAFETY: every caller below gives pointers to LANES elements.
-            unsafe { T::store(s, y, f(T::load(s, gate), T::load(s, up))) }
-        };
-        let mut j = self.columns.start;
-        while j < self.columns.end {
-            let count = LANES.min(self.columns.end - j);
-            let mut y = [T::default(); LANES];
-            let whole = count == LANES;
-            // SAFETY: the output's layout was checked; this piece alone writes these columns.
-            let target = unsafe { self.call.output.add(out + j) };
-            let to = if whole { target } else { y.as_mut_ptr() };
-            match op.layout() {
-                Layout::Concatenated if whole => {
-                    let (gate, up) = op.positions(d, j);
-                    apply(
-                        row[gate..gate + LANES].as_ptr(),
-                        row[up..up + LANES].as_ptr(),
-                        to,
-                    );
-                }
-                Layout::Interleaved if whole => {
-                    let pair = &row[2 * j..2 * (j + LANES)];
-                    // SAFETY: `pair` has 2 · LANES elements, and `to` LANES.
-                    unsafe {
-                        let a = T::load(s, pair.as_ptr());
-                        let b = T::load(s, pair.as_ptr().add(LANES));
-                        let (even, odd) = s.deinterleave(a, b);
-                        let (gate, up) = match op.order() {
-                            Order::GateFirst => (even, odd),
-                            Order::UpFirst => (odd, even),
-                        };
-                        T::store(s, to, f(gate, up));
-                    }
-                }
-                Layout::Concatenated | Layout::Interleaved => {
-                    let (mut gates, mut ups) = ([T::default(); LANES], [T::default(); LANES]);
-                    for lane in 0..count {
-                        let (gate, up) = op.positions(d, j + lane);
-                        (gates[lane], ups[lane]) = (row[gate], row[up]);
-                    }
-                    apply(gates.as_ptr(), ups.as_ptr(), to);
-                    for (lane, &y) in y[..count].iter().enumerate() {
-                        // SAFETY: as above.
-                        unsafe { target.add(lane).write(y) };
-                    }
-                }
-            }
-            j += count;
-        }
+        self.from.each(s, |j, count, gate, up| {
+            // SAFETY: the columns are this piece's own.
+            unsafe { self.output.store(s, j, f(gate, up), count) }
+        });
     }
 
     /// The functions that few models use, by the reference.
     fn scalar(&self) {
-        let (op, d) = (self.call.op, self.call.to.cols);
-        let row = &self.call.input[self.call.from.row(self.row)];
-        let out = self.call.to.row(self.row).start;
-        for j in self.columns.clone() {
-            let (gate, up) = op.positions(d, j);
-            let y = reference::gated(op, row[gate], row[up]);
-            // SAFETY: the output's layout was checked; this piece alone writes these columns.
-            unsafe { self.call.output.add(out + j).write(y) };
+        let Columns { op, row, range } = &self.from;
+        for j in range.clone() {
+            let (gate, up) = op.positions(row.len() / 2, j);
+            // SAFETY: the column is this piece's own.
+            unsafe { self.output.evaluate(j, op, row[gate], row[up]) };
         }
+    }
+}
+
+impl<T: Lanes> Columns<'_, T> {
+    /// Calls `f` with the first column, the number of columns, their gates and their ups, in
+    /// vectors. The last, if fewer than [`LANES`], are padded with zeros, so that they are computed
+    /// alike.
+    #[inline(always)]
+    pub(crate) fn each<S: Simd>(&self, s: S, mut f: impl FnMut(usize, usize, S::F, S::F)) {
+        let Range { start, end } = self.range;
+        for j in (start..end).step_by(LANES) {
+            let count = LANES.min(end - j);
+            let (gate, up) = if count == LANES {
+                self.load(s, j)
+            } else {
+                self.load_last(s, j, count)
+            };
+            f(j, count, gate, up);
+        }
+    }
+
+    /// The gates and ups of the [`LANES`] columns from `j` on.
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, j: usize) -> (S::F, S::F) {
+        let load = |at: usize| {
+            // SAFETY: the slice has LANES elements.
+            unsafe { T::load(s, self.row[at..at + LANES].as_ptr()) }
+        };
+        match self.op.layout() {
+            Layout::Concatenated => {
+                let (gate, up) = self.op.positions(self.row.len() / 2, j);
+                (load(gate), load(up))
+            }
+            Layout::Interleaved => {
+                let (even, odd) = s.deinterleave(load(2 * j), load(2 * j + LANES));
+                match self.op.order() {
+                    Order::GateFirst => (even, odd),
+                    Order::UpFirst => (odd, even),
+                }
+            }
+        }
+    }
+
+    /// The same of fewer columns, padded with zeros.
+    #[inline(always)]
+    fn load_last<S: Simd>(&self, s: S, j: usize, count: usize) -> (S::F, S::F) {
+        let (mut gates, mut ups) = ([T::default(); LANES], [T::default(); LANES]);
+        for lane in 0..count {
+            let (gate, up) = self.op.positions(self.row.len() / 2, j + lane);
+            (gates[lane], ups[lane]) = (self.row[gate], self.row[up]);
+        }
+        // SAFETY: the arrays have LANES elements.
+        unsafe { (T::load(s, gates.as_ptr()), T::load(s, ups.as_ptr())) }
     }
 }

@@ -32,10 +32,12 @@
 
 mod activation;
 mod backend;
+mod e4m3;
 mod error;
 mod instruction_set;
 mod math;
 mod product;
+mod quant;
 mod simd;
 mod weight;
 
