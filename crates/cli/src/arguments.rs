@@ -94,23 +94,23 @@ pub struct Act {
 #[derive(Debug, Args)]
 pub struct Settings {
     /// The limit of the clamp; the operator's own model's unless given.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, requires = "op")]
     pub limit: Option<f32>,
     /// The slope of silu.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, requires = "op")]
     pub alpha: Option<f32>,
     /// What is added to up; for situ_and_mul, the bound of the gate.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, requires = "op")]
     pub beta: Option<f32>,
     /// The threshold of fatrelu_and_mul.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, requires = "op")]
     pub threshold: Option<f32>,
     /// The bound of up in situ_and_mul, or none.
-    #[arg(long, value_name = "BOUND|none")]
+    #[arg(long, value_name = "BOUND|none", requires = "op")]
     pub up_bound: Option<LimitArgument>,
-    /// Where results are rounded.
-    #[arg(long, value_enum, default_value_t)]
-    pub rounding: RoundingArgument,
+    /// Where results are rounded: official unless given.
+    #[arg(long, value_enum)]
+    pub rounding: Option<RoundingArgument>,
 }
 
 impl Settings {
@@ -127,7 +127,7 @@ impl Settings {
             up_bound: self.up_bound.map(|b| b.0),
         };
         let op = GatedActivation::from_name(name, &parameters)?;
-        Ok(op.with_rounding(self.rounding.into()))
+        Ok(op.with_rounding(self.rounding.unwrap_or_default().into()))
     }
 }
 
@@ -288,19 +288,26 @@ pub struct Demo {
     pub platform: Option<String>,
 }
 
-/// Checks an implementation of a gated activation against the definition: another engine's output
-/// in a file.
+/// Checks the gated activations of every platform here against the definition, in every type; or,
+/// with --against, another engine's output in a file.
 #[derive(Debug, Args)]
 pub struct Verify {
     /// A safetensors file with an engine's `input` [.., 2d] and the `output` [.., d] that it made
     /// of it: says whether that is the operation, and if not, which known fault explains it.
-    #[arg(long, value_name = "FILE")]
-    pub against: PathBuf,
-    /// An operator such as silu_and_mul_with_clamp, or a model such as deepseek_v4.
+    #[arg(long, value_name = "FILE", requires = "op")]
+    pub against: Option<PathBuf>,
+    /// An operator such as silu_and_mul_with_clamp, or a model such as deepseek_v4; all of them
+    /// unless given.
     #[arg(long)]
-    pub op: String,
+    pub op: Option<String>,
     #[command(flatten)]
     pub settings: Settings,
+    /// auto (all of them), or a platform's name.
+    #[arg(long, conflicts_with = "against")]
+    pub platform: Option<String>,
+    /// Takes all 65,536 gates of a 16-bit type with 64 ups in place of 3, and more of the rest.
+    #[arg(long, conflicts_with = "against")]
+    pub exhaustive: bool,
     /// Prints JSON.
     #[arg(long)]
     pub json: bool,
