@@ -22,6 +22,7 @@ mod expectations;
 mod failure;
 mod harness;
 pub mod inputs;
+pub mod mutant;
 mod quant_case;
 mod suite;
 mod survey;
@@ -63,6 +64,27 @@ macro_rules! suite {
             }
 
             $crate::__for_each_check!($crate::__tests);
+        }
+    };
+}
+
+/// Makes a test that wraps a backend in every [`mutant::Fault`] and sees that the checks made for
+/// it fail: `mutants!(name, constructor)`, or `mutants!(name, constructor, expectations)`, as
+/// [`suite!`].
+#[macro_export]
+macro_rules! mutants {
+    ($name:ident, $open:expr $(,)?) => {
+        $crate::mutants!($name, $open, $crate::Expectations::exact());
+    };
+    ($name:ident, $open:expr, $expectations:expr $(,)?) => {
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            #[test]
+            fn every_fault_is_caught() {
+                $crate::mutant::assert_caught(stringify!($name), $open, $expectations);
+            }
         }
     };
 }
