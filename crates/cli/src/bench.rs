@@ -239,7 +239,7 @@ impl Timer<'_> {
         };
         let mut row = |&tokens: &u32| {
             let tokens = tokens as usize;
-            let x = synthetic_input(tokens, h, SEED);
+            let x = inputs(tokens, h);
             for mlp in &mut mlps {
                 mlp.write_input(&x)?;
             }
@@ -271,13 +271,20 @@ fn run(mlps: &mut [Box<dyn AnyMlp>], next: &mut usize, passes: usize) -> Result<
     Ok(mlps[0].wait()?)
 }
 
+/// Rows of random numbers, of which the first few come again and again: to make them takes longer
+/// than to use them.
+fn inputs(rows: usize, cols: usize) -> Vec<bf16> {
+    let few = synthetic_input(rows.min(64), cols, SEED);
+    few.into_iter().cycle().take(rows * cols).collect()
+}
+
 /// Gates and ups of which some lie beyond any limit.
 fn act_input(shape: ActShape, dtype: DType) -> Vec<u8> {
     fn wide<T: Element>(x: &[bf16]) -> Vec<u8> {
         let x: Vec<T> = x.iter().map(|x| T::from_f32(5.0 * x.to_f32())).collect();
         bytemuck::cast_slice(&x).to_vec()
     }
-    let x = synthetic_input(shape.rows, 2 * shape.d, SEED);
+    let x = inputs(shape.rows, 2 * shape.d);
     match dtype {
         DType::F32 => wide::<f32>(&x),
         DType::F16 => wide::<f16>(&x),

@@ -28,6 +28,9 @@ pub fn draw(path: &Path, title: &str, rows: &[Row], limits: &Limits) -> Result<(
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
 fn chart(svg: &mut String, title: &str, rows: &[Row], limits: &Limits) -> Drawn {
+    if rows.is_empty() {
+        return Err("nothing was timed".into());
+    }
     let us = |seconds: f64| seconds * 1e6;
     let times = || {
         let of = |r: &Row| [Some(r.timing.low), Some(r.timing.high), r.floor(limits)];
@@ -110,5 +113,71 @@ fn duration(us: f64) -> String {
         _ if us < 1e3 => format!("{us} µs"),
         _ if us < 1e6 => format!("{} ms", us / 1e3),
         _ => format!("{} s", us / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::timing::Timing;
+
+    #[test]
+    fn every_line_has_its_label_and_its_floor() {
+        let row = |what: &str, tokens: usize, flops| {
+            let median = 1e-6 * (3 * tokens) as f64;
+            Row {
+                what: what.to_owned(),
+                dtype: "bf16",
+                tokens,
+                copies: 2,
+                cold: true,
+                timing: Timing {
+                    median,
+                    low: median * 0.9,
+                    high: median * 1.5,
+                    batch: 1,
+                },
+                bytes: tokens << 14,
+                flops,
+            }
+        };
+        let rows: Vec<_> = [1, 4, 16, 256]
+            .map(|t| row("act <&> \"d\"", t, 0.0))
+            .into_iter()
+            .chain([1, 4, 16, 256].map(|t| row("mlp", t, 9e4 * t as f64)))
+            .collect();
+        let limits = Limits {
+            read: Some(20.0),
+            read_and_write: Some(30.0),
+            gigaflops: Some(60.0),
+        };
+        let draw = |limits| {
+            let mut svg = String::new();
+            chart(&mut svg, "cpu: two threads", &rows, limits).unwrap();
+            svg
+        };
+        assert!(chart(&mut String::new(), "", &[], &limits).is_err());
+        let (with, without) = (draw(&limits), draw(&Limits::default()));
+        for (svg, floors) in [(&with, 2), (&without, 0)] {
+            let document = roxmltree::Document::parse(svg).unwrap();
+            let texts: Vec<_> = document
+                .descendants()
+                .filter(roxmltree::Node::is_text)
+                .filter_map(|n| n.text())
+                .map(str::trim)
+                .collect();
+            let count = |text: &str| texts.iter().filter(|t| **t == text).count();
+            assert_eq!(count("act <&> \"d\" in bf16"), 1, "{texts:?}");
+            assert_eq!((count("mlp in bf16"), count("cpu: two threads")), (1, 1));
+            assert_eq!(count("what the limits allow"), floors);
+        }
+    }
+
+    #[test]
+    fn times_are_read_in_their_unit() {
+        assert_eq!(duration(0.5), "0.5 µs");
+        assert_eq!(duration(100.0), "100 µs");
+        assert_eq!(duration(1e4), "10 ms");
+        assert_eq!(duration(1e6), "1 s");
     }
 }
