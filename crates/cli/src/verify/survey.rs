@@ -144,8 +144,8 @@ mod tests {
 
     use swiglu::mlp::{MlpConfig, SharedExpert};
     use swiglu::{
-        ActAndMul, ActShape, AnyBackend, AnyMlp, Backend, HostBuffer, Support, Tensor, TensorMut,
-        reference::Reference,
+        ActAndMul, ActShape, AnyAct, AnyBackend, AnyMlp, Backend, HostBuffer, Quantisation,
+        Support, Tensor, TensorMut, reference::Reference,
     };
 
     use super::*;
@@ -173,6 +173,14 @@ mod tests {
         }
 
         fn supports_weight(&self, _: DType) -> Support {
+            Support::No("has no products".to_owned())
+        }
+
+        fn supports_quant(&self, _: &Quantisation, _: DType) -> Support {
+            Support::No("does not quantise".to_owned())
+        }
+
+        fn supports_quantised(&self, _: &Quantisation, _: DType) -> Support {
             Support::No("has no products".to_owned())
         }
 
@@ -207,6 +215,31 @@ mod tests {
                 }
             }
             Ok(())
+        }
+
+        fn act_and_mul_quant(
+            &self,
+            _: &GatedActivation,
+            quant: &Quantisation,
+            _: DType,
+            _: ActShape,
+            _: &[u8],
+            _: &mut [u8],
+            _: &mut [u8],
+        ) -> swiglu::Result<()> {
+            Err(swiglu::Error::argument("quant", "none", quant))
+        }
+
+        fn load_act(
+            self: Arc<Self>,
+            _: &GatedActivation,
+            _: Option<&Quantisation>,
+            _: DType,
+            _: ActShape,
+            _: &[u8],
+            _: usize,
+        ) -> swiglu::Result<Box<dyn AnyAct>> {
+            Err(swiglu::Error::argument("copies", "none", "some"))
         }
 
         fn load_mlp(
