@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    ActShape, DType, Dispatch, Element, Error, GatedActivation, Registry, Rejection, Report,
-    Result, Support, bf16, reference::Reference,
+    ActShape, DType, Dispatch, Element, Error, GatedActivation, Quantisation, Registry, Rejection,
+    Report, Result, Support, bf16, reference::Reference,
 };
 use swiglu_mlp::{MlpConfig, SharedExpert};
 
@@ -50,18 +50,38 @@ impl Dispatcher {
         self.select(op, |b| b.supports(op, dtype))
     }
 
-    /// The device that runs an MLP with this activation and weights stored in this type.
+    /// The device that runs this activation in this type and quantises what it gives.
     ///
     /// # Errors
     /// As [`Registry::select`].
-    pub fn mlp_device(&self, op: &GatedActivation, weights: DType) -> Result<Device> {
-        self.select(op, |b| match b.supports_weight(weights) {
-            no @ Support::No(_) => no,
-            Support::Native => b.supports(op, DType::BF16),
-            emulated @ Support::Emulated(_) => match b.supports(op, DType::BF16) {
-                Support::Native => emulated,
-                other => other,
-            },
+    pub fn quant_device(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantisation,
+        dtype: DType,
+    ) -> Result<Device> {
+        self.select(op, |b| {
+            worse(b.supports(op, dtype), b.supports_quant(quant, dtype))
+        })
+    }
+
+    /// The device that runs an MLP with this activation, its products' inputs quantised or not, and
+    /// weights stored in this type.
+    ///
+    /// # Errors
+    /// As [`Registry::select`].
+    pub fn mlp_device(
+        &self,
+        op: &GatedActivation,
+        quant: Option<&Quantisation>,
+        weights: DType,
+    ) -> Result<Device> {
+        self.select(op, |b| {
+            let products = match quant {
+                Some(quant) => b.supports_quantised(quant, weights),
+                None => b.supports_weight(weights),
+            };
+            worse(products, b.supports(op, DType::BF16))
         })
     }
 
@@ -82,6 +102,15 @@ impl Dispatcher {
             report.support = Support::Native;
         }
         Ok(Device { backend, report })
+    }
+}
+
+/// Of two answers the one that promises less; of equals the first.
+fn worse(a: Support, b: Support) -> Support {
+    match (&a, &b) {
+        (Support::No(_), _) | (_, Support::Native) => a,
+        (_, Support::No(_)) | (Support::Native, _) => b,
+        (Support::Emulated(_), Support::Emulated(_)) => a,
     }
 }
 
@@ -135,6 +164,37 @@ impl Device {
             bytemuck::cast_slice(input),
             bytemuck::cast_slice_mut(output),
         )
+    }
+
+    /// Runs an activation over host memory and quantises what it gives: input \[T, 2d\] to codes
+    /// \[T, d\] and scales \[T, G\], all contiguous, the scales as bytes of the quantisation's
+    /// format.
+    ///
+    /// # Errors
+    /// As [`Self::act_and_mul`].
+    pub fn act_and_mul_quant<T: Element>(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantisation,
+        input: &[T],
+        codes: &mut [u8],
+        scales: &mut [u8],
+        d: usize,
+    ) -> Result<()> {
+        let (rows, _) = GatedActivation::contiguous(input.len(), d)?;
+        let shape = ActShape { rows: rows.rows, d };
+        let scale_bytes = rows.rows * quant.groups(d) * quant.format().size();
+        for (argument, got, expected) in [
+            ("codes", codes.len(), rows.rows * d),
+            ("scales", scales.len(), scale_bytes),
+        ] {
+            if got != expected {
+                return Err(Error::argument(argument, format!("{expected} bytes"), got));
+            }
+        }
+        let input = bytemuck::cast_slice(input);
+        self.backend
+            .act_and_mul_quant(op, quant, T::DTYPE, shape, input, codes, scales)
     }
 
     /// Brings an MLP's weights to the device.

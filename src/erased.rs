@@ -1,10 +1,16 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    ActShape, DType, GatedActivation, GatedMatmul, Result, RowLayout, Support, Tensor, TensorMut,
-    bf16,
+    ActShape, DType, GatedActivation, GatedMatmul, QuantOptions, Quantisation, QuantisedMut,
+    Result, ScalesMut, Support, Tensor, TensorMut,
 };
-use swiglu_mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert, Workspace};
+use swiglu_mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert};
+
+mod act;
+mod mlp;
+
+pub use act::AnyAct;
+pub use mlp::AnyMlp;
 
 /// A backend whose type is forgotten: what the registry holds. Every [`GatedMatmul`] is one, so
 /// that a backend from outside the workspace registers itself as the built-in ones are.
@@ -23,6 +29,12 @@ pub trait AnyBackend: Send + Sync {
     /// Whether products run with weights stored in this type.
     fn supports_weight(&self, dtype: DType) -> Support;
 
+    /// Whether this quantisation runs, fused with the activation of values of this type.
+    fn supports_quant(&self, quant: &Quantisation, dtype: DType) -> Support;
+
+    /// Whether products of quantised rows run with weights stored in this type.
+    fn supports_quantised(&self, quant: &Quantisation, weight: DType) -> Support;
+
     /// Runs an activation over contiguous rows: input \[rows, 2d\], output \[rows, d\], both as
     /// bytes of `dtype`.
     ///
@@ -37,6 +49,43 @@ pub trait AnyBackend: Send + Sync {
         output: &mut [u8],
     ) -> Result<()>;
 
+    /// Runs an activation and quantises what it gives, over contiguous rows: input \[rows, 2d\] as
+    /// bytes of `dtype`, codes \[rows, d\] of one byte each, scales \[rows, G\] row-major in the
+    /// quantisation's format.
+    ///
+    /// # Errors
+    /// As [`swiglu_core::ActAndMulQuant::act_and_mul_quant`].
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a matrix is a type, a shape and bytes here"
+    )]
+    fn act_and_mul_quant(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantisation,
+        dtype: DType,
+        shape: ActShape,
+        input: &[u8],
+        codes: &mut [u8],
+        scales: &mut [u8],
+    ) -> Result<()>;
+
+    /// Brings `copies` copies of an activation's input to the device, \[rows, 2d\] as bytes of
+    /// `dtype`, and makes room for their outputs: to be timed. Passes take the copies in turn, so
+    /// that with enough of them each finds its input in memory and not in a cache.
+    ///
+    /// # Errors
+    /// No copies, sizes out of range, or a failure of the device.
+    fn load_act(
+        self: Arc<Self>,
+        op: &GatedActivation,
+        quant: Option<&Quantisation>,
+        dtype: DType,
+        shape: ActShape,
+        input: &[u8],
+        copies: usize,
+    ) -> Result<Box<dyn AnyAct>>;
+
     /// Brings an MLP's weights to the device.
     ///
     /// # Errors
@@ -46,36 +95,6 @@ pub trait AnyBackend: Send + Sync {
         config: &MlpConfig,
         weights: &SharedExpert<'_>,
     ) -> Result<Box<dyn AnyMlp>, swiglu_mlp::Error>;
-}
-
-/// An MLP on a device, fed from host memory. See [`crate::Mlp`].
-pub trait AnyMlp: Send {
-    /// The bytes of weights that a forward pass reads.
-    fn weight_bytes(&self) -> usize;
-
-    /// Copies `x` \[T, H\] to the device, which sets T, and makes room for a pass over it.
-    ///
-    /// # Errors
-    /// A length that is no multiple of H, or a failure of the device.
-    fn write_input(&mut self, x: &[bf16]) -> Result<(), swiglu_mlp::Error>;
-
-    /// Runs a forward pass over the input and waits for it.
-    ///
-    /// # Errors
-    /// A failure of the device.
-    fn run(&mut self) -> Result<(), swiglu_mlp::Error>;
-
-    /// The output of the last pass, \[T, H\].
-    ///
-    /// # Errors
-    /// A failure of the device.
-    fn read_output(&mut self) -> Result<Vec<bf16>, swiglu_mlp::Error>;
-
-    /// Runs a pass stage by stage and returns `gate_up` \[T, 2I\] and `act` \[T, I\].
-    ///
-    /// # Errors
-    /// A failure of the device.
-    fn stages(&mut self) -> Result<(Vec<bf16>, Vec<bf16>), swiglu_mlp::Error>;
 }
 
 impl<B: GatedMatmul> AnyBackend for B {
@@ -93,6 +112,14 @@ impl<B: GatedMatmul> AnyBackend for B {
 
     fn supports_weight(&self, dtype: DType) -> Support {
         swiglu_core::Matmul::supports_weight(self, dtype)
+    }
+
+    fn supports_quant(&self, quant: &Quantisation, dtype: DType) -> Support {
+        swiglu_core::ActAndMulQuant::supports_quant(self, quant, dtype)
+    }
+
+    fn supports_quantised(&self, quant: &Quantisation, weight: DType) -> Support {
+        swiglu_core::QuantisedMatmul::supports_quantised(self, quant, weight)
     }
 
     fn act_and_mul(
@@ -113,96 +140,54 @@ impl<B: GatedMatmul> AnyBackend for B {
         self.download(&device_output, output)
     }
 
+    fn act_and_mul_quant(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantisation,
+        dtype: DType,
+        shape: ActShape,
+        input: &[u8],
+        codes: &mut [u8],
+        scales: &mut [u8],
+    ) -> Result<()> {
+        let ActShape { rows, d } = shape;
+        let mut device_input = self.alloc(input.len())?;
+        let mut device_codes = self.alloc(codes.len())?;
+        let mut device_scales = self.alloc(scales.len())?;
+        self.upload(&mut device_input, input)?;
+        let input = Tensor::contiguous(&device_input, dtype, rows, 2 * d);
+        let output = QuantisedMut {
+            codes: TensorMut::contiguous(&mut device_codes, DType::F8E4M3, rows, d),
+            scales: ScalesMut {
+                buffer: &mut device_scales,
+                layout: act::scales(quant, shape),
+            },
+        };
+        let options = QuantOptions::default();
+        swiglu_core::ActAndMulQuant::act_and_mul_quant(self, op, quant, input, output, options)?;
+        self.download(&device_codes, codes)?;
+        self.download(&device_scales, scales)
+    }
+
+    fn load_act(
+        self: Arc<Self>,
+        op: &GatedActivation,
+        quant: Option<&Quantisation>,
+        dtype: DType,
+        shape: ActShape,
+        input: &[u8],
+        copies: usize,
+    ) -> Result<Box<dyn AnyAct>> {
+        let act = act::Act::new(self, op, quant, dtype, shape, input, copies)?;
+        Ok(Box::new(act))
+    }
+
     fn load_mlp(
         self: Arc<Self>,
         config: &MlpConfig,
         weights: &SharedExpert<'_>,
     ) -> Result<Box<dyn AnyMlp>, swiglu_mlp::Error> {
-        let mlp = DeepseekV4Mlp::load(Arc::clone(&self), config, weights)?;
-        Ok(Box::new(HostFed {
-            x: self.alloc(0)?,
-            y: self.alloc(0)?,
-            workspace: Workspace::new(),
-            tokens: 0,
-            backend: self,
-            mlp,
-        }))
+        let mlp = DeepseekV4Mlp::load(self, config, weights)?;
+        Ok(Box::new(mlp::HostFed::new(mlp)?))
     }
-}
-
-/// An MLP with its input and output on the device.
-struct HostFed<B: GatedMatmul> {
-    backend: Arc<B>,
-    mlp: DeepseekV4Mlp<B>,
-    workspace: Workspace<B>,
-    x: B::Buffer,
-    y: B::Buffer,
-    tokens: usize,
-}
-
-impl<B: GatedMatmul> AnyMlp for HostFed<B> {
-    fn weight_bytes(&self) -> usize {
-        self.mlp.weight_bytes()
-    }
-
-    fn write_input(&mut self, x: &[bf16]) -> Result<(), swiglu_mlp::Error> {
-        let hidden = self.mlp.hidden_size();
-        if !x.len().is_multiple_of(hidden) {
-            let expected = format!("whole rows of {hidden} elements");
-            return Err(swiglu_core::Error::argument("x", expected, x.len()).into());
-        }
-        let bytes = size_of_val(x);
-        if self.backend.len(&self.x) < bytes {
-            self.x = self.backend.alloc(bytes)?;
-            self.y = self.backend.alloc(bytes)?;
-        }
-        self.tokens = x.len() / hidden;
-        Ok(self.backend.upload(&mut self.x, bytemuck::cast_slice(x))?)
-    }
-
-    fn run(&mut self) -> Result<(), swiglu_mlp::Error> {
-        let layout = RowLayout::contiguous(self.tokens, self.mlp.hidden_size());
-        let x = Tensor {
-            buffer: &self.x,
-            dtype: DType::BF16,
-            layout,
-        };
-        let y = TensorMut {
-            buffer: &mut self.y,
-            dtype: DType::BF16,
-            layout,
-        };
-        self.mlp.forward(x, y, &mut self.workspace)?;
-        Ok(self.backend.synchronize()?)
-    }
-
-    fn read_output(&mut self) -> Result<Vec<bf16>, swiglu_mlp::Error> {
-        let count = self.tokens * self.mlp.hidden_size();
-        Ok(read(&*self.backend, &self.y, count)?)
-    }
-
-    fn stages(&mut self) -> Result<(Vec<bf16>, Vec<bf16>), swiglu_mlp::Error> {
-        let (t, h, i) = (
-            self.tokens,
-            self.mlp.hidden_size(),
-            self.mlp.intermediate_size(),
-        );
-        let bytes = |cols: usize| t * cols * DType::BF16.size();
-        let mut gate_up = self.backend.alloc(bytes(2 * i))?;
-        let mut act = self.backend.alloc(bytes(i))?;
-        self.mlp.forward_stages(
-            Tensor::contiguous(&self.x, DType::BF16, t, h),
-            TensorMut::contiguous(&mut gate_up, DType::BF16, t, 2 * i),
-            TensorMut::contiguous(&mut act, DType::BF16, t, i),
-            TensorMut::contiguous(&mut self.y, DType::BF16, t, h),
-        )?;
-        let b = &*self.backend;
-        Ok((read(b, &gate_up, t * 2 * i)?, read(b, &act, t * i)?))
-    }
-}
-
-fn read<B: GatedMatmul>(backend: &B, buffer: &B::Buffer, count: usize) -> Result<Vec<bf16>> {
-    let mut host = vec![bf16::ZERO; count];
-    backend.download(buffer, bytemuck::cast_slice_mut(&mut host))?;
-    Ok(host)
 }

@@ -36,7 +36,7 @@ mod erased;
 mod platforms;
 
 pub use device::{Device, Dispatcher, Mlp};
-pub use erased::{AnyBackend, AnyMlp};
+pub use erased::{AnyAct, AnyBackend, AnyMlp};
 pub use platforms::built_in;
 pub use swiglu_core::*;
 

@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::time::Instant;
 
-use swiglu::{ActShape, Dispatcher};
+use swiglu::{ActShape, DType, Dispatcher, ScaleFormat};
 
 use crate::arguments::Act;
 use crate::failure::{Failure, Result};
@@ -10,30 +10,68 @@ use crate::tensor_file::{self, HostTensor};
 /// `swiglu act`.
 pub fn act(arguments: &Act, out: &mut impl Write) -> Result<()> {
     let op = arguments.settings.activation(&arguments.op)?;
+    let quant = arguments.quant.quantisation()?;
     let input = tensor_file::read(&arguments.input)?;
     let (shape, output_shape) = shapes(&input)?;
-    let device = dispatcher(arguments.platform.as_deref())?.device(&op, input.dtype)?;
-    let mut y = HostTensor {
-        dtype: input.dtype,
-        data: vec![0; shape.rows * shape.d * input.dtype.size()],
-        shape: output_shape,
+    let dispatcher = dispatcher(arguments.platform.as_deref())?;
+    let (device, outputs, elapsed) = match &quant {
+        None => {
+            let device = dispatcher.device(&op, input.dtype)?;
+            let mut y = zeros(input.dtype, output_shape);
+            let start = Instant::now();
+            let backend = device.backend();
+            backend.act_and_mul(&op, input.dtype, shape, &input.data, &mut y.data)?;
+            let elapsed = start.elapsed();
+            (device, vec![("y", y)], elapsed)
+        }
+        Some(quant) => {
+            let device = dispatcher.quant_device(&op, quant, input.dtype)?;
+            let format = match quant.format() {
+                ScaleFormat::F32 => DType::F32,
+                ScaleFormat::Ue8m0 => DType::E8M0,
+            };
+            let mut grid = output_shape.clone();
+            if let Some(last) = grid.last_mut() {
+                *last = quant.groups(shape.d);
+            }
+            let (mut codes, mut scales) = (zeros(DType::F8E4M3, output_shape), zeros(format, grid));
+            let start = Instant::now();
+            device.backend().act_and_mul_quant(
+                &op,
+                quant,
+                input.dtype,
+                shape,
+                &input.data,
+                &mut codes.data,
+                &mut scales.data,
+            )?;
+            let elapsed = start.elapsed();
+            (device, vec![("codes", codes), ("scales", scales)], elapsed)
+        }
     };
-    let start = Instant::now();
-    let backend = device.backend();
-    backend.act_and_mul(&op, input.dtype, shape, &input.data, &mut y.data)?;
-    let elapsed = start.elapsed();
-    tensor_file::write(&arguments.output, &[("y", &y)])?;
-    writeln!(out, "{op}")?;
+    let tensors: Vec<_> = outputs.iter().map(|(name, t)| (*name, t)).collect();
+    tensor_file::write(&arguments.output, &tensors)?;
+    match &quant {
+        Some(quant) => writeln!(out, "{op}, {quant}")?,
+        None => writeln!(out, "{op}")?,
+    }
     writeln!(out, "platform {}", device.report())?;
-    writeln!(
-        out,
-        "{} {:?} -> {:?} in {:.3} ms, copies included",
-        input.dtype,
-        input.shape,
-        y.shape,
-        elapsed.as_secs_f64() * 1e3
-    )?;
+    write!(out, "{} {:?} ->", input.dtype, input.shape)?;
+    for (name, t) in &tensors {
+        write!(out, " {name} {} {:?}", t.dtype, t.shape)?;
+    }
+    let milliseconds = elapsed.as_secs_f64() * 1e3;
+    writeln!(out, " in {milliseconds:.3} ms, copies included")?;
     Ok(())
+}
+
+fn zeros(dtype: DType, shape: Vec<usize>) -> HostTensor {
+    let elements: usize = shape.iter().product();
+    HostTensor {
+        dtype,
+        data: vec![0; elements * dtype.size()],
+        shape,
+    }
 }
 
 /// The environment's dispatcher, with the platform that the command line names.

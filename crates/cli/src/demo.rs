@@ -1,11 +1,12 @@
 use std::io::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swiglu::mlp::{
-    Checkpoint, MlpConfig, ModelConfig, SharedExpert,
+    ActivationQuant, Checkpoint, MlpConfig, ModelConfig, SharedExpert,
     synthetic::{SyntheticConfig, synthetic_input, write_checkpoint},
 };
-use swiglu::{AnyMlp, DType, bf16};
+use swiglu::{AnyBackend, AnyMlp, DType, Quantisation, Support, bf16};
 
 use crate::act::dispatcher;
 use crate::arguments::Demo;
@@ -41,7 +42,12 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
     )?;
 
     let x = synthetic_input(most, config.hidden_size, SEED);
-    let reference = Oracle::run(&config, &expert, &x)?;
+    let mode = |activations| Mode::new(activations, &config, &expert, &x);
+    let modes = [
+        mode(ActivationQuant::None)?,
+        mode(ActivationQuant::Fp8Block)?,
+    ];
+    let exact = &modes[0].reference;
     let unclamped = MlpConfig {
         limit: None,
         ..config.clone()
@@ -51,61 +57,54 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
     writeln!(
         out,
         "beyond the limit: {:.1} % of gates, {:.1} % of ups; without the clamp the error would be {:.1e}\n",
-        100.0 * reference.gates_beyond,
-        100.0 * reference.ups_beyond,
-        relative_error(&without.y, &reference.y[..few.len()]),
+        100.0 * exact.gates_beyond,
+        100.0 * exact.ups_beyond,
+        relative_error(&without.y, &exact.y[..few.len()]),
     )?;
     writeln!(
         out,
-        "{:<10} {:>6} {:>11} {:>11} {:>12} {:>10}",
-        "platform", "tokens", "time", "tokens/s", "weights GB/s", "error"
+        "{:<10} {:<11} {:>6} {:>11} {:>11} {:>12} {:>9} {:>9}",
+        "platform", "activations", "tokens", "time", "tokens/s", "weights GB/s", "error", "to bf16"
     )?;
 
     let dispatcher = dispatcher(arguments.platform.as_deref())?;
-    // The reference would only be compared with itself.
-    let chosen = dispatcher.mlp_device(&op, DType::F8E4M3)?;
+    let chosen = dispatcher.mlp_device(&op, None, DType::F8E4M3)?;
     let asked = arguments.platform.as_deref().filter(|p| *p != "auto");
-    let mut absent = Vec::new();
-    let mut worst = 0.0_f64;
+    let mut trial = Trial {
+        tokens: &arguments.tokens,
+        x: &x,
+        expert: &expert,
+        modes: &modes,
+        notes: Vec::new(),
+        worst: 0.0,
+        between: 0.0,
+    };
     for (platform, opened) in dispatcher.registry().probe_all() {
+        // The reference would only be compared with itself.
         if asked.map_or(platform == "reference", |p| p != platform) {
             continue;
         }
-        let backend = match opened {
-            Ok(backend) => backend,
-            Err(reason) => {
-                absent.push(format!("{platform}: not run, {reason}"));
-                continue;
-            }
-        };
-        let device = backend.description();
-        let mut mlp = backend.load_mlp(&config, &expert)?;
-        for &tokens in &arguments.tokens {
-            let count = tokens as usize * config.hidden_size;
-            let (y, time) = time(&mut *mlp, &x[..count])?;
-            let error = relative_error(&y, &reference.y[..count]);
-            // Not `max`, which would drop a NaN.
-            worst = if error > worst || error.is_nan() {
-                error
-            } else {
-                worst
-            };
-            let seconds = time.as_secs_f64();
-            writeln!(
-                out,
-                "{platform:<10} {tokens:>6} {:>8.3} ms {:>11.0} {:>12.1} {error:>10.1e}",
-                seconds * 1e3,
-                f64::from(tokens) / seconds,
-                mlp.weight_bytes() as f64 / seconds / 1e9,
-            )?;
+        match opened {
+            Ok(backend) => trial.run(&backend, out)?,
+            Err(reason) => trial.notes.push(format!("{platform}: not run, {reason}")),
         }
-        absent.push(format!("{platform}: {device}"));
     }
+    let Trial {
+        notes,
+        worst,
+        between,
+        ..
+    } = trial;
     writeln!(out)?;
-    for line in absent {
+    for line in notes {
         writeln!(out, "{line}")?;
     }
     writeln!(out, "chosen: {}", chosen.report())?;
+    writeln!(
+        out,
+        "from bf16 to fp8 activations: {:.1e} in the reference, {between:.1e} at most here",
+        relative_error(&modes[1].reference.y, &exact.y),
+    )?;
     if worst <= TOLERANCE {
         writeln!(
             out,
@@ -116,6 +115,114 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
         Err(Failure::Check(format!(
             "relative error {worst:.1e}, expected at most {TOLERANCE:.0e}"
         )))
+    }
+}
+
+/// The MLP with one kind of activations, and what the reference makes of the input.
+struct Mode {
+    config: MlpConfig,
+    quant: Option<Quantisation>,
+    reference: Oracle,
+}
+
+impl Mode {
+    fn new(
+        activation_quant: ActivationQuant,
+        config: &MlpConfig,
+        expert: &SharedExpert<'_>,
+        x: &[bf16],
+    ) -> Result<Self> {
+        let config = MlpConfig {
+            activation_quant,
+            ..config.clone()
+        };
+        Ok(Self {
+            quant: config.quantisation()?,
+            reference: Oracle::run(&config, expert, x)?,
+            config,
+        })
+    }
+
+    const fn name(&self) -> &'static str {
+        match self.quant {
+            None => "bf16",
+            Some(_) => "fp8",
+        }
+    }
+}
+
+/// What every platform runs, and what came of it so far.
+struct Trial<'a> {
+    tokens: &'a [u32],
+    x: &'a [bf16],
+    expert: &'a SharedExpert<'a>,
+    /// bf16 first.
+    modes: &'a [Mode; 2],
+    notes: Vec<String>,
+    /// The largest relative error to the reference.
+    worst: f64,
+    /// The largest between the modes.
+    between: f64,
+}
+
+impl Trial<'_> {
+    fn run(&mut self, backend: &Arc<dyn AnyBackend>, out: &mut impl Write) -> Result<()> {
+        let platform = backend.platform();
+        self.notes
+            .push(format!("{platform}: {}", backend.description()));
+        let mut plain = Vec::new();
+        for mode in self.modes {
+            let quant = mode.quant.as_ref();
+            match quant.map(|q| backend.supports_quantised(q, DType::F8E4M3)) {
+                Some(Support::No(reason)) => {
+                    let note = format!("{platform}: {} not run, {reason}", mode.name());
+                    self.notes.push(note);
+                    continue;
+                }
+                Some(Support::Emulated(how)) => {
+                    self.notes
+                        .push(format!("{platform}: {} emulated, {how}", mode.name()));
+                }
+                Some(Support::Native) | None => {}
+            }
+            let mut mlp = Arc::clone(backend).load_mlp(&mode.config, self.expert)?;
+            for (n, &tokens) in self.tokens.iter().enumerate() {
+                let count = tokens as usize * mode.config.hidden_size;
+                let (y, time) = time(&mut *mlp, &self.x[..count])?;
+                let error = relative_error(&y, &mode.reference.y[..count]);
+                self.worst = larger(self.worst, error);
+                let seconds = time.as_secs_f64();
+                write!(
+                    out,
+                    "{platform:<10} {:<11} {tokens:>6} {:>8.3} ms {:>11.0} {:>12.1} {error:>9.1e}",
+                    mode.name(),
+                    seconds * 1e3,
+                    f64::from(tokens) / seconds,
+                    mlp.weight_bytes() as f64 / seconds / 1e9,
+                )?;
+                match quant {
+                    None => {
+                        plain.push(y);
+                        writeln!(out)?;
+                    }
+                    Some(_) => {
+                        let between = relative_error(&y, &plain[n]);
+                        self.between = larger(self.between, between);
+                        writeln!(out, " {between:>9.1e}")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Not `max`, which would drop a NaN.
+fn larger(worst: f64, error: f64) -> f64 {
+    if error > worst || error.is_nan() {
+        error
+    } else {
+        worst
     }
 }
 

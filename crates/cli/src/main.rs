@@ -3,6 +3,7 @@
 
 mod act;
 mod arguments;
+mod bench;
 mod demo;
 mod failure;
 mod probe;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Probe(a) => probe::probe(&a, &mut out),
         Command::Run(a) => run::run(&a, &mut out),
         Command::Act(a) => act::act(&a, &mut out),
+        Command::Bench(a) => bench::bench(&a, &mut out),
         Command::Demo(a) => demo::demo(&a, &mut out),
         Command::Verify(a) => verify::verify(&a, &mut out),
     };

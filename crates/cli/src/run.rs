@@ -21,15 +21,20 @@ pub fn run(arguments: &Run, out: &mut impl Write) -> Result<()> {
     let config = MlpConfig {
         limit,
         rounding: arguments.rounding.into(),
+        activation_quant: arguments.activations.into(),
         ..model.mlp_config(&arguments.prefix)
     };
+    let (op, quant) = (config.activation()?, config.quantisation()?);
     let x = tensor_file::read(&arguments.input)?;
     let [tokens, _] = input_shape(&x, config.hidden_size)?;
 
     let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
     let expert = SharedExpert::load(&checkpoint, &config)?;
-    let device = dispatcher(arguments.platform.as_deref())?
-        .mlp_device(&config.activation()?, expert.gate().dtype())?;
+    let device = dispatcher(arguments.platform.as_deref())?.mlp_device(
+        &op,
+        quant.as_ref(),
+        expert.gate().dtype(),
+    )?;
     let start = Instant::now();
     read_ahead(&[expert.gate(), expert.up(), expert.down()]);
     let mut mlp = device.load_mlp(&config, &expert)?;
@@ -51,7 +56,7 @@ pub fn run(arguments: &Run, out: &mut impl Write) -> Result<()> {
     }
     tensor_file::write(&arguments.output, &tensors)?;
 
-    writeln!(out, "{}", config.activation()?)?;
+    writeln!(out, "{op}")?;
     writeln!(out, "platform {}", device.report())?;
     writeln!(
         out,
@@ -62,6 +67,10 @@ pub fn run(arguments: &Run, out: &mut impl Write) -> Result<()> {
         mlp.weight_bytes() as f64 / 1e6,
         loaded.as_secs_f64() * 1e3,
     )?;
+    match &quant {
+        Some(quant) => writeln!(out, "products of {quant}")?,
+        None => writeln!(out, "products of bf16")?,
+    }
     for (name, t) in &tensors {
         writeln!(out, "{name:<8} {:?}", t.shape)?;
     }

@@ -5,21 +5,37 @@ use crate::failure::{Failure, Result};
 
 mod against;
 mod hypothesis;
+mod platform;
+mod report;
+mod survey;
 
 /// `swiglu verify`.
 pub fn verify(arguments: &Verify, out: &mut impl Write) -> Result<()> {
-    let op = arguments.settings.activation(&arguments.op)?;
-    let verdict = against::against(&arguments.against, &op)?;
-    if arguments.json {
-        writeln!(out, "{:#}", serde_json::json!(verdict))?;
-    } else {
-        verdict.print(out)?;
+    match (&arguments.against, &arguments.op) {
+        (Some(file), Some(name)) => {
+            let op = arguments.settings.activation(name)?;
+            let verdict = against::against(file, &op)?;
+            if arguments.json {
+                writeln!(out, "{:#}", serde_json::json!(verdict))?;
+            } else {
+                verdict.print(out)?;
+            }
+            if verdict.right {
+                return Ok(());
+            }
+            Err(Failure::Check(format!(
+                "the output is not {}: {}",
+                verdict.operation, verdict.verdict
+            )))
+        }
+        _ => {
+            let report = survey::survey(arguments)?;
+            if arguments.json {
+                writeln!(out, "{:#}", serde_json::json!(report))?;
+            } else {
+                report.print(out)?;
+            }
+            report.outcome()
+        }
     }
-    if verdict.right {
-        return Ok(());
-    }
-    Err(Failure::Check(format!(
-        "the output is not {}: {}",
-        verdict.operation, verdict.verdict
-    )))
 }

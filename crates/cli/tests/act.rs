@@ -5,7 +5,7 @@ mod common;
 
 use common::{Folder, expect, read, swiglu, write};
 use safetensors::Dtype;
-use swiglu::{Element, GatedActivation, bf16, f16, reference};
+use swiglu::{E8M0, Element, GatedActivation, Quantisation, ScaleFormat, bf16, f16, reference};
 
 /// Values on both sides of ±10, in rows of 2d = 6, for shape [2, 3, 6].
 const VALUES: [f32; 36] = [
@@ -86,6 +86,81 @@ fn one_operation_in_each_type_and_rounding() {
     check::<bf16>(Dtype::BF16, &situ, &flags);
 }
 
+/// Codes and scales are those of the plain output, group by group, the last of them short.
+fn check_quantised<T: Element>(dtype: Dtype, flags: &[&str], quant: &Quantisation) {
+    const D: usize = 150;
+    let folder = Folder::new();
+    let (input, output) = (folder.path("in"), folder.path("out"));
+    let data: Vec<T> = (0..6 * 2 * D)
+        .map(|i| T::from_f32((i as f32 * 0.37).sin() * 30.0))
+        .collect();
+    let shape = [2, 3, 2 * D];
+    write(&input, &[("x", dtype, &shape, bytemuck::cast_slice(&data))]);
+    let run = |flags: &[&str]| {
+        let (input, output) = (input.to_str().unwrap(), output.to_str().unwrap());
+        let always = [
+            "act",
+            "--op",
+            "deepseek_v4",
+            "--input",
+            input,
+            "--output",
+            output,
+        ];
+        expect(0, &[&always, flags].concat())
+    };
+    run(&[]);
+    let y: Vec<T> = bytemuck::allocation::pod_collect_to_vec(&read(&output, "y").2);
+    let printed = run(flags);
+    assert!(printed.contains(&quant.to_string()), "{printed}");
+    let (codes, scales) = (read(&output, "codes"), read(&output, "scales"));
+    assert_eq!((codes.0, codes.1), (Dtype::F8_E4M3, vec![2, 3, D]));
+    let (stored, size) = match quant.format() {
+        ScaleFormat::F32 => (Dtype::F32, 4),
+        ScaleFormat::Ue8m0 => (Dtype::F8_E8M0, 1),
+    };
+    let groups = quant.groups(D);
+    assert_eq!((scales.0, scales.1), (stored, vec![2, 3, groups]));
+    let rows = codes.2.chunks(D).zip(scales.2.chunks(groups * size));
+    for (y, (codes, scales)) in y.chunks(D).zip(rows) {
+        let y: Vec<f32> = y.iter().map(|y| y.to_f32()).collect();
+        let mut expected = vec![0; D];
+        reference::quantise_row(quant, &y, &mut expected, |g, scale| {
+            let got = match quant.format() {
+                ScaleFormat::F32 => bytemuck::pod_read_unaligned(&scales[4 * g..4 * g + 4]),
+                ScaleFormat::Ue8m0 => E8M0(scales[g]).to_f32(),
+            };
+            assert_eq!(got, scale);
+        });
+        assert_eq!(codes, expected);
+    }
+}
+
+#[test]
+fn the_output_is_quantised_in_groups() {
+    let v4 = Quantisation::deepseek_v4();
+    check_quantised::<bf16>(Dtype::BF16, &["--quant", "fp8"], &v4);
+    let flags = ["--quant", "fp8", "--group", "128", "--scales", "ue8m0"];
+    check_quantised::<f16>(Dtype::F16, &flags, &v4);
+    let flags = [
+        "--quant", "fp8", "--group", "32", "--scales", "f32", "--floor", "100",
+    ];
+    let high = Quantisation::new(32, ScaleFormat::F32).unwrap();
+    check_quantised::<bf16>(Dtype::BF16, &flags, &high.with_floor(100.0).unwrap());
+    let flags = [
+        "--quant",
+        "fp8",
+        "--group",
+        "64",
+        "--scales",
+        "f32",
+        "--materialize",
+        "true",
+    ];
+    let middle = Quantisation::new(64, ScaleFormat::F32).unwrap();
+    check_quantised::<f32>(Dtype::F32, &flags, &middle);
+}
+
 #[test]
 fn an_operator_that_is_switched_off_runs_the_reference_and_says_so() {
     let folder = Folder::new();
@@ -151,6 +226,24 @@ fn mistakes_take_one_line_and_exit_code_2() {
             "{message}"
         );
     }
+    let quant = |more: &[&str]| {
+        act(
+            "silu_and_mul",
+            &of("x"),
+            &[&["--quant", "fp8"], more].concat(),
+        )
+    };
+    assert!(quant(&["--group", "100"]).contains("group: expected 128, 64 or 32, got 100"));
+    assert!(quant(&["--scales", "f16"]).contains("--scales"));
+    for bad in ["0", "-1", "nan"] {
+        assert!(quant(&["--floor", bad]).contains("floor: expected from 1e-30"));
+    }
+    let eager = quant(&["--materialize", "false", "--rounding", "eager"]);
+    assert!(
+        eager.contains("materialize: expected true in eager"),
+        "{eager}"
+    );
+    assert!(act("silu_and_mul", &of("x"), &["--group", "128"]).contains("--quant"));
     assert!(act("silu_and_mul", &of("x"), &["--platform", "tpu"]).contains("`tpu`"));
     assert!(expect(2, &["act"]).contains("--op"));
     assert!(expect(2, &["frobnicate"]).contains("frobnicate"));

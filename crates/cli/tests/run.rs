@@ -117,6 +117,55 @@ fn the_limit_is_the_configurations_unless_given() {
 }
 
 #[test]
+fn products_of_fp8_are_the_references_and_not_those_of_bf16() {
+    let folder = checkpoint();
+    let y = |platform: &[&str], activations| {
+        let flags = [platform, &["--stages", "--activations", activations]].concat();
+        let printed = run(0, &folder, &flags);
+        let act = tensor(&folder, "act", [TOKENS, INTERMEDIATE]);
+        (printed, act, tensor(&folder, "y", [TOKENS, HIDDEN]))
+    };
+    let reference = ["--platform", "reference"];
+    let (printed, act, expected) = y(&reference, "fp8");
+    let products = "products of fp8(group=128, scales=ue8m0)";
+    assert!(printed.contains(products), "{printed}");
+    let cpu = ["--platform", "cpu"];
+    let (_, got_act, got) = y(&cpu, "fp8");
+    assert!(relative_error(&got_act, &act) < 3e-3);
+    assert!(relative_error(&got, &expected) < 3e-3);
+    let (printed, _, plain) = y(&cpu, "bf16");
+    assert!(printed.contains("products of bf16"), "{printed}");
+    let between = relative_error(&got, &plain);
+    assert!((1e-2..1e-1).contains(&between), "{between}");
+}
+
+#[test]
+fn fp8_activations_take_fp8_weights() {
+    let folder = Folder::new();
+    let config = SyntheticConfig {
+        hidden: HIDDEN,
+        intermediate: INTERMEDIATE,
+        weights: swiglu::DType::BF16,
+        ..SyntheticConfig::flash(7)
+    };
+    write_checkpoint(folder.path("").as_path(), &config).unwrap();
+    let x = synthetic_input(TOKENS, HIDDEN, 7);
+    let shape = [TOKENS, HIDDEN];
+    write(
+        &folder.path("x"),
+        &[("x", Dtype::BF16, &shape, bytemuck::cast_slice(&x))],
+    );
+    run(0, &folder, &["--activations", "bf16"]);
+    let message = run(2, &folder, &["--activations", "fp8"]);
+    assert!(
+        message.contains("activation_quant: expected none"),
+        "{message}"
+    );
+    let message = run(2, &folder, &["--activations", "fp4"]);
+    assert!(message.contains("fp4"), "{message}");
+}
+
+#[test]
 fn mistakes_take_one_line_and_exit_code_2() {
     let folder = checkpoint();
     let path = |name| folder.path(name).display().to_string();
@@ -159,8 +208,15 @@ fn mistakes_take_one_line_and_exit_code_2() {
 #[test]
 fn the_demo_runs_and_checks_every_platform() {
     let printed = expect(0, &["demo", "--tokens", "1,3"]);
-    let rows: Vec<_> = printed.lines().filter(|l| l.starts_with("cpu  ")).collect();
-    assert_eq!(rows.len(), 2, "{printed}");
+    let rows = |mode: &str| {
+        let begins = |l: &&str| l.split_whitespace().take(2).eq(["cpu", mode]);
+        printed.lines().filter(begins).count()
+    };
+    assert_eq!((rows("bf16"), rows("fp8")), (2, 2), "{printed}");
+    assert!(
+        printed.contains("from bf16 to fp8 activations"),
+        "{printed}"
+    );
     assert!(
         printed.contains("every result agrees with the reference"),
         "{printed}"

@@ -2,8 +2,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::ThreadPool;
 use swiglu_core::{
-    ActAndMul, ActAndMulQuant, ActShape, Backend, DType, Element, GatedActivation, GatedMatmul,
-    HostBuffer, HostWeight, Matmul, QuantisedMatmul, Result, Rows, RowsMut, Support, Tensor,
+    ActAndMul, ActShape, Backend, DType, Element, GatedActivation, GatedMatmul, HostBuffer,
+    HostWeight, Matmul, QuantisedMatmul, Result, RowLayout, Rows, RowsMut, Support, Tensor,
     TensorMut, bf16, f16,
 };
 
@@ -109,12 +109,18 @@ impl CpuBackend {
         output: TensorMut<'_, HostBuffer>,
     ) {
         let from = (input.buffer.typed::<T>(), input.layout);
-        let to = (output.buffer.typed_mut::<T>(), output.layout);
-        // A small call stays on this thread even where the backend has a pool of its own.
-        if activation::is_small(&output.layout) {
-            activation::act_and_mul(self.set, op, from, to);
+        let layout = output.layout;
+        let to = (output.buffer.typed_mut::<T>(), layout);
+        self.for_rows(&layout, || activation::act_and_mul(self.set, op, from, to));
+    }
+
+    /// Runs work on rows of this layout in the pool. A small call stays on its thread even where
+    /// the backend has a pool of its own.
+    pub(crate) fn for_rows(&self, layout: &RowLayout, work: impl FnOnce() + Send) {
+        if activation::is_small(layout) {
+            work();
         } else {
-            self.in_pool(|| activation::act_and_mul(self.set, op, from, to));
+            self.in_pool(work);
         }
     }
 
@@ -252,8 +258,6 @@ impl Matmul for CpuBackend {
         Ok(())
     }
 }
-
-impl ActAndMulQuant for CpuBackend {}
 
 impl QuantisedMatmul for CpuBackend {}
 

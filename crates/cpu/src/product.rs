@@ -5,9 +5,9 @@
 use rayon::prelude::*;
 use swiglu_core::{Element, RowLayout};
 
-use crate::InstructionSet;
 use crate::simd::{self, Kernel, LANES, Simd};
 use crate::weight::{Elements, PackedScales, PackedWeight};
+use crate::{InstructionSet, e4m3};
 
 /// k's that are summed before they are added to the total; less where a scale's block ends.
 const BLOCK: usize = 256;
@@ -135,15 +135,7 @@ impl Decode for E4M3 {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, s: S, from: *const u8) -> S::F {
         // SAFETY: as above.
-        let code = unsafe { s.load_u8(from) };
-        let sign = s.shl::<24>(s.and(code, s.splat_u32(0x80)));
-        let magnitude = s.and(code, s.splat_u32(0x7f));
-        // The exponent's bias is 7 there and 127 here; multiplying mends it for subnormals too.
-        let small = s.float(s.or(sign, s.shl::<20>(magnitude)));
-        let value = s.mul(small, s.splat(f32::from_bits((127 + 120) << 23)));
-        // 0x7f is the one magnitude of 480.
-        let nan = s.lt(s.splat(swiglu_core::E4M3::MAX), s.abs(value));
-        s.select(nan, s.splat(f32::NAN), value)
+        e4m3::decode(s, unsafe { s.load_u8(from) })
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use swiglu_core::{Limit, Rounding};
 
 use crate::json::{as_number, mark_python_numbers};
-use crate::{Error, HiddenAct, MlpConfig, Result, Shard};
+use crate::{ActivationQuant, Error, HiddenAct, MlpConfig, Result, Shard};
 
 /// The sizes, the activation and the quantisation of a model's shared experts.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,7 +112,7 @@ impl ModelConfig {
         })
     }
 
-    /// The whole MLP under `prefix`, in one place, with the model's limit.
+    /// The whole MLP under `prefix`, in one place, with the model's limit and bf16 activations.
     pub fn mlp_config(&self, prefix: &str) -> MlpConfig {
         MlpConfig {
             hidden_size: self.hidden_size,
@@ -121,6 +121,7 @@ impl ModelConfig {
             limit: self.limit,
             rounding: Rounding::default(),
             block: self.block,
+            activation_quant: ActivationQuant::None,
             reduce_results: true,
             shard: Shard::WHOLE,
             prefix: prefix.to_owned(),

@@ -1,5 +1,5 @@
 use safetensors::Dtype;
-use swiglu_core::{BlockScales, DType, HostWeight};
+use swiglu_core::{BlockScales, DType, HostWeight, Quantisation};
 
 use crate::checkpoint::Stored;
 use crate::shard::{Axis, OwnedWeight};
@@ -93,6 +93,26 @@ impl<'a> SharedExpert<'a> {
             if got != shape {
                 let (expected, got) = (format!("shape {shape:?}"), format!("{got:?}"));
                 return Err(swiglu_core::Error::argument(name, expected, got).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that these are weights whose products read quantised rows: FP8, in blocks as wide as
+    /// the rows' groups.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub(crate) fn check_quantised(&self, quant: &Quantisation) -> Result<()> {
+        for (name, weight) in [("gate", &self.gate), ("up", &self.up), ("down", &self.down)] {
+            let Some(scales) = weight.scales() else {
+                let expected = format!("none, as the {name} weight is not FP8");
+                let got = format!("Fp8Block with {}", weight.dtype());
+                return Err(Error::config("activation_quant", expected, got));
+            };
+            if scales.block[1] != quant.group() {
+                let expected = format!("blocks {} columns wide", quant.group());
+                return Err(swiglu_core::Error::argument(name, expected, scales.block[1]).into());
             }
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! - [`Checkpoint`], [`SharedExpert`]: its weights, mapped from safetensors files;
 //! - [`MlpConfig`], [`DeepseekV4Mlp`], [`Workspace`]: the MLP itself, on any
 //!   [`swiglu_core::GatedMatmul`];
+//! - [`ActivationQuant`]: whether its products read bf16 or FP8;
 //! - [`Shard`]: one rank's share of it;
 //! - [`synthetic`]: checkpoints and inputs for trials.
 //!
@@ -54,6 +55,6 @@ pub use config::ModelConfig;
 pub use error::{Error, Result};
 pub use expert::SharedExpert;
 pub use mlp::DeepseekV4Mlp;
-pub use mlp_config::{HiddenAct, MlpConfig};
+pub use mlp_config::{ActivationQuant, HiddenAct, MlpConfig};
 pub use shard::Shard;
 pub use workspace::Workspace;

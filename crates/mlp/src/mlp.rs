@@ -1,19 +1,25 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    DType, Error as CoreError, GatedActivation, GatedMatmul, RowLayout, Support, Tensor, TensorMut,
+    DType, Error as CoreError, GatedActivation, GatedMatmul, QuantOptions, Quantisation, RowLayout,
+    Support, Tensor, TensorMut,
 };
 
+use crate::workspace::QuantisedSlots;
 use crate::{MlpConfig, Result, SharedExpert, Workspace};
 
 /// The MLP of a DeepSeek-V4 shared expert: x \[T, H\] → `gate_up` \[T, 2I\] → `act` \[T, I\] →
 /// y \[T, H\], bf16 between the stages.
+///
+/// With [`crate::ActivationQuant::Fp8Block`] both products read FP8: x is quantised, and so is
+/// `act`, in the pass that computes it.
 ///
 /// I is this rank's share: see [`Self::intermediate_size`]. With several ranks y is a partial sum;
 /// give f32 for y to add them without another rounding.
 pub struct DeepseekV4Mlp<B: GatedMatmul> {
     backend: Arc<B>,
     op: GatedActivation,
+    quant: Option<Quantisation>,
     gate_up: B::Weight,
     down: B::Weight,
     hidden: usize,
@@ -24,12 +30,14 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
     /// Brings this rank's part of the weights to the backend.
     ///
     /// # Errors
-    /// As [`MlpConfig::check`] and [`SharedExpert::check`], an activation or a type of weight that
-    /// the backend does not support, or a failure of the device.
+    /// As [`MlpConfig::check`] and [`SharedExpert::check`], an activation, a quantisation or a type
+    /// of weight that the backend does not support, quantised activations with weights that are not
+    /// FP8 in blocks as wide as `config.block` says, or a failure of the device.
     pub fn load(backend: Arc<B>, config: &MlpConfig, weights: &SharedExpert<'_>) -> Result<Self> {
         config.check()?;
         weights.check(config.hidden_size, config.intermediate_size)?;
         let op = config.activation()?;
+        let quant = config.quantisation()?;
         supported(
             &*backend,
             op.name(),
@@ -44,6 +52,15 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
                 backend.supports_weight(dtype),
             )?;
         }
+        if let Some(quant) = &quant {
+            weights.check_quantised(quant)?;
+            supported(
+                &*backend,
+                &format!("a product with {quant}"),
+                DType::F8E4M3,
+                backend.supports_quantised(quant, DType::F8E4M3),
+            )?;
+        }
         let cut = weights.shard(config.shard)?;
         let weights = match &cut {
             Some(cut) => cut.view()?,
@@ -55,6 +72,7 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
             hidden: config.hidden_size,
             intermediate: weights.gate().rows(),
             op,
+            quant,
             backend,
         })
     }
@@ -74,16 +92,29 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
         if x.layout.rows == 0 {
             return Ok(());
         }
-        let [mut gate_up, mut act] =
-            workspace.stages(&self.backend, x.layout.rows, self.intermediate)?;
-        let (gate_up, stage) = (gate_up.reborrow(), act.reborrow());
-        self.backend
-            .matmul_act_and_mul(&self.op, x, &self.gate_up, gate_up, stage)?;
-        Ok(self.backend.matmul(act.as_ref(), &self.down, y)?)
+        let (backend, rows, i) = (&*self.backend, x.layout.rows, self.intermediate);
+        let Workspace {
+            gate_up,
+            act,
+            quantised,
+        } = workspace;
+        let mut gate_up = gate_up.matrix(backend, DType::BF16, rows, 2 * i)?;
+        let Some(quant) = &self.quant else {
+            let mut act = act.matrix(backend, DType::BF16, rows, i)?;
+            backend.matmul_act_and_mul(&self.op, x, &self.gate_up, gate_up, act.reborrow())?;
+            return Ok(backend.matmul(act.as_ref(), &self.down, y)?);
+        };
+        quantised.reserve(backend, quant, rows, self.hidden.max(i))?;
+        self.product(x, &self.gate_up, gate_up.reborrow(), quantised)?;
+        let (mut act, widened) = quantised.matrix(backend, quant, rows, i)?;
+        let options = QuantOptions::default();
+        backend.act_and_mul_quant(&self.op, quant, gate_up.as_ref(), act.reborrow(), options)?;
+        Ok(backend.matmul_quantised(quant, act.as_ref(), &self.down, widened, y)?)
     }
 
     /// As [`Self::forward`], stage by stage into the caller's memory and never fused: `gate_up`
-    /// \[T, 2I\] and `act` \[T, I\] are bf16 and hold what the stages gave.
+    /// \[T, 2I\] and `act` \[T, I\] are bf16 and hold what the stages gave, `act` before it is
+    /// quantised.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -93,6 +124,7 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
         mut gate_up: TensorMut<'_, B::Buffer>,
         mut act: TensorMut<'_, B::Buffer>,
         y: TensorMut<'_, B::Buffer>,
+        workspace: &mut Workspace<B>,
     ) -> Result<()> {
         self.check_ends(&x, &y)?;
         let rows = x.layout.rows;
@@ -109,10 +141,29 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
         if rows == 0 {
             return Ok(());
         }
-        self.backend.matmul(x, &self.gate_up, gate_up.reborrow())?;
+        let slots = &mut workspace.quantised;
+        self.product(x, &self.gate_up, gate_up.reborrow(), slots)?;
         self.backend
             .act_and_mul(&self.op, gate_up.as_ref(), act.reborrow())?;
-        Ok(self.backend.matmul(act.as_ref(), &self.down, y)?)
+        self.product(act.as_ref(), &self.down, y, slots)
+    }
+
+    /// y = x · wᵀ, of x quantised where activations are.
+    fn product(
+        &self,
+        x: Tensor<'_, B::Buffer>,
+        weight: &B::Weight,
+        y: TensorMut<'_, B::Buffer>,
+        slots: &mut QuantisedSlots<B::Buffer>,
+    ) -> Result<()> {
+        let backend = &*self.backend;
+        let Some(quant) = &self.quant else {
+            return Ok(backend.matmul(x, weight, y)?);
+        };
+        let RowLayout { rows, cols, .. } = x.layout;
+        let (mut codes, widened) = slots.matrix(backend, quant, rows, cols)?;
+        backend.quantise(quant, x, codes.reborrow())?;
+        Ok(backend.matmul_quantised(quant, codes.as_ref(), weight, widened, y)?)
     }
 
     /// Elements in a row of x and y (H).
@@ -133,6 +184,11 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
     /// The activation between the products.
     pub const fn activation(&self) -> &GatedActivation {
         &self.op
+    }
+
+    /// How the inputs of the products are quantised, if they are.
+    pub const fn quantisation(&self) -> Option<&Quantisation> {
+        self.quant.as_ref()
     }
 
     /// The backend that holds the weights.

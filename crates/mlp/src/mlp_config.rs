@@ -1,6 +1,6 @@
 use std::str::FromStr;
 
-use swiglu_core::{GatedActivation, Limit, Rounding};
+use swiglu_core::{GatedActivation, Limit, Quantisation, Rounding, ScaleFormat};
 
 use crate::{Error, Result, Shard};
 
@@ -26,6 +26,17 @@ impl FromStr for HiddenAct {
     }
 }
 
+/// What the two products read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ActivationQuant {
+    /// Their inputs as they are: bf16 between the stages.
+    #[default]
+    None,
+    /// FP8, as DeepSeek runs its FP8 weights: each row in groups as wide as the weights' blocks,
+    /// scales powers of two. See [`MlpConfig::quantisation`].
+    Fp8Block,
+}
+
 /// What an MLP is built from. There is no default: a limit in particular must be stated, for an MLP
 /// that silently lost its clamp still gives plausible results.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +53,8 @@ pub struct MlpConfig {
     pub rounding: Rounding,
     /// Rows and columns that share a scale: needed for FP8 weights, of no effect for others.
     pub block: Option<[usize; 2]>,
+    /// Whether the inputs of the products are quantised, which takes FP8 weights.
+    pub activation_quant: ActivationQuant,
     /// Whether the ranks' partial sums are to be added up here. That needs communication, which
     /// does not exist yet: with more than one rank this must be false, and the caller adds them.
     pub reduce_results: bool,
@@ -69,11 +82,34 @@ impl MlpConfig {
         Ok(op.with_rounding(self.rounding))
     }
 
+    /// How the inputs of both products are quantised, if they are: [`Quantisation::deepseek_v4`]
+    /// with blocks 128 wide, [`Quantisation::deepseek_v4_1`] with 32.
+    ///
+    /// # Errors
+    /// [`ActivationQuant::Fp8Block`] without [`Self::block`], or with blocks of a width for which
+    /// there are no groups.
+    pub fn quantisation(&self) -> Result<Option<Quantisation>> {
+        if self.activation_quant == ActivationQuant::None {
+            return Ok(None);
+        }
+        let Some([_, width]) = self.block else {
+            let expected = "none with weights that are not FP8 in blocks";
+            return Err(Error::config("activation_quant", expected, "Fp8Block"));
+        };
+        match Quantisation::new(width, ScaleFormat::Ue8m0) {
+            Ok(quant) => Ok(Some(quant)),
+            Err(_) => {
+                let expected = "a width of 128, 64 or 32 for FP8 activations";
+                Err(Error::config("block", expected, width))
+            }
+        }
+    }
+
     /// Checks what a caller or a file may have got wrong.
     ///
     /// # Errors
-    /// A size of 0, a block outside 1 to [`Self::MAX_BLOCK`], a rank outside its world, or results
-    /// to be reduced over several ranks.
+    /// A size of 0, a block outside 1 to [`Self::MAX_BLOCK`], a rank outside its world, results
+    /// to be reduced over several ranks, and as [`Self::quantisation`].
     pub fn check(&self) -> Result<()> {
         for (field, size) in [
             ("hidden_size", self.hidden_size),
@@ -90,6 +126,7 @@ impl MlpConfig {
                 return Err(Error::config("block", expected, format!("{r} x {c}")));
             }
         }
+        self.quantisation()?;
         self.shard.check()?;
         if self.reduce_results && self.shard.is_split() {
             return Err(Error::config(

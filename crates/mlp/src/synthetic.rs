@@ -63,7 +63,7 @@ impl SyntheticConfig {
     }
 
     /// The text of its `config.json`, with `swiglu_limit` 10.
-    fn config_json(&self) -> String {
+    pub fn config_json(&self) -> String {
         let mut config = serde_json::json!({
             "model_type": "deepseek_v4",
             "hidden_size": self.hidden,

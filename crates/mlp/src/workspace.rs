@@ -1,36 +1,29 @@
-use swiglu_core::{Backend, DType, Error, Result, TensorMut};
+use swiglu_core::{
+    Backend, DType, Error, Quantisation, QuantisedMut, Result, ScaleLayout, ScaleOrder, ScalesMut,
+    TensorMut,
+};
 
 /// The memory between the stages of a forward pass. It grows to the largest T that it has seen and
 /// is then reused: keep one for as long as passes run, one for each stream of passes.
 #[derive(Debug)]
 pub struct Workspace<B: Backend> {
-    gate_up: Option<B::Buffer>,
-    act: Option<B::Buffer>,
+    pub(crate) gate_up: Slot<B::Buffer>,
+    pub(crate) act: Slot<B::Buffer>,
+    pub(crate) quantised: QuantisedSlots<B::Buffer>,
 }
 
 impl<B: Backend> Workspace<B> {
     /// A workspace that holds nothing yet.
     pub const fn new() -> Self {
         Self {
-            gate_up: None,
-            act: None,
+            gate_up: Slot(None),
+            act: Slot(None),
+            quantised: QuantisedSlots {
+                codes: Slot(None),
+                scales: Slot(None),
+                widened: Slot(None),
+            },
         }
-    }
-
-    /// Room for `gate_up` \[tokens, 2·intermediate\] and `act` \[tokens, intermediate\] in bf16.
-    pub(crate) fn stages(
-        &mut self,
-        backend: &B,
-        tokens: usize,
-        intermediate: usize,
-    ) -> Result<[TensorMut<'_, B::Buffer>; 2]> {
-        let columns = intermediate.checked_mul(2).ok_or_else(|| {
-            Error::argument("intermediate", "a size that can be doubled", intermediate)
-        })?;
-        Ok([
-            matrix(&mut self.gate_up, backend, tokens, columns)?,
-            matrix(&mut self.act, backend, tokens, intermediate)?,
-        ])
     }
 }
 
@@ -40,21 +33,91 @@ impl<B: Backend> Default for Workspace<B> {
     }
 }
 
-fn matrix<'a, B: Backend>(
-    slot: &'a mut Option<B::Buffer>,
-    backend: &B,
-    rows: usize,
-    cols: usize,
-) -> Result<TensorMut<'a, B::Buffer>> {
-    let bytes = rows
-        .checked_mul(cols)
-        .and_then(|n| n.checked_mul(DType::BF16.size()))
-        .ok_or_else(|| Error::argument("x", "fewer rows", rows))?;
-    let kept = slot.take().filter(|b| backend.len(b) >= bytes);
-    let buffer = match kept {
-        Some(buffer) => buffer,
-        None => backend.alloc(bytes)?,
-    };
-    let buffer = slot.insert(buffer);
-    Ok(TensorMut::contiguous(buffer, DType::BF16, rows, cols))
+/// A buffer that grows.
+#[derive(Debug)]
+pub(crate) struct Slot<Buffer>(Option<Buffer>);
+
+impl<Buffer> Slot<Buffer> {
+    /// At least `bytes` bytes.
+    fn reserve<B>(&mut self, backend: &B, bytes: usize) -> Result<&mut Buffer>
+    where
+        B: Backend<Buffer = Buffer>,
+    {
+        // A buffer that is too short goes before its successor comes.
+        let kept = self.0.take().filter(|b| backend.len(b) >= bytes);
+        let buffer = match kept {
+            Some(buffer) => buffer,
+            None => backend.alloc(bytes)?,
+        };
+        Ok(self.0.insert(buffer))
+    }
+
+    /// Room for a matrix.
+    pub(crate) fn matrix<B>(
+        &mut self,
+        backend: &B,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<TensorMut<'_, Buffer>>
+    where
+        B: Backend<Buffer = Buffer>,
+    {
+        let bytes = rows
+            .checked_mul(cols)
+            .and_then(|n| n.checked_mul(dtype.size()))
+            .ok_or_else(|| Error::argument("x", "fewer rows", rows))?;
+        let buffer = self.reserve(backend, bytes)?;
+        Ok(TensorMut::contiguous(buffer, dtype, rows, cols))
+    }
+}
+
+/// The input of a product as codes and scales, and the room to widen it. Both products use the
+/// same memory: the first has read its input before the second's is written.
+#[derive(Debug)]
+pub(crate) struct QuantisedSlots<Buffer> {
+    codes: Slot<Buffer>,
+    scales: Slot<Buffer>,
+    widened: Slot<Buffer>,
+}
+
+impl<Buffer> QuantisedSlots<Buffer> {
+    /// Room for a matrix of codes with scales, and for the same in bf16, which holds a code times
+    /// a power of two exactly.
+    pub(crate) fn matrix<B>(
+        &mut self,
+        backend: &B,
+        quant: &Quantisation,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(QuantisedMut<'_, Buffer>, TensorMut<'_, Buffer>)>
+    where
+        B: Backend<Buffer = Buffer>,
+    {
+        let groups = quant.groups(cols);
+        let layout = ScaleLayout::contiguous(quant.format(), ScaleOrder::RowMajor, rows, groups);
+        let matrix = QuantisedMut {
+            codes: self.codes.matrix(backend, DType::F8E4M3, rows, cols)?,
+            scales: ScalesMut {
+                buffer: self.scales.reserve(backend, layout.bytes()?)?,
+                layout,
+            },
+        };
+        let widened = self.widened.matrix(backend, DType::BF16, rows, cols)?;
+        Ok((matrix, widened))
+    }
+
+    /// Room for matrices of up to `cols` columns, so that the second does not outgrow the first.
+    pub(crate) fn reserve<B>(
+        &mut self,
+        backend: &B,
+        quant: &Quantisation,
+        rows: usize,
+        cols: usize,
+    ) -> Result<()>
+    where
+        B: Backend<Buffer = Buffer>,
+    {
+        self.matrix(backend, quant, rows, cols).map(drop)
+    }
 }

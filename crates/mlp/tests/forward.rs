@@ -4,43 +4,12 @@
 
 use std::sync::Arc;
 
-use swiglu_core::{
-    DType, Element, HostBuffer, HostWeight, Limit, Tensor, TensorMut, bf16, reference::Reference,
-};
-use swiglu_mlp::synthetic::{Names, SyntheticConfig, synthetic_input, write_checkpoint};
-use swiglu_mlp::{
-    Checkpoint, DeepseekV4Mlp, MlpConfig, ModelConfig, Shard, SharedExpert, Workspace,
-};
+use swiglu_core::{DType, HostBuffer, Limit, Tensor, TensorMut, bf16, reference::Reference};
+use swiglu_mlp::synthetic::{Names, SyntheticConfig, synthetic_input};
+use swiglu_mlp::{ActivationQuant, DeepseekV4Mlp, MlpConfig, Shard, SharedExpert, Workspace};
 
 mod common;
-use common::{forward, stages, tiny};
-
-/// Runs `test` with a checkpoint's configuration and weights.
-fn with(synthetic: &SyntheticConfig, test: impl FnOnce(MlpConfig, SharedExpert<'_>)) {
-    let folder = tempfile::tempdir().unwrap();
-    write_checkpoint(folder.path(), synthetic).unwrap();
-    let model = ModelConfig::from_file(&folder.path().join("config.json")).unwrap();
-    let config = model.mlp_config(&synthetic.prefix());
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let expert = SharedExpert::load(&checkpoint, &config).unwrap();
-    test(config, expert);
-}
-
-fn load(config: &MlpConfig, expert: &SharedExpert<'_>) -> DeepseekV4Mlp<Reference> {
-    DeepseekV4Mlp::load(Arc::new(Reference), config, expert).unwrap()
-}
-
-fn product(x: &[f64], w: &HostWeight<'_>) -> Vec<f64> {
-    let row = |x: &[f64], r| (0..w.cols()).map(|c| x[c] * w.get(r, c)).sum();
-    x.chunks(w.cols())
-        .flat_map(|x| (0..w.rows()).map(move |r| row(x, r)).collect::<Vec<f64>>())
-        .collect()
-}
-
-fn rounded(x: Vec<f64>) -> Vec<f64> {
-    let round = |v| f64::from(<bf16 as Element>::from_f64(v).to_f32());
-    x.into_iter().map(round).collect()
-}
+use common::{error, forward, load, product, rounded, stages, tiny, with};
 
 /// The definition, in f64 between the roundings to bf16.
 fn plainly(expert: &SharedExpert<'_>, limit: Option<f64>, x: &[bf16]) -> Vec<f64> {
@@ -55,14 +24,6 @@ fn plainly(expert: &SharedExpert<'_>, limit: Option<f64>, x: &[bf16]) -> Vec<f64
         g / (1.0 + (-g).exp()) * u
     });
     rounded(product(&rounded(act.collect()), expert.down()))
-}
-
-fn error(got: &[bf16], expected: &[f64]) -> f64 {
-    let square = |d: f64| d * d;
-    let pairs = got.iter().zip(expected);
-    let off: f64 = pairs.map(|(g, e)| square(g.to_f64() - e)).sum();
-    let norm: f64 = expected.iter().map(|&e| square(e)).sum();
-    (off / norm).sqrt()
 }
 
 #[test]
@@ -123,8 +84,12 @@ fn inputs_reach_beyond_the_limit_and_the_limit_counts() {
 }
 
 /// Every rank's `act` side by side is the unsplit one, bit for bit; their sums are y.
-fn shards_agree(form: &SyntheticConfig, world: usize, width: usize) {
+fn shards_agree(quant: ActivationQuant, form: &SyntheticConfig, world: usize, width: usize) {
     with(form, |config, expert| {
+        let config = MlpConfig {
+            activation_quant: quant,
+            ..config
+        };
         let x = synthetic_input(2, form.hidden, 9);
         let (_, act, y) = stages(&load(&config, &expert), &x);
         let i = form.intermediate;
@@ -164,19 +129,38 @@ fn shards_agree(form: &SyntheticConfig, world: usize, width: usize) {
 #[test]
 fn shards_are_the_whole() {
     // 27 columns are 4 blocks of 8.
-    shards_agree(&tiny(), 2, 16);
-    shards_agree(&tiny(), 3, 16);
-    shards_agree(&tiny(), 6, 8);
+    shards_agree(ActivationQuant::None, &tiny(), 2, 16);
+    shards_agree(ActivationQuant::None, &tiny(), 3, 16);
+    shards_agree(ActivationQuant::None, &tiny(), 6, 8);
     let f32_scales = SyntheticConfig {
         scales: DType::F32,
         ..tiny()
     };
-    shards_agree(&f32_scales, 3, 16);
+    shards_agree(ActivationQuant::None, &f32_scales, 3, 16);
     let plain = SyntheticConfig {
         weights: DType::BF16,
         ..tiny()
     };
-    shards_agree(&plain, 4, 7);
+    shards_agree(ActivationQuant::None, &plain, 4, 7);
+}
+
+#[test]
+fn shards_of_quantised_activations_are_the_whole() {
+    let narrow = SyntheticConfig {
+        intermediate: 90,
+        block: 32,
+        ..tiny()
+    };
+    shards_agree(ActivationQuant::Fp8Block, &narrow, 2, 64);
+    shards_agree(ActivationQuant::Fp8Block, &narrow, 5, 32);
+    let wide = SyntheticConfig {
+        hidden: 200,
+        intermediate: 300,
+        block: 128,
+        ..tiny()
+    };
+    shards_agree(ActivationQuant::Fp8Block, &wide, 2, 256);
+    shards_agree(ActivationQuant::Fp8Block, &wide, 4, 128);
 }
 
 #[test]

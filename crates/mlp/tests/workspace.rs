@@ -1,21 +1,28 @@
 //! A workspace's memory is reused: seen by a backend that counts what it is asked for.
 
+#![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use swiglu_core::reference::{Reference, ReferenceWeight};
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, Backend, DType, GatedActivation, GatedMatmul, HostBuffer,
-    HostWeight, Matmul, QuantisedMatmul, Result, Support, Tensor, TensorMut,
+    HostWeight, Matmul, QuantOptions, Quantisation, Quantised, QuantisedMatmul, QuantisedMut,
+    Result, Support, Tensor, TensorMut,
 };
-use swiglu_mlp::synthetic::write_checkpoint;
-use swiglu_mlp::{Checkpoint, DeepseekV4Mlp, ModelConfig, SharedExpert, Workspace};
+use swiglu_mlp::synthetic::SyntheticConfig;
+use swiglu_mlp::{ActivationQuant, DeepseekV4Mlp, MlpConfig, Workspace};
 
 mod common;
-use common::{PREFIX, tiny};
+use common::{tiny, with};
 
+/// The reference, counting; one that does not quantise on request.
 #[derive(Default)]
-struct Counting(AtomicUsize);
+struct Counting {
+    allocations: AtomicUsize,
+    quantises: bool,
+}
 
 impl Backend for Counting {
     type Device = ();
@@ -33,7 +40,7 @@ impl Backend for Counting {
         Reference.supports(op, dtype)
     }
     fn alloc(&self, bytes: usize) -> Result<HostBuffer> {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.allocations.fetch_add(1, Ordering::Relaxed);
         Reference.alloc(bytes)
     }
     fn len(&self, buffer: &HostBuffer) -> usize {
@@ -85,37 +92,114 @@ impl Matmul for Counting {
     }
 }
 
-impl ActAndMulQuant for Counting {}
+impl ActAndMulQuant for Counting {
+    fn supports_quant(&self, quant: &Quantisation, dtype: DType) -> Support {
+        if self.quantises {
+            return Reference.supports_quant(quant, dtype);
+        }
+        Support::No("it was asked not to".to_owned())
+    }
+    fn act_and_mul_quant(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantisation,
+        input: Tensor<'_, HostBuffer>,
+        output: QuantisedMut<'_, HostBuffer>,
+        options: QuantOptions<'_, HostBuffer>,
+    ) -> Result<()> {
+        Reference.act_and_mul_quant(op, quant, input, output, options)
+    }
+    fn quantise(
+        &self,
+        quant: &Quantisation,
+        input: Tensor<'_, HostBuffer>,
+        output: QuantisedMut<'_, HostBuffer>,
+    ) -> Result<()> {
+        Reference.quantise(quant, input, output)
+    }
+    fn dequantise(
+        &self,
+        quant: &Quantisation,
+        input: Quantised<'_, HostBuffer>,
+        output: TensorMut<'_, HostBuffer>,
+    ) -> Result<()> {
+        Reference.dequantise(quant, input, output)
+    }
+}
 
 impl QuantisedMatmul for Counting {}
 
 impl GatedMatmul for Counting {}
 
+/// Runs passes of each number of tokens in turn and expects as many allocations in all.
+fn count(form: &SyntheticConfig, quant: ActivationQuant, passes: &[(usize, usize)]) {
+    with(form, |config, expert| {
+        let config = MlpConfig {
+            activation_quant: quant,
+            ..config
+        };
+        let backend = Arc::new(Counting {
+            quantises: true,
+            ..Counting::default()
+        });
+        let mlp = DeepseekV4Mlp::load(Arc::clone(&backend), &config, &expert).unwrap();
+        let mut workspace = Workspace::new();
+        let h = form.hidden;
+        for &(tokens, allocations) in passes {
+            let x = HostBuffer::zeroed(tokens * h * 2).unwrap();
+            let mut y = HostBuffer::zeroed(tokens * h * 2).unwrap();
+            mlp.forward(
+                Tensor::contiguous(&x, DType::BF16, tokens, h),
+                TensorMut::contiguous(&mut y, DType::BF16, tokens, h),
+                &mut workspace,
+            )
+            .unwrap();
+            let counted = backend.allocations.load(Ordering::Relaxed);
+            assert_eq!(counted, allocations, "T = {tokens}");
+        }
+    });
+}
+
 #[test]
 fn only_a_larger_pass_allocates() {
-    let folder = tempfile::tempdir().unwrap();
-    write_checkpoint(folder.path(), &tiny()).unwrap();
-    let model = ModelConfig::from_file(&folder.path().join("config.json")).unwrap();
-    let config = model.mlp_config(PREFIX);
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let expert = SharedExpert::load(&checkpoint, &config).unwrap();
-    let backend = Arc::new(Counting::default());
-    let mlp = DeepseekV4Mlp::load(Arc::clone(&backend), &config, &expert).unwrap();
-    assert_eq!(mlp.weight_bytes(), 3 * (40 * 27 + 5 * 4));
-    let mut workspace = Workspace::new();
-    for (tokens, allocations) in [(0, 0), (3, 2), (3, 2), (1, 2), (0, 2), (4, 4), (3, 4)] {
-        let x = HostBuffer::zeroed(tokens * 40 * 2).unwrap();
-        let mut y = HostBuffer::zeroed(tokens * 40 * 2).unwrap();
-        mlp.forward(
-            Tensor::contiguous(&x, DType::BF16, tokens, 40),
-            TensorMut::contiguous(&mut y, DType::BF16, tokens, 40),
-            &mut workspace,
-        )
-        .unwrap();
+    with(&tiny(), |config, expert| {
+        let mlp = DeepseekV4Mlp::load(Arc::new(Counting::default()), &config, &expert).unwrap();
+        assert_eq!(mlp.weight_bytes(), 3 * (40 * 27 + 5 * 4));
+    });
+    let passes = [(0, 0), (3, 2), (3, 2), (1, 2), (0, 2), (4, 4), (3, 4)];
+    count(&tiny(), ActivationQuant::None, &passes);
+}
+
+#[test]
+fn only_a_larger_quantised_pass_allocates() {
+    let form = |hidden, intermediate| SyntheticConfig {
+        hidden,
+        intermediate,
+        block: 32,
+        ..tiny()
+    };
+    // gate_up, codes, scales and the room to widen.
+    let passes = [(0, 0), (3, 4), (3, 4), (1, 4), (0, 4), (4, 8), (3, 8)];
+    count(&form(80, 70), ActivationQuant::Fp8Block, &passes);
+    count(&form(70, 80), ActivationQuant::Fp8Block, &passes);
+}
+
+#[test]
+fn a_backend_that_does_not_quantise_is_named() {
+    let form = SyntheticConfig {
+        block: 32,
+        ..tiny()
+    };
+    with(&form, |config, expert| {
+        let config = MlpConfig {
+            activation_quant: ActivationQuant::Fp8Block,
+            ..config
+        };
+        let mlp = DeepseekV4Mlp::load(Arc::new(Counting::default()), &config, &expert);
         assert_eq!(
-            backend.0.load(Ordering::Relaxed),
-            allocations,
-            "T = {tokens}"
+            mlp.err().unwrap().to_string(),
+            "counting does not support a product with fp8(group=32, scales=ue8m0) in f8_e4m3: \
+             it was asked not to"
         );
-    }
+    });
 }

@@ -1,14 +1,24 @@
 //! The checks. Each takes a [`crate::Harness`] and returns what it found wrong first.
 
+mod act_quant;
 mod arguments;
 mod clamp;
 mod fused;
 mod products;
+mod quant_arguments;
+mod quant_products;
+mod quantise;
 mod random;
 mod shapes;
+mod shards;
 mod values;
 mod weights;
 
+pub use act_quant::{
+    batches_equal_a_loop, fused_quantisation_equals_two_steps,
+    quantised_activations_against_the_reference, quantised_activations_of_exact_products,
+    random_quantised_batches,
+};
 pub use arguments::{arguments_are_named, product_arguments_are_named};
 pub use clamp::{
     alpha_and_beta, limits_against_the_reference, the_clamp_is_before_the_activation,
@@ -18,10 +28,15 @@ pub use fused::fused_equals_unfused;
 pub use products::{
     a_nan_scale_stays_in_its_block, products_of_exact_sums, products_within_the_bound,
 };
-pub use random::random_shapes_and_values;
+pub use quant_arguments::quantisation_arguments_are_named;
+pub use quant_products::products_of_codes;
+pub use quantise::{codes_are_widened, matrices_are_quantised, quotients_are_rounded_once};
+pub use random::{SEED, random_shapes_and_values};
 pub use shapes::{
-    layouts_agree, no_rows_write_nothing, rows_alone_equal_the_batch, shapes_and_strides,
+    layouts_agree, no_rows_write_nothing, offsets_beyond_31_bits, rows_alone_equal_the_batch,
+    shapes_and_strides,
 };
+pub use shards::shards_equal_the_whole;
 pub use values::{
     every_16_bit_gate, every_activation_is_supported, f32_gates_of_every_exponent, special_pairs,
 };

@@ -2,11 +2,25 @@ use swiglu_core::{Clamp, DType, Element, Function, GatedActivation, Rounding, re
 
 use crate::{Expectations, Failure};
 
-/// How many results were looked at, and how many were the reference's own.
+/// How a result stands to the reference's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Agreement {
+    /// Within the contract, this many representable values away.
+    Ulps(u32),
+    /// Further away, by no more than f32 loses where it underflows.
+    Underflow,
+    /// Not what the contract allows.
+    Off,
+}
+
+/// How many results were looked at, how many were the reference's own, and how far off the others
+/// were.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
-    compared: usize,
-    exact: usize,
+    pub(crate) compared: usize,
+    pub(crate) exact: usize,
+    /// Of the results that no underflow excuses.
+    pub(crate) worst_ulps: u32,
 }
 
 impl Tally {
@@ -102,33 +116,48 @@ fn overflows<T: Element>(op: &GatedActivation, gate: T) -> bool {
 }
 
 /// One result against the reference.
-fn agrees<T: Element>(
+fn agreement<T: Element>(
     op: &GatedActivation,
     (gate, up): (T, T),
     (got, want): (T, T),
     expected: &Expectations,
-) -> bool {
-    if want.is_nan() || got.is_nan() {
-        let either = || meets_zero(op, gate, up, expected);
-        return want.is_nan() && got.is_nan() || got.is_nan() && either();
+) -> Agreement {
+    if got.is_nan() {
+        return match got.to_bits() == canonical_nan::<T>() {
+            true if want.is_nan() => Agreement::Ulps(0),
+            true if meets_zero(op, gate, up, expected) => Agreement::Underflow,
+            _ => Agreement::Off,
+        };
+    }
+    if want.is_nan() {
+        return Agreement::Off;
     }
     let negative = |x: T| x.to_f32().is_sign_negative();
     if !expected.flushes_subnormals && negative(got) != negative(want) {
-        return false;
+        return Agreement::Off;
     }
-    if got.ulps_between(want) <= ulps(op, T::DTYPE, expected) {
-        return true;
+    let ulps_off = got.ulps_between(want);
+    if ulps_off <= ulps(op, T::DTYPE, expected) {
+        return Agreement::Ulps(ulps_off);
     }
     if overflows(op, gate) && got.to_f32() == 0.0 {
-        return true;
+        return Agreement::Underflow;
     }
     if !(got.to_f32().is_finite() && want.to_f32().is_finite()) {
-        return false;
+        return Agreement::Off;
     }
     // Rounding is monotonic: what lies between the ends rounds to what lies between theirs.
     let lost = underflow(op, gate, up, expected);
     let end = |x: f64| T::from_f64(f64::from(want.to_f32()) + x).to_f32();
-    (end(-lost)..=end(lost)).contains(&got.to_f32())
+    match (end(-lost)..=end(lost)).contains(&got.to_f32()) {
+        true => Agreement::Underflow,
+        false => Agreement::Off,
+    }
+}
+
+/// The bits of the one NaN that is ever written. Poison is a NaN too, with other bits.
+fn canonical_nan<T: Element>() -> u32 {
+    T::from_f32(f32::NAN).to_bits()
 }
 
 /// Results against the reference; what the results are of is told by their index.
@@ -141,11 +170,15 @@ pub(crate) fn against_reference<T: Element>(
 ) -> Result<(), Failure> {
     for (at, (&(gate, up), &got)) in pairs.iter().zip(got).enumerate() {
         let want = reference::gated(op, gate, up);
-        if !agrees(op, (gate, up), (got, want), expected) {
+        let agreement = agreement(op, (gate, up), (got, want), expected);
+        if agreement == Agreement::Off {
             return Err(mismatch(op, at, (gate, up), (got, want)));
         }
         tally.compared += 1;
-        tally.exact += usize::from(got == want || (got.is_nan() && want.is_nan()));
+        tally.exact += usize::from(agreement == Agreement::Ulps(0));
+        if let Agreement::Ulps(ulps) = agreement {
+            tally.worst_ulps = tally.worst_ulps.max(ulps);
+        }
     }
     Ok(())
 }

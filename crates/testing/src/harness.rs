@@ -12,6 +12,8 @@ pub struct Harness<B> {
     pub backend: B,
     /// What is expected of it.
     pub expectations: Expectations,
+    /// The file that keeps the seeds of random cases that failed once, to be tried first.
+    pub regressions: Option<&'static str>,
 }
 
 /// Where the input and the output of an activation lie.
@@ -100,6 +102,16 @@ impl<B: Backend> Harness<B> {
         Self {
             backend,
             expectations,
+            regressions: None,
+        }
+    }
+
+    /// The same, with a file for the seeds of random cases that fail.
+    #[must_use]
+    pub fn with_regressions(self, file: &'static str) -> Self {
+        Self {
+            regressions: Some(file),
+            ..self
         }
     }
 
@@ -108,10 +120,25 @@ impl<B: Backend> Harness<B> {
     /// # Errors
     /// A failure of the backend.
     pub fn upload<T: Element>(&self, data: &[T]) -> Result<B::Buffer, Failure> {
-        let bytes = bytemuck::cast_slice(data);
+        self.upload_bytes(bytemuck::cast_slice(data))
+    }
+
+    /// A buffer of the device that holds these bytes.
+    pub(crate) fn upload_bytes(&self, bytes: &[u8]) -> Result<B::Buffer, Failure> {
         let mut buffer = self.backend.alloc(bytes.len())?;
         self.backend.upload(&mut buffer, bytes)?;
         Ok(buffer)
+    }
+
+    /// The first bytes of a buffer.
+    pub(crate) fn download_bytes(
+        &self,
+        buffer: &B::Buffer,
+        count: usize,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut bytes = vec![0; count];
+        self.backend.download(buffer, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// A poisoned buffer for a matrix, with a canary behind it.
@@ -138,9 +165,20 @@ impl<B: ActAndMul> Harness<B> {
     pub fn activations(&self, dtype: DType) -> Vec<GatedActivation> {
         GatedActivation::ALL
             .into_iter()
-            .flat_map(|op| [Rounding::Official, Rounding::Eager].map(|r| op.with_rounding(r)))
-            .filter(|op| self.backend.supports(op, dtype).runs())
+            .flat_map(|op| self.runs(op, dtype))
             .collect()
+    }
+
+    /// An activation in those roundings that the backend runs in this type.
+    pub fn runs(
+        &self,
+        op: GatedActivation,
+        dtype: DType,
+    ) -> impl Iterator<Item = GatedActivation> + use<'_, B> {
+        [Rounding::Official, Rounding::Eager]
+            .map(|r| op.with_rounding(r))
+            .into_iter()
+            .filter(move |op| self.backend.supports(op, dtype).runs())
     }
 
     /// Runs an activation on rows of 2d elements, given one after another; returns the rows of d.

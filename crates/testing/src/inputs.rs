@@ -55,6 +55,46 @@ pub fn pairs<T: Copy>(gates: &[T], ups: &[T]) -> Vec<(T, T)> {
     gates.iter().flat_map(with).collect()
 }
 
+/// Ups below every model's limit, in the upper half of their binade.
+const UPS: [f32; 12] = [
+    1.7031, -0.3547, 5.867, -2.917, 0.013_31, 6.89, -0.000_92, 0.709, -3.17, 3.353, -0.1111, 1.517,
+];
+
+/// That many ups below every model's limit, of either sign and many sizes. Their last bit is set:
+/// ups of few bits, and a limit is one, make products that lie exactly between two values, where
+/// the oracle sees more than f32 can.
+pub fn spread_of_ups<T: Element>(count: usize) -> Vec<T> {
+    let scales = [1.0, -0.125, 0.015_625, -1.0, 0.125, -0.015_625];
+    let all = scales.into_iter().flat_map(|s| UPS.map(|up| s * up));
+    all.take(count)
+        .map(|up| T::from_bits(T::from_f32(up).to_bits() | 1))
+        .collect()
+}
+
+/// Each of the 65,536 gates of a 16-bit type with one up.
+pub fn every_gate<T: Element>(up: T) -> Vec<(T, T)> {
+    (0..=0xffff).map(|bits| (T::from_bits(bits), up)).collect()
+}
+
+/// Gates of f32: `each` of every sign and exponent with ups between 2^-10 and 2^10, and as many in
+/// all within 24.
+pub fn every_exponent(each: usize) -> Vec<(f32, f32)> {
+    let mut numbers = Numbers::new(0xf32);
+    let mut pairs = Vec::with_capacity(1024 * each);
+    for top in 0..512_u32 {
+        for _ in 0..each {
+            let bits = (top << 23) | numbers.below(1 << 23) as u32;
+            let exponent = 117 + numbers.below(21) as u32;
+            let up = (exponent << 23) | numbers.below(1 << 23) as u32;
+            pairs.push((f32::from_bits(bits), f32::from_bits(up)));
+        }
+    }
+    for _ in 0..512 * each {
+        pairs.push((numbers.within(24.0), numbers.within(12.0)));
+    }
+    pairs
+}
+
 /// Numbers that follow from a seed (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Numbers(u64);

@@ -10,8 +10,11 @@
 //! That makes one `#[test]` of each function in [`checks`]. A backend that cannot be opened is
 //! skipped by name on standard error, unless [`REQUIRE`] names it.
 //!
-//! The checks are also plain functions over a [`Harness`], for programs that report rather than
-//! panic.
+//! Random cases that fail leave their seeds in `proptest-regressions/` beside the package's
+//! manifest, where the next run tries them first: keep the file. [`SEED`] asks for other cases.
+//!
+//! The checks are also plain functions over a [`Harness`], and [`Harness::survey`] counts, for
+//! programs that report rather than panic.
 
 pub mod checks;
 mod compare;
@@ -19,12 +22,17 @@ mod expectations;
 mod failure;
 mod harness;
 pub mod inputs;
+pub mod mutant;
+mod quant_case;
 mod suite;
+mod survey;
 
+pub use checks::SEED;
 pub use expectations::{Expectations, Size};
 pub use failure::Failure;
 pub use harness::{ActLayouts, Harness};
 pub use suite::{AnySuite, Check, REQUIRE, open, run};
+pub use survey::Survey;
 
 /// Makes a module of tests of a backend: `suite!(name, constructor)`, or
 /// `suite!(name, constructor, expectations)`.
@@ -45,11 +53,38 @@ macro_rules! suite {
                 std::sync::OnceLock::new();
 
             fn check(name: &str) {
-                let suite = SUITE.get_or_init(|| $crate::open($open, $expectations));
+                const REGRESSIONS: &str = concat!(
+                    env!("CARGO_MANIFEST_DIR"),
+                    "/proptest-regressions/",
+                    stringify!($name),
+                    ".txt"
+                );
+                let suite = SUITE.get_or_init(|| $crate::open($open, $expectations, REGRESSIONS));
                 $crate::run(stringify!($name), suite, name);
             }
 
             $crate::__for_each_check!($crate::__tests);
+        }
+    };
+}
+
+/// Makes a test that wraps a backend in every [`mutant::Fault`] and sees that the checks made for
+/// it fail: `mutants!(name, constructor)`, or `mutants!(name, constructor, expectations)`, as
+/// [`suite!`].
+#[macro_export]
+macro_rules! mutants {
+    ($name:ident, $open:expr $(,)?) => {
+        $crate::mutants!($name, $open, $crate::Expectations::exact());
+    };
+    ($name:ident, $open:expr, $expectations:expr $(,)?) => {
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            #[test]
+            fn every_fault_is_caught() {
+                $crate::mutant::assert_caught(stringify!($name), $open, $expectations);
+            }
         }
     };
 }
@@ -79,6 +114,18 @@ macro_rules! __for_each_check {
             a_nan_scale_stays_in_its_block
             product_arguments_are_named
             fused_equals_unfused
+            shards_equal_the_whole
+            matrices_are_quantised
+            quotients_are_rounded_once
+            codes_are_widened
+            quantised_activations_of_exact_products
+            quantised_activations_against_the_reference
+            fused_quantisation_equals_two_steps
+            batches_equal_a_loop
+            random_quantised_batches
+            quantisation_arguments_are_named
+            products_of_codes
+            offsets_beyond_31_bits
         }
     };
 }

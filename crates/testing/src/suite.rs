@@ -42,15 +42,24 @@ impl<B: GatedMatmul> AnySuite for Harness<B> {
     }
 }
 
-/// Opens a backend for the tests that [`crate::suite!`] makes.
+/// Opens a backend for the tests that [`crate::suite!`] makes. `regressions` is the file that
+/// keeps the seeds of random cases that failed.
 ///
 /// # Errors
 /// The reason that the constructor gives.
 pub fn open<B: GatedMatmul>(
     backend: impl FnOnce() -> Result<B, String>,
     expectations: Expectations,
+    regressions: &'static str,
 ) -> Result<Box<dyn AnySuite>, String> {
-    Ok(Box::new(Harness::new(backend()?, expectations)))
+    let harness = Harness::new(backend()?, expectations);
+    Ok(Box::new(harness.with_regressions(regressions)))
+}
+
+/// Tells a skip. Not by `eprintln!`, which the test runner swallows: a skip must be seen. A closed
+/// standard error leaves nobody to tell.
+pub(crate) fn skip(platform: &str, reason: &str, check: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {platform}: {reason} ({check})");
 }
 
 /// Runs one check, as a test: skips by name where the platform could not be opened.
@@ -64,15 +73,21 @@ pub fn run(platform: &str, suite: &Result<Box<dyn AnySuite>, String>, check: &st
                 panic!("{platform}: {check}: {failure}");
             }
         }
-        Err(reason) if required(platform, &std::env::var(REQUIRE).unwrap_or_default()) => {
-            panic!("{platform} is required by {REQUIRE} but cannot run: {reason}");
-        }
-        Err(reason) => {
-            // Not `eprintln!`, which the test runner swallows: a skip must be seen. A closed
-            // standard error leaves nobody to tell.
-            let _ = writeln!(std::io::stderr(), "skipped: {platform}: {reason} ({check})");
-        }
+        Err(reason) => may_skip(platform, reason, check),
     }
+}
+
+/// Skips by name where the platform is not required.
+///
+/// # Panics
+/// Where it is.
+pub(crate) fn may_skip(platform: &str, reason: &str, check: &str) {
+    let list = std::env::var(REQUIRE).unwrap_or_default();
+    assert!(
+        !required(platform, &list),
+        "{platform} is required by {REQUIRE} but cannot run: {reason}"
+    );
+    skip(platform, reason, check);
 }
 
 fn required(platform: &str, list: &str) -> bool {
@@ -95,6 +110,7 @@ mod tests {
         let open = open(
             || Ok(swiglu_core::reference::Reference),
             Expectations::exact(),
+            "unused.txt",
         );
         assert!(open.unwrap().check("nothing").is_err());
     }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::thread;
 
-use swiglu::mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert};
+use swiglu::mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert, Workspace};
 use swiglu::{Backend, DType, HostBuffer, Tensor, TensorMut, bf16, reference::Reference};
 
 use crate::failure::{Failure, Result};
@@ -67,6 +67,7 @@ fn forward(mlp: &DeepseekV4Mlp<Reference>, config: &MlpConfig, x: &[bf16]) -> Re
         TensorMut::contiguous(&mut gate_up, DType::BF16, t, 2 * i),
         TensorMut::contiguous(&mut act, DType::BF16, t, i),
         TensorMut::contiguous(&mut y, DType::BF16, t, h),
+        &mut Workspace::new(),
     )?;
     Ok(Part {
         gate_up: gate_up.typed().to_vec(),

@@ -72,6 +72,23 @@ impl Simd for Neon {
         all!(vbslq_f32; mask, yes, no)
     }
     #[inline(always)]
+    fn all(self, mask: Self::M) -> bool {
+        // SAFETY: as in `all`.
+        unsafe {
+            let half = vandq_u32(vandq_u32(mask[0], mask[1]), vandq_u32(mask[2], mask[3]));
+            vminvq_u32(half) == u32::MAX
+        }
+    }
+    #[inline(always)]
+    fn clamp_above(self, a: Self::F, limit: Self::F) -> Self::F {
+        // The instruction lets NaN through.
+        all!(vminq_f32; a, limit)
+    }
+    #[inline(always)]
+    fn clamp_below(self, a: Self::F, limit: Self::F) -> Self::F {
+        all!(vmaxq_f32; a, limit)
+    }
+    #[inline(always)]
     fn bits(self, a: Self::F) -> Self::I {
         all!(vreinterpretq_u32_f32; a)
     }
@@ -87,6 +104,15 @@ impl Simd for Neon {
     #[inline(always)]
     fn add_u32(self, a: Self::I, b: Self::I) -> Self::I {
         all!(vaddq_u32; a, b)
+    }
+    #[inline(always)]
+    fn max_u32(self, a: Self::I, b: Self::I) -> Self::I {
+        all!(vmaxq_u32; a, b)
+    }
+    #[inline(always)]
+    fn highest(self, a: Self::I) -> u32 {
+        // SAFETY: as in `all`.
+        unsafe { vmaxvq_u32(vmaxq_u32(vmaxq_u32(a[0], a[1]), vmaxq_u32(a[2], a[3]))) }
     }
     #[inline(always)]
     fn and(self, a: Self::I, b: Self::I) -> Self::I {
@@ -180,6 +206,15 @@ impl Simd for Neon {
                 vmovl_u16(vget_low_u16(high)),
                 vmovl_u16(vget_high_u16(high)),
             ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, a: Self::I) {
+        // SAFETY: as above.
+        unsafe {
+            let low = vcombine_u16(vmovn_u32(a[0]), vmovn_u32(a[1]));
+            let high = vcombine_u16(vmovn_u32(a[2]), vmovn_u32(a[3]));
+            vst1q_u8(to, vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
         }
     }
 }

@@ -5,7 +5,11 @@ use swiglu_core::{
 use crate::{Failure, Harness};
 
 /// What the call was refused for must be this argument.
-fn named<V>(case: &str, argument: &str, outcome: Result<V, Error>) -> Result<(), Failure> {
+pub(super) fn named<V>(
+    case: &str,
+    argument: &str,
+    outcome: Result<V, Error>,
+) -> Result<(), Failure> {
     match outcome {
         Err(Error::Argument { argument: got, .. }) if got == argument => Ok(()),
         Err(error) => Err(Failure::new(format!(

@@ -3,7 +3,8 @@ use swiglu_core::{ActAndMul, Element, GatedActivation, RowLayout, Tensor, Tensor
 use super::in_every_type;
 use crate::compare::{Tally, against_reference, pairs_of_rows, same_bits};
 use crate::inputs::Numbers;
-use crate::{ActLayouts, Failure, Harness};
+use crate::suite::skip;
+use crate::{ActLayouts, Failure, Harness, Size};
 
 const D: [usize; 12] = [1, 2, 3, 7, 8, 12, 127, 128, 2048, 2304, 3072, 13824];
 const T: [usize; 5] = [0, 1, 7, 83, 2048];
@@ -140,6 +141,45 @@ pub fn no_rows_write_nothing<B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure
                 layout,
             },
         )?;
+    }
+    Ok(())
+}
+
+/// Rows that lie more than 2^31 elements from the start of their buffer are read and written.
+/// [`crate::Size::Full`] only: this takes 9 GB on the device and as much on the host; where the
+/// device does not have them it is skipped by name.
+///
+/// # Errors
+/// The first result that is too far off.
+pub fn offsets_beyond_31_bits<B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure> {
+    const ROWS: usize = 3;
+    const STRIDE: usize = (1 << 30) + 5;
+    let d = 1027;
+    if h.expectations.size == Size::Quick {
+        return Ok(());
+    }
+    let op = GatedActivation::deepseek_v4();
+    let tight = ActLayouts::contiguous(ROWS, d);
+    for far in [
+        ActLayouts {
+            input: tight.input.with_stride(STRIDE),
+            ..tight
+        },
+        ActLayouts {
+            output: tight.output.with_stride(STRIDE),
+            ..tight
+        },
+    ] {
+        let bytes = (ROWS - 1) * STRIDE * bf16::DTYPE.size() + (1 << 20);
+        if let Err(reason) = h.backend.alloc(bytes) {
+            skip(
+                h.backend.platform(),
+                &reason.to_string(),
+                "offsets_beyond_31_bits",
+            );
+            return Ok(());
+        }
+        compare_rows::<bf16, B>(h, &op, ROWS, d, far)?;
     }
     Ok(())
 }

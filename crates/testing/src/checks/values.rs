@@ -2,7 +2,9 @@ use swiglu_core::{ActAndMul, DType, Element, GatedActivation, bf16, f16};
 
 use super::in_every_type;
 use crate::compare::{Tally, against_reference};
-use crate::inputs::{Numbers, limit_of, pairs, special_values};
+use crate::inputs::{
+    LIMITS, every_exponent, every_gate, limit_of, pairs, special_values, spread_of_ups,
+};
 use crate::{Failure, Harness};
 
 /// Every activation runs in f32, f16 and bf16.
@@ -21,13 +23,23 @@ pub fn every_activation_is_supported<B: ActAndMul>(h: &Harness<B>) -> Result<(),
     Ok(())
 }
 
-/// Every pair of gate and up from the values where the operation or the format turns.
+/// Every pair of gate and up from the values where the operation or the format turns, for every
+/// activation and every limit.
 ///
 /// # Errors
 /// The first result that differs from the reference.
 pub fn special_pairs<B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure> {
     fn check<T: Element, B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure> {
-        for op in h.activations(T::DTYPE) {
+        let mut ops = h.activations(T::DTYPE);
+        for limit in LIMITS {
+            ops.extend(h.runs(
+                GatedActivation::silu_and_mul_with_clamp(limit, 1.0, 0.0)?,
+                T::DTYPE,
+            ));
+            ops.extend(h.runs(GatedActivation::swigluoai_and_mul(limit, 1.702)?, T::DTYPE));
+            ops.extend(h.runs(GatedActivation::swiglustep_and_mul(limit)?, T::DTYPE));
+        }
+        for op in ops {
             let values = special_values::<T>(limit_of(&op));
             let pairs = pairs(&values, &values);
             let got = h.act_on_pairs(&op, &pairs)?;
@@ -39,13 +51,6 @@ pub fn special_pairs<B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure> {
     in_every_type!(check(h))
 }
 
-/// Ups below every model's limit, in the upper half of their binade. Their last bit is set before
-/// use: ups of few bits, and a limit is one, make products that lie exactly between two values,
-/// where the oracle sees more than f32 can.
-const UPS: [f32; 12] = [
-    1.7031, -0.3547, 5.867, -2.917, 0.013_31, 6.89, -0.000_92, 0.709, -3.17, 3.353, -0.1111, 1.517,
-];
-
 /// All 65,536 gates of bf16 and of f16 with a spread of ups: within the ulps that the contract
 /// allows, and nearly all correctly rounded.
 ///
@@ -53,12 +58,11 @@ const UPS: [f32; 12] = [
 /// The first result that is too far off, or too many that are not correctly rounded.
 pub fn every_16_bit_gate<B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure> {
     fn check<T: Element, B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure> {
-        let ups = &UPS[..h.expectations.size.pick(3, UPS.len())];
+        let ups = spread_of_ups::<T>(h.expectations.size.pick(3, 12));
         for op in h.activations(T::DTYPE) {
             let mut tally = Tally::default();
-            for &up in ups {
-                let up = T::from_bits(T::from_f32(up).to_bits() | 1);
-                let pairs: Vec<_> = (0..=0xffff).map(|b| (T::from_bits(b), up)).collect();
+            for &up in &ups {
+                let pairs = every_gate(up);
                 let got = h.act_on_pairs(&op, &pairs)?;
                 against_reference(&op, &pairs, &got, &h.expectations, &mut tally)?;
             }
@@ -76,20 +80,7 @@ pub fn every_16_bit_gate<B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure> {
 /// # Errors
 /// The first result that is too far off.
 pub fn f32_gates_of_every_exponent<B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure> {
-    let mut numbers = Numbers::new(0xf32);
-    let each = h.expectations.size.pick(24, 1024);
-    let mut pairs: Vec<(f32, f32)> = Vec::new();
-    for top in 0..512_u32 {
-        for _ in 0..each {
-            let bits = (top << 23) | numbers.below(1 << 23) as u32;
-            let exponent = 117 + numbers.below(21) as u32;
-            let up = (exponent << 23) | numbers.below(1 << 23) as u32;
-            pairs.push((f32::from_bits(bits), f32::from_bits(up)));
-        }
-    }
-    for _ in 0..512 * each {
-        pairs.push((numbers.within(24.0), numbers.within(12.0)));
-    }
+    let pairs = every_exponent(h.expectations.size.pick(24, 1024));
     for op in h.activations(DType::F32) {
         let got = h.act_on_pairs(&op, &pairs)?;
         let tally = &mut Tally::default();

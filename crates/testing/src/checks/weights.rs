@@ -64,6 +64,34 @@ impl Stored {
         }
     }
 
+    /// `count` rows from one on, which starts a block; those past the last are zeros.
+    pub(super) fn rows(&self, first: usize, count: usize) -> Self {
+        let [rows, cols] = self.shape;
+        let cut = |bytes: &[u8], size: usize, first: usize, count: usize, pad: &[u8]| {
+            let end = bytes.len().min((first + count) * size);
+            let mut cut = bytes[end.min(first * size)..end].to_vec();
+            let missing = count * size - cut.len();
+            cut.extend(pad.iter().cycle().take(missing));
+            cut
+        };
+        let scales = match self.format.1 {
+            None => Vec::new(),
+            Some((dtype, block)) => {
+                let mut one = Vec::new();
+                push(&mut one, dtype, 1.0);
+                let size = cols.div_ceil(block[1]) * dtype.size();
+                let [first, count] = [first, count].map(|n| n / block[0]);
+                cut(&self.scales, size, first, count, &one)
+            }
+        };
+        Self {
+            shape: [count, cols],
+            format: self.format,
+            data: cut(&self.data, self.data.len() / rows, first, count, &[0]),
+            scales,
+        }
+    }
+
     pub(super) fn view(&self) -> Result<HostWeight<'_>, Failure> {
         let scales = self.format.1.map(|(dtype, block)| BlockScales {
             data: &self.scales,

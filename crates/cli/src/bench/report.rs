@@ -1,0 +1,247 @@
+use std::io::Write;
+
+use super::limits::Limits;
+use super::timing::Timing;
+use crate::failure::Result;
+
+/// One line: what ran, how long it took, and what it moved and computed.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The operation, as it prints itself.
+    pub what: String,
+    /// The elements' or the weights' type.
+    pub dtype: &'static str,
+    pub tokens: usize,
+    /// Sets of weights or of inputs and outputs that passes took in turn.
+    pub copies: usize,
+    /// Whether they are too large together for the last cache.
+    pub cold: bool,
+    pub timing: Timing,
+    /// Bytes that a pass cannot do without: an activation's input and output, an MLP's weights.
+    pub bytes: usize,
+    /// Operations on floats in products; none are counted in an activation.
+    pub flops: f64,
+}
+
+impl Row {
+    pub fn gigabytes(&self) -> f64 {
+        self.bytes as f64 / self.timing.median / 1e9
+    }
+
+    pub fn gigaflops(&self) -> Option<f64> {
+        (self.flops > 0.0).then(|| self.flops / self.timing.median / 1e9)
+    }
+
+    /// GB/s that the machine could do: products read, an activation reads and writes.
+    pub fn memory_limit(&self, limits: &Limits) -> Option<f64> {
+        let limit = match self.flops > 0.0 {
+            true => limits.read,
+            false => limits.read_and_write,
+        };
+        limit.filter(|_| self.cold)
+    }
+
+    pub fn peak(&self, limits: &Limits) -> Option<f64> {
+        limits.gigaflops.filter(|_| self.flops > 0.0)
+    }
+
+    pub fn of_memory(&self, limits: &Limits) -> Option<f64> {
+        Some(self.gigabytes() / self.memory_limit(limits)?)
+    }
+
+    pub fn of_peak(&self, limits: &Limits) -> Option<f64> {
+        Some(self.gigaflops()? / self.peak(limits)?)
+    }
+
+    /// The least time that the limits allow, in seconds.
+    pub fn floor(&self, limits: &Limits) -> Option<f64> {
+        let memory = self
+            .memory_limit(limits)
+            .map(|l| self.bytes as f64 / l / 1e9);
+        let products = self.peak(limits).map(|l| self.flops / l / 1e9);
+        match (memory, products) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+/// The lines for a person to read.
+pub fn table(rows: &[Row], limits: &Limits, out: &mut impl Write) -> Result<()> {
+    let mut last = None;
+    for row in rows {
+        if last != Some((&row.what, row.dtype)) {
+            last = Some((&row.what, row.dtype));
+            writeln!(out, "\n{} in {}", row.what, row.dtype)?;
+            writeln!(
+                out,
+                "{:>6} {:>11} {:>23} {:>8} {:>9} {:>9} {:>8} {:>16}",
+                "tokens",
+                "median",
+                "10 % to 90 %",
+                "GB/s",
+                "of memory",
+                "GFLOP/s",
+                "of peak",
+                "copies in turn"
+            )?;
+        }
+        let part = |part: Option<f64>| part.map_or("-".to_owned(), |p| format!("{p:.2}"));
+        let Timing {
+            median, low, high, ..
+        } = row.timing;
+        let copies = format!(
+            "{}, {}",
+            row.copies,
+            if row.cold { "cold" } else { "cached" }
+        );
+        writeln!(
+            out,
+            "{:>6} {:>8.2} us {:>23} {:>8.1} {:>9} {:>9} {:>8} {copies:>16}",
+            row.tokens,
+            median * 1e6,
+            format!("{:.2} to {:.2} us", low * 1e6, high * 1e6),
+            row.gigabytes(),
+            part(row.of_memory(limits)),
+            row.gigaflops()
+                .map_or("-".to_owned(), |g| format!("{g:.0}")),
+            part(row.of_peak(limits)),
+        )?;
+    }
+    Ok(())
+}
+
+const COLUMNS: [&str; 17] = [
+    "platform",
+    "device",
+    "what",
+    "dtype",
+    "tokens",
+    "copies",
+    "cold",
+    "batch",
+    "median_us",
+    "p10_us",
+    "p90_us",
+    "gb_per_s",
+    "memory_limit_gb_per_s",
+    "of_memory",
+    "gflop_per_s",
+    "peak_gflop_per_s",
+    "of_peak",
+];
+
+/// The lines as comma-separated values, one for each row and one for the names. What is not known
+/// is empty.
+pub fn csv(
+    platform: &str,
+    device: &str,
+    rows: &[Row],
+    limits: &Limits,
+    out: &mut impl Write,
+) -> Result<()> {
+    writeln!(out, "{}", COLUMNS.join(","))?;
+    for row in rows {
+        let known = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.4}"));
+        let us = |seconds: f64| format!("{:.4}", seconds * 1e6);
+        let fields: [String; COLUMNS.len()] = [
+            platform.to_owned(),
+            device.to_owned(),
+            row.what.clone(),
+            row.dtype.to_owned(),
+            row.tokens.to_string(),
+            row.copies.to_string(),
+            row.cold.to_string(),
+            row.timing.batch.to_string(),
+            us(row.timing.median),
+            us(row.timing.low),
+            us(row.timing.high),
+            known(Some(row.gigabytes())),
+            known(row.memory_limit(limits)),
+            known(row.of_memory(limits)),
+            known(row.gigaflops()),
+            known(row.peak(limits)),
+            known(row.of_peak(limits)),
+        ];
+        writeln!(out, "{}", fields.map(|f| quoted(&f)).join(","))?;
+    }
+    Ok(())
+}
+
+/// A field as RFC 4180 wants it.
+fn quoted(field: &str) -> String {
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(flops: f64, cold: bool) -> Row {
+        Row {
+            what: "f(limit=10, official)".to_owned(),
+            dtype: "bf16",
+            tokens: 4,
+            copies: 2,
+            cold,
+            timing: Timing {
+                median: 1e-3,
+                low: 0.9e-3,
+                high: 2e-3,
+                batch: 2,
+            },
+            bytes: 10_000_000,
+            flops,
+        }
+    }
+
+    const LIMITS: Limits = Limits {
+        read: Some(20.0),
+        read_and_write: Some(40.0),
+        gigaflops: Some(100.0),
+    };
+
+    #[test]
+    fn fractions_are_of_the_limit_that_binds() {
+        let act = row(0.0, true);
+        assert!((act.of_memory(&LIMITS).unwrap() - 0.25).abs() < 1e-12);
+        assert_eq!(act.of_peak(&LIMITS), None);
+        assert!((act.floor(&LIMITS).unwrap() - 0.25e-3).abs() < 1e-12);
+        let mlp = row(8e7, true);
+        assert!((mlp.of_memory(&LIMITS).unwrap() - 0.5).abs() < 1e-12);
+        assert!((mlp.of_peak(&LIMITS).unwrap() - 0.8).abs() < 1e-12);
+        assert!((mlp.floor(&LIMITS).unwrap() - 0.8e-3).abs() < 1e-12);
+        let cached = row(0.0, false);
+        assert_eq!(
+            (cached.of_memory(&LIMITS), cached.floor(&LIMITS)),
+            (None, None)
+        );
+        assert_eq!(mlp.floor(&Limits::default()), None);
+    }
+
+    #[test]
+    fn fields_with_commas_and_quotes_are_quoted() {
+        assert_eq!(quoted("a"), "a");
+        assert_eq!(quoted("a, b"), "\"a, b\"");
+        assert_eq!(quoted("a \"b\""), "\"a \"\"b\"\"\"");
+        let mut text = Vec::new();
+        csv(
+            "cpu",
+            "avx2, 2 threads",
+            &[row(0.0, true)],
+            &LIMITS,
+            &mut text,
+        )
+        .unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        let line = text.lines().nth(1).unwrap();
+        let start = "cpu,\"avx2, 2 threads\",\"f(limit=10, official)\",bf16,4,2,true,2,1000.0000,";
+        assert!(line.starts_with(start), "{line}");
+        assert!(line.ends_with(",10.0000,40.0000,0.2500,,,"), "{line}");
+    }
+}

@@ -1,0 +1,119 @@
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
+use swiglu_core::{GatedActivation, Quantisation, reference};
+
+use super::TargetRow;
+use super::rows::{CHUNK, Load, groups};
+use crate::activation::{Columns, Lanes, Output, Piece, UNIT};
+use crate::simd::{Kernel, Simd};
+
+/// The activation of a run of columns and its quantisation.
+pub(super) struct Fused<'a, T> {
+    pub(super) from: Columns<'a, T>,
+    pub(super) quant: &'a Quantisation,
+    pub(super) route: Option<f32>,
+    pub(super) to: TargetRow<'a>,
+}
+
+impl<T: Lanes> Kernel for Fused<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { from, quant, .. } = self;
+        let mut room = MaybeUninit::<[f32; CHUNK]>::uninit();
+        let values: *mut f32 = room.as_mut_ptr().cast();
+        let all = from.range();
+        for start in all.clone().step_by(CHUNK) {
+            let range = start..all.end.min(start + CHUNK);
+            let piece = Piece {
+                from: from.part(range.clone()),
+                output: Values::<T> {
+                    to: values,
+                    first: start,
+                    route: self.route,
+                    materialize: quant.materialize(),
+                    of: PhantomData,
+                },
+            };
+            piece.run(s);
+            let written = Written {
+                values,
+                first: start,
+            };
+            // SAFETY: the piece has written the range's values, in whole units; the columns are this
+            // call's own.
+            unsafe { groups::<S, T, _>(s, quant, range, &self.to, &written) };
+        }
+    }
+}
+
+/// What a piece has written.
+struct Written {
+    values: *const f32,
+    first: usize,
+}
+
+impl<S: Simd> Load<S> for Written {
+    #[inline(always)]
+    unsafe fn load(&self, s: S, j: usize, _: usize) -> [S::F; 2] {
+        // SAFETY: the caller vouches for the columns.
+        unsafe { f32::load(s, self.values.add(j - self.first)) }
+    }
+}
+
+/// Results as f32, from column `first` on, in whole units of T's order, with zeros for what the last
+/// does not have.
+#[derive(Clone, Copy)]
+struct Values<T> {
+    to: *mut f32,
+    first: usize,
+    route: Option<f32>,
+    materialize: bool,
+    of: PhantomData<T>,
+}
+
+impl<T: Lanes> Values<T> {
+    #[inline(always)]
+    fn finish<S: Simd>(self, s: S, y: S::F) -> S::F {
+        let y = match self.route {
+            Some(route) => s.canonical(s.mul(y, s.splat(route))),
+            None => y,
+        };
+        if self.materialize { T::round(s, y) } else { y }
+    }
+}
+
+impl<T: Lanes> Output<T> for Values<T> {
+    #[inline(always)]
+    unsafe fn store<S: Simd>(self, s: S, j: usize, y: [S::F; 2], count: usize) {
+        // SAFETY: the caller vouches for the column; there is room for whole units.
+        unsafe {
+            let to = self.to.add(j - self.first);
+            f32::store(s, to, [self.finish(s, y[0]), self.finish(s, y[1])]);
+            for element in count..UNIT {
+                to.add(T::place(element)).write(0.0);
+            }
+        }
+    }
+
+    unsafe fn evaluate(self, j: usize, op: &GatedActivation, gate: T, up: T) {
+        let route = self.route.unwrap_or(1.0);
+        let y = if self.materialize {
+            reference::gated_routed(op, gate, up, route).to_f32()
+        } else {
+            // Not in eager rounding, so that f32 only means the last one.
+            reference::gated_routed::<f32>(op, gate.to_f32(), up.to_f32(), route)
+        };
+        let element = (j - self.first) % UNIT;
+        // SAFETY: as above. A unit is cleared before its first column is written.
+        unsafe {
+            let unit = self.to.add(j - self.first - element);
+            if element == 0 {
+                unit.write_bytes(0, UNIT);
+            }
+            unit.add(T::place(element)).write(y);
+        }
+    }
+}

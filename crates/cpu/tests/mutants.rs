@@ -1,0 +1,5 @@
+//! The CPU backend made wrong on purpose: the suite catches every fault.
+
+use swiglu_cpu::CpuBackend;
+
+swiglu_testing::mutants!(cpu, || Ok::<_, String>(CpuBackend::new()));

@@ -1,0 +1,203 @@
+use swiglu_core::reference::Reference;
+use swiglu_core::{
+    ActAndMulQuant, DType, Element, Quantisation, Quantised, RowLayout, ScaleFormat, ScaleOrder,
+    Scales, Tensor, TensorMut, bf16, f16,
+};
+
+use super::in_every_type;
+use crate::compare::shown;
+use crate::inputs::Numbers;
+use crate::quant_case::{Outcome, QuantCase, quantisations};
+use crate::{Failure, Harness, Size};
+
+/// Rows whose stretches of 32 elements are, in turn, of ordinary size, all zeros, with one huge
+/// value, with a NaN, with an infinity, all -0, and with a largest value on either side of 448
+/// times a power of two.
+pub(super) fn telling<T: Element>(rows: usize, d: usize, seed: u64) -> Vec<T> {
+    let mut x: Vec<T> = Numbers::new(seed).values(rows * d, 14.0);
+    for (g, group) in x.chunks_mut(32).enumerate() {
+        let edge = T::from_f32(448.0 * 2f32.powi(g as i32 % 24 - 18));
+        match g % 11 {
+            1 => group.fill(T::default()),
+            2 => group[0] = T::from_f32(3e38),
+            3 => group[group.len() / 2] = T::from_f32(-f32::NAN),
+            4 => group[0] = T::from_f32(f32::NEG_INFINITY),
+            5..=7 => {
+                group.fill(T::from_f32(edge.to_f32() / 1024.0));
+                let bits = edge.to_bits() + (g as u32 % 11) - 6;
+                group[group.len() - 1] = T::from_bits(bits);
+            }
+            8 => group.fill(T::from_f32(-0.0)),
+            _ => {}
+        }
+    }
+    x
+}
+
+/// The same case on the reference.
+pub(super) fn on_reference<T: Element, B>(
+    h: &Harness<B>,
+    case: &QuantCase<'_>,
+    rows: &[T],
+) -> Result<Outcome, Failure> {
+    case.run(&Harness::new(Reference, h.expectations), rows)
+}
+
+fn as_the_reference<T: Element, B: ActAndMulQuant>(
+    h: &Harness<B>,
+    case: &QuantCase<'_>,
+    rows: &[T],
+) -> Result<(), Failure> {
+    let got = case.run(h, rows).map_err(|f| f.within(case))?;
+    let want = on_reference(h, case, rows)?;
+    case.same(T::DTYPE, &got, &want, "against the reference")
+}
+
+/// Matrices become the reference's codes and scales, bit for bit, in every group, format and order
+/// of scales, and nothing around them is touched.
+///
+/// # Errors
+/// The first difference.
+pub fn matrices_are_quantised<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
+    fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
+        let shapes = [(0, 128), (1, 1), (3, 70), (2, 300), (3, 1024), (2, 2081)];
+        for kind in quantisations(h, T::DTYPE, "matrices_are_quantised")? {
+            for (rows, d) in shapes {
+                for (gap, offset) in [(0, 0), (16, 16), (3, 1)] {
+                    let case = QuantCase {
+                        gap,
+                        offset,
+                        ..QuantCase::new(None, kind, rows, d)
+                    };
+                    as_the_reference::<T, B>(h, &case, &telling(rows, d, 5))?;
+                }
+            }
+        }
+        Ok(())
+    }
+    in_every_type!(check(h))
+}
+
+/// A quotient is rounded as a division and one rounding give it: every number of 16 bits beside
+/// its neighbours and beside others far from it, and floats of every size, under several floors.
+///
+/// # Errors
+/// The first difference to the reference.
+pub fn quotients_are_rounded_once<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
+    fn every<T: Element>() -> Vec<T> {
+        let near = (0..1 << 16).map(T::from_bits);
+        // Bits far apart: a group has many magnitudes.
+        let far = (0..1_u32 << 16).map(|i| T::from_bits(i.wrapping_mul(40_503) & 0xffff));
+        near.chain(far)
+            .filter(|x: &T| x.to_f32().is_finite())
+            .collect()
+    }
+    fn floats() -> Vec<f32> {
+        let mut x: Vec<f32> = Numbers::new(9).values(1 << 17, 1.0);
+        for (g, group) in x.chunks_mut(96).enumerate() {
+            let power = 2f32.powi(g as i32 % 250 - 125);
+            group.iter_mut().for_each(|x| *x *= power);
+        }
+        x
+    }
+    fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>, x: &[T]) -> Result<(), Failure> {
+        let floors = [Quantisation::FLOOR, 1e-30, 1e-10, 1e30];
+        let floors = &floors[..h.expectations.size.pick(2, 4)];
+        let (rows, d) = (2, x.len() / 2);
+        for (quant, order) in quantisations(h, T::DTYPE, "quotients_are_rounded_once")? {
+            let other = quant.group() == 64 || order != ScaleOrder::RowMajor;
+            if other && h.expectations.size == Size::Quick {
+                continue;
+            }
+            for floor in floors {
+                let kind = (quant.with_floor(*floor)?, order);
+                as_the_reference(h, &QuantCase::new(None, kind, rows, d), &x[..rows * d])?;
+            }
+        }
+        Ok(())
+    }
+    check::<bf16, B>(h, &every())?;
+    check::<f16, B>(h, &every())?;
+    check::<f32, B>(h, &floats())
+}
+
+/// Codes times scales, rounded once: every code under many scales, NaN among them, to the bit.
+///
+/// # Errors
+/// The first difference to the reference, or an element outside of the rows that was written.
+pub fn codes_are_widened<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
+    fn widened<T: Element, B: ActAndMulQuant>(
+        h: &Harness<B>,
+        case: &QuantCase<'_>,
+    ) -> Result<Vec<T>, Failure> {
+        let codes: Vec<u8> = (0..case.codes().end("codes")?)
+            .map(|i| (i % 256) as u8)
+            .collect();
+        let layout = case.scales();
+        let bytes = layout.bytes()?;
+        let scales: Vec<u8> = match layout.format {
+            ScaleFormat::Ue8m0 => (0..bytes).map(|i| (i * 7 + 3) as u8).collect(),
+            ScaleFormat::F32 => (0..bytes / 4)
+                .flat_map(|i| {
+                    let power = 2f32.powi(i as i32 * 5 % 200 - 100);
+                    let scale = 1.013 * (i as f32 + 0.7) * power;
+                    if i % 13 == 6 { f32::NAN } else { scale }.to_le_bytes()
+                })
+                .collect(),
+        };
+        let (codes, scales) = (h.upload_bytes(&codes)?, h.upload_bytes(&scales)?);
+        let input = Quantised {
+            codes: Tensor {
+                buffer: &codes,
+                dtype: DType::F8E4M3,
+                layout: case.codes(),
+            },
+            scales: Scales {
+                buffer: &scales,
+                layout,
+            },
+        };
+        let layout = RowLayout::contiguous(case.rows, case.d)
+            .with_stride(case.d + case.gap)
+            .with_offset(case.offset);
+        let mut y = h.poisoned::<T>(&layout)?;
+        let output = TensorMut {
+            buffer: &mut y,
+            dtype: T::DTYPE,
+            layout,
+        };
+        h.backend.dequantise(&case.quant, input, output)?;
+        h.collect(&layout, &y)
+    }
+    fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
+        let reference = Harness::new(Reference, h.expectations);
+        for kind in quantisations(h, T::DTYPE, "codes_are_widened")? {
+            for (rows, d, gap) in [(7, 255, 0), (3, 1024, 0), (5, 301, 3)] {
+                let case = QuantCase {
+                    gap,
+                    offset: gap / 3,
+                    ..QuantCase::new(None, kind, rows, d)
+                };
+                let got = widened::<T, B>(h, &case).map_err(|f| f.within(case))?;
+                let want = widened::<T, Reference>(&reference, &case)?;
+                for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+                    // Where subnormals may be flushed, one is zero.
+                    let small = |x: &T| x.to_f32().abs() < f32::MIN_POSITIVE;
+                    let flushed = h.expectations.flushes_subnormals && small(got) && small(want);
+                    if got.to_bits() != want.to_bits() && !flushed {
+                        return Err(Failure::new(format!(
+                            "{case} back to {}: [{}, {}] is {}, expected {}",
+                            T::DTYPE,
+                            at / d,
+                            at % d,
+                            shown(*got),
+                            shown(*want),
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+    in_every_type!(check(h))
+}

@@ -1,0 +1,225 @@
+//! Deliberately wrong backends, so that the suite is seen to catch what it is there for.
+//!
+//! A [`Mutant`] is a backend with one [`Fault`]: the calls of the right backend with another
+//! operation, other places, or inputs and outputs that are changed on the host.
+//! [`crate::mutants!`] makes a test of all of them.
+
+mod activation;
+mod caught;
+mod products;
+mod quant;
+
+use std::sync::Arc;
+
+use swiglu_core::{
+    Backend, Clamp, DType, Element, Function, GatedActivation, GatedMatmul, Operator, Result,
+    Support,
+};
+
+pub use caught::{CAUGHT, assert_caught, failing_without_a_fault, missed};
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $fault:ident),* $(,)?) => {
+        /// What is wrong.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Fault {
+            /// Nothing.
+            None,
+            $($(#[$doc])* $fault,)*
+        }
+
+        impl Fault {
+            /// All but [`Fault::None`].
+            pub const ALL: &'static [Self] = &[$(Self::$fault),*];
+        }
+    };
+}
+
+faults! {
+    /// The limit is ignored.
+    NoClamp,
+    /// min(silu(gate), L) in place of silu(min(gate, L)).
+    ClampAfter,
+    /// The gate is clamped from below as well.
+    GateClampedOnBothSides,
+    /// The up half is not clamped from below.
+    UpClampedAboveOnly,
+    /// The clamp takes a NaN to the limit, as `f32::min` does.
+    NanSwallowed,
+    /// Interleaved rows are read as concatenated ones and the other way round.
+    LayoutsMixedUp,
+    /// Gate and up change places.
+    HalvesSwapped,
+    /// The last element of an odd d is not written.
+    TailNotWritten,
+    /// What is left behind whole vectors of 8 begins one element late.
+    TailBeginsLate,
+    /// What is left behind whole vectors of 8 is read one element early.
+    TailReadsItsNeighbour,
+    /// `Official` rounds where `Eager` does.
+    OneRoundingTooMany,
+    /// `Eager` rounds where `Official` does.
+    OneRoundingTooFew,
+    /// Results are rounded to three more bits first, and then again.
+    RoundedTwice,
+    /// Nothing is added to up.
+    BetaIgnored,
+    /// The slope is 1.
+    AlphaIgnored,
+    /// Input rows are taken to have no gaps.
+    InputStrideIgnored,
+    /// Output rows are taken to have no gaps.
+    OutputStrideIgnored,
+    /// The input is taken to start with its buffer.
+    InputOffsetIgnored,
+    /// The output is taken to start with its buffer.
+    OutputOffsetIgnored,
+    /// One element behind each row is written, also behind the last.
+    WritesPastTheRow,
+    /// An element is written where there are no rows.
+    WritesForNoRows,
+    /// The input's index arithmetic wraps at 2^16, as it would at 2^32 in a larger matrix.
+    InputIndexWraps,
+    /// The output's index arithmetic wraps at 2^16.
+    OutputIndexWraps,
+    /// Subnormal results are taken to zero.
+    SubnormalsFlushed,
+    /// -0 becomes +0.
+    ZeroLosesItsSign,
+    /// A NaN is written with a payload.
+    NanIsNotCanonical,
+    /// What does not fit is left out in silence.
+    ArgumentsUnchecked,
+    /// The parts of a weight are stacked in reverse.
+    PartsSwapped,
+    /// The scales of a weight are taken for 1.
+    ScalesIgnored,
+    /// The rows of x are taken to have no gaps.
+    XStrideIgnored,
+    /// Sums are cut off, not rounded.
+    ProductTruncates,
+    /// The fused path hands its accumulators to the activation unrounded.
+    FusedSkipsRounding,
+    /// The fused path knows no limit.
+    FusedSkipsClamp,
+    /// The fused quantisation knows no limit. From here on the faults are of quantisation.
+    QuantSkipsClamp,
+    /// y is rounded before the quantisation where it should not be, and not where it should.
+    MaterializeReversed,
+    /// The least amax is that of nobody.
+    FloorIgnored,
+    /// A NaN does not reach its group's scale.
+    NanMissesTheScale,
+    /// Codes are y · (1/scale).
+    QuotientByReciprocal,
+    /// The largest code becomes a NaN.
+    SaturatesToNan,
+    /// A short last group takes the scale of the one before it.
+    LastGroupSharesItsScale,
+    /// Column-major scales are written row-major.
+    ScaleOrderIgnored,
+    /// Bytes of packed words behind the last group are left as they were.
+    PackedPaddingLeft,
+    /// Rows that are not in use are computed all the same.
+    CountsIgnored,
+    /// Route weights are taken for 1.
+    RouteIgnored,
+    /// The route weight multiplies what has been rounded, and is rounded again.
+    RouteAfterRounding,
+    /// Counters are set where they should be added to.
+    HitsOverwritten,
+    /// Codes are widened without their scales.
+    WidenedWithoutScales,
+    /// A quantisation that does not fit is left out in silence.
+    QuantArgumentsUnchecked,
+}
+
+impl Fault {
+    /// Whether only a backend that quantises can have it.
+    pub const fn is_of_quantisation(self) -> bool {
+        self as u32 >= Self::QuantSkipsClamp as u32
+    }
+}
+
+/// A backend with a fault.
+#[derive(Debug)]
+pub struct Mutant<B> {
+    inner: Arc<B>,
+    fault: Fault,
+}
+
+impl<B> Mutant<B> {
+    /// The backend with this fault.
+    pub const fn new(inner: Arc<B>, fault: Fault) -> Self {
+        Self { inner, fault }
+    }
+}
+
+impl<B: GatedMatmul> Mutant<B> {
+    /// What a buffer holds, whole elements of it.
+    fn read<T: Element>(&self, buffer: &B::Buffer) -> Result<Vec<T>> {
+        let mut data = vec![T::default(); self.inner.len(buffer) / size_of::<T>()];
+        let bytes = bytemuck::cast_slice_mut(&mut data);
+        self.inner.download(buffer, bytes)?;
+        Ok(data)
+    }
+
+    /// Writes into a buffer.
+    fn write<T: Element>(&self, buffer: &mut B::Buffer, data: &[T]) -> Result<()> {
+        self.inner.upload(buffer, bytemuck::cast_slice(data))
+    }
+
+    /// A buffer of these elements.
+    fn buffer<T: Element>(&self, data: &[T]) -> Result<B::Buffer> {
+        let mut buffer = self.inner.alloc(size_of_val(data))?;
+        self.write(&mut buffer, data)?;
+        Ok(buffer)
+    }
+}
+
+impl<B: GatedMatmul> Backend for Mutant<B> {
+    type Device = B::Device;
+    type Buffer = B::Buffer;
+
+    fn platform(&self) -> &'static str {
+        self.inner.platform()
+    }
+    fn description(&self) -> String {
+        format!("{} with {:?}", self.inner.description(), self.fault)
+    }
+    fn device(&self) -> &B::Device {
+        self.inner.device()
+    }
+    fn supports(&self, op: &GatedActivation, dtype: DType) -> Support {
+        self.inner.supports(op, dtype)
+    }
+    fn alloc(&self, bytes: usize) -> Result<B::Buffer> {
+        self.inner.alloc(bytes)
+    }
+    fn len(&self, buffer: &B::Buffer) -> usize {
+        self.inner.len(buffer)
+    }
+    fn upload(&self, buffer: &mut B::Buffer, data: &[u8]) -> Result<()> {
+        self.inner.upload(buffer, data)
+    }
+    fn download(&self, buffer: &B::Buffer, data: &mut [u8]) -> Result<()> {
+        self.inner.download(buffer, data)
+    }
+    fn synchronize(&self) -> Result<()> {
+        self.inner.synchronize()
+    }
+}
+
+/// The operation without its limit.
+fn unclamped(op: &GatedActivation) -> Result<GatedActivation> {
+    let without = match (op.operator(), op.function()) {
+        (Operator::SwigluOaiAndMul, Function::Silu { alpha }) => {
+            GatedActivation::swigluoai_and_mul(f32::MAX, alpha)?
+        }
+        (_, Function::Silu { alpha }) if op.clamp() != Clamp::None => {
+            GatedActivation::silu_and_mul_with_clamp(f32::MAX, alpha, op.up_offset())?
+        }
+        _ => *op,
+    };
+    Ok(without.with_rounding(op.rounding()))
+}

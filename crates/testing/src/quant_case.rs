@@ -1,0 +1,245 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use swiglu_core::{
+    ActAndMulQuant, Batch, DType, E4M3, Element, GatedActivation, QuantOptions, Quantisation,
+    QuantisedMut, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, ScalesMut, Support, Tensor,
+    TensorMut,
+};
+
+use crate::suite::skip;
+use crate::{Failure, Harness, harness::scatter};
+
+/// What outputs hold before a call: a NaN neither as a code nor as an E8M0.
+pub(crate) const POISON: u8 = 0xa5;
+
+/// Bytes behind the codes and the scales that must stay as they are.
+const CANARY: usize = 24;
+
+/// What the counters of hits hold before a call, which adds to them.
+const HITS: [u32; 3] = [1, 20, 300];
+
+/// One quantisation: of what an activation gives, or of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QuantCase<'a> {
+    /// None: the input is quantised as it is.
+    pub op: Option<&'a GatedActivation>,
+    pub quant: Quantisation,
+    pub order: ScaleOrder,
+    pub rows: usize,
+    pub d: usize,
+    /// Elements between rows of the input and of the codes, and scales between lines of scales.
+    pub gap: usize,
+    /// Elements before the first row of the input and of the codes.
+    pub offset: usize,
+    pub route: Option<&'a [f32]>,
+    /// Rows of each batch, and how many of them are in use.
+    pub batch: Option<(usize, &'a [i32])>,
+    pub hits: bool,
+}
+
+/// The buffers after a call, with all that lies around the rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub codes: Vec<u8>,
+    pub scales: Vec<u8>,
+    pub hits: [u32; 3],
+}
+
+impl<'a> QuantCase<'a> {
+    pub(crate) const fn new(
+        op: Option<&'a GatedActivation>,
+        (quant, order): (Quantisation, ScaleOrder),
+        rows: usize,
+        d: usize,
+    ) -> Self {
+        Self {
+            op,
+            quant,
+            order,
+            rows,
+            d,
+            gap: 0,
+            offset: 0,
+            route: None,
+            batch: None,
+            hits: false,
+        }
+    }
+
+    pub(crate) const fn codes(&self) -> RowLayout {
+        RowLayout::contiguous(self.rows, self.d)
+            .with_stride(self.d + self.gap)
+            .with_offset(self.offset)
+    }
+
+    pub(crate) const fn scales(&self) -> ScaleLayout {
+        let groups = self.quant.groups(self.d);
+        let tight = ScaleLayout::contiguous(self.quant.format(), self.order, self.rows, groups);
+        tight.with_stride(tight.stride + self.gap)
+    }
+
+    /// The buffers before a call.
+    pub(crate) fn before(&self) -> Result<Outcome, Failure> {
+        Ok(Outcome {
+            codes: vec![POISON; self.codes().end("codes")? + CANARY],
+            scales: vec![POISON; self.scales().bytes()? + CANARY],
+            hits: HITS,
+        })
+    }
+
+    /// Runs the case on rows that are given one after another.
+    pub(crate) fn run<T: Element, B: ActAndMulQuant>(
+        &self,
+        h: &Harness<B>,
+        rows: &[T],
+    ) -> Result<Outcome, Failure> {
+        let cols = self.d * if self.op.is_some() { 2 } else { 1 };
+        let layout = RowLayout::contiguous(self.rows, cols)
+            .with_stride(cols + self.gap)
+            .with_offset(self.offset);
+        let x = h.upload(&scatter(&layout, rows)?)?;
+        let before = self.before()?;
+        let mut codes = h.upload_bytes(&before.codes)?;
+        let mut scales = h.upload_bytes(&before.scales)?;
+        let mut hits = h.upload_bytes(bytemuck::cast_slice(&before.hits))?;
+        let route = self.route.map(|r| h.upload(r)).transpose()?;
+        let counts = self
+            .batch
+            .map(|b| h.upload_bytes(bytemuck::cast_slice(b.1)));
+        let counts = counts.transpose()?;
+        let input = Tensor {
+            buffer: &x,
+            dtype: T::DTYPE,
+            layout,
+        };
+        let output = QuantisedMut {
+            codes: TensorMut {
+                buffer: &mut codes,
+                dtype: DType::F8E4M3,
+                layout: self.codes(),
+            },
+            scales: ScalesMut {
+                buffer: &mut scales,
+                layout: self.scales(),
+            },
+        };
+        match self.op {
+            None => h.backend.quantise(&self.quant, input, output)?,
+            Some(op) => {
+                let batch = self.batch.zip(counts.as_ref());
+                let options = QuantOptions {
+                    route: route.as_ref(),
+                    batch: batch.map(|((rows, _), counts)| Batch { rows, counts }),
+                    hits: self.hits.then_some(&mut hits),
+                };
+                h.backend
+                    .act_and_mul_quant(op, &self.quant, input, output, options)?;
+            }
+        }
+        let hits = h.download_bytes(&hits, 12)?;
+        let hits: Vec<u32> = bytemuck::allocation::pod_collect_to_vec(&hits);
+        Ok(Outcome {
+            codes: h.download_bytes(&codes, before.codes.len())?,
+            scales: h.download_bytes(&scales, before.scales.len())?,
+            hits: [hits[0], hits[1], hits[2]],
+        })
+    }
+
+    /// A failure at the first byte in which two outcomes differ.
+    pub(crate) fn same(
+        &self,
+        dtype: DType,
+        got: &Outcome,
+        want: &Outcome,
+        what: impl fmt::Display,
+    ) -> Result<(), Failure> {
+        let fail = |text: String| Err(Failure::new(format!("{what}: {self} of {dtype}: {text}")));
+        let differs = |a: &[u8], b: &[u8]| a.iter().zip(b).position(|(a, b)| a != b);
+        if let Some(at) = differs(&got.codes, &want.codes) {
+            let codes = self.codes();
+            let row = (0..self.rows).find(|&t| codes.row(t).contains(&at));
+            let place = match row {
+                Some(t) => format!("code [{t}, {}]", at - codes.row(t).start),
+                None => format!("byte {at}, which is outside of the rows"),
+            };
+            let (got, want) = (E4M3(got.codes[at]), E4M3(want.codes[at]));
+            return fail(format!("{place} is {got:?}, expected {want:?}"));
+        }
+        if let Some(at) = differs(&got.scales, &want.scales) {
+            let layout = self.scales();
+            let size = match self.quant.format() {
+                ScaleFormat::F32 => 4,
+                ScaleFormat::Ue8m0 => 1,
+            };
+            let mut places = (0..self.rows).flat_map(|t| (0..layout.groups).map(move |g| (t, g)));
+            let place = match places.find(|&(t, g)| layout.position(t, g) == at / size) {
+                Some((t, g)) => format!("scale [{t}, {g}]"),
+                None => "no scale's".to_owned(),
+            };
+            let word = |bytes: &[u8]| bytes[at / size * size..][..size].to_vec();
+            let (got, want) = (word(&got.scales), word(&want.scales));
+            return fail(format!(
+                "{place} bytes are {got:02x?}, expected {want:02x?}"
+            ));
+        }
+        if got.hits != want.hits {
+            let (got, want) = (got.hits, want.hits);
+            return fail(format!("the counters are {got:?}, expected {want:?}"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for QuantCase<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(op) = self.op {
+            write!(f, "{op} to ")?;
+        }
+        let Self {
+            quant,
+            order,
+            rows,
+            d,
+            gap,
+            offset,
+            ..
+        } = self;
+        write!(
+            f,
+            "{quant} {order}, [{rows}, {d}], gap {gap}, offset {offset}"
+        )?;
+        if let Some((rows, counts)) = self.batch {
+            write!(f, ", {counts:?} of {rows} rows in use")?;
+        }
+        Ok(())
+    }
+}
+
+/// Every group, format and order of scales that the backend quantises to. What it does not is
+/// skipped by name.
+pub(crate) fn quantisations<B: ActAndMulQuant>(
+    h: &Harness<B>,
+    dtype: DType,
+    check: &str,
+) -> Result<Vec<(Quantisation, ScaleOrder)>, Failure> {
+    let (mut all, mut refused) = (Vec::new(), BTreeMap::new());
+    for group in Quantisation::GROUPS {
+        for format in [ScaleFormat::F32, ScaleFormat::Ue8m0] {
+            let quant = Quantisation::new(group, format)?;
+            if let Support::No(reason) = h.backend.supports_quant(&quant, dtype) {
+                *refused.entry(reason).or_insert(0) += 1;
+                continue;
+            }
+            let orders = ScaleOrder::ALL.into_iter();
+            let orders =
+                orders.filter(|o| *o != ScaleOrder::Packed || format == ScaleFormat::Ue8m0);
+            all.extend(orders.map(|order| (quant, order)));
+        }
+    }
+    for (reason, count) in refused {
+        let what = format!("{count} quantisations of {dtype}: {reason}");
+        skip(h.backend.platform(), &what, check);
+    }
+    Ok(all)
+}
