@@ -1,9 +1,12 @@
-"""Writes the golden vectors: clamped SwiGLU, evaluated in float64 and rounded once.
+"""Writes the golden vectors: clamped SwiGLU in both rounding modes.
 
     pip install -r requirements.txt && python generate.py
 
-Each file holds `input` [T, 2d] and `output` [T, d] in one type. The file's name gives the type and
-the limit of `silu_and_mul_with_clamp` in mode Official.
+Each file holds `input` [T, 2d] and `output` [T, d] in one type. The file's name gives the type, the
+limit of `silu_and_mul_with_clamp` and the mode. `official` is evaluated in float64 and rounded
+once. `eager` is what PyTorch's eager mode makes of the same input on a CPU, operator by operator,
+each rounding to the type; there is none for f32, where nothing is rounded between and PyTorch's
+exponential is an approximation.
 """
 
 import json
@@ -12,6 +15,7 @@ import struct
 
 import ml_dtypes
 import numpy as np
+import torch
 
 ROWS, D = 24, 32
 TYPES = {"bf16": ("BF16", ml_dtypes.bfloat16), "f16": ("F16", np.float16), "f32": ("F32", np.float32)}
@@ -36,6 +40,13 @@ def official(gate, up, limit):
     e = np.exp(-np.abs(gate))
     with np.errstate(invalid="ignore"):
         return np.where(gate < 0, gate * e, gate) / (1 + e) * up
+
+
+def eager(x, limit):
+    torch_type = torch.float16 if x.dtype == np.float16 else torch.bfloat16
+    gate, up = torch.from_numpy(x.view(np.int16)).view(torch_type).chunk(2, dim=-1)
+    y = torch.nn.functional.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
+    return y.view(torch.int16).numpy().view(x.dtype)
 
 
 def tensors(dtype, limit, rng):
@@ -65,8 +76,12 @@ def main():
     rng = np.random.default_rng(20260424)
     for type_name, (name, dtype) in TYPES.items():
         for limit_name, limit in LIMITS.items():
-            path = here / f"{type_name}-limit-{limit_name}-official.safetensors"
-            save(path, name, tensors(dtype, limit, rng))
+            vectors = tensors(dtype, limit, rng)
+            stem = f"{type_name}-limit-{limit_name}"
+            save(here / f"{stem}-official.safetensors", name, vectors)
+            if dtype != np.float32:
+                vectors["output"] = eager(vectors["input"], limit)
+                save(here / f"{stem}-eager.safetensors", name, vectors)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ fn dependencies_point_towards_core() {
         "swiglu-mlp" => Some(["swiglu-core", "swiglu-mmap"].as_slice()),
         // The program's `verify` runs the suite's checks.
         "swiglu-cli" => Some(["swiglu", "swiglu-testing"].as_slice()),
+        // The toy that shows how a backend from outside looks.
+        "threads-backend" => Some(["swiglu", "swiglu-core"].as_slice()),
         "swiglu" => None,
         "xtask" => Some([].as_slice()),
         other => panic!("{other} is new here: say what it may depend on"),

@@ -4,12 +4,12 @@
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use swiglu_core::{Element, GatedActivation, bf16, f16, reference};
+use swiglu_core::{Element, GatedActivation, Rounding, bf16, f16, reference};
 
-/// Input and output of every file of a type, by the limit in its name.
-fn check<T: Element>() {
+/// Input and output of every file of a type and mode, by the limit in its name.
+fn check<T: Element>(rounding: Rounding, mode: &str) {
     for limit in [0.5, 10.0] {
-        let name = format!("{}-limit-{limit}-official.safetensors", T::DTYPE);
+        let name = format!("{}-limit-{limit}-{mode}.safetensors", T::DTYPE);
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden");
         let bytes = std::fs::read(folder.join(&name)).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -19,6 +19,7 @@ fn check<T: Element>() {
         };
         let d = file.tensor("output").unwrap().shape()[1];
         let op = GatedActivation::silu_and_mul_with_clamp(limit, 1.0, 0.0).unwrap();
+        let op = op.with_rounding(rounding);
         let (input, output) = (typed("input"), typed("output"));
         assert_eq!(input.len(), 2 * output.len());
         assert!(!output.is_empty());
@@ -37,7 +38,14 @@ fn check<T: Element>() {
 
 #[test]
 fn the_reference_equals_the_golden_vectors() {
-    check::<bf16>();
-    check::<f16>();
-    check::<f32>();
+    check::<bf16>(Rounding::Official, "official");
+    check::<f16>(Rounding::Official, "official");
+    check::<f32>(Rounding::Official, "official");
+}
+
+/// What PyTorch made of them.
+#[test]
+fn the_reference_equals_pytorchs_eager_mode() {
+    check::<bf16>(Rounding::Eager, "eager");
+    check::<f16>(Rounding::Eager, "eager");
 }

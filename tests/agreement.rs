@@ -1,0 +1,143 @@
+//! Every two platforms that are here give the same results, as far as the contract goes.
+#![allow(clippy::unwrap_used)] // A helper of a test fails by panicking.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use swiglu::{
+    ActShape, AnyBackend, DType, Element, GatedActivation, Rounding, bf16, built_in, f16,
+};
+use swiglu_testing::REQUIRE;
+use swiglu_testing::inputs::{
+    every_exponent, every_gate, limit_of, pairs, special_values, spread_of_ups,
+};
+
+/// The platforms of this build that open; the others are skipped by name.
+fn platforms() -> Vec<(String, Arc<dyn AnyBackend>)> {
+    let built = |name: &str| match name {
+        "cpu" => cfg!(feature = "cpu"),
+        "cuda" => cfg!(feature = "cuda"),
+        "wgpu" => cfg!(feature = "wgpu"),
+        _ => true,
+    };
+    let required = std::env::var(REQUIRE).unwrap_or_default();
+    let mut here = Vec::new();
+    for (name, opened) in built_in().probe_all() {
+        match opened {
+            Ok(backend) => here.push((name.to_owned(), backend)),
+            Err(reason) if built(name) => {
+                let required = required.split(',').any(|p| p.trim() == name);
+                assert!(!required, "{name} is required but cannot run: {reason}");
+                // Not `eprintln!`, which the test runner swallows.
+                let _ = writeln!(std::io::stderr(), "skipped: {name}: {reason}");
+            }
+            Err(_) => {}
+        }
+    }
+    here
+}
+
+fn run<T: Element>(backend: &dyn AnyBackend, op: &GatedActivation, pairs: &[(T, T)]) -> Vec<T> {
+    let d = pairs.len();
+    let mut row = vec![T::default(); 2 * d];
+    for (j, &(gate, up)) in pairs.iter().enumerate() {
+        let (g, u) = op.positions(d, j);
+        (row[g], row[u]) = (gate, up);
+    }
+    let mut y = vec![T::default(); d];
+    let (from, to) = (bytemuck::cast_slice(&row), bytemuck::cast_slice_mut(&mut y));
+    let shape = ActShape { rows: 1, d };
+    backend.act_and_mul(op, T::DTYPE, shape, from, to).unwrap();
+    y
+}
+
+/// How far apart two platforms may be: both within their bars of the exact value, in f32 4 ulp and
+/// on wgpu 8.
+fn ulps(dtype: DType, rounding: Rounding, names: [&str; 2]) -> u32 {
+    match (dtype, rounding) {
+        (DType::F32, _) => names.map(|n| if n == "wgpu" { 8 } else { 4 }).iter().sum(),
+        (_, Rounding::Official) => 1,
+        (_, Rounding::Eager) => 2,
+    }
+}
+
+/// Below this f32's exponential underflows, or is flushed.
+const NEGLIGIBLE: f32 = 1e-30;
+
+fn agree<T: Element>(all: impl Fn(&GatedActivation) -> Vec<(T, T)>, identical_of_1000: usize) {
+    let platforms = platforms();
+    for op in GatedActivation::ALL {
+        for rounding in [Rounding::Official, Rounding::Eager] {
+            let op = op.with_rounding(rounding);
+            let pairs = all(&op);
+            let run = |(name, b): &(String, Arc<dyn AnyBackend>)| {
+                b.supports(&op, T::DTYPE)
+                    .runs()
+                    .then(|| (name.clone(), run(&**b, &op, &pairs)))
+            };
+            let results: Vec<_> = platforms.iter().filter_map(run).collect();
+            for (i, (a, of_a)) in results.iter().enumerate() {
+                for (b, of_b) in &results[i + 1..] {
+                    let bar = ulps(T::DTYPE, rounding, [a, b]);
+                    let mut identical = 0;
+                    for ((x, y), (gate, up)) in of_a.iter().zip(of_b).zip(&pairs) {
+                        let tiny = |x: &T| x.to_f32().abs() < NEGLIGIBLE;
+                        let same = x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan());
+                        let nans = x.is_nan() || y.is_nan();
+                        assert!(
+                            same || !nans && (x.ulps_between(*y) <= bar || tiny(x) && tiny(y)),
+                            "{op} in {}, gate {gate:?} ({:#x}), up {up:?} ({:#x}): \
+                             {a} gives {x:?} ({:#x}), {b} {y:?} ({:#x})",
+                            T::DTYPE,
+                            gate.to_bits(),
+                            up.to_bits(),
+                            x.to_bits(),
+                            y.to_bits(),
+                        );
+                        identical += usize::from(same || tiny(x) && tiny(y));
+                    }
+                    let count = pairs.len();
+                    assert!(
+                        identical * 1000 >= identical_of_1000 * count,
+                        "{op} in {}: {identical} of {count} are the same on {a} and {b}",
+                        T::DTYPE
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// All gates with ups whose products are no ties; each platform rounds 99.9 % of them right.
+fn gates<T: Element>(_: &GatedActivation) -> Vec<(T, T)> {
+    spread_of_ups::<T>(3)
+        .into_iter()
+        .flat_map(every_gate)
+        .collect()
+}
+
+/// Where the operation and the format turn; of ups only those that do not lift what has underflown.
+fn special<T: Element>(op: &GatedActivation) -> Vec<(T, T)> {
+    let values = special_values::<T>(limit_of(op));
+    let moderate = |x: &T| x.is_nan() || x.to_f32().abs() < 1e3;
+    let ups: Vec<T> = values.iter().copied().filter(moderate).collect();
+    pairs(&values, &ups)
+}
+
+#[test]
+fn on_every_gate_of_16_bits() {
+    agree::<bf16>(gates, 998);
+    agree::<f16>(gates, 998);
+}
+
+#[test]
+fn on_gates_of_f32() {
+    agree::<f32>(|_| every_exponent(16), 0);
+}
+
+#[test]
+fn on_special_values() {
+    agree::<bf16>(special, 0);
+    agree::<f16>(special, 0);
+    agree::<f32>(special, 0);
+}
