@@ -1,35 +1,18 @@
 //! The MLP on every platform of this build, with bf16 and with FP8 activations, against the scalar
 //! reference.
 #![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
-#![allow(clippy::print_stderr, reason = "a test says what it skips")]
 
 use std::sync::Arc;
 
 use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 use swiglu::mlp::{ActivationQuant, Checkpoint, MlpConfig, ModelConfig, Shard, SharedExpert};
-use swiglu::{AnyBackend, AnyMlp, DType, bf16, built_in};
+use swiglu::{AnyBackend, AnyMlp, DType, bf16};
+
+mod common;
+use common::platforms;
 
 /// As the demo's: without a quantisation, or with another, the error is ten times as large.
 const TOLERANCE: f64 = 3e-3;
-
-/// The platforms that are here. One that is not is named, and an error where `SWIGLU_REQUIRE` asks
-/// for it.
-fn platforms() -> Vec<Arc<dyn AnyBackend>> {
-    let required = std::env::var("SWIGLU_REQUIRE").unwrap_or_default();
-    let mut found = Vec::new();
-    for (platform, opened) in built_in().probe_all() {
-        match opened {
-            Ok(backend) => found.push(backend),
-            Err(reason) => {
-                let built = !reason.starts_with("built without");
-                let asked = required.split(',').any(|r| r.trim() == platform);
-                assert!(!(built && asked), "{platform}: {reason}");
-                eprintln!("skipped: {platform}: {reason}");
-            }
-        }
-    }
-    found
-}
 
 fn form(hidden: usize, intermediate: usize, block: usize, scales: DType) -> SyntheticConfig {
     SyntheticConfig {
@@ -90,9 +73,9 @@ fn every_platform_gives_what_the_reference_gives() {
             let load = |backend: &Arc<dyn AnyBackend>| {
                 Arc::clone(backend).load_mlp(config, expert).unwrap()
             };
-            let reference = platforms.iter().find(|b| b.platform() == "reference");
-            let mut reference = load(reference.unwrap());
-            for backend in platforms.iter().filter(|b| b.platform() != "reference") {
+            let reference = platforms.iter().find(|(name, _)| name == "reference");
+            let mut reference = load(&reference.unwrap().1);
+            for (_, backend) in platforms.iter().filter(|(name, _)| name != "reference") {
                 let mut mlp = load(backend);
                 for tokens in [1, 5, 8, 64, 3] {
                     let x = synthetic_input(tokens, form.hidden, 3);
@@ -107,7 +90,7 @@ fn every_platform_gives_what_the_reference_gives() {
 
 #[test]
 fn nan_stays_in_its_row_on_every_platform() {
-    for backend in platforms() {
+    for (_, backend) in platforms() {
         for form in forms() {
             with(&form, |config, expert| {
                 let mut mlp = Arc::clone(&backend).load_mlp(config, expert).unwrap();
@@ -131,7 +114,7 @@ fn nan_stays_in_its_row_on_every_platform() {
 /// The ranks' activations side by side are the unsplit ones, bit for bit.
 #[test]
 fn shards_are_cut_where_no_group_is() {
-    for backend in platforms() {
+    for (_, backend) in platforms() {
         for (form, world) in [
             (form(200, 300, 128, DType::E8M0), 3),
             (form(75, 147, 32, DType::F32), 2),
