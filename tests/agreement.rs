@@ -43,7 +43,17 @@ fn agree<T: Element>(all: impl Fn(&GatedActivation) -> Vec<(T, T)>, identical_of
     for op in GatedActivation::ALL {
         for rounding in [Rounding::Official, Rounding::Eager] {
             let op = op.with_rounding(rounding);
-            let pairs = all(&op);
+            let mut pairs = all(&op);
+            // Half of a subnormal gate lies between two values of the type, where it is rounded.
+            let of_subnormal = |gate: &T| {
+                let smallest = if T::DTYPE == DType::F16 {
+                    2f32.powi(-14)
+                } else {
+                    f32::MIN_POSITIVE
+                };
+                rounding == Rounding::Eager && gate.to_f32().abs() < smallest
+            };
+            pairs.retain(|(gate, _)| !of_subnormal(gate));
             let run = |(name, b): &(String, Arc<dyn AnyBackend>)| {
                 b.supports(&op, T::DTYPE)
                     .runs()

@@ -230,6 +230,20 @@ mod tests {
     }
 
     #[test]
+    fn the_offset_is_added_to_up_and_the_threshold_is_not_passed() {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let oai = GatedActivation::gpt_oss();
+        let expected = 2.0 * sigmoid(f64::from(1.702_f32) * 2.0) * (3.0 + 1.0);
+        assert_eq!(y(&oai, 2.0, 3.0), expected as f32);
+        // The offset comes after the clamp.
+        let expected = 7.0 * sigmoid(f64::from(1.702_f32) * 7.0) * (7.0 + 1.0);
+        assert_eq!(y(&oai, 20.0, 20.0), expected as f32);
+        let fatrelu = GatedActivation::fatrelu_and_mul(0.5).unwrap();
+        let gates = [0.25, 0.5, 0.75, -1.0];
+        assert_eq!(gates.map(|g| y(&fatrelu, g, 2.0)), [0.0, 0.0, 1.5, 0.0]);
+    }
+
+    #[test]
     fn bounds_are_those_of_the_definition() {
         let op = GatedActivation::deepseek_v4();
         assert!((y(&op, 1e30, 1e30) - 99.99546).abs() < 1e-4);

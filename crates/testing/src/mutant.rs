@@ -16,7 +16,7 @@ use swiglu_core::{
     Support,
 };
 
-pub use caught::{CAUGHT, assert_caught, missed};
+pub use caught::{CAUGHT, assert_caught, failing_without_a_fault, missed};
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $fault:ident),* $(,)?) => {
@@ -102,7 +102,7 @@ faults! {
     FusedSkipsRounding,
     /// The fused path knows no limit.
     FusedSkipsClamp,
-    /// The fused quantisation knows no limit.
+    /// The fused quantisation knows no limit. From here on the faults are of quantisation.
     QuantSkipsClamp,
     /// y is rounded before the quantisation where it should not be, and not where it should.
     MaterializeReversed,
@@ -132,6 +132,13 @@ faults! {
     WidenedWithoutScales,
     /// A quantisation that does not fit is left out in silence.
     QuantArgumentsUnchecked,
+}
+
+impl Fault {
+    /// Whether only a backend that quantises can have it.
+    pub const fn is_of_quantisation(self) -> bool {
+        self as u32 >= Self::QuantSkipsClamp as u32
+    }
 }
 
 /// A backend with a fault.
