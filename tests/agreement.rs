@@ -1,41 +1,15 @@
 //! Every two platforms that are here give the same results, as far as the contract goes.
 #![allow(clippy::unwrap_used)] // A helper of a test fails by panicking.
 
-use std::io::Write;
 use std::sync::Arc;
 
-use swiglu::{
-    ActShape, AnyBackend, DType, Element, GatedActivation, Rounding, bf16, built_in, f16,
-};
-use swiglu_testing::REQUIRE;
+use swiglu::{ActShape, AnyBackend, DType, Element, GatedActivation, Rounding, bf16, f16};
 use swiglu_testing::inputs::{
     every_exponent, every_gate, limit_of, pairs, special_values, spread_of_ups,
 };
 
-/// The platforms of this build that open; the others are skipped by name.
-fn platforms() -> Vec<(String, Arc<dyn AnyBackend>)> {
-    let built = |name: &str| match name {
-        "cpu" => cfg!(feature = "cpu"),
-        "cuda" => cfg!(feature = "cuda"),
-        "wgpu" => cfg!(feature = "wgpu"),
-        _ => true,
-    };
-    let required = std::env::var(REQUIRE).unwrap_or_default();
-    let mut here = Vec::new();
-    for (name, opened) in built_in().probe_all() {
-        match opened {
-            Ok(backend) => here.push((name.to_owned(), backend)),
-            Err(reason) if built(name) => {
-                let required = required.split(',').any(|p| p.trim() == name);
-                assert!(!required, "{name} is required but cannot run: {reason}");
-                // Not `eprintln!`, which the test runner swallows.
-                let _ = writeln!(std::io::stderr(), "skipped: {name}: {reason}");
-            }
-            Err(_) => {}
-        }
-    }
-    here
-}
+mod common;
+use common::platforms;
 
 fn run<T: Element>(backend: &dyn AnyBackend, op: &GatedActivation, pairs: &[(T, T)]) -> Vec<T> {
     let d = pairs.len();

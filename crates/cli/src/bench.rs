@@ -18,6 +18,7 @@ mod plot;
 mod report;
 mod timing;
 
+use limits::Limits;
 use report::Row;
 
 const SEED: u64 = 20_260_424;
@@ -30,7 +31,7 @@ pub fn bench(arguments: &Bench, out: &mut impl Write) -> Result<()> {
     let subjects = subjects(arguments)?;
     let device = device(arguments, &subjects)?;
     let (platform, description) = (device.backend().platform(), device.backend().description());
-    let (limits, note) = limits::measure(platform);
+    let before = Limits::measure(platform);
     let bench = Timer {
         backend: device.backend(),
         tokens: &arguments.tokens,
@@ -41,7 +42,6 @@ pub fn bench(arguments: &Bench, out: &mut impl Write) -> Result<()> {
     if !arguments.csv {
         writeln!(out, "platform {}", device.report())?;
         writeln!(out, "device   {description}")?;
-        writeln!(out, "limits   {note}")?;
         writeln!(
             out,
             "method   passes take copies of weights, inputs and outputs in turn, {:.0} MB of them where \
@@ -57,9 +57,11 @@ pub fn bench(arguments: &Bench, out: &mut impl Write) -> Result<()> {
             Subject::Mlp { weights, config } => bench.mlp(weights, config)?,
         });
     }
+    let limits = before.or_better(Limits::measure(platform));
     if arguments.csv {
         report::csv(platform, &description, &rows, &limits, out)?;
     } else {
+        writeln!(out, "limits   {}", limits.describe(platform))?;
         report::table(&rows, &limits, out)?;
     }
     if let Some(path) = &arguments.plot {
@@ -148,14 +150,9 @@ fn device(arguments: &Bench, subjects: &[Subject]) -> Result<Device> {
 
 /// The size of the cache before memory, in bytes.
 fn last_cache(platform: &str) -> usize {
-    let known = || {
-        let path = "/sys/devices/system/cpu/cpu0/cache/index3/size";
-        let text = std::fs::read_to_string(path).ok()?;
-        let kilobytes: usize = text.trim().strip_suffix('K')?.parse().ok()?;
-        kilobytes.checked_mul(1024)
-    };
     match platform {
-        "cpu" | "reference" => known().unwrap_or(LARGEST_CACHE),
+        #[cfg(feature = "cpu")]
+        "cpu" => swiglu::cpu::limits::last_level_cache(),
         _ => LARGEST_CACHE,
     }
 }

@@ -9,8 +9,93 @@ pub struct Limits {
     pub gigaflops: Option<f64>,
 }
 
-/// The limits of a platform, and a line that says how they were come by, or why there are none.
-pub fn measure(platform: &str) -> (Limits, String) {
-    let note = format!("none: nothing here measures those of {platform}");
-    (Limits::default(), note)
+impl Limits {
+    /// What this platform can do, where something here measures it.
+    pub fn measure(platform: &str) -> Self {
+        match platform {
+            #[cfg(feature = "cpu")]
+            "cpu" => cpu(),
+            _ => Self::default(),
+        }
+    }
+
+    /// The larger of two measurements: what slows a machine down for a while lowers no limit.
+    #[must_use]
+    pub fn or_better(self, other: Self) -> Self {
+        let larger = |a: Option<f64>, b: Option<f64>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        };
+        Self {
+            read: larger(self.read, other.read),
+            read_and_write: larger(self.read_and_write, other.read_and_write),
+            gigaflops: larger(self.gigaflops, other.gigaflops),
+        }
+    }
+
+    /// The limits on one line, or why there are none.
+    pub fn describe(&self, platform: &str) -> String {
+        let known = [
+            (self.read, "GB/s read from memory"),
+            (self.read_and_write, "GB/s read and written 2:1"),
+            (self.gigaflops, "GFLOP/s multiplied and added in f32"),
+        ];
+        let known: Vec<_> = known
+            .into_iter()
+            .filter_map(|(limit, what)| Some(format!("{:.1} {what}", limit?)))
+            .collect();
+        if known.is_empty() {
+            return format!("not known: nothing here measures those of {platform}");
+        }
+        format!("{}, before or after, whichever is more", known.join(", "))
+    }
+}
+
+#[cfg(feature = "cpu")]
+fn cpu() -> Limits {
+    use swiglu::cpu::limits::{Pattern, Traffic, last_level_cache, multiply_add_rate};
+
+    const PASSES: usize = 7;
+    const OPERATIONS: usize = 4_000_000_000;
+    let bytes = (8 * last_level_cache()).max(256 << 20);
+    let rate = |pattern| Some(Traffic::new(pattern, bytes).rate(PASSES) / 1e9);
+    Limits {
+        read: rate(Pattern::Read),
+        read_and_write: rate(Pattern::TwoReadsOneStream),
+        gigaflops: Some(multiply_add_rate(OPERATIONS) / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_better_of_two_measurements_counts() {
+        let a = Limits {
+            read: Some(20.0),
+            read_and_write: None,
+            gigaflops: Some(90.0),
+        };
+        let b = Limits {
+            read: Some(10.0),
+            read_and_write: Some(30.0),
+            gigaflops: Some(100.0),
+        };
+        let both = Limits {
+            read: Some(20.0),
+            read_and_write: Some(30.0),
+            gigaflops: Some(100.0),
+        };
+        assert_eq!(a.or_better(b), both);
+        assert_eq!(b.or_better(a), both);
+        let text = a.describe("cpu");
+        assert!(
+            text.starts_with("20.0 GB/s read") && !text.contains("2:1"),
+            "{text}"
+        );
+        let none = Limits::measure("abacus");
+        assert_eq!(none, Limits::default());
+        assert!(none.describe("abacus").contains("abacus"));
+    }
 }

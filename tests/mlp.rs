@@ -1,0 +1,154 @@
+//! The MLP on every platform of this build, with bf16 and with FP8 activations, against the scalar
+//! reference.
+#![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
+
+use std::sync::Arc;
+
+use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
+use swiglu::mlp::{ActivationQuant, Checkpoint, MlpConfig, ModelConfig, Shard, SharedExpert};
+use swiglu::{AnyBackend, AnyMlp, DType, bf16};
+
+mod common;
+use common::platforms;
+
+/// As the demo's: without a quantisation, or with another, the error is ten times as large.
+const TOLERANCE: f64 = 3e-3;
+
+fn form(hidden: usize, intermediate: usize, block: usize, scales: DType) -> SyntheticConfig {
+    SyntheticConfig {
+        hidden,
+        intermediate,
+        block,
+        scales,
+        ..SyntheticConfig::flash(11)
+    }
+}
+
+/// Whole blocks, partial blocks, V4.1's blocks.
+fn forms() -> [SyntheticConfig; 4] {
+    [
+        form(256, 128, 128, DType::E8M0),
+        form(200, 136, 128, DType::F32),
+        form(160, 96, 32, DType::E8M0),
+        form(75, 147, 32, DType::F32),
+    ]
+}
+
+const MODES: [ActivationQuant; 2] = [ActivationQuant::None, ActivationQuant::Fp8Block];
+
+fn with(form: &SyntheticConfig, test: impl Fn(&MlpConfig, &SharedExpert<'_>)) {
+    let folder = tempfile::tempdir().unwrap();
+    write_checkpoint(folder.path(), form).unwrap();
+    let model = ModelConfig::from_file(&folder.path().join("config.json")).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    for activation_quant in MODES {
+        let config = MlpConfig {
+            activation_quant,
+            ..model.mlp_config(&form.prefix())
+        };
+        test(&config, &SharedExpert::load(&checkpoint, &config).unwrap());
+    }
+}
+
+fn run(mlp: &mut dyn AnyMlp, x: &[bf16]) -> Vec<bf16> {
+    mlp.write_input(x).unwrap();
+    mlp.run().unwrap();
+    mlp.read_output().unwrap()
+}
+
+/// ‖got - expected‖ / ‖expected‖.
+fn error(got: &[bf16], expected: &[bf16]) -> f64 {
+    let square = |x: f64| x * x;
+    let pairs = got.iter().zip(expected);
+    let off: f64 = pairs.map(|(g, e)| square(g.to_f64() - e.to_f64())).sum();
+    let norm: f64 = expected.iter().map(|e| square(e.to_f64())).sum();
+    (off / norm).sqrt()
+}
+
+#[test]
+fn every_platform_gives_what_the_reference_gives() {
+    let platforms = platforms();
+    for form in forms() {
+        with(&form, |config, expert| {
+            let load = |backend: &Arc<dyn AnyBackend>| {
+                Arc::clone(backend).load_mlp(config, expert).unwrap()
+            };
+            let reference = platforms.iter().find(|(name, _)| name == "reference");
+            let mut reference = load(&reference.unwrap().1);
+            for (_, backend) in platforms.iter().filter(|(name, _)| name != "reference") {
+                let mut mlp = load(backend);
+                for tokens in [1, 5, 8, 64, 3] {
+                    let x = synthetic_input(tokens, form.hidden, 3);
+                    let off = error(&run(&mut *mlp, &x), &run(&mut *reference, &x));
+                    let what = (backend.platform(), config.activation_quant, tokens);
+                    assert!(off <= TOLERANCE, "{what:?} {form:?}: {off:.1e}");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn nan_stays_in_its_row_on_every_platform() {
+    for (_, backend) in platforms() {
+        for form in forms() {
+            with(&form, |config, expert| {
+                let mut mlp = Arc::clone(&backend).load_mlp(config, expert).unwrap();
+                let mut x = synthetic_input(8, form.hidden, 3);
+                let clean = run(&mut *mlp, &x);
+                x[2 * form.hidden + form.hidden / 2] = bf16::NAN;
+                let y = run(&mut *mlp, &x);
+                let rows = y.chunks(form.hidden).zip(clean.chunks(form.hidden));
+                for (row, (y, clean)) in rows.enumerate() {
+                    let what = (backend.platform(), config.activation_quant, row);
+                    match row {
+                        2 => assert!(y.iter().all(|v| v.is_nan()), "{what:?} {form:?}"),
+                        _ => assert_eq!(y, clean, "{what:?} {form:?}"),
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// The ranks' activations side by side are the unsplit ones, bit for bit.
+#[test]
+fn shards_are_cut_where_no_group_is() {
+    for (_, backend) in platforms() {
+        for (form, world) in [
+            (form(200, 300, 128, DType::E8M0), 3),
+            (form(75, 147, 32, DType::F32), 2),
+        ] {
+            with(&form, |config, expert| {
+                let x = synthetic_input(5, form.hidden, 3);
+                let act = |shard| {
+                    let config = MlpConfig {
+                        shard,
+                        reduce_results: false,
+                        ..config.clone()
+                    };
+                    let mut mlp = Arc::clone(&backend).load_mlp(&config, expert).unwrap();
+                    mlp.write_input(&x).unwrap();
+                    mlp.stages().unwrap().1
+                };
+                let whole = act(Shard::WHOLE);
+                let mut rows = vec![Vec::<bf16>::new(); 5];
+                for rank in 0..world {
+                    let part = act(Shard {
+                        rank,
+                        world,
+                        disable_tp: false,
+                    });
+                    let width = part.len() / 5;
+                    rows.iter_mut()
+                        .zip(part.chunks(width))
+                        .for_each(|(row, p)| row.extend(p));
+                }
+                for (row, whole) in rows.iter().zip(whole.chunks(form.intermediate)) {
+                    let what = (backend.platform(), config.activation_quant);
+                    assert_eq!(row[..form.intermediate], *whole, "{what:?} {form:?}");
+                }
+            });
+        }
+    }
+}
