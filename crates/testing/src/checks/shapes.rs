@@ -44,6 +44,8 @@ pub fn shapes_and_strides<B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure> {
     ];
     let most = h.expectations.size.pick(1 << 18, usize::MAX);
     let shapes = D.into_iter().flat_map(|d| T.map(|t| (t, d)));
+    // And several rows that are longer than what one task or workgroup takes.
+    let shapes = shapes.chain([(3, 40_001)]);
     for (rows, d) in shapes.filter(|(t, d)| t * d <= most) {
         let tight = ActLayouts::contiguous(rows, d);
         compare_rows::<bf16, B>(h, &deepseek, rows, d, tight)?;
