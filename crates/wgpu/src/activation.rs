@@ -8,7 +8,7 @@ use swiglu_core::{
 
 use crate::device::{Device, INVOCATIONS};
 use crate::kernels::Kernels;
-use crate::shaders::ActivationKind;
+use crate::shaders::{ActivationKind, VECTOR_WORKGROUP};
 use crate::window::{Columns, bind, stride, workgroups};
 use crate::{Buffer, Result};
 
@@ -17,6 +17,7 @@ use crate::{Buffer, Result};
 #[repr(C)]
 pub(crate) struct Call {
     pub(crate) units: u32,
+    pub(crate) columns_log2: u32,
     pub(crate) row_units: u32,
     pub(crate) rows: u32,
     pub(crate) d: u32,
@@ -26,17 +27,22 @@ pub(crate) struct Call {
     pub(crate) in_step: u32,
     pub(crate) out_offset: u32,
     pub(crate) out_stride: u32,
-    pub(crate) function: u32,
-    pub(crate) clamp_place: u32,
-    pub(crate) eager: u32,
-    pub(crate) limit: f32,
-    pub(crate) parameter: f32,
-    pub(crate) alpha_high: f32,
-    pub(crate) alpha_low: f32,
-    pub(crate) up_bound: f32,
-    pub(crate) up_add: f32,
+    pub(crate) op: Op,
     pub(crate) gate_guard: u32,
     pub(crate) quant: Quant,
+}
+
+/// The struct of the same name in operation.wgsl, field by field.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Op {
+    function: u32,
+    clamp_place: u32,
+    eager: u32,
+    limit: f32,
+    parameter: f32,
+    up_bound: f32,
+    up_add: f32,
 }
 
 /// The struct of the same name in activation.wgsl, field by field.
@@ -54,11 +60,14 @@ pub(crate) struct Quant {
     pub(crate) batch_rows: u32,
     pub(crate) has_route: u32,
     pub(crate) has_hits: u32,
-    pub(crate) vectors: u32,
+    pub(crate) path: u32,
 }
 
 /// The shaders' number for silu.
 const SILU: u32 = 0;
+
+/// The slopes that the native kernels take: their product with a gate must not leave f32.
+const NATIVE_ALPHAS: std::ops::RangeInclusive<f32> = 1e-4..=1e4;
 
 /// The largest |alpha · gate| for which exp(-|alpha · gate|) is far from subnormal.
 const QUICK_RANGE: f32 = 80.0;
@@ -84,47 +93,70 @@ fn gate_guard(alpha: f32, dtype: DType) -> u32 {
     }
 }
 
+impl Op {
+    pub(crate) fn of(op: &GatedActivation) -> Self {
+        let (clamp_place, limit) = match op.clamp() {
+            Clamp::None => (0, f32::MAX),
+            Clamp::Before(limit) => (1, limit.get()),
+            Clamp::After(limit) => (2, limit.get()),
+        };
+        let (function, parameter, up_bound) = match op.function() {
+            Function::Silu { alpha } => (SILU, alpha, 0.0),
+            Function::Gelu => (1, 0.0, 0.0),
+            Function::GeluTanh => (2, 0.0, 0.0),
+            Function::FatRelu { threshold } => (3, threshold, 0.0),
+            Function::Situ { beta, up_bound } => match up_bound {
+                None => (4, beta, 0.0),
+                Some(bound) => (5, beta, bound),
+            },
+        };
+        Self {
+            function,
+            clamp_place,
+            eager: u32::from(op.rounding() == Rounding::Eager),
+            limit,
+            parameter,
+            up_bound,
+            up_add: op.up_offset(),
+        }
+    }
+}
+
 impl Call {
     /// What the operation sets.
     pub(crate) fn of(op: &GatedActivation, dtype: DType) -> Self {
-        let mut call = Self {
+        Self {
             in_step: match op.layout() {
                 Layout::Concatenated => 1,
                 Layout::Interleaved => 2,
             },
-            eager: u32::from(op.rounding() == Rounding::Eager),
-            up_add: op.up_offset(),
+            gate_guard: match op.function() {
+                Function::Silu { alpha } => gate_guard(alpha, dtype),
+                _ => 0,
+            },
+            op: Op::of(op),
             ..Self::default()
-        };
-        (call.clamp_place, call.limit) = match op.clamp() {
-            Clamp::None => (0, 0.0),
-            Clamp::Before(limit) => (1, limit.get()),
-            Clamp::After(limit) => (2, limit.get()),
-        };
-        (call.function, call.parameter) = match op.function() {
-            Function::Silu { alpha } => (SILU, alpha),
-            Function::Gelu => (1, 0.0),
-            Function::GeluTanh => (2, 0.0),
-            Function::FatRelu { threshold } => (3, threshold),
-            Function::Situ {
-                beta,
-                up_bound: None,
-            } => (4, beta),
-            Function::Situ {
-                beta,
-                up_bound: Some(bound),
-            } => {
-                call.up_bound = bound;
-                (5, beta)
-            }
-        };
-        if let Function::Silu { alpha } = op.function() {
-            call.alpha_high = f32::from_bits(alpha.to_bits() & 0xffff_f000);
-            call.alpha_low = alpha - call.alpha_high;
-            call.gate_guard = gate_guard(alpha, dtype);
         }
-        call
     }
+
+    /// Whether the native kernels compute this.
+    pub(crate) fn is_native(&self, dtype: DType) -> bool {
+        dtype.size() == 2
+            && self.in_step == 1
+            && self.op.function == SILU
+            && self.op.clamp_place != 2
+            && self.op.eager == 0
+            && NATIVE_ALPHAS.contains(&self.op.parameter)
+    }
+}
+
+/// How a workgroup's invocations are laid over rows of so many vectors: the logarithm of those that
+/// are side by side. At least 32 are, if there are as many, for whole lines of memory.
+fn columns_log2(row_vectors: u32) -> u32 {
+    let padded = |log2: &u32| row_vectors.next_multiple_of(1 << log2);
+    let least = row_vectors.next_power_of_two().ilog2().min(5);
+    let sizes = (least..=VECTOR_WORKGROUP.ilog2()).rev();
+    sizes.min_by_key(padded).unwrap_or(0)
 }
 
 /// The three matrices of a call, in the part of each row that is being computed.
@@ -255,17 +287,45 @@ fn dispatch(
         (false, _) => call.d / 2 + 1,
     };
     call.units = int(u64::from(call.row_units) * u64::from(call.rows))?;
-    let (x, y) = workgroups(device, call.units.div_ceil(INVOCATIONS));
+    let groups = if aligned {
+        call.columns_log2 = columns_log2(call.row_units);
+        let (x, per_group) = (
+            1 << call.columns_log2,
+            VECTOR_WORKGROUP >> call.columns_log2,
+        );
+        let (y, z) = workgroups(device, call.rows.div_ceil(per_group));
+        [call.row_units.div_ceil(x), y, z]
+    } else {
+        let (x, y) = workgroups(device, call.units.div_ceil(INVOCATIONS));
+        [x, y, 1]
+    };
     let bindings = [gate.binding(), up.binding(), output.binding()];
     let bind_group = bind(device, &kernels.activation_layout, bindings);
-    let kind = match (aligned, call.function) {
+    let kind = match (aligned, call.op.function) {
         (false, _) => ActivationKind::Words,
+        _ if kernels.native && call.is_native(dtype) => ActivationKind::NativeSilu,
         (true, SILU) => ActivationKind::SiluVectors,
         (true, _) => ActivationKind::Vectors,
     };
     pass.set_pipeline(kernels.activation(dtype, kind)?);
     pass.set_bind_group(0, &bind_group, &[]);
     pass.set_immediates(0, bytemuck::bytes_of(&call));
-    pass.dispatch_workgroups(x, y, 1);
+    pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_fill_their_workgroups() {
+        for (row_vectors, log2) in [(1, 0), (2, 1), (3, 2), (33, 6), (96, 5), (128, 7)] {
+            assert_eq!(columns_log2(row_vectors), log2, "{row_vectors}");
+        }
+        // V4-Flash, V4.1-Flash and V4-Pro in 16 bits: no invocation is idle.
+        for row_vectors in [256_u32, 288, 384] {
+            assert!(row_vectors.is_multiple_of(1 << columns_log2(row_vectors)));
+        }
+    }
 }

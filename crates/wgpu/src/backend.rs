@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::error::PLATFORM;
 use crate::kernels::Kernels;
 use crate::quant::{self, QuantCall};
-use crate::shaders::Tier;
+use crate::shaders::{TWO_BUFFERS, Tier};
 use crate::weight::Weight;
 use crate::{Buffer, Builder, Result, activation, matmul, self_test};
 
@@ -59,6 +59,7 @@ impl WgpuBackend {
         let best = Tier {
             subgroups: refusal.is_none(),
             e4m3_as_f16: true,
+            two_buffers: device.workgroup_storage() >= TWO_BUFFERS,
         };
         let mut backend = Self {
             kernels: Kernels::new(&device, best)?,
@@ -72,12 +73,24 @@ impl WgpuBackend {
             let plain = Tier {
                 subgroups: false,
                 e4m3_as_f16: false,
+                two_buffers: best.two_buffers,
             };
             backend.kernels = Kernels::new(&backend.device, plain)?;
             backend.tier = format!("plain kernels: {error}");
             self_test::run(&backend)?;
         }
+        self_test::cooperative(&backend)?;
+        if let Err(error) = self_test::native(&backend) {
+            backend.kernels.native = false;
+            backend.tier = format!("{}; exp2 of our own: {error}", backend.tier);
+        }
         Ok(backend)
+    }
+
+    /// With more said of what was taken.
+    pub(crate) fn with_note(mut self, note: &str) -> Self {
+        self.tier = format!("{}; {note}", self.tier);
+        self
     }
 
     /// Records the operation into the caller's pass, on this backend's device; nothing is
@@ -288,9 +301,12 @@ impl ActAndMulQuant for WgpuBackend {
         let Some(kernels) = &self.kernels.quant else {
             return Err(self.no_quant(quant, input.dtype));
         };
+        let native = self.kernels.native;
         let call = QuantCall::fused(op, quant, &input, &options);
         let device = &self.device;
-        Ok(device.record(|pass| call.record(device, kernels, pass, &input, &output.as_ref()))?)
+        Ok(device.record(|pass| {
+            call.record(device, (kernels, native), pass, &input, &output.as_ref())
+        })?)
     }
 
     fn quantise(
@@ -303,9 +319,12 @@ impl ActAndMulQuant for WgpuBackend {
         let Some(kernels) = &self.kernels.quant else {
             return Err(self.no_quant(quant, input.dtype));
         };
+        let native = self.kernels.native;
         let call = QuantCall::plain(quant, &input);
         let device = &self.device;
-        Ok(device.record(|pass| call.record(device, kernels, pass, &input, &output.as_ref()))?)
+        Ok(device.record(|pass| {
+            call.record(device, (kernels, native), pass, &input, &output.as_ref())
+        })?)
     }
 
     fn dequantise(

@@ -1,5 +1,6 @@
 use crate::adapter::{ranked, reasons, software_allowed_by_environment};
 use crate::device::{Device, required_features};
+use crate::shaders::{COOPERATIVE_STORAGE, LANES};
 use crate::{Result, WgpuBackend, WgpuError};
 
 /// How a [`WgpuBackend`] with a device of its own is made.
@@ -10,6 +11,49 @@ pub struct Builder {
     limits: Option<wgpu::Limits>,
     features: wgpu::Features,
     subgroups: bool,
+    cooperative: bool,
+}
+
+const COOPERATIVE_FEATURES: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
+/// Whether the tiles on cooperative matrices can be tried.
+///
+/// # Errors
+/// Why not.
+fn cooperative_matrices_fit(
+    adapter: &wgpu::Adapter,
+    limits: &wgpu::Limits,
+) -> std::result::Result<(), String> {
+    if !adapter.features().contains(COOPERATIVE_FEATURES) {
+        return Err("the adapter has none".to_owned());
+    }
+    let fits = |p: &wgpu::CooperativeMatrixProperties| {
+        let types = (p.ab_type, p.cr_type);
+        (p.m_size, p.n_size, p.k_size) == (16, 16, 16)
+            && types
+                == (
+                    wgpu::CooperativeScalarType::F16,
+                    wgpu::CooperativeScalarType::F32,
+                )
+    };
+    if !adapter.cooperative_matrix_properties().iter().any(fits) {
+        return Err("none of 16 by 16 by 16 from f16 to f32".to_owned());
+    }
+    let info = adapter.get_info();
+    let (least, most) = (info.subgroup_min_size, info.subgroup_max_size);
+    if (least, most) != (LANES, LANES) {
+        return Err(format!(
+            "subgroups have {least} to {most} lanes, not {LANES}"
+        ));
+    }
+    let storage = limits.max_compute_workgroup_storage_size;
+    if storage < COOPERATIVE_STORAGE {
+        return Err(format!(
+            "workgroups have {storage} bytes, not {COOPERATIVE_STORAGE}"
+        ));
+    }
+    Ok(())
 }
 
 impl Default for Builder {
@@ -20,6 +64,7 @@ impl Default for Builder {
             limits: None,
             features: wgpu::Features::empty(),
             subgroups: true,
+            cooperative: true,
         }
     }
 }
@@ -62,6 +107,14 @@ impl Builder {
         self
     }
 
+    /// Whether f16 may be multiplied on cooperative matrices where the adapter has them, which is
+    /// the default. wgpu calls them experimental.
+    #[must_use]
+    pub const fn cooperative_matrices(mut self, cooperative: bool) -> Self {
+        self.cooperative = cooperative;
+        self
+    }
+
     /// Opens the first adapter that will do and builds its pipelines.
     ///
     /// # Errors
@@ -82,7 +135,7 @@ impl Builder {
             }
             if report.rejection.is_none() {
                 match self.open(&adapter) {
-                    Ok(device) => return WgpuBackend::on(device, self.subgroups),
+                    Ok(backend) => return Ok(backend),
                     Err(error) => report.rejection = Some(error.to_string()),
                 }
             }
@@ -91,12 +144,45 @@ impl Builder {
         Err(WgpuError::NoAdapter(reasons(&reports)))
     }
 
-    fn open(&self, adapter: &wgpu::Adapter) -> Result<Device> {
-        let wanted = self.features | wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+    /// With cooperative matrices, if they work: a driver that fails to compile for them may take
+    /// its device along, and then another is opened.
+    fn open(&self, adapter: &wgpu::Adapter) -> Result<WgpuBackend> {
+        let limits = self.limits.clone().unwrap_or_else(|| adapter.limits());
+        let refusal = match cooperative_matrices_fit(adapter, &limits) {
+            _ if !self.cooperative => "not asked for".to_owned(),
+            Err(reason) => reason,
+            Ok(()) => {
+                let device = self.device(adapter, limits.clone(), true)?;
+                match WgpuBackend::on(device, self.subgroups) {
+                    Ok(backend) => return Ok(backend.with_note("cooperative matrices")),
+                    Err(error) => error.to_string(),
+                }
+            }
+        };
+        let device = self.device(adapter, limits, false)?;
+        let backend = WgpuBackend::on(device, self.subgroups)?;
+        Ok(backend.with_note(&format!("no cooperative matrices: {refusal}")))
+    }
+
+    fn device(
+        &self,
+        adapter: &wgpu::Adapter,
+        limits: wgpu::Limits,
+        cooperative: bool,
+    ) -> Result<Device> {
+        let mut wanted = self.features | wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if cooperative {
+            wanted |= COOPERATIVE_FEATURES;
+            // SAFETY: wgpu asks to be told of bugs in what it calls experimental, and so it will
+            // be. One shader uses it, which no caller chooses, and its results are tested.
+            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("swiglu"),
             required_features: required_features() | (wanted & adapter.features()),
-            required_limits: self.limits.clone().unwrap_or_else(|| adapter.limits()),
+            required_limits: limits,
+            experimental_features: experimental,
             ..Default::default()
         };
         let requested = pollster::block_on(adapter.request_device(&descriptor));
@@ -104,6 +190,6 @@ impl Builder {
             adapter: adapter.get_info().name,
             reason: error.to_string(),
         })?;
-        Device::own(device, queue)
+        Device::own(device, queue, cooperative)
     }
 }

@@ -36,13 +36,18 @@ pub struct Device {
     limits: wgpu::Limits,
     lost: Arc<OnceLock<String>>,
     uncaptured: Arc<Mutex<Option<String>>>,
+    cooperative: bool,
     pub(crate) pending: Mutex<Pending>,
 }
 
 impl Device {
     /// A device of this crate's own: its loss and its stray errors are heard here.
-    pub(crate) fn own(raw: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
-        let device = Self::callers(raw, queue)?;
+    ///
+    /// `cooperative` says that its subgroups multiply matrices of f16, 16 by 16 by 16, to sums in
+    /// f32, which only an adapter tells.
+    pub(crate) fn own(raw: wgpu::Device, queue: wgpu::Queue, cooperative: bool) -> Result<Self> {
+        let mut device = Self::callers(raw, queue)?;
+        device.cooperative = cooperative;
         let lost = Arc::clone(&device.lost);
         device.raw.set_device_lost_callback(move |reason, message| {
             // The first reason is the one that counts.
@@ -98,6 +103,7 @@ impl Device {
             queue,
             lost: Arc::default(),
             uncaptured: Arc::default(),
+            cooperative: false,
             pending: Mutex::default(),
         })
     }
@@ -136,6 +142,16 @@ impl Device {
     /// Storage buffers that one kernel can have.
     pub(crate) fn storage_buffers(&self) -> u32 {
         self.limits.max_storage_buffers_per_shader_stage
+    }
+
+    /// Bytes of memory that a workgroup can have.
+    pub(crate) fn workgroup_storage(&self) -> u32 {
+        self.limits.max_compute_workgroup_storage_size
+    }
+
+    /// Whether matrices of f16 can be multiplied by a subgroup.
+    pub(crate) fn has_cooperative_matrices(&self) -> bool {
+        self.cooperative
     }
 
     pub(crate) fn workgroups_per_dimension(&self) -> u32 {
@@ -185,13 +201,13 @@ impl Device {
         }
     }
 
-    /// Lets wgpu do what is due; waits, if asked to.
-    pub(crate) fn poll(&self, how: wgpu::PollType) -> Result<()> {
+    /// Lets wgpu do what is due; waits, if asked to. Whether all that was submitted is done.
+    pub(crate) fn poll(&self, how: wgpu::PollType) -> Result<bool> {
         // wgpu panics in poll where the device was lost in it.
         let polled = catch_unwind(AssertUnwindSafe(|| self.raw.poll(how)));
         self.check()?;
         match polled {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(status)) => Ok(status.is_queue_empty()),
             Ok(Err(error)) => Err(WgpuError::failed("waiting for the device", error)),
             Err(_) => Err(WgpuError::Lost("wgpu gave up waiting for it".to_owned())),
         }

@@ -11,8 +11,10 @@ use crate::{Result, WgpuError};
 pub(crate) struct Kernels {
     /// Two inputs, then an output.
     pub(crate) activation_layout: wgpu::BindGroupLayout,
-    /// By compute type and kind.
+    /// By [`shaders::activation_kinds`].
     activation: Vec<wgpu::ComputePipeline>,
+    /// Whether the device's own exp2 and division will do for 16-bit activations.
+    pub(crate) native: bool,
     /// None where a device has too few storage buffers.
     pub(crate) quant: Option<QuantKernels>,
     /// Three inputs, then an output.
@@ -21,6 +23,8 @@ pub(crate) struct Kernels {
     rows: Vec<wgpu::ComputePipeline>,
     /// By weight type and [`shaders::TILE_KINDS`].
     tiles: Vec<wgpu::ComputePipeline>,
+    /// Tiles of f16 by f16 on cooperative matrices, where the device has them.
+    pub(crate) cooperative: Option<wgpu::ComputePipeline>,
 }
 
 /// The pipelines that quantise, and back.
@@ -64,7 +68,12 @@ impl Kernels {
                     unused,
                 }
             });
+            let cooperative = device.has_cooperative_matrices();
+            let cooperative =
+                cooperative.then(|| builder.build(&product_layout, &shaders::cooperative()));
             Self {
+                native: true,
+                cooperative,
                 quant,
                 activation: build(&activation_layout, shaders::activations()),
                 rows: build(&product_layout, shaders::rows(tier)),
@@ -80,10 +89,8 @@ impl Kernels {
         dtype: DType,
         kind: ActivationKind,
     ) -> Result<&wgpu::ComputePipeline> {
-        let kinds = ActivationKind::ALL;
-        place(&DType::COMPUTE, dtype)
-            .zip(place(&kinds, kind))
-            .and_then(|(d, k)| self.activation.get(d * kinds.len() + k))
+        place(&shaders::activation_kinds(), (dtype, kind))
+            .and_then(|at| self.activation.get(at))
             .ok_or_else(|| WgpuError::failed("choosing a kernel", dtype))
     }
 
@@ -221,11 +228,15 @@ impl<'a> PipelineBuilder<'a> {
             source: wgpu::ShaderSource::Wgsl(shader.source.as_str().into()),
         };
         let checks = wgpu::ShaderRuntimeChecks {
+            bounds_checks: !shader.in_bounds,
+            int_div_checks: !shader.in_bounds,
             force_loop_bounding: false,
             ..wgpu::ShaderRuntimeChecks::checked()
         };
-        // SAFETY: of the checks only the counters of loops are off, which keep drivers from
-        // unrolling; every loop of the shaders counts up to a bound and ends.
+        // SAFETY: counters of loops keep drivers from unrolling; every loop of the shaders counts up
+        // to a bound and ends. Of bounds and divisors only products go unchecked: they read rows,
+        // tokens and scales below the numbers in the call, which the host compares with the extents
+        // of the bindings, and divide by sizes of blocks, which are above 0.
         unsafe { self.device.create_shader_module_trusted(descriptor, checks) }
     }
 }

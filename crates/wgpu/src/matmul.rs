@@ -1,11 +1,11 @@
 //! A product as dispatches: which kernel, on which part of the weight and of the tokens.
 
 use bytemuck::{Pod, Zeroable};
-use swiglu_core::{Error, Tensor, TensorMut};
+use swiglu_core::{DType, Error, Tensor, TensorMut};
 
 use crate::device::Device;
 use crate::kernels::Kernels;
-use crate::shaders::{ROWS, TILES, dtype_code};
+use crate::shaders::{COOPERATIVE_DEPTH, COOPERATIVE_TILE, ROWS, TILES, dtype_code, usual_x};
 use crate::weight::{Chunk, Weight};
 use crate::window::{Columns, bind, stride, workgroups};
 use crate::{Buffer, Result};
@@ -28,6 +28,7 @@ struct Call {
     block_cols: u32,
     scale_cols: u32,
     scale_skip: u32,
+    scale_shift: u32,
 }
 
 /// The most tokens that matrix-vector kernels take at a time.
@@ -125,16 +126,36 @@ fn dispatch(
         [call.block_rows, call.block_cols] = scales.block;
         call.scale_cols = scales.cols;
         call.scale_skip = scales.skip;
+        call.scale_shift = scales.shift().unwrap_or(0);
     }
-    let (pipeline, groups) = match kernels.rows(weight.dtype, tokens, aligned) {
-        Some(pipeline) => (pipeline, workgroups(device, call.rows.div_ceil(ROWS))),
-        None => {
-            let large = wants_large_tiles(device, tokens, chunk.rows);
+    // The kernel for one token knows no NaN among codes, and shifts to a vector's scale; it and
+    // large tiles are for x of one type.
+    let scales_fit = chunk.scales.as_ref().is_none_or(|s| s.shift().is_some());
+    let usual = input.dtype == usual_x(weight.dtype);
+    let fitting = if usual && scales_fit && !weight.has_nan_codes {
+        tokens
+    } else {
+        tokens.max(2)
+    };
+    let cooperative = kernels.cooperative.as_ref().filter(|_| {
+        let f16 = (input.dtype, weight.dtype) == (DType::F16, DType::F16);
+        let whole_words = output.dtype == DType::F32
+            || [call.y_offset, call.y_stride]
+                .iter()
+                .all(|n| n.is_multiple_of(2));
+        let full = call.tokens.min(call.rows) >= COOPERATIVE_TILE
+            && call.k.is_multiple_of(COOPERATIVE_DEPTH)
+            && call.rows.is_multiple_of(2);
+        f16 && aligned && full && whole_words
+    });
+    let tiles = |side: u32| (call.rows.div_ceil(side), call.tokens.div_ceil(side));
+    let (pipeline, groups) = match (kernels.rows(weight.dtype, fitting, aligned), cooperative) {
+        (Some(pipeline), _) => (pipeline, workgroups(device, call.rows.div_ceil(ROWS))),
+        (None, Some(pipeline)) => (pipeline, tiles(COOPERATIVE_TILE)),
+        (None, None) => {
+            let large = usual && wants_large_tiles(device, tokens, chunk.rows);
             let (pipeline, side) = kernels.tiles(weight.dtype, large, aligned)?;
-            (
-                pipeline,
-                (call.rows.div_ceil(side), call.tokens.div_ceil(side)),
-            )
+            (pipeline, tiles(side))
         }
     };
     let scales = chunk.scales.as_ref().map_or(&chunk.data, |s| &s.data);

@@ -138,7 +138,7 @@ impl<'a> QuantCall<'a> {
     pub(crate) fn record(
         &self,
         device: &Device,
-        kernels: &QuantKernels,
+        (kernels, native): (&QuantKernels, bool),
         pass: &mut wgpu::ComputePass<'_>,
         input: &Tensor<'_, Buffer>,
         output: &Quantised<'_, Buffer>,
@@ -189,7 +189,11 @@ impl<'a> QuantCall<'a> {
             call.up_offset = x.offset + int(up)?;
             call.out_offset = y.offset;
             call.quant.first_row = int(row)?;
-            call.quant.vectors = u32::from(self.takes_vectors(&call, input.dtype));
+            call.quant.path = match self.takes_vectors(&call, input.dtype) {
+                false => 0,
+                true if native && call.is_native(input.dtype) => 2,
+                true => 1,
+            };
             let or_input = |b: Option<&'a Buffer>| match b {
                 Some(b) => b.raw().as_entire_buffer_binding(),
                 None => x.binding(),

@@ -1,7 +1,8 @@
 //! What was recorded and waits for its submission, and the copies to and from the host.
 
+use std::hint;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::device::Device;
 use crate::{Buffer, Result, WgpuError};
@@ -11,6 +12,13 @@ const STAGING: usize = 64 << 20;
 
 /// How long to wait for another thread to call back before asking the device again.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long to ask a GPU again and again before sleeping until it is done: to wake up takes longer
+/// than most calls.
+const IMPATIENCE: Duration = Duration::from_millis(2);
+
+/// How long to leave it alone between: the answer is read from the GPU, which slows it.
+const BETWEEN_QUESTIONS: Duration = Duration::from_micros(2);
 
 /// Kernels recorded one after another into one pass; one submission runs them all.
 #[derive(Debug, Default)]
@@ -104,7 +112,24 @@ impl Device {
     /// Submits what was recorded and waits for everything submitted.
     pub(crate) fn wait(&self) -> Result<()> {
         self.flush()?;
-        self.poll(wgpu::PollType::wait_indefinitely())
+        self.wait_for_submitted()
+    }
+
+    fn wait_for_submitted(&self) -> Result<()> {
+        // A software rasteriser needs the processor that asking would take.
+        let asks = self.info().device_type != wgpu::DeviceType::Cpu;
+        let start = Instant::now();
+        while asks && start.elapsed() < IMPATIENCE {
+            if self.poll(wgpu::PollType::Poll)? {
+                return Ok(());
+            }
+            let asked = Instant::now();
+            while asked.elapsed() < BETWEEN_QUESTIONS {
+                hint::spin_loop();
+            }
+        }
+        self.poll(wgpu::PollType::wait_indefinitely())?;
+        Ok(())
     }
 
     /// Copies `data` into the buffer from byte `offset`, a multiple of 4, on, behind what was
@@ -158,7 +183,7 @@ impl Device {
         })?;
         // Another thread's poll may be the one that calls back, and later than ours returns.
         let mapped = loop {
-            self.poll(wgpu::PollType::wait_indefinitely())?;
+            self.wait_for_submitted()?;
             match told.recv_timeout(PATIENCE) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(error) => return Err(WgpuError::failed("mapping", error)),

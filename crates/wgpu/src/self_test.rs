@@ -1,7 +1,8 @@
 //! Whether kernels compute what they should on this device: small cases with known results.
 
 use swiglu_core::{
-    Backend, BlockScales, DType, E4M3, E8M0, GatedActivation, HostWeight, Matmul, Tensor, TensorMut,
+    Backend, BlockScales, DType, E4M3, E8M0, Element, GatedActivation, HostWeight, Matmul, Tensor,
+    TensorMut, bf16, f16, reference,
 };
 
 use crate::device::Device;
@@ -68,6 +69,93 @@ pub(crate) fn run(backend: &WgpuBackend) -> Result<()> {
     let input = [1.0, -2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0_f32];
     let got = backend.act_and_mul_slice(&relu, &input, 4)?;
     expect("the activation", &got, &[5.0, 0.0, 21.0, -32.0])
+}
+
+/// A product of small integers in f16 on cooperative matrices, with tiles that are not full.
+pub(crate) fn cooperative(backend: &WgpuBackend) -> Result<()> {
+    const SHAPE: [usize; 3] = [140, 200, 96];
+    let [tokens, rows, cols] = SHAPE;
+    if !backend.device().has_cooperative_matrices() {
+        return Ok(());
+    }
+    let integers = |n: usize| -> Vec<f16> {
+        let small = |i: usize| f16::from_f32((i * 5 % 7) as f32 - 3.0);
+        (0..n).map(small).collect()
+    };
+    let (x, w) = (integers(tokens * cols), integers(rows * cols));
+    let host = HostWeight::new(rows, cols, DType::F16, bytemuck::cast_slice(&w), None)?;
+    let loaded = backend.load_weight(&[host])?;
+    let mut on_device = backend.alloc(size_of_val(x.as_slice()))?;
+    backend.upload(&mut on_device, bytemuck::cast_slice(&x))?;
+    let mut got = vec![0.0_f32; tokens * rows];
+    let mut y = backend.alloc(size_of_val(got.as_slice()))?;
+    backend.matmul(
+        Tensor::contiguous(&on_device, DType::F16, tokens, cols),
+        &loaded,
+        TensorMut::contiguous(&mut y, DType::F32, tokens, rows),
+    )?;
+    backend.download(&y, bytemuck::cast_slice_mut(&mut got))?;
+    let dot = |x: &[f16], w: &[f16]| -> f32 {
+        let terms = x.iter().zip(w);
+        terms.map(|(a, b)| a.to_f32() * b.to_f32()).sum()
+    };
+    let wanted: Vec<f32> = x
+        .chunks_exact(cols)
+        .flat_map(|x| w.chunks_exact(cols).map(move |w| dot(x, w)))
+        .collect();
+    expect("the product on cooperative matrices", &got, &wanted)
+}
+
+/// Every gate of 16 bits through silu, with and without a limit, is within an ulp of what it should
+/// be, and nearly always right.
+///
+/// # Errors
+/// The first result that is not, or how many are wrong.
+pub(crate) fn native(backend: &WgpuBackend) -> Result<()> {
+    for op in [
+        GatedActivation::silu_and_mul(),
+        GatedActivation::deepseek_v4(),
+    ] {
+        every_gate::<f16>(backend, &op)?;
+        every_gate::<bf16>(backend, &op)?;
+    }
+    Ok(())
+}
+
+fn every_gate<T: Element>(backend: &WgpuBackend, op: &GatedActivation) -> Result<()> {
+    const D: usize = 1 << 16;
+    const UPS: [f32; 7] = [1.0, -0.3, 7.1, 0.011, -1.3, 300.0, -0.0007];
+    let failed = |message| WgpuError::SelfTest {
+        kernel: format!("the native {op} in {}", T::DTYPE),
+        message,
+    };
+    let gates = (0..=u16::MAX).map(|bits| T::from_bits(u32::from(bits)));
+    let ups = UPS.map(|up| T::from_f64(f64::from(up)));
+    let row: Vec<T> = gates.chain(ups.into_iter().cycle().take(D)).collect();
+    let got = backend.act_and_mul_slice(op, &row, D)?;
+    let mut wrong = 0;
+    for ((&gate, &up), &got) in row[..D].iter().zip(&row[D..]).zip(&got) {
+        let want = reference::gated(op, gate, up);
+        if got == want || got.is_nan() && want.is_nan() {
+            continue;
+        }
+        wrong += 1;
+        if got.is_nan() || want.is_nan() || got.ulps_between(want) > 1 {
+            return Err(failed(format!(
+                "of gate {:e} and up {:e} it makes {:e}, not {:e}",
+                gate.to_f32(),
+                up.to_f32(),
+                got.to_f32(),
+                want.to_f32()
+            )));
+        }
+    }
+    if wrong * 1000 > D {
+        return Err(failed(format!(
+            "{wrong} of {D} results are not the nearest"
+        )));
+    }
+    Ok(())
 }
 
 /// Every finite code of E4M3, subnormal ones too, comes out as its value.

@@ -4,8 +4,10 @@ use swiglu_core::DType;
 
 const NUMERIC: &str = include_str!("shaders/numeric.wgsl");
 const ELEMENT: &str = include_str!("shaders/element.wgsl");
+const OPERATION: &str = include_str!("shaders/operation.wgsl");
 const ACTIVATION: &str = include_str!("shaders/activation.wgsl");
 const ACTIVATION_QUICK: &str = include_str!("shaders/activation_quick.wgsl");
+const ACTIVATION_NATIVE: &str = include_str!("shaders/activation_native.wgsl");
 const ACTIVATION_WORDS: &str = include_str!("shaders/activation_words.wgsl");
 const ACTIVATION_VECTORS: &str = include_str!("shaders/activation_vectors.wgsl");
 const QUANT_SCALES: &str = include_str!("shaders/quant_scales.wgsl");
@@ -13,11 +15,14 @@ const QUANT: &str = include_str!("shaders/quant.wgsl");
 const QUANT_ACTIVATION: &str = include_str!("shaders/quant_activation.wgsl");
 const QUANT_PLAIN: &str = include_str!("shaders/quant_plain.wgsl");
 const DEQUANT: &str = include_str!("shaders/dequant.wgsl");
+const PRODUCT_CALL: &str = include_str!("shaders/product_call.wgsl");
 const PRODUCT: &str = include_str!("shaders/product.wgsl");
 const PRODUCT_ROWS: &str = include_str!("shaders/product_rows.wgsl");
+const PRODUCT_ROW: &str = include_str!("shaders/product_row.wgsl");
 const REDUCE_SUBGROUP: &str = include_str!("shaders/reduce_subgroup.wgsl");
 const REDUCE_WORKGROUP: &str = include_str!("shaders/reduce_workgroup.wgsl");
 const PRODUCT_TILES: &str = include_str!("shaders/product_tiles.wgsl");
+const PRODUCT_COOPERATIVE: &str = include_str!("shaders/product_cooperative.wgsl");
 
 /// The types of weights that products read.
 pub(crate) const WEIGHTS: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3];
@@ -34,6 +39,9 @@ pub(crate) const TILES: [u32; 2] = [64, 128];
 /// Elements of a row that a tile takes at a time.
 const TILE_DEPTH: [u32; 2] = [16, 8];
 
+/// Invocations in a workgroup that takes whole vectors.
+pub(crate) const VECTOR_WORKGROUP: u32 = 128;
+
 /// The kernels for activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ActivationKind {
@@ -43,10 +51,23 @@ pub(crate) enum ActivationKind {
     Vectors,
     /// Whole vectors, with silu as the function.
     SiluVectors,
+    /// Whole vectors of 16-bit elements through silu, by the device's own exp2 and division.
+    NativeSilu,
 }
 
-impl ActivationKind {
-    pub(crate) const ALL: [Self; 3] = [Self::Words, Self::Vectors, Self::SiluVectors];
+/// The kernels for activations that there are.
+pub(crate) fn activation_kinds() -> Vec<(DType, ActivationKind)> {
+    let kinds = [
+        ActivationKind::Words,
+        ActivationKind::Vectors,
+        ActivationKind::SiluVectors,
+        ActivationKind::NativeSilu,
+    ];
+    let all = DType::COMPUTE
+        .into_iter()
+        .flat_map(|dtype| kinds.map(|kind| (dtype, kind)));
+    all.filter(|&(dtype, kind)| kind != ActivationKind::NativeSilu || dtype.size() == 2)
+        .collect()
 }
 
 /// One pipeline's text and constants.
@@ -55,6 +76,8 @@ pub(crate) struct Shader {
     pub(crate) source: String,
     pub(crate) entry: &'static str,
     pub(crate) constants: Vec<(&'static str, f64)>,
+    /// Whether every index and divisor follows from what the host has checked.
+    pub(crate) in_bounds: bool,
 }
 
 /// The number that stands for a type in the shaders.
@@ -74,37 +97,46 @@ fn activation_constants(dtype: DType, only_silu: bool) -> Vec<(&'static str, f64
     ]
 }
 
-/// By compute type and [`ActivationKind`].
+/// By [`activation_kinds`].
 pub(crate) fn activations() -> Vec<Shader> {
-    let shader = |dtype, kind| {
+    let vectors = [ACTIVATION_QUICK, ACTIVATION_NATIVE, ACTIVATION_VECTORS].concat();
+    let shader = |(dtype, kind)| {
         let (entry, text) = match kind {
-            ActivationKind::Words => ("activation_words", vec![ACTIVATION_WORDS]),
-            ActivationKind::Vectors | ActivationKind::SiluVectors => (
-                "activation_vectors",
-                vec![ACTIVATION_QUICK, ACTIVATION_VECTORS],
-            ),
+            ActivationKind::Words => ("activation_words", ACTIVATION_WORDS),
+            ActivationKind::Vectors | ActivationKind::SiluVectors => {
+                ("activation_vectors", vectors.as_str())
+            }
+            ActivationKind::NativeSilu => ("activation_native", vectors.as_str()),
         };
-        let only_silu = kind == ActivationKind::SiluVectors;
+        let only_silu = matches!(
+            kind,
+            ActivationKind::SiluVectors | ActivationKind::NativeSilu
+        );
         Shader {
-            source: [NUMERIC, ELEMENT, ACTIVATION].concat() + &text.concat(),
+            source: [NUMERIC, ELEMENT, OPERATION, ACTIVATION, text].concat(),
             entry,
             constants: activation_constants(dtype, only_silu),
+            in_bounds: false,
         }
     };
-    DType::COMPUTE
-        .into_iter()
-        .flat_map(|dtype| ActivationKind::ALL.map(|kind| shader(dtype, kind)))
-        .collect()
+    activation_kinds().into_iter().map(shader).collect()
 }
 
 /// The fused kernels by compute type, then the one that quantises a matrix of any type.
 pub(crate) fn quantisations() -> Vec<Shader> {
     let shader = |dtype, elements: &[&str]| Shader {
-        source: [NUMERIC, ELEMENT, ACTIVATION, QUANT_SCALES, QUANT].concat() + &elements.concat(),
+        source: [NUMERIC, ELEMENT, OPERATION, ACTIVATION, QUANT_SCALES, QUANT].concat()
+            + &elements.concat(),
         entry: "quantise",
         constants: activation_constants(dtype, false),
+        in_bounds: false,
     };
-    let fused = |dtype| shader(dtype, &[ACTIVATION_QUICK, QUANT_ACTIVATION]);
+    let fused = |dtype| {
+        shader(
+            dtype,
+            &[ACTIVATION_QUICK, ACTIVATION_NATIVE, QUANT_ACTIVATION],
+        )
+    };
     let mut all: Vec<_> = DType::COMPUTE.into_iter().map(fused).collect();
     all.push(shader(DType::F32, &[QUANT_PLAIN]));
     all
@@ -113,11 +145,23 @@ pub(crate) fn quantisations() -> Vec<Shader> {
 /// Codes times scales, to any type.
 pub(crate) fn dequantisation() -> Shader {
     Shader {
-        source: [NUMERIC, ELEMENT, ACTIVATION, QUANT_SCALES, DEQUANT].concat(),
+        source: [
+            NUMERIC,
+            ELEMENT,
+            OPERATION,
+            ACTIVATION,
+            QUANT_SCALES,
+            DEQUANT,
+        ]
+        .concat(),
         entry: "dequantise",
         constants: activation_constants(DType::F32, false),
+        in_bounds: false,
     }
 }
+
+/// Bytes of a workgroup's memory that tiles kept twice take.
+pub(crate) const TWO_BUFFERS: u32 = 2 * 2 * 4 * TILES[1] * TILE_DEPTH[1];
 
 /// Which kernels are built, where there is a choice.
 #[derive(Clone, Copy, Debug)]
@@ -126,11 +170,29 @@ pub(crate) struct Tier {
     pub(crate) subgroups: bool,
     /// E4M3 decoded as f16.
     pub(crate) e4m3_as_f16: bool,
+    /// Tiles kept twice in a workgroup's memory, 16 KiB in all.
+    pub(crate) two_buffers: bool,
 }
 
-fn product_constants(weight: DType, aligned: bool, tier: Tier) -> Vec<(&'static str, f64)> {
+/// The type of x that kernels for one token and large tiles are made for.
+pub(crate) fn usual_x(weight: DType) -> DType {
+    match weight {
+        DType::F8E4M3 | DType::E8M0 => DType::BF16,
+        other => other,
+    }
+}
+
+/// The shaders' number for a type that the call tells.
+const ANY: u32 = 255;
+
+fn product_constants(
+    (weight, x): (DType, Option<DType>),
+    aligned: bool,
+    tier: Tier,
+) -> Vec<(&'static str, f64)> {
     let flag = |on| f64::from(u8::from(on));
     vec![
+        ("X_DTYPE", f64::from(x.map_or(ANY, dtype_code))),
         ("DTYPE", f64::from(dtype_code(weight))),
         ("QUADS", (4 / weight.size()) as f64),
         ("ALIGNED", flag(aligned)),
@@ -151,13 +213,21 @@ pub(crate) fn rows(tier: Tier) -> Vec<Shader> {
     } else {
         REDUCE_WORKGROUP
     };
-    let shader = |weight, (tokens, aligned)| Shader {
-        source: format!(
-            "const TOKENS: u32 = {tokens}u;\nconst LANES: u32 = {LANES}u;\n\
-             const ROWS: u32 = {ROWS}u;\n{NUMERIC}{ELEMENT}{PRODUCT}{reduce}{PRODUCT_ROWS}"
-        ),
-        entry: "product_rows",
-        constants: product_constants(weight, aligned, tier),
+    let shader = |weight, (tokens, aligned)| {
+        let (entry, text, x) = if tokens == 1 {
+            ("product_row", PRODUCT_ROW, Some(usual_x(weight)))
+        } else {
+            ("product_rows", PRODUCT_ROWS, None)
+        };
+        Shader {
+            source: format!(
+                "const LANES: u32 = {LANES}u;\nconst ROWS: u32 = {ROWS}u;\n\
+                 {NUMERIC}{ELEMENT}{PRODUCT_CALL}{PRODUCT}{reduce}{text}"
+            ),
+            entry,
+            constants: product_constants((weight, x), aligned, tier),
+            in_bounds: true,
+        }
     };
     WEIGHTS
         .into_iter()
@@ -169,12 +239,19 @@ pub(crate) fn rows(tier: Tier) -> Vec<Shader> {
 pub(crate) fn tiles(tier: Tier) -> Vec<Shader> {
     let shader = |weight, (size, aligned): (usize, bool)| Shader {
         source: format!(
-            "const TILE: u32 = {}u;\nconst DEPTH: u32 = {}u;\n\
-             {NUMERIC}{ELEMENT}{PRODUCT}{PRODUCT_TILES}",
-            TILES[size], TILE_DEPTH[size]
+            "const TILE: u32 = {}u;\nconst DEPTH: u32 = {}u;\nconst BUFFERS: u32 = {}u;\n\
+             {NUMERIC}{ELEMENT}{PRODUCT_CALL}{PRODUCT}{PRODUCT_TILES}",
+            TILES[size],
+            TILE_DEPTH[size],
+            1 + u32::from(tier.two_buffers)
         ),
         entry: "product_tiles",
-        constants: product_constants(weight, aligned, tier),
+        constants: product_constants(
+            (weight, (size == 1).then_some(usual_x(weight))),
+            aligned,
+            tier,
+        ),
+        in_bounds: true,
     };
     WEIGHTS
         .into_iter()
@@ -182,9 +259,36 @@ pub(crate) fn tiles(tier: Tier) -> Vec<Shader> {
         .collect()
 }
 
+/// The tiles of f16 by f16 on cooperative matrices.
+pub(crate) fn cooperative() -> Shader {
+    Shader {
+        source: [
+            "enable f16;\nenable wgpu_cooperative_matrix;\n",
+            NUMERIC,
+            ELEMENT,
+            PRODUCT_CALL,
+            PRODUCT_COOPERATIVE,
+        ]
+        .concat(),
+        entry: "product_cooperative",
+        constants: vec![("DTYPE", f64::from(dtype_code(DType::F16)))],
+        in_bounds: true,
+    }
+}
+
+/// The side of its tiles.
+pub(crate) const COOPERATIVE_TILE: u32 = 128;
+
+/// Elements of a row that it takes at a time.
+pub(crate) const COOPERATIVE_DEPTH: u32 = 32;
+
+/// Bytes of a workgroup's memory that it takes.
+pub(crate) const COOPERATIVE_STORAGE: u32 = 2 * COOPERATIVE_TILE * 10 * 8 + 4 * 16 * 16 * 4;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use naga::front::wgsl::{Frontend, Options};
     use naga::valid::{
         Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator,
     };
@@ -194,27 +298,33 @@ mod tests {
         let tier = |on| Tier {
             subgroups: on,
             e4m3_as_f16: on,
+            two_buffers: on,
         };
         let both = [false, true].map(tier);
         let all = [
             activations(),
             quantisations(),
-            vec![dequantisation()],
+            vec![dequantisation(), cooperative()],
             both.map(rows).concat(),
             both.map(tiles).concat(),
         ]
         .concat();
-        assert_eq!(all.len(), 9 + 5 + 2 * 4 * (3 + 3));
+        assert_eq!(all.len(), 11 + 5 + 1 + 2 * 4 * (3 + 3));
         for shader in all {
-            let module = naga::front::wgsl::parse_str(&shader.source).unwrap_or_else(|e| {
+            let mut capabilities = Capabilities::IMMEDIATES
+                | Capabilities::SUBGROUP
+                | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+            if shader.entry == "product_cooperative" {
+                capabilities |= Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16;
+            }
+            let mut frontend = Frontend::new_with_options(Options {
+                parse_doc_comments: false,
+                capabilities,
+            });
+            let module = frontend.parse(&shader.source).unwrap_or_else(|e| {
                 panic!("{}: {}", shader.entry, e.emit_to_string(&shader.source))
             });
-            let mut validator = Validator::new(
-                ValidationFlags::all(),
-                Capabilities::IMMEDIATES
-                    | Capabilities::SUBGROUP
-                    | Capabilities::SHADER_FLOAT16_IN_FLOAT32,
-            );
+            let mut validator = Validator::new(ValidationFlags::all(), capabilities);
             validator
                 .subgroup_stages(ShaderStages::COMPUTE)
                 .subgroup_operations(SubgroupOperationSet::all());

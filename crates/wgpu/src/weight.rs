@@ -20,6 +20,8 @@ pub struct Weight {
     pub(crate) dtype: DType,
     pub(crate) bytes: usize,
     pub(crate) row_vectors: u32,
+    /// Whether a code of E4M3 is NaN.
+    pub(crate) has_nan_codes: bool,
     pub(crate) chunks: Vec<Chunk>,
 }
 
@@ -39,6 +41,17 @@ pub(crate) struct Scales {
     pub(crate) cols: u32,
     /// Rows of the first block that lie before the chunk.
     pub(crate) skip: u32,
+}
+
+impl Scales {
+    /// The logarithm of the vectors of a row that share a scale, if that is a power of two.
+    pub(crate) fn shift(&self) -> Option<u32> {
+        if self.cols == 1 {
+            return Some(u32::BITS - 1);
+        }
+        let vectors = self.block[1] / VECTOR_COLUMNS as u32;
+        vectors.is_power_of_two().then(|| vectors.ilog2())
+    }
 }
 
 /// Parts whose rows lie in one grid of blocks.
@@ -136,6 +149,7 @@ impl Weight {
             dtype: format.dtype,
             bytes: 0,
             row_vectors: u32::try_from(format.row_bytes / 16).unwrap_or(u32::MAX),
+            has_nan_codes: false,
             chunks: Vec::new(),
         };
         for segment in Segment::cut(parts) {
@@ -166,6 +180,8 @@ impl Weight {
                     format.write_row(part, r, &mut line, out);
                 }
             }
+            let is_nan = |code: &u8| code & 0x7f == 0x7f;
+            self.has_nan_codes |= format.dtype == DType::F8E4M3 && staging.iter().any(is_nan);
             device.write(data.raw(), from * format.row_bytes, &staging)?;
         }
         let scales = if format.decoded {

@@ -52,7 +52,7 @@ fn narrow_quick(x: vec4<f32>) -> vec4<u32> {
 }
 
 fn rounded_quick(x: vec4<f32>) -> vec4<f32> {
-    if DTYPE == 0u || call.eager == 0u {
+    if DTYPE == 0u || call.op.eager == 0u {
         return x;
     }
     let bits = narrow_quick(x);
@@ -70,11 +70,13 @@ fn rounded_quick(x: vec4<f32>) -> vec4<f32> {
 // silu without NaN, for gates whose exponential is a normal number.
 fn silu_quick(x: vec4<f32>) -> vec4<f32> {
     let a = -abs(x);
-    let n = bitcast<vec4<u32>>(a * (call.parameter * LOG2_E) + vec4(ROUNDER));
+    let n = bitcast<vec4<u32>>(a * (call.op.parameter * LOG2_E) + vec4(ROUNDER));
     // The function's number is 0 here, which the optimiser cannot know: it must not undo the
     // rounding. Conversions from integers are slower.
-    let nf = bitcast<vec4<f32>>(n | vec4(call.function)) - vec4(ROUNDER);
-    let r = (fma(a, vec4(call.alpha_high), -nf * LN2_HIGH) - nf * LN2_LOW) + a * call.alpha_low;
+    let nf = bitcast<vec4<f32>>(n | vec4(call.op.function)) - vec4(ROUNDER);
+    let alpha_high = upper(call.op.parameter);
+    let alpha_low = call.op.parameter - alpha_high;
+    let r = (fma(a, vec4(alpha_high), -nf * LN2_HIGH) - nf * LN2_LOW) + a * alpha_low;
     var q = fma(r, vec4(0.00138146), vec4(0.008368716));
     q = fma(r, q, vec4(0.04166839));
     q = fma(r, q, vec4(0.16666521));
@@ -87,19 +89,19 @@ fn silu_quick(x: vec4<f32>) -> vec4<f32> {
 fn gated_quick(gate: vec4<f32>, up: vec4<f32>) -> vec4<u32> {
     var g = gate;
     var u = up;
-    if call.clamp_place == 1u {
-        g = rounded_quick(select(g, vec4(call.limit), g > vec4(call.limit)));
+    if call.op.clamp_place == 1u {
+        g = rounded_quick(select(g, vec4(call.op.limit), g > vec4(call.op.limit)));
     }
-    if call.clamp_place != 0u {
-        u = select(u, vec4(call.limit), u > vec4(call.limit));
-        u = select(u, vec4(-call.limit), u < vec4(-call.limit));
+    if call.op.clamp_place != 0u {
+        u = select(u, vec4(call.op.limit), u > vec4(call.op.limit));
+        u = select(u, vec4(-call.op.limit), u < vec4(-call.op.limit));
     }
     var f = rounded_quick(silu_quick(g));
-    if call.clamp_place == 2u {
-        f = rounded_quick(select(f, vec4(call.limit), f > vec4(call.limit)));
+    if call.op.clamp_place == 2u {
+        f = rounded_quick(select(f, vec4(call.op.limit), f > vec4(call.op.limit)));
     }
-    if call.up_add != 0.0 {
-        u += call.up_add;
+    if call.op.up_add != 0.0 {
+        u += call.op.up_add;
     }
     let y = f * rounded_quick(u);
     if DTYPE == 0u {
@@ -149,14 +151,18 @@ fn has_tiny(y: vec4<u32>) -> bool {
     return (normal.x & normal.y & normal.z & normal.w & above()) != above();
 }
 
+fn gated_pair(gate: u32, up: u32) -> u32 {
+    let low = gated(gate & 0xffffu, up & 0xffffu);
+    return low | (gated(gate >> 16u, up >> 16u) << 16u);
+}
+
 fn gated_one_by_one(gate: vec4<u32>, up: vec4<u32>) -> vec4<u32> {
     var y = vec4(0u);
     for (var i = 0u; i < 4u; i++) {
         if DTYPE == 0u {
             y[i] = gated(gate[i], up[i]);
         } else {
-            let low = gated(gate[i] & 0xffffu, up[i] & 0xffffu);
-            y[i] = low | (gated(gate[i] >> 16u, up[i] >> 16u) << 16u);
+            y[i] = gated_pair(gate[i], up[i]);
         }
     }
     return y;

@@ -4,25 +4,33 @@
 @group(0) @binding(1) var<storage, read> ups: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> output: array<vec4<u32>>;
 
+const VECTOR_WORKGROUP: u32 = 128u;
+
 // Elements in a vector: 4 or 8.
 fn per_vector() -> u32 {
     return select(8u, 4u, DTYPE == 0u);
 }
 
-@compute @workgroup_size(WORKGROUP)
+// A workgroup takes 2^columns_log2 vectors of each of its rows: nothing is divided.
+fn place(group: vec3<u32>, groups: vec3<u32>, local: u32) -> vec2<u32> {
+    let rows = VECTOR_WORKGROUP >> call.columns_log2;
+    let row = (group.z * groups.y + group.y) * rows + (local >> call.columns_log2);
+    let j = (group.x << call.columns_log2) + (local & ((1u << call.columns_log2) - 1u));
+    return vec2(row, j);
+}
+
+@compute @workgroup_size(VECTOR_WORKGROUP)
 fn activation_vectors(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let unit = unit_index(group, groups, local);
-    if unit >= call.units {
+    let at = place(group, groups, local);
+    if at.x >= call.rows || at.y >= call.row_units {
         return;
     }
-    let row = unit / call.row_units;
-    let j = unit % call.row_units;
     let per = per_vector();
-    let first = row * (call.in_stride / per) + j * call.in_step;
+    let first = at.x * (call.in_stride / per) + at.y * call.in_step;
     var gate = gates[call.gate_offset / per + first];
     var up: vec4<u32>;
     if call.in_step == 1u {
@@ -43,6 +51,41 @@ fn activation_vectors(
             gate = vec4(a, b);
         }
     }
-    let at = (call.out_offset + row * call.out_stride) / per + j;
-    output[at] = gated_vector(gate, up);
+    output[call.out_offset / per + at.x * (call.out_stride / per) + at.y] = gated_vector(gate, up);
+}
+
+fn all_finite(pair: u32) -> bool {
+    let end = select(0x00800080u, 0x04000400u, DTYPE == 1u);
+    return (((pair & 0x7fff7fffu) + end) & 0x80008000u) == 0u;
+}
+
+@compute @workgroup_size(VECTOR_WORKGROUP)
+fn activation_native(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let at = place(group, groups, local);
+    if at.x >= call.rows || at.y >= call.row_units {
+        return;
+    }
+    let first = at.x * (call.in_stride / 8u) + at.y;
+    let gate_at = call.gate_offset / 8u + first;
+    let up_at = call.up_offset / 8u + first;
+    let to = call.out_offset / 8u + at.x * (call.out_stride / 8u) + at.y;
+    let native = native_vector(gates[gate_at], ups[up_at]);
+    output[to] = native.y;
+    if native.sound {
+        return;
+    }
+    // Rare, and so from memory again: registers held for it would be every invocation's.
+    for (var i = 0u; i < 4u; i++) {
+        let gate = gates[gate_at][i];
+        let up = ups[up_at][i];
+        // Rows of zeros are not so rare, and right already.
+        let zero = (gate & 0x7fff7fffu) == 0u && all_finite(up);
+        if !zero {
+            output[to][i] = gated_pair(gate, up);
+        }
+    }
 }

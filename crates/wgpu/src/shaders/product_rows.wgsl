@@ -1,10 +1,7 @@
-// For few tokens: LANES invocations share a row of the weight, which is read once.
+// For up to four tokens: LANES invocations share a row of the weight, which is read once.
 
-// Four weights with each of up to four tokens, or with one.
+// Four weights with each of the tokens.
 fn dots(w: vec4<f32>, k: u32) -> vec4<f32> {
-    if TOKENS == 1u {
-        return vec4(dot(w, x_quad(0u, k)), 0.0, 0.0, 0.0);
-    }
     let last = call.tokens - 1u;
     return vec4(
         dot(w, x_quad(0u, k)),
@@ -44,22 +41,10 @@ fn product_rows(
     let lane = local % LANES;
     let start = row * call.row_vectors;
     var sums = vec4(0.0);
-    var v = lane;
-    // Four loads under way at once; with more tokens there is enough to do for each.
-    for (; TOKENS == 1u && v + 3u * LANES < call.row_vectors; v += 4u * LANES) {
-        let a = weights[start + v];
-        let b = weights[start + v + LANES];
-        let c = weights[start + v + 2u * LANES];
-        let d = weights[start + v + 3u * LANES];
-        sums += terms(a, row, v);
-        sums += terms(b, row, v + LANES);
-        sums += terms(c, row, v + 2u * LANES);
-        sums += terms(d, row, v + 3u * LANES);
-    }
-    for (; v < call.row_vectors; v += LANES) {
+    for (var v = lane; v < call.row_vectors; v += LANES) {
         sums += terms(weights[start + v], row, v);
     }
-    for (var t = 0u; t < min(TOKENS, call.tokens); t++) {
+    for (var t = 0u; t < call.tokens; t++) {
         let sum = reduce(sums[t], local, lane);
         if lane == 0u && wanted == row {
             store(t, row, sum);

@@ -5,9 +5,11 @@
 const GROUPS: u32 = TILE / 64u;
 const TILE_VECTORS: u32 = TILE / 4u;
 
-// [DEPTH][TILE], in vectors along TILE.
-var<workgroup> x_tile: array<vec4<f32>, DEPTH * TILE_VECTORS>;
-var<workgroup> w_tile: array<vec4<f32>, DEPTH * TILE_VECTORS>;
+// [BUFFERS][DEPTH][TILE], in vectors along TILE. With two buffers one is filled while the other is
+// being multiplied.
+const BUFFER: u32 = DEPTH * TILE_VECTORS;
+var<workgroup> x_tile: array<vec4<f32>, BUFFERS * BUFFER>;
+var<workgroup> w_tile: array<vec4<f32>, BUFFERS * BUFFER>;
 
 // Adds a column times a row.
 fn with_outer(sum: mat4x4<f32>, a: vec4<f32>, b: vec4<f32>) -> mat4x4<f32> {
@@ -19,8 +21,23 @@ fn with_outer(sum: mat4x4<f32>, a: vec4<f32>, b: vec4<f32>) -> mat4x4<f32> {
     );
 }
 
-fn bring(own: u32, own_k: u32, xs: vec4<f32>, ws: vec4<f32>) {
-    let at = own_k * TILE_VECTORS + own / 4u;
+// From the first four outputs of an invocation to its second.
+const NEXT: vec2<u32> = vec2(8u, 4u);
+
+// Where an invocation's outputs start in the tile, in fours of rows and of tokens. In a large tile
+// 32 neighbours make a block of 16 by 8, so that they read few vectors from the workgroup's memory.
+fn place_in_tile(local: u32) -> vec2<u32> {
+    if GROUPS == 1u {
+        return vec2(local % 16u, local / 16u);
+    }
+    let block = local / 32u;
+    return vec2(local % 8u + block % 2u * 16u, local % 32u / 8u + block / 2u * 8u);
+}
+
+fn bring(buffer: u32, own: u32, own_k: u32, inside: bool, xk: vec4<f32>, wk: vec4<f32>) {
+    let xs = select(vec4(0.0), xk, inside);
+    let ws = select(vec4(0.0), wk, inside);
+    let at = buffer + own_k * TILE_VECTORS + own / 4u;
     let lane = own % 4u;
     x_tile[at][lane] = xs.x;
     x_tile[at + TILE_VECTORS][lane] = xs.y;
@@ -32,6 +49,42 @@ fn bring(own: u32, own_k: u32, xs: vec4<f32>, ws: vec4<f32>) {
     w_tile[at + 3u * TILE_VECTORS][lane] = ws.w;
 }
 
+// What an invocation brings next, as it lies in memory: to decode it at once would be to wait for it.
+struct Raw {
+    x: vec4<u32>,
+    w: vec4<u32>,
+    scale: f32,
+}
+
+fn fetch(token: u32, row: u32, k: u32) -> Raw {
+    // Beyond the end something is read, and made 0 later.
+    let at = select(0u, k, k < call.k);
+    var raw: Raw;
+    let position = call.x_offset + token * call.x_stride + at;
+    if !ALIGNED {
+        raw.x = bitcast<vec4<u32>>(x_quad(token, at));
+    } else if x_dtype() == 0u {
+        raw.x = x[position >> 2u];
+    } else {
+        raw.x = x[position >> 3u];
+    }
+    raw.w = weights[row * call.row_vectors + at / (4u * QUADS)];
+    raw.scale = weight_scale(row, at);
+    return raw;
+}
+
+fn x_of(raw: Raw, token: u32, k: u32) -> vec4<f32> {
+    if !ALIGNED || x_dtype() == 0u {
+        return bitcast<vec4<f32>>(raw.x);
+    }
+    let position = call.x_offset + token * call.x_stride + k;
+    return widen_four(x_dtype(), select(raw.x.xy, raw.x.zw, (position & 4u) != 0u));
+}
+
+fn w_of(raw: Raw, k: u32) -> vec4<f32> {
+    return weight_quad(raw.w, (k / 4u) % QUADS) * raw.scale;
+}
+
 @compute @workgroup_size(256)
 fn product_tiles(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -39,8 +92,7 @@ fn product_tiles(
 ) {
     let first_row = group.x * TILE;
     let first_token = group.y * TILE;
-    let tx = local % 16u;
-    let ty = local / 16u;
+    let at = place_in_tile(local);
     // What this invocation brings: four elements of a token and of a row at each step.
     let own = local % TILE;
     let own_k = local / TILE * 4u;
@@ -50,38 +102,41 @@ fn product_tiles(
     var s01: mat4x4<f32>;
     var s10: mat4x4<f32>;
     var s11: mat4x4<f32>;
+    var buffer = 0u;
+    let first_raw = fetch(token, row, own_k);
+    bring(buffer, own, own_k, own_k < call.k, x_of(first_raw, token, own_k), w_of(first_raw, own_k));
+    workgroupBarrier();
     for (var step = 0u; step < call.k; step += DEPTH) {
-        let k = step + own_k;
-        var xs = vec4(0.0);
-        var ws = vec4(0.0);
-        if k < call.k {
-            xs = x_quad(token, k);
-            let vector = weights[row * call.row_vectors + k / (4u * QUADS)];
-            ws = weight_quad(vector, (k / 4u) % QUADS) * weight_scale(row, k);
-        }
-        workgroupBarrier();
-        bring(own, own_k, xs, ws);
-        workgroupBarrier();
+        let k = step + DEPTH + own_k;
+        let raw = fetch(token, row, k);
         for (var i = 0u; i < DEPTH; i++) {
-            let a = x_tile[i * TILE_VECTORS + ty];
-            let b = w_tile[i * TILE_VECTORS + tx];
+            let line = buffer + i * TILE_VECTORS;
+            let a = x_tile[line + at.y];
+            let b = w_tile[line + at.x];
             s00 = with_outer(s00, a, b);
             if GROUPS == 2u {
-                let a1 = x_tile[i * TILE_VECTORS + 16u + ty];
-                let b1 = w_tile[i * TILE_VECTORS + 16u + tx];
+                let a1 = x_tile[line + at.y + NEXT.y];
+                let b1 = w_tile[line + at.x + NEXT.x];
                 s01 = with_outer(s01, a, b1);
                 s10 = with_outer(s10, a1, b);
                 s11 = with_outer(s11, a1, b1);
             }
         }
+        if BUFFERS == 1u {
+            workgroupBarrier();
+        } else {
+            buffer = BUFFER - buffer;
+        }
+        bring(buffer, own, own_k, k < call.k, x_of(raw, token, k), w_of(raw, k));
+        workgroupBarrier();
     }
-    let t = first_token + 4u * ty;
-    let r = first_row + 4u * tx;
+    let t = first_token + 4u * at.y;
+    let r = first_row + 4u * at.x;
     store_block(t, r, s00);
     if GROUPS == 2u {
-        store_block(t, r + 64u, s01);
-        store_block(t + 64u, r, s10);
-        store_block(t + 64u, r + 64u, s11);
+        store_block(t, r + 4u * NEXT.x, s01);
+        store_block(t + 4u * NEXT.y, r, s10);
+        store_block(t + 4u * NEXT.y, r + 4u * NEXT.x, s11);
     }
 }
 
@@ -90,24 +145,4 @@ fn store_block(token: u32, row: u32, sums: mat4x4<f32>) {
     store_quad(token + 1u, row, sums[1]);
     store_quad(token + 2u, row, sums[2]);
     store_quad(token + 3u, row, sums[3]);
-}
-
-// Four outputs of a token, as far as there are rows; words that are all its own at once.
-fn store_quad(token: u32, row: u32, values: vec4<f32>) {
-    if token >= call.tokens {
-        return;
-    }
-    let at = call.y_offset + token * call.y_stride + row;
-    if call.y_dtype != 0u && at % 2u == 0u && row + 4u <= call.rows {
-        let a = narrow_as(call.y_dtype, values.x) | (narrow_as(call.y_dtype, values.y) << 16u);
-        let b = narrow_as(call.y_dtype, values.z) | (narrow_as(call.y_dtype, values.w) << 16u);
-        atomicStore(&y[at / 2u], a);
-        atomicStore(&y[at / 2u + 1u], b);
-        return;
-    }
-    for (var i = 0u; i < 4u; i++) {
-        if row + i < call.rows {
-            store(token, row + i, values[i]);
-        }
-    }
 }

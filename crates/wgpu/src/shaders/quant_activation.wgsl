@@ -1,22 +1,22 @@
 // The elements that are quantised: outputs of the activation.
 
 fn count_hits(gate: f32, up: f32) {
-    if call.clamp_place == 0u {
+    if call.op.clamp_place == 0u {
         return;
     }
     if !is_nan(gate) {
         var f = gate;
-        if call.clamp_place == 2u {
+        if call.op.clamp_place == 2u {
             f = bitcast<f32>(narrow_scaled(0u, rounded(of_gate(gate))));
         }
-        if exceeds(f, call.limit) {
+        if exceeds(f, call.op.limit) {
             atomicAdd(&clamped[0], 1u);
         }
     }
-    if exceeds(up, call.limit) {
+    if exceeds(up, call.op.limit) {
         atomicAdd(&clamped[1], 1u);
     }
-    if exceeds(-up, call.limit) {
+    if exceeds(-up, call.op.limit) {
         atomicAdd(&clamped[2], 1u);
     }
 }
@@ -47,7 +47,7 @@ fn routed_four(gate: vec4<u32>, up: vec4<u32>, route: f32) -> vec4<f32> {
 
 // As the activation's own kernels compute it.
 fn plain(gate: array<vec4<u32>, 2>, up: array<vec4<u32>, 2>) -> Eight {
-    let vectors = call.quant.vectors == 1u;
+    let vectors = call.quant.path != 0u;
     if DTYPE == 0u {
         if vectors {
             let low = gated_vector(gate[0], up[0]);
@@ -59,10 +59,17 @@ fn plain(gate: array<vec4<u32>, 2>, up: array<vec4<u32>, 2>) -> Eight {
     let g = vec4(gate[0].xz | (gate[0].yw << vec2(16u)), gate[1].xz | (gate[1].yw << vec2(16u)));
     let u = vec4(up[0].xz | (up[0].yw << vec2(16u)), up[1].xz | (up[1].yw << vec2(16u)));
     var y: vec4<u32>;
-    if vectors {
+    if call.quant.path == 1u {
         y = gated_vector(g, u);
     } else {
-        y = gated_one_by_one(g, u);
+        var native: Native;
+        if call.quant.path == 2u {
+            native = native_vector(g, u);
+        }
+        y = native.y;
+        if !native.sound {
+            y = gated_one_by_one(g, u);
+        }
     }
     return Eight(widen_pairs(DTYPE, y.xy), widen_pairs(DTYPE, y.zw));
 }

@@ -1,0 +1,64 @@
+// y = x * transpose(w) on one window of tokens and one buffer of the weight's rows.
+
+struct Call {
+    tokens: u32,
+    // Rows of the weight in this buffer.
+    rows: u32,
+    // Elements in a row.
+    k: u32,
+    // Vectors of 16 bytes in a row of the weight, which is padded with zeros.
+    row_vectors: u32,
+    x_dtype: u32,
+    x_offset: u32,
+    x_stride: u32,
+    y_dtype: u32,
+    y_offset: u32,
+    y_stride: u32,
+    // A scale for so many rows and columns; 0 columns where there are no scales.
+    block_rows: u32,
+    block_cols: u32,
+    // Scales in a row of scales.
+    scale_cols: u32,
+    // Rows of the first block that lie before this buffer.
+    scale_skip: u32,
+    // The logarithm of the vectors that share a scale, where they are a power of two.
+    scale_shift: u32,
+}
+
+var<immediate> call: Call;
+
+// Atomic, because two outputs of 16 bits share a word.
+@group(0) @binding(3) var<storage, read_write> y: array<atomic<u32>>;
+
+// Two halves of a word may be stored by two invocations: each clears and sets its own.
+fn store(token: u32, row: u32, value: f32) {
+    let at = call.y_offset + token * call.y_stride + row;
+    let bits = narrow_as(call.y_dtype, value);
+    if call.y_dtype == 0u {
+        atomicStore(&y[at], bits);
+        return;
+    }
+    let shift = (at & 1u) << 4u;
+    atomicAnd(&y[at >> 1u], ~(0xffffu << shift));
+    atomicOr(&y[at >> 1u], bits << shift);
+}
+
+// Four outputs of a token, as far as there are rows; words that are all its own at once.
+fn store_quad(token: u32, row: u32, values: vec4<f32>) {
+    if token >= call.tokens {
+        return;
+    }
+    let at = call.y_offset + token * call.y_stride + row;
+    if call.y_dtype != 0u && at % 2u == 0u && row + 4u <= call.rows {
+        let a = narrow_as(call.y_dtype, values.x) | (narrow_as(call.y_dtype, values.y) << 16u);
+        let b = narrow_as(call.y_dtype, values.z) | (narrow_as(call.y_dtype, values.w) << 16u);
+        atomicStore(&y[at / 2u], a);
+        atomicStore(&y[at / 2u + 1u], b);
+        return;
+    }
+    for (var i = 0u; i < 4u; i++) {
+        if row + i < call.rows {
+            store(token, row + i, values[i]);
+        }
+    }
+}
