@@ -35,6 +35,7 @@ mod backend;
 mod error;
 mod instruction_set;
 mod math;
+mod memory;
 mod product;
 mod simd;
 mod weight;
