@@ -16,8 +16,8 @@ mod output;
 mod tile;
 
 use input::{Packed, Tiles};
+use output::Totals;
 pub(crate) use output::{Activated, Output, Rounded};
-use output::{Store, Totals};
 use tile::{MostRows, Multiply};
 
 /// Most rows that are multiplied at a time. This bounds the memory for their widened copy, and a
@@ -103,12 +103,13 @@ impl<O: Output> Task<'_, O> {
         let totals = Totals {
             weight: self.weight,
             first_panel: panels.start,
+            panels: panels.len(),
             first_row: self.first_row,
             rows: self.x.tiles().rows,
             values: totals,
         };
         // SAFETY: every task has panels of its own, and chunks of rows come one after another; the
         // set is as above.
-        unsafe { simd::dispatch(self.set, Store::new(self.output, totals)) };
+        unsafe { self.output.store(self.set, &totals) };
     }
 }

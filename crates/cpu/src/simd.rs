@@ -106,6 +106,10 @@ pub(crate) trait Simd: Copy {
     /// As [`Self::load_f32`].
     unsafe fn load_u8(self, from: *const u8) -> Self::I;
 
+    /// Asks for a cache line, which need not be there.
+    #[inline(always)]
+    fn prefetch(self, _at: *const u8) {}
+
     #[inline(always)]
     fn abs(self, a: Self::F) -> Self::F {
         self.float(self.and(self.bits(a), self.splat_u32(0x7fff_ffff)))

@@ -1,24 +1,20 @@
 use swiglu_core::{GatedActivation, RowLayout};
 
+use super::PANELS;
+use crate::InstructionSet;
 use crate::activation::{Columns, Lanes, Piece, Shared};
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{self, Kernel, LANES, Simd};
 use crate::weight::PackedWeight;
 
 /// The sums of some panels for some rows.
 pub(crate) struct Totals<'a> {
     pub(super) weight: &'a PackedWeight,
     pub(super) first_panel: usize,
+    pub(super) panels: usize,
     pub(super) first_row: usize,
     pub(super) rows: usize,
     /// \[panel, row, lane\].
     pub(super) values: &'a [f32],
-}
-
-impl Totals<'_> {
-    fn panels(&self) -> impl Iterator<Item = (usize, &[f32])> {
-        let panels = self.values.chunks_exact(self.rows * LANES).enumerate();
-        panels.map(|(p, values)| (self.first_panel + p, values))
-    }
 }
 
 /// Where a product's sums go.
@@ -26,33 +22,40 @@ pub(crate) trait Output: Sync {
     /// Takes the sums of panels for rows.
     ///
     /// # Safety
-    /// No other call has the same panels and rows.
-    unsafe fn store<S: Simd>(&self, s: S, totals: &Totals<'_>);
+    /// The machine has `set`, and no other call the same panels and rows.
+    unsafe fn store(&self, set: InstructionSet, totals: &Totals<'_>);
 }
 
-/// A call of [`Output::store`].
-pub(crate) struct Store<'a, O> {
-    output: &'a O,
-    totals: Totals<'a>,
+/// One row of sums rounded to T, panel after panel; or the even panels and then the odd ones.
+struct Round<'a, T> {
+    totals: &'a Totals<'a>,
+    row: usize,
+    halves: bool,
+    to: &'a mut [T],
 }
 
-impl<'a, O: Output> Store<'a, O> {
-    /// # Safety
-    /// As [`Output::store`], when this is run.
-    pub(super) const unsafe fn new(output: &'a O, totals: Totals<'a>) -> Self {
-        Self { output, totals }
-    }
-}
-
-impl<O: Output> Kernel for Store<'_, O> {
+impl<T: Lanes> Kernel for Round<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // SAFETY: whoever made this vouched for it.
-        unsafe { self.output.store(s, &self.totals) };
+        let Totals { panels, rows, .. } = *self.totals;
+        for p in 0..panels {
+            let place = if self.halves {
+                p / 2 + p % 2 * (panels / 2)
+            } else {
+                p
+            };
+            let from = &self.totals.values[(p * rows + self.row) * LANES..][..LANES];
+            let to = &mut self.to[place * LANES..][..LANES];
+            // SAFETY: both have LANES elements.
+            unsafe { T::store(s, to.as_mut_ptr(), s.load_f32(from.as_ptr())) };
+        }
     }
 }
+
+/// Room for a row of sums.
+const ROW: usize = PANELS[1] * LANES;
 
 /// Sums rounded to T, \[rows, N\].
 pub(crate) struct Rounded<T> {
@@ -71,27 +74,31 @@ impl<T: Lanes> Rounded<T> {
 }
 
 impl<T: Lanes> Output for Rounded<T> {
-    #[inline(always)]
-    unsafe fn store<S: Simd>(&self, s: S, totals: &Totals<'_>) {
-        for (panel, values) in totals.panels() {
-            let outputs = totals.weight.outputs(panel);
-            for (r, values) in values.chunks_exact(LANES).enumerate() {
-                let mut rounded = [T::default(); LANES];
-                let at = self.layout.row(totals.first_row + r).start + outputs.start;
-                // SAFETY: chunk and array have LANES elements. The layout was checked; the row's
-                // columns are this call's own.
+    unsafe fn store(&self, set: InstructionSet, totals: &Totals<'_>) {
+        let mut rounded = [T::default(); ROW];
+        for row in 0..totals.rows {
+            let round = Round {
+                totals,
+                row,
+                halves: false,
+                to: &mut rounded,
+            };
+            // SAFETY: the caller vouches for the set.
+            unsafe { simd::dispatch(set, round) };
+            let start = self.layout.row(totals.first_row + row).start;
+            for (p, values) in rounded.chunks(LANES).take(totals.panels).enumerate() {
+                let outputs = totals.weight.outputs(totals.first_panel + p);
+                // SAFETY: the layout was checked; the row's columns are this call's own.
                 unsafe {
-                    T::store(s, rounded.as_mut_ptr(), s.load_f32(values.as_ptr()));
-                    let to = self.output.get().add(at);
-                    to.copy_from_nonoverlapping(rounded.as_ptr(), outputs.len());
+                    let to = self.output.get().add(start + outputs.start);
+                    to.copy_from_nonoverlapping(values.as_ptr(), outputs.len());
                 }
             }
         }
     }
 }
 
-/// The activation of sums rounded to T, \[rows, N/2\]: the weight is gated, and panels come in
-/// pairs of gate and up.
+/// The activation of sums rounded to T, \[rows, N/2\]: the weight is gated.
 pub(crate) struct Activated<'a, T> {
     op: &'a GatedActivation,
     output: Shared<T>,
@@ -113,30 +120,35 @@ impl<'a, T: Lanes> Activated<'a, T> {
 }
 
 impl<T: Lanes> Output for Activated<'_, T> {
-    #[inline(always)]
-    unsafe fn store<S: Simd>(&self, s: S, totals: &Totals<'_>) {
-        let mut panels = totals.panels();
-        while let (Some((panel, gates)), Some((_, ups))) = (panels.next(), panels.next()) {
-            let outputs = totals.weight.outputs(panel);
-            let rows = gates.chunks_exact(LANES).zip(ups.chunks_exact(LANES));
-            for (r, (gate, up)) in rows.enumerate() {
-                // A row of its own, [gate | up], for the activation that rows have everywhere.
-                let mut row = [T::default(); 2 * LANES];
-                let at = self.layout.row(totals.first_row + r).start + outputs.start;
-                // SAFETY: the chunks have LANES elements, the array twice as many. The layout was
-                // checked; the row's columns are this call's own.
-                let output = unsafe {
-                    T::store(s, row.as_mut_ptr(), s.load_f32(gate.as_ptr()));
-                    T::store(s, row.as_mut_ptr().add(LANES), s.load_f32(up.as_ptr()));
-                    self.output.get().add(at)
-                };
-                let from = Columns {
+    unsafe fn store(&self, set: InstructionSet, totals: &Totals<'_>) {
+        // A row of its own, [gate | up], for the activation that rows have everywhere.
+        let mut rounded = [T::default(); ROW];
+        let rounded = &mut rounded[..totals.panels * LANES];
+        let first = totals.weight.outputs(totals.first_panel).start;
+        let last = totals
+            .weight
+            .outputs(totals.first_panel + totals.panels - 2);
+        for row in 0..totals.rows {
+            let round = Round {
+                totals,
+                row,
+                halves: true,
+                to: rounded,
+            };
+            // SAFETY: the caller vouches for the set.
+            unsafe { simd::dispatch(set, round) };
+            let start = self.layout.row(totals.first_row + row).start + first;
+            let piece = Piece {
+                from: Columns {
                     op: self.op,
-                    row: &row,
-                    range: 0..outputs.len(),
-                };
-                Piece { from, output }.run(s);
-            }
+                    row: rounded,
+                    range: 0..last.end - first,
+                },
+                // SAFETY: the layout was checked.
+                output: unsafe { self.output.get().add(start) },
+            };
+            // SAFETY: as above; the row's columns are this call's own.
+            unsafe { simd::dispatch(set, piece) };
         }
     }
 }

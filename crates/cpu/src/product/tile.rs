@@ -45,9 +45,8 @@ impl Kernel for Multiply<'_> {
         // What takes little to decode is decoded as often as it is used.
         match (self.weight.dtype(), self.weight.blocks_are_groups(), rows) {
             (_, false, _) => self.decoded(s),
-            (DType::F32, _, 0) => self.many::<S, F32>(s),
-            (DType::BF16, _, 0) => self.many::<S, BF16>(s),
-            (DType::F16 | DType::F8E4M3 | DType::E8M0, _, 0) => self.decoded(s),
+            (DType::BF16, _, 0) if 2 * S::ROWS <= S::SUMS => self.many::<S, BF16>(s),
+            (_, _, 0) => self.decoded(s),
             (DType::F32, ..) => self.few::<S, F32>(s, rows),
             (DType::F16, ..) => self.few::<S, F16>(s, rows),
             (DType::BF16, ..) => self.few::<S, BF16>(s, rows),
@@ -104,7 +103,7 @@ impl Multiply<'_> {
 
     #[inline(always)]
     fn strips<S: Simd, D: Decode, const R: usize>(&mut self, s: S) {
-        if 4 * R <= S::SUMS {
+        if 4 * R <= S::SUMS && (S::SUMS > 8 || D::BYTES > 64) {
             self.strip::<S, D, R, 4>(s);
         } else if 2 * R <= S::SUMS {
             self.strip::<S, D, R, 2>(s);
@@ -134,6 +133,22 @@ impl Multiply<'_> {
         })
     }
 
+    /// What follows a block in two panels from `first` on.
+    #[inline(always)]
+    fn after(&self, first: usize, block: &Block) -> Next {
+        let last = self.panels.end - 1;
+        let bytes = LANES * self.weight.dtype().size();
+        Next {
+            panels: [first, last.min(first + 1)].map(|p| {
+                self.weight
+                    .panel(p)
+                    .as_ptr()
+                    .wrapping_add(block.ks.end * bytes)
+            }),
+            bytes: block.ks.len() * bytes,
+        }
+    }
+
     /// Many rows: block by block of k, so that those of the input stay in the second-level cache,
     /// and in each of them two panels after two.
     #[inline(always)]
@@ -141,8 +156,9 @@ impl Multiply<'_> {
         for block in self.weight.blocks() {
             for first in self.panels.clone().step_by(2) {
                 let w = self.stored::<D, 2>(first, &block);
+                let next = self.after(first, &block);
                 // SAFETY: the panels go on for the block's k.
-                unsafe { self.tiles::<S, D>(s, first, &block, w) };
+                unsafe { self.tiles::<S, D>(s, first, &block, w, &next) };
             }
         }
     }
@@ -158,8 +174,9 @@ impl Multiply<'_> {
                     w.fill(s, self.weight, panel, &block.ks);
                 }
                 let w = [w[0].at(&block.ks), w[1].at(&block.ks)];
+                let next = self.after(first, &block);
                 // SAFETY: the block was filled in.
-                unsafe { self.tiles::<S, F32>(s, first, &block, w) };
+                unsafe { self.tiles::<S, F32>(s, first, &block, w, &next) };
             }
         }
     }
@@ -175,9 +192,11 @@ impl Multiply<'_> {
         first: usize,
         block: &Block,
         w: [*const u8; 2],
+        next: &Next,
     ) {
         let tiles = self.x.tiles();
         for (tile, rows) in (0..tiles.count).map(|tile| (tile, tiles.get(tile).1)) {
+            next.fetch(s, tile, tiles.count);
             rows!(rows, S, R => {
                 // SAFETY: the caller vouches for it.
                 unsafe {
@@ -259,6 +278,27 @@ impl Multiply<'_> {
                 }
             });
         });
+    }
+}
+
+/// The weights that a thread needs after those that it multiplies with: they come from memory, and
+/// sums in registers leave little for the processor to run ahead to.
+struct Next {
+    panels: [*const u8; 2],
+    bytes: usize,
+}
+
+impl Next {
+    /// Asks for a tile's share of them.
+    #[inline(always)]
+    fn fetch<S: Simd>(&self, s: S, tile: usize, count: usize) {
+        const LINE: usize = 64;
+        let lines = self.bytes.div_ceil(LINE);
+        for line in lines * tile / count..lines * (tile + 1) / count {
+            for panel in self.panels {
+                s.prefetch(panel.wrapping_add(line * LINE));
+            }
+        }
     }
 }
 
