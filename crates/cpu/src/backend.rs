@@ -2,9 +2,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::ThreadPool;
 use swiglu_core::{
-    ActAndMul, ActAndMulQuant, ActShape, Backend, DType, Element, GatedActivation, GatedMatmul,
-    HostBuffer, HostWeight, Layout, Matmul, QuantisedMatmul, Result, Rows, RowsMut, Support,
-    Tensor, TensorMut, bf16, f16,
+    ActAndMul, ActShape, Backend, DType, Element, GatedActivation, GatedMatmul, HostBuffer,
+    HostWeight, Layout, Matmul, QuantisedMatmul, Result, RowLayout, Rows, RowsMut, Support, Tensor,
+    TensorMut, bf16, f16,
 };
 
 use crate::activation::{self, Lanes};
@@ -44,8 +44,8 @@ pub fn act_and_mul<T: Element>(
 
 /// The CPU as a backend. Calls run at once and return when they are done.
 ///
-/// Activations allocate nothing. A product widens its input to f32 in memory that the backend keeps
-/// and uses again, so that only the first of its size allocates.
+/// Activations allocate nothing. A product widens at most 256 rows of its input at a time to f32, in
+/// memory that the backend keeps and uses again, so that only the first of its size allocates.
 #[derive(Debug)]
 pub struct CpuBackend {
     set: InstructionSet,
@@ -110,12 +110,18 @@ impl CpuBackend {
         output: TensorMut<'_, HostBuffer>,
     ) {
         let from = (input.buffer.typed::<T>(), input.layout);
-        let to = (output.buffer.typed_mut::<T>(), output.layout);
-        // A small call stays on this thread even where the backend has a pool of its own.
-        if activation::is_small(&output.layout) {
-            activation::act_and_mul(self.set, op, from, to);
+        let layout = output.layout;
+        let to = (output.buffer.typed_mut::<T>(), layout);
+        self.for_rows(&layout, || activation::act_and_mul(self.set, op, from, to));
+    }
+
+    /// Runs work on rows of this layout in the pool. A small call stays on its thread even where
+    /// the backend has a pool of its own.
+    pub(crate) fn for_rows(&self, layout: &RowLayout, work: impl FnOnce() + Send) {
+        if activation::is_small(layout) {
+            work();
         } else {
-            self.in_pool(|| activation::act_and_mul(self.set, op, from, to));
+            self.in_pool(work);
         }
     }
 
@@ -274,8 +280,6 @@ impl Matmul for CpuBackend {
         Ok(())
     }
 }
-
-impl ActAndMulQuant for CpuBackend {}
 
 impl QuantisedMatmul for CpuBackend {}
 

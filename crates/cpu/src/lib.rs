@@ -32,11 +32,13 @@
 
 mod activation;
 mod backend;
+mod e4m3;
 mod error;
 mod instruction_set;
 mod math;
 mod memory;
 mod product;
+mod quant;
 mod simd;
 mod weight;
 

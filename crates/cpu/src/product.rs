@@ -25,7 +25,7 @@ use tile::{MostRows, Multiply};
 const CHUNK: usize = 256;
 /// Rows up to which a task reads its panels from end to end: their copy is in the cache anyhow.
 const LOW: usize = 32;
-/// Panels of a task, with few rows and with many: each block of k is read once for so many.
+/// Most panels of a task, with few rows and with many: each block of k is read once for so many.
 const PANELS: [usize; 2] = [4, 8];
 
 /// Products whose operations one thread does in about the time that waking a pool takes.
@@ -59,7 +59,9 @@ pub(crate) fn multiply<T: Lanes, O: Output>(
             output,
         };
         let low = rows <= LOW;
-        let panels = PANELS[usize::from(!low)];
+        // In pairs, for a gate to have its up, and enough tasks for threads to share.
+        let share = weight.count() / (4 * rayon::current_num_threads());
+        let panels = share.clamp(2, PANELS[usize::from(!low)]) / 2 * 2;
         let run = |group: usize| {
             let first = group * panels;
             let panels = first..weight.count().min(first + panels);

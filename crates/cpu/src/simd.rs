@@ -72,6 +72,9 @@ pub(crate) trait Simd: Copy {
     fn splat_u32(self, x: u32) -> Self::I;
     /// Wrapping.
     fn add_u32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn max_u32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The largest lane.
+    fn highest(self, a: Self::I) -> u32;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl<const N: u32>(self, a: Self::I) -> Self::I;
@@ -105,6 +108,11 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// As [`Self::load_f32`].
     unsafe fn load_u8(self, from: *const u8) -> Self::I;
+    /// Stores the lowest bytes; the others are 0.
+    ///
+    /// # Safety
+    /// As [`Self::store_f32`].
+    unsafe fn store_u8(self, to: *mut u8, a: Self::I);
 
     /// Asks for a cache line, which need not be there.
     #[inline(always)]

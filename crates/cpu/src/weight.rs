@@ -158,3 +158,63 @@ impl PackedWeight {
 const fn panel_bytes(k: usize, dtype: DType) -> usize {
     k.next_multiple_of(GROUP) * LANES * dtype.size()
 }
+
+#[cfg(test)]
+mod tests {
+    use swiglu_core::BlockScales;
+
+    use super::*;
+
+    fn f8(codes: &[u8], shape: [usize; 2], block: [usize; 2], scales: &[u8]) -> PackedWeight {
+        let scales = BlockScales {
+            data: scales,
+            dtype: DType::E8M0,
+            block,
+        };
+        let [n, k] = shape;
+        let weight = HostWeight::new(n, k, DType::F8E4M3, codes, Some(scales)).unwrap();
+        PackedWeight::stacked(&[weight]).unwrap()
+    }
+
+    #[test]
+    fn a_panel_holds_words_of_k_side_by_side() {
+        let codes: Vec<u8> = (0..17 * 6).collect();
+        let weight = f8(&codes, [17, 6], [128, 128], &[127]);
+        assert_eq!(weight.count(), 2);
+        assert_eq!(weight.outputs(1), 16..17);
+        let panel = weight.panel(0);
+        assert_eq!(panel.len(), 8 * LANES);
+        assert_eq!(panel[..8], [0, 1, 2, 3, 6, 7, 8, 9]);
+        assert_eq!(panel[4 * LANES..][..8], [4, 5, 0, 0, 10, 11, 0, 0]);
+        assert_eq!(weight.panel(1)[..8], [96, 97, 98, 99, 0, 0, 0, 0]);
+        assert_eq!(weight.scales(1, 0), Some(&[1.0][..]));
+    }
+
+    #[test]
+    fn a_nan_becomes_its_block_s_scale_for_its_output() {
+        let mut codes = vec![0x38; 3 * 8];
+        codes[8 + 5] = 0xff;
+        let weight = f8(&codes, [3, 8], [2, 4], &[127, 128, 129, 130]);
+        assert_eq!(weight.scales(0, 0).unwrap()[..3], [1.0, 1.0, 4.0]);
+        let second = weight.scales(0, 1).unwrap();
+        assert!(second[1].is_nan() && [second[0], second[2]] == [2.0, 8.0]);
+    }
+
+    #[test]
+    fn sums_end_at_multiples_and_with_scales() {
+        let weight = f8(&[0; 300], [1, 300], [1, 200], &[127; 2]);
+        let ends: Vec<_> = weight.blocks().map(|b| (b.scale, b.ks.end)).collect();
+        assert_eq!(ends, [(0, 128), (0, 200), (1, 256), (1, 300)]);
+    }
+
+    #[test]
+    fn panels_of_gate_and_up_take_turns() {
+        let [gate, up] = [1_u8, 2].map(|byte| vec![byte; 20 * 2 * 4]);
+        let part = |data| HostWeight::new(20, 2, DType::F32, data, None).unwrap();
+        let weight = PackedWeight::gate_up(part(&gate), part(&up)).unwrap();
+        assert!(weight.is_gated() && weight.shape() == [40, 2] && weight.count() == 4);
+        let outputs = [0..16, 20..36, 16..20, 36..40];
+        assert_eq!([0, 1, 2, 3].map(|p| weight.outputs(p)), outputs);
+        assert_eq!([0, 1, 2, 3].map(|p| weight.panel(p)[0]), [1, 2, 1, 2]);
+    }
+}

@@ -48,7 +48,7 @@ impl Decode for BF16 {
     unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F {
         // SAFETY: as above.
         let words = s.bits(unsafe { s.load_f32(group.cast::<f32>().add(J / 2 * LANES)) });
-        s.float(if J % 2 == 0 {
+        s.float(if J.is_multiple_of(2) {
             s.shl::<16>(words)
         } else {
             s.and(words, s.splat_u32(0xffff_0000))
@@ -66,7 +66,11 @@ impl Decode for E4M3 {
         let words = s.bits(unsafe { s.load_f32(group.cast()) });
         // The code in the upper byte of each half, its sign left there, its magnitude brought to
         // where the three bits of mantissa are the highest of an f32's.
-        let halves = if J % 2 == 0 { s.shl::<8>(words) } else { words };
+        let halves = if J.is_multiple_of(2) {
+            s.shl::<8>(words)
+        } else {
+            words
+        };
         let halves = s.and(s.sar_u16::<4>(halves), s.splat_u32(0x87f0_87f0));
         let small = s.float(if J < 2 {
             s.shl::<16>(halves)

@@ -103,7 +103,9 @@ impl Multiply<'_> {
 
     #[inline(always)]
     fn strips<S: Simd, D: Decode, const R: usize>(&mut self, s: S) {
-        if 4 * R <= S::SUMS && (S::SUMS > 8 || D::BYTES > 64) {
+        // Decoding f8 takes registers too, which sums leave where there are many.
+        let spare = S::SUMS >= 2 * S::ROWS || D::BYTES != E4M3::BYTES;
+        if 4 * R <= S::SUMS && spare {
             self.strip::<S, D, R, 4>(s);
         } else if 2 * R <= S::SUMS {
             self.strip::<S, D, R, 2>(s);

@@ -87,6 +87,21 @@ impl Simd for Avx2 {
         both!(_mm256_add_epi32; a, b)
     }
     #[inline(always)]
+    fn max_u32(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_max_epu32; a, b)
+    }
+    #[inline(always)]
+    fn highest(self, a: Self::I) -> u32 {
+        // SAFETY: as in `both`.
+        unsafe {
+            let eight = _mm256_max_epu32(a[0], a[1]);
+            let half = _mm256_extracti128_si256::<1>(eight);
+            let four = _mm_max_epu32(_mm256_castsi256_si128(eight), half);
+            let two = _mm_max_epu32(four, _mm_unpackhi_epi64(four, four));
+            _mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32::<1>(two))) as u32
+        }
+    }
+    #[inline(always)]
     fn and(self, a: Self::I, b: Self::I) -> Self::I {
         both!(_mm256_and_si256; a, b)
     }
@@ -180,6 +195,17 @@ impl Simd for Avx2 {
             [v, _mm_unpackhi_epi64(v, v)]
         };
         both!(_mm256_cvtepu8_epi32; raw)
+    }
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, a: Self::I) {
+        // SAFETY: as above. The first pack leaves 0 to 3, 8 to 11, 4 to 7 and 12 to 15.
+        unsafe {
+            let packed = _mm256_packus_epi32(a[0], a[1]);
+            let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            let low = _mm256_castsi256_si128(sorted);
+            let high = _mm256_extracti128_si256::<1>(sorted);
+            _mm_storeu_si128(to.cast(), _mm_packus_epi16(low, high));
+        }
     }
 }
 

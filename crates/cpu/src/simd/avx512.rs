@@ -85,6 +85,14 @@ impl Simd for Avx512 {
         op!(_mm512_add_epi32(a, b))
     }
     #[inline(always)]
+    fn max_u32(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_max_epu32(a, b))
+    }
+    #[inline(always)]
+    fn highest(self, a: Self::I) -> u32 {
+        op!(_mm512_reduce_max_epu32(a))
+    }
+    #[inline(always)]
     fn and(self, a: Self::I, b: Self::I) -> Self::I {
         op!(_mm512_and_si512(a, b))
     }
@@ -157,5 +165,10 @@ impl Simd for Avx512 {
     unsafe fn load_u8(self, from: *const u8) -> Self::I {
         // SAFETY: as above.
         unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, a: Self::I) {
+        // SAFETY: as above.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(a)) }
     }
 }

@@ -93,6 +93,15 @@ impl Simd for Neon {
         all!(vaddq_u32; a, b)
     }
     #[inline(always)]
+    fn max_u32(self, a: Self::I, b: Self::I) -> Self::I {
+        all!(vmaxq_u32; a, b)
+    }
+    #[inline(always)]
+    fn highest(self, a: Self::I) -> u32 {
+        // SAFETY: as in `all`.
+        unsafe { vmaxvq_u32(vmaxq_u32(vmaxq_u32(a[0], a[1]), vmaxq_u32(a[2], a[3]))) }
+    }
+    #[inline(always)]
     fn and(self, a: Self::I, b: Self::I) -> Self::I {
         all!(vandq_u32; a, b)
     }
@@ -193,6 +202,15 @@ impl Simd for Neon {
                 vmovl_u16(vget_low_u16(high)),
                 vmovl_u16(vget_high_u16(high)),
             ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, a: Self::I) {
+        // SAFETY: as above.
+        unsafe {
+            let low = vcombine_u16(vmovn_u32(a[0]), vmovn_u32(a[1]));
+            let high = vcombine_u16(vmovn_u32(a[2]), vmovn_u32(a[3]));
+            vst1q_u8(to, vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
         }
     }
 }

@@ -69,6 +69,14 @@ impl Simd for Scalar {
         from_fn(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
+    fn max_u32(self, a: Self::I, b: Self::I) -> Self::I {
+        from_fn(|i| a[i].max(b[i]))
+    }
+    #[inline(always)]
+    fn highest(self, a: Self::I) -> u32 {
+        a.into_iter().fold(0, u32::max)
+    }
+    #[inline(always)]
     fn and(self, a: Self::I, b: Self::I) -> Self::I {
         from_fn(|i| a[i] & b[i])
     }
@@ -135,5 +143,12 @@ impl Simd for Scalar {
         // SAFETY: as above.
         let raw = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
         raw.map(u32::from)
+    }
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, a: Self::I) {
+        // SAFETY: as above.
+        unsafe {
+            to.cast::<[u8; LANES]>().write_unaligned(a.map(|x| x as u8));
+        }
     }
 }
