@@ -1,11 +1,18 @@
+use bytemuck::{Pod, Zeroable};
+
 use crate::{Element, Error, Result};
 
-/// Host memory of untyped bytes, aligned for every element type.
+/// Host memory of untyped bytes, aligned to cache lines.
 #[derive(Clone, Debug, Default)]
 pub struct HostBuffer {
-    words: Vec<u128>,
+    lines: Vec<Line>,
     len: usize,
 }
+
+/// A cache line, and the longest vector.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
 
 impl HostBuffer {
     /// `len` zero bytes.
@@ -13,16 +20,16 @@ impl HostBuffer {
     /// # Errors
     /// [`Error::OutOfMemory`], where a plain vector would abort.
     pub fn zeroed(len: usize) -> Result<Self> {
-        let count = len.div_ceil(size_of::<u128>());
-        let mut words = Vec::new();
-        words
+        let count = len.div_ceil(size_of::<Line>());
+        let mut lines = Vec::new();
+        lines
             .try_reserve_exact(count)
             .map_err(|_| Error::OutOfMemory {
                 platform: "host",
                 bytes: len,
             })?;
-        words.resize(count, 0);
-        Ok(Self { words, len })
+        lines.resize(count, Line::zeroed());
+        Ok(Self { lines, len })
     }
 
     /// A copy of typed elements.
@@ -49,12 +56,12 @@ impl HostBuffer {
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..self.len]
+        &bytemuck::cast_slice(&self.lines)[..self.len]
     }
 
     /// The bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 
     /// Copies `data` into the first bytes.

@@ -32,9 +32,11 @@
 
 mod activation;
 mod backend;
+mod cache;
 mod e4m3;
 mod error;
 mod instruction_set;
+pub mod limits;
 mod math;
 mod memory;
 mod product;

@@ -122,11 +122,7 @@ fn act_quant<T: Lanes>(
         if !in_use(row, batch.as_ref()) {
             return;
         }
-        let from = Columns {
-            op,
-            row: &x[input.layout.row(row)],
-            range,
-        };
+        let from = Columns::new(op, &x[input.layout.row(row)], range);
         if counted {
             // SAFETY: `set` is only given out for machines that have it.
             let hits = unsafe { simd::dispatch(set, Hits(&from)) };
@@ -137,7 +133,7 @@ fn act_quant<T: Lanes>(
         let fused = Fused {
             from,
             quant,
-            route: route.map_or(1.0, |r| r.typed::<f32>()[row]),
+            route: route.map(|r| r.typed::<f32>()[row]),
             // SAFETY: the layouts were checked; a task alone has these columns.
             to: unsafe { target.row(row) },
         };

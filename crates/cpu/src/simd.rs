@@ -14,6 +14,28 @@ use crate::InstructionSet;
 /// Elements of a vector, however many registers that takes.
 pub(crate) const LANES: usize = 16;
 
+/// Makes what was streamed past the caches visible to other threads as ordinary stores are.
+pub(crate) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has SSE.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
+/// Asks for a cache line that will be read.
+#[inline(always)]
+pub(crate) fn prefetch<T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has SSE, and no address is wrong.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
 /// A kernel, generic over the instruction set it runs on.
 pub(crate) trait Kernel {
     type Output;
@@ -66,6 +88,8 @@ pub(crate) trait Simd: Copy {
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     fn is_nan(self, a: Self::F) -> Self::M;
     fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;
+    /// Whether every lane is true.
+    fn all(self, mask: Self::M) -> bool;
 
     fn bits(self, a: Self::F) -> Self::I;
     fn float(self, a: Self::I) -> Self::F;
@@ -91,12 +115,30 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// [`LANES`] elements can be written; so for all stores.
     unsafe fn store_f32(self, to: *mut f32, a: Self::F);
+    /// Stores past the caches where the instruction set can, which [`fence`] must follow.
+    ///
+    /// # Safety
+    /// As [`Self::store_f32`], and the address is a multiple of the vector's size.
+    #[inline(always)]
+    unsafe fn stream_f32(self, to: *mut f32, a: Self::F) {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.store_f32(to, a) }
+    }
     /// # Safety
     /// As [`Self::load_f32`].
     unsafe fn load_f16(self, from: *const u16) -> Self::F;
     /// # Safety
     /// As [`Self::store_f32`].
     unsafe fn store_f16(self, to: *mut u16, a: Self::F);
+    /// [`Self::store_f16`] as [`Self::stream_f32`] stores.
+    ///
+    /// # Safety
+    /// As [`Self::stream_f32`].
+    #[inline(always)]
+    unsafe fn stream_f16(self, to: *mut u16, a: Self::F) {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.store_f16(to, a) }
+    }
     /// # Safety
     /// As [`Self::load_f32`].
     unsafe fn load_u16(self, from: *const u16) -> Self::I;
@@ -118,6 +160,16 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn prefetch(self, _at: *const u8) {}
 
+    /// Rounds to f16 and widens again.
+    #[inline(always)]
+    fn round_f16(self, a: Self::F) -> Self::F {
+        let mut halves = [0_u16; LANES];
+        // SAFETY: the array has LANES elements.
+        unsafe {
+            self.store_f16(halves.as_mut_ptr(), a);
+            self.load_f16(halves.as_ptr())
+        }
+    }
     #[inline(always)]
     fn abs(self, a: Self::F) -> Self::F {
         self.float(self.and(self.bits(a), self.splat_u32(0x7fff_ffff)))
@@ -126,12 +178,12 @@ pub(crate) trait Simd: Copy {
     fn neg(self, a: Self::F) -> Self::F {
         self.sub(self.splat(-0.0), a)
     }
-    /// min(a, limit) that lets NaN through.
+    /// min(a, limit) that lets NaN through, with a limit that is neither NaN nor 0.
     #[inline(always)]
     fn clamp_above(self, a: Self::F, limit: Self::F) -> Self::F {
         self.select(self.lt(limit, a), limit, a)
     }
-    /// max(a, limit) that lets NaN through.
+    /// max(a, limit) that lets NaN through, with a limit as above.
     #[inline(always)]
     fn clamp_below(self, a: Self::F, limit: Self::F) -> Self::F {
         self.select(self.lt(a, limit), limit, a)

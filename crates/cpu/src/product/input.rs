@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use swiglu_core::RowLayout;
 
 use crate::InstructionSet;
-use crate::activation::Lanes;
+use crate::activation::{Lanes, UNIT};
 use crate::simd::{self, Kernel, LANES, Simd};
 use crate::weight::BLOCK;
 
@@ -113,13 +113,17 @@ impl<T: Lanes> Kernel for Widen<'_, T> {
             for r in 0..rows {
                 let start = self.layout.row(first + r).start;
                 let mut places = tile[r..].iter_mut().step_by(rows);
-                let (vectors, rest) = self.x[start..][..length].as_chunks::<LANES>();
-                for vector in vectors {
-                    let mut values = [0.0; LANES];
-                    // SAFETY: both arrays have LANES elements.
-                    unsafe { s.store_f32(values.as_mut_ptr(), T::load(s, vector.as_ptr())) };
-                    for (value, to) in values.into_iter().zip(&mut places) {
-                        *to = value;
+                let (units, rest) = self.x[start..][..length].as_chunks::<UNIT>();
+                for unit in units {
+                    let mut values = [0.0; UNIT];
+                    // SAFETY: both arrays are a unit, two vectors.
+                    unsafe {
+                        let [a, b] = T::load(s, unit.as_ptr());
+                        s.store_f32(values.as_mut_ptr(), a);
+                        s.store_f32(values.as_mut_ptr().add(LANES), b);
+                    }
+                    for (element, to) in (0..UNIT).zip(&mut places) {
+                        *to = values[T::place(element)];
                     }
                 }
                 for (value, to) in rest.iter().zip(places) {

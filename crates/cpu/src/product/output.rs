@@ -2,7 +2,7 @@ use swiglu_core::{GatedActivation, RowLayout};
 
 use super::PANELS;
 use crate::InstructionSet;
-use crate::activation::{Columns, Lanes, Piece, Shared};
+use crate::activation::{Columns, Lanes, Piece, Shared, UNIT};
 use crate::simd::{self, Kernel, LANES, Simd};
 use crate::weight::PackedWeight;
 
@@ -26,30 +26,31 @@ pub(crate) trait Output: Sync {
     unsafe fn store(&self, set: InstructionSet, totals: &Totals<'_>);
 }
 
-/// One row of sums rounded to T, panel after panel; or the even panels and then the odd ones.
-struct Round<'a, T> {
+/// One row of sums rounded to T, in vectors from these panels, none for zeros.
+struct Round<'a, T, P> {
     totals: &'a Totals<'a>,
     row: usize,
-    halves: bool,
+    panel: P,
     to: &'a mut [T],
 }
 
-impl<T: Lanes> Kernel for Round<'_, T> {
+impl<T: Lanes, P: Fn(usize) -> Option<usize>> Kernel for Round<'_, T, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Totals { panels, rows, .. } = *self.totals;
-        for p in 0..panels {
-            let place = if self.halves {
-                p / 2 + p % 2 * (panels / 2)
-            } else {
-                p
-            };
-            let from = &self.totals.values[(p * rows + self.row) * LANES..][..LANES];
-            let to = &mut self.to[place * LANES..][..LANES];
-            // SAFETY: both have LANES elements.
-            unsafe { T::store(s, to.as_mut_ptr(), s.load_f32(from.as_ptr())) };
+        let Totals { rows, values, .. } = *self.totals;
+        for (i, to) in self.to.as_chunks_mut::<UNIT>().0.iter_mut().enumerate() {
+            let mut unit = [s.splat(0.0); 2];
+            for (j, vector) in unit.iter_mut().enumerate() {
+                if let Some(panel) = (self.panel)(2 * i + j) {
+                    let sums = &values[(panel * rows + self.row) * LANES..][..LANES];
+                    // SAFETY: the slice has LANES elements.
+                    *vector = s.canonical(unsafe { s.load_f32(sums.as_ptr()) });
+                }
+            }
+            // SAFETY: the array is a unit.
+            unsafe { T::store(s, to.as_mut_ptr(), T::from_order(s, unit)) };
         }
     }
 }
@@ -76,12 +77,13 @@ impl<T: Lanes> Rounded<T> {
 impl<T: Lanes> Output for Rounded<T> {
     unsafe fn store(&self, set: InstructionSet, totals: &Totals<'_>) {
         let mut rounded = [T::default(); ROW];
+        let rounded = &mut rounded[..(totals.panels * LANES).next_multiple_of(UNIT)];
         for row in 0..totals.rows {
             let round = Round {
                 totals,
                 row,
-                halves: false,
-                to: &mut rounded,
+                panel: |i| (i < totals.panels).then_some(i),
+                to: rounded,
             };
             // SAFETY: the caller vouches for the set.
             unsafe { simd::dispatch(set, round) };
@@ -123,7 +125,10 @@ impl<T: Lanes> Output for Activated<'_, T> {
     unsafe fn store(&self, set: InstructionSet, totals: &Totals<'_>) {
         // A row of its own, [gate | up], for the activation that rows have everywhere.
         let mut rounded = [T::default(); ROW];
-        let rounded = &mut rounded[..totals.panels * LANES];
+        let pairs = totals.panels / 2;
+        // Vectors of a half, in whole units.
+        let half = pairs.next_multiple_of(UNIT / LANES);
+        let rounded = &mut rounded[..2 * half * LANES];
         let first = totals.weight.outputs(totals.first_panel).start;
         let last = totals
             .weight
@@ -132,18 +137,14 @@ impl<T: Lanes> Output for Activated<'_, T> {
             let round = Round {
                 totals,
                 row,
-                halves: true,
+                panel: |i| (i % half < pairs).then_some(i % half * 2 + i / half),
                 to: rounded,
             };
             // SAFETY: the caller vouches for the set.
             unsafe { simd::dispatch(set, round) };
             let start = self.layout.row(totals.first_row + row).start + first;
             let piece = Piece {
-                from: Columns {
-                    op: self.op,
-                    row: rounded,
-                    range: 0..last.end - first,
-                },
+                from: Columns::new(self.op, rounded, 0..last.end - first),
                 // SAFETY: the layout was checked.
                 output: unsafe { self.output.get().add(start) },
             };

@@ -4,18 +4,15 @@ use std::mem::MaybeUninit;
 use swiglu_core::{GatedActivation, Quantisation, reference};
 
 use super::TargetRow;
-use super::rows::groups;
-use crate::activation::{Columns, Lanes, Output, Piece};
-use crate::simd::{Kernel, LANES, Simd};
-
-/// Columns that are activated before they are quantised: whole groups, and 4 KiB of f32.
-const CHUNK: usize = 1024;
+use super::rows::{CHUNK, Load, groups};
+use crate::activation::{Columns, Lanes, Output, Piece, UNIT};
+use crate::simd::{Kernel, Simd};
 
 /// The activation of a run of columns and its quantisation.
 pub(super) struct Fused<'a, T> {
     pub(super) from: Columns<'a, T>,
     pub(super) quant: &'a Quantisation,
-    pub(super) route: f32,
+    pub(super) route: Option<f32>,
     pub(super) to: TargetRow<'a>,
 }
 
@@ -27,13 +24,11 @@ impl<T: Lanes> Kernel for Fused<'_, T> {
         let Self { from, quant, .. } = self;
         let mut room = MaybeUninit::<[f32; CHUNK]>::uninit();
         let values: *mut f32 = room.as_mut_ptr().cast();
-        for start in from.range.clone().step_by(CHUNK) {
-            let range = start..from.range.end.min(start + CHUNK);
+        let all = from.range();
+        for start in all.clone().step_by(CHUNK) {
+            let range = start..all.end.min(start + CHUNK);
             let piece = Piece {
-                from: Columns {
-                    range: range.clone(),
-                    ..from
-                },
+                from: from.part(range.clone()),
                 output: Values::<T> {
                     to: values,
                     first: start,
@@ -43,50 +38,82 @@ impl<T: Lanes> Kernel for Fused<'_, T> {
                 },
             };
             piece.run(s);
-            // SAFETY: the piece has written the range's values, in whole vectors.
-            let load = |j: usize, _| unsafe { s.load_f32(values.add(j - start)) };
-            // SAFETY: the range is this call's own.
-            unsafe { groups(s, quant, range, &self.to, load) };
+            let written = Written {
+                values,
+                first: start,
+            };
+            // SAFETY: the piece has written the range's values, in whole units; the columns are this
+            // call's own.
+            unsafe { groups::<S, T, _>(s, quant, range, &self.to, &written) };
         }
     }
 }
 
-/// Results as f32, from column `first` on, in whole vectors of which the last ends in zeros.
+/// What a piece has written.
+struct Written {
+    values: *const f32,
+    first: usize,
+}
+
+impl<S: Simd> Load<S> for Written {
+    #[inline(always)]
+    unsafe fn load(&self, s: S, j: usize, _: usize) -> [S::F; 2] {
+        // SAFETY: the caller vouches for the columns.
+        unsafe { f32::load(s, self.values.add(j - self.first)) }
+    }
+}
+
+/// Results as f32, from column `first` on, in whole units of T's order, with zeros for what the last
+/// does not have.
 #[derive(Clone, Copy)]
 struct Values<T> {
     to: *mut f32,
     first: usize,
-    route: f32,
+    route: Option<f32>,
     materialize: bool,
     of: PhantomData<T>,
 }
 
+impl<T: Lanes> Values<T> {
+    #[inline(always)]
+    fn finish<S: Simd>(self, s: S, y: S::F) -> S::F {
+        let y = match self.route {
+            Some(route) => s.canonical(s.mul(y, s.splat(route))),
+            None => y,
+        };
+        if self.materialize { T::round(s, y) } else { y }
+    }
+}
+
 impl<T: Lanes> Output<T> for Values<T> {
     #[inline(always)]
-    unsafe fn store<S: Simd>(self, s: S, j: usize, y: S::F, count: usize) {
-        let y = s.mul(y, s.splat(self.route));
-        let y = if self.materialize { T::round(s, y) } else { y };
-        // SAFETY: the caller vouches for the column; there is room for whole vectors.
+    unsafe fn store<S: Simd>(self, s: S, j: usize, y: [S::F; 2], count: usize) {
+        // SAFETY: the caller vouches for the column; there is room for whole units.
         unsafe {
             let to = self.to.add(j - self.first);
-            s.store_f32(to, y);
-            to.add(count).write_bytes(0, LANES - count);
+            f32::store(s, to, [self.finish(s, y[0]), self.finish(s, y[1])]);
+            for element in count..UNIT {
+                to.add(T::place(element)).write(0.0);
+            }
         }
     }
 
     unsafe fn evaluate(self, j: usize, op: &GatedActivation, gate: T, up: T) {
+        let route = self.route.unwrap_or(1.0);
         let y = if self.materialize {
-            reference::gated_routed(op, gate, up, self.route).to_f32()
+            reference::gated_routed(op, gate, up, route).to_f32()
         } else {
             // Not in eager rounding, so that f32 only means the last one.
-            reference::gated_routed::<f32>(op, gate.to_f32(), up.to_f32(), self.route)
+            reference::gated_routed::<f32>(op, gate.to_f32(), up.to_f32(), route)
         };
-        let at = j - self.first;
-        let whole = if at.is_multiple_of(LANES) { LANES } else { 1 };
-        // SAFETY: as above. A vector is cleared before its first column is written.
+        let element = (j - self.first) % UNIT;
+        // SAFETY: as above. A unit is cleared before its first column is written.
         unsafe {
-            self.to.add(at).write_bytes(0, whole);
-            self.to.add(at).write(y);
+            let unit = self.to.add(j - self.first - element);
+            if element == 0 {
+                unit.write_bytes(0, UNIT);
+            }
+            unit.add(T::place(element)).write(y);
         }
     }
 }

@@ -1,6 +1,8 @@
+use std::marker::PhantomData;
+
 use swiglu_core::{Clamp, Function, Rounding};
 
-use crate::activation::{Columns, Lanes};
+use crate::activation::{Columns, Lanes, Visit};
 use crate::math::silu;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -13,41 +15,55 @@ impl<T: Lanes> Kernel for Hits<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> [u32; 3] {
-        let op = self.0.op;
-        match (op.clamp(), op.function()) {
-            (Clamp::None, _) => [0; 3],
-            (Clamp::After(limit), Function::Silu { alpha }) => {
-                let eager = op.rounding() == Rounding::Eager;
-                let f = |gate| {
-                    let f = silu(s, gate, s.splat(alpha));
-                    if eager { T::round(s, f) } else { f }
-                };
-                self.count(s, limit.get(), f)
-            }
+        let op = self.0.op();
+        let (limit, slope) = match (op.clamp(), op.function()) {
+            (Clamp::None, _) => return [0; 3],
+            (Clamp::After(limit), Function::Silu { alpha }) => (limit, Some(alpha)),
             // No other function is clamped at its result.
-            (Clamp::Before(limit) | Clamp::After(limit), _) => self.count(s, limit.get(), |g| g),
-        }
-    }
-}
-
-impl<T: Lanes> Hits<'_, T> {
-    #[inline(always)]
-    fn count<S: Simd>(&self, s: S, limit: f32, gate: impl Fn(S::F) -> S::F) -> [u32; 3] {
-        let (above, below) = (s.splat(limit), s.splat(-limit));
-        let (no, one) = (s.splat(0.0), s.float(s.splat_u32(1)));
-        let mut counts = [s.splat_u32(0); 3];
+            (Clamp::Before(limit) | Clamp::After(limit), _) => (limit, None),
+        };
+        let mut count = Count::<S, T> {
+            limit: limit.get(),
+            slope,
+            eager: op.rounding() == Rounding::Eager,
+            counts: [s.splat_u32(0); 3],
+            of: PhantomData,
+        };
         // What pads the last columns is 0, which no limit clamps.
-        self.0.each(s, |_, _, g, u| {
-            let hits = [s.lt(above, gate(g)), s.lt(above, u), s.lt(u, below)];
-            for (count, hit) in counts.iter_mut().zip(hits) {
-                *count = s.add_u32(*count, s.bits(s.select(hit, one, no)));
-            }
-        });
-        counts.map(|count| {
+        self.0.each(s, 0, &mut count);
+        count.counts.map(|count| {
             let mut lanes = [0.0_f32; LANES];
             // SAFETY: the array has LANES elements.
             unsafe { s.store_f32(lanes.as_mut_ptr(), s.float(count)) };
             lanes.iter().map(|x| x.to_bits()).sum()
         })
+    }
+}
+
+struct Count<S: Simd, T> {
+    limit: f32,
+    /// Of silu, where the clamp comes after it.
+    slope: Option<f32>,
+    eager: bool,
+    counts: [S::I; 3],
+    of: PhantomData<T>,
+}
+
+impl<S: Simd, T: Lanes> Visit<S> for Count<S, T> {
+    #[inline(always)]
+    fn visit(&mut self, s: S, _: usize, _: usize, gates: [S::F; 2], ups: [S::F; 2]) {
+        let (above, below) = (s.splat(self.limit), s.splat(-self.limit));
+        let (no, one) = (s.splat(0.0), s.float(s.splat_u32(1)));
+        for (gate, up) in gates.into_iter().zip(ups) {
+            let gate = match self.slope {
+                None => gate,
+                Some(alpha) if self.eager => T::round(s, s.canonical(silu::<S, T>(s, gate, alpha))),
+                Some(alpha) => silu::<S, T>(s, gate, alpha),
+            };
+            let hits = [s.lt(above, gate), s.lt(above, up), s.lt(up, below)];
+            for (count, hit) in self.counts.iter_mut().zip(hits) {
+                *count = s.add_u32(*count, s.bits(s.select(hit, one, no)));
+            }
+        }
     }
 }

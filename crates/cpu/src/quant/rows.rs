@@ -3,98 +3,128 @@ use std::ops::Range;
 use swiglu_core::{DType, E4M3, Quantisation, ScaleFormat};
 
 use super::TargetRow;
-use crate::activation::{Lanes, Output};
+use crate::activation::{Lanes, Output, UNIT};
 use crate::e4m3;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, Simd};
 
-/// A range in vectors: the first column of each and how many it has.
-fn vectors(range: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
-    let Range { start, end } = range;
-    (start..end)
-        .step_by(LANES)
-        .map(move |j| (j, LANES.min(end - j)))
-}
+/// Columns that are quantised together: whole groups, and 4 KiB of f32.
+pub(super) const CHUNK: usize = 1024;
 
-/// The [`LANES`] elements from `from[j]` on, of which only `count` are there; the others are the
+/// The [`UNIT`] elements from `from[j]` on, of which only `count` are there; the others are the
 /// default.
-fn padded<T: Copy + Default>(from: &[T], j: usize, count: usize) -> [T; LANES] {
-    let mut lanes = [T::default(); LANES];
-    lanes[..count].copy_from_slice(&from[j..j + count]);
-    lanes
+fn padded<T: Copy + Default>(from: &[T], j: usize, count: usize) -> [T; UNIT] {
+    let mut unit = [T::default(); UNIT];
+    unit[..count].copy_from_slice(&from[j..j + count]);
+    unit
 }
 
-/// Quantises a run of columns, in whole groups but for a row's last. `load` gives the values of the
-/// columns from its first argument on, zeros beyond the count that is its second.
+/// Where the values of a row come from. A trait and no closure, for the reason that
+/// [`crate::activation::Visit`] gives.
+pub(super) trait Load<S: Simd> {
+    /// The values of a unit whose first column is `j` and that has `count` of them, zeros beyond.
+    ///
+    /// # Safety
+    /// The columns are within the source's.
+    unsafe fn load(&self, s: S, j: usize, count: usize) -> [S::F; 2];
+}
+
+/// Quantises a run of at most [`CHUNK`] columns, in whole groups but for a row's last, from units in
+/// T's order.
 ///
 /// # Safety
-/// As [`super::Target::row`] of the columns.
+/// As [`super::Target::row`] and [`Load::load`] of the columns.
 #[inline(always)]
-pub(super) unsafe fn groups<S: Simd>(
+pub(super) unsafe fn groups<S: Simd, T: Lanes, L: Load<S>>(
     s: S,
     quant: &Quantisation,
     range: Range<usize>,
     to: &TargetRow<'_>,
-    load: impl Fn(usize, usize) -> S::F,
+    from: &L,
 ) {
-    for start in range.clone().step_by(quant.group()) {
-        let group = start..range.end.min(start + quant.group());
+    let group = quant.group();
+    let mut scales = [0.0; CHUNK / 32];
+    // All scales first: each takes long, and they do not wait for one another.
+    let starts = (range.start..range.end).step_by(group);
+    for (start, scale) in starts.clone().zip(&mut scales) {
+        let end = range.end.min(start + group);
         // Bits order magnitudes as their values do, with NaN above all.
         let mut amax = s.splat_u32(0);
-        for (j, count) in vectors(group.clone()) {
-            amax = s.max_u32(amax, s.bits(s.abs(load(j, count))));
+        let mut j = start;
+        while j < end {
+            // SAFETY: as the caller says; so below.
+            let [a, b] = unsafe { from.load(s, j, UNIT.min(end - j)) };
+            let larger = s.max_u32(s.bits(s.abs(a)), s.bits(s.abs(b)));
+            amax = s.max_u32(amax, larger);
+            j += UNIT;
         }
-        let scale = quant.scale(f32::from_bits(s.highest(amax)));
-        // SAFETY: as the caller says; so below.
-        unsafe { to.write_scale(start / quant.group(), scale) };
-        if !scale.is_finite() {
-            let code = |y| e4m3::encode(s, s.div(y, s.splat(scale)));
-            // SAFETY: as above.
-            unsafe { codes(s, group, to, &load, code) };
-            continue;
-        }
-        match quant.format() {
-            ScaleFormat::Ue8m0 => {
+        *scale = quant.scale(f32::from_bits(s.highest(amax)));
+        // SAFETY: as above.
+        unsafe { to.write_scale(start / group, *scale) };
+    }
+    for (start, &scale) in starts.zip(&scales) {
+        let columns = start..range.end.min(start + group);
+        // SAFETY: as above.
+        unsafe {
+            match quant.format() {
+                _ if !scale.is_finite() => {
+                    codes::<S, T, L, ANY>(s, columns, to, from, s.splat(scale));
+                }
                 // Scales are normal powers of two: so are their inverses.
-                let by = s.splat(1.0 / scale);
-                let code = |y| e4m3::encode_within(s, s.mul(y, by));
-                // SAFETY: as above.
-                unsafe { codes(s, group, to, &load, code) };
-            }
-            ScaleFormat::F32 => {
-                let by = s.splat(scale);
-                let code = |y| e4m3::encode_within(s, s.div(y, by));
-                // SAFETY: as above.
-                unsafe { codes(s, group, to, &load, code) };
+                ScaleFormat::Ue8m0 => {
+                    codes::<S, T, L, TIMES>(s, columns, to, from, s.splat(1.0 / scale));
+                }
+                ScaleFormat::F32 => codes::<S, T, L, OVER>(s, columns, to, from, s.splat(scale)),
             }
         }
     }
 }
+
+/// How values are scaled: divided, where anything may be among them and the scale; multiplied; or
+/// divided, with results that are in E4M3's range.
+const ANY: u8 = 0;
+const TIMES: u8 = 1;
+const OVER: u8 = 2;
 
 /// Writes the codes of a group.
 ///
 /// # Safety
 /// As [`groups`].
 #[inline(always)]
-unsafe fn codes<S: Simd>(
+unsafe fn codes<S: Simd, T: Lanes, L: Load<S>, const HOW: u8>(
     s: S,
     group: Range<usize>,
     to: &TargetRow<'_>,
-    load: impl Fn(usize, usize) -> S::F,
-    code: impl Fn(S::F) -> S::I,
+    from: &L,
+    by: S::F,
 ) {
-    for (j, count) in vectors(group) {
-        let code = code(load(j, count));
-        // SAFETY: the columns are the caller's own; the array has LANES elements.
+    let mut j = group.start;
+    while j < group.end {
+        let count = UNIT.min(group.end - j);
+        // SAFETY: as the caller says.
+        let [a, b] = unsafe { from.load(s, j, count) };
+        let code = match HOW {
+            ANY => [e4m3::encode(s, s.div(a, by)), e4m3::encode(s, s.div(b, by))],
+            TIMES => [
+                e4m3::encode_within(s, s.mul(a, by)),
+                e4m3::encode_within(s, s.mul(b, by)),
+            ],
+            _ => [
+                e4m3::encode_within(s, s.div(a, by)),
+                e4m3::encode_within(s, s.div(b, by)),
+            ],
+        };
+        // SAFETY: the columns are the caller's own; the array is a unit.
         unsafe {
             let to = to.codes.add(j);
-            if count == LANES {
-                s.store_u8(to, code);
+            if count == UNIT {
+                T::store_bytes(s, to, code);
             } else {
-                let mut last = [0; LANES];
-                s.store_u8(last.as_mut_ptr(), code);
-                to.copy_from_nonoverlapping(last.as_ptr(), count);
+                let mut few = [0; UNIT];
+                T::store_bytes(s, few.as_mut_ptr(), code);
+                to.copy_from_nonoverlapping(few.as_ptr(), count);
             }
         }
+        j += UNIT;
     }
 }
 
@@ -111,20 +141,31 @@ impl<T: Lanes> Kernel for Quantise<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { values, range, .. } = self;
-        let load = |j, count| {
-            let last;
-            let from = if count == LANES {
-                &values[j..j + LANES]
-            } else {
-                last = padded(values, j, count);
-                &last
-            };
-            // SAFETY: both have LANES elements.
-            unsafe { T::load(s, from.as_ptr()) }
-        };
-        // SAFETY: the range is this call's own.
-        unsafe { groups(s, self.quant, range, &self.to, load) }
+        assert!(
+            self.range.end <= self.values.len(),
+            "columns lie within their row"
+        );
+        for start in self.range.clone().step_by(CHUNK) {
+            let range = start..self.range.end.min(start + CHUNK);
+            // SAFETY: the range is within the values, and its columns are this call's own.
+            unsafe { groups::<S, T, _>(s, self.quant, range, &self.to, &Row(self.values)) };
+        }
+    }
+}
+
+/// A row's values.
+struct Row<'a, T>(&'a [T]);
+
+impl<S: Simd, T: Lanes> Load<S> for Row<'_, T> {
+    #[inline(always)]
+    unsafe fn load(&self, s: S, j: usize, count: usize) -> [S::F; 2] {
+        if count == UNIT {
+            // SAFETY: the caller vouches for the columns.
+            return unsafe { T::load(s, self.0.as_ptr().add(j)) };
+        }
+        let few = padded(self.0, j, count);
+        // SAFETY: the array is a unit.
+        unsafe { T::load(s, few.as_ptr()) }
     }
 }
 
@@ -158,17 +199,22 @@ impl<T: Lanes, F: Fn(usize) -> f32> Kernel for Dequantise<'_, T, F> {
                 }
                 continue;
             }
-            for (j, count) in vectors(group) {
-                let last;
-                let from = if count == LANES {
-                    &self.codes[j..j + LANES]
+            let by = s.splat(scale);
+            for j in group.clone().step_by(UNIT) {
+                let count = UNIT.min(group.end - j);
+                let few;
+                let from = if count == UNIT {
+                    &self.codes[j..j + UNIT]
                 } else {
-                    last = padded(self.codes, j, count);
-                    &last
+                    few = padded(self.codes, j, count);
+                    &few
                 };
-                // SAFETY: both have LANES elements.
-                let code = unsafe { s.load_u8(from.as_ptr()) };
-                let y = product::<S, T>(s, e4m3::decode(s, code), s.splat(scale));
+                // SAFETY: both are units.
+                let [a, b] = unsafe { T::load_bytes(s, from.as_ptr()) };
+                let y = [
+                    product::<S, T>(s, e4m3::decode(s, a), by),
+                    product::<S, T>(s, e4m3::decode(s, b), by),
+                ];
                 // SAFETY: as above.
                 unsafe { self.to.store(s, j, y, count) };
             }
@@ -180,7 +226,7 @@ impl<T: Lanes, F: Fn(usize) -> f32> Kernel for Dequantise<'_, T, F> {
 /// product's rounding error must be a normal number.
 #[inline(always)]
 fn product<S: Simd, T: Lanes>(s: S, a: S::F, b: S::F) -> S::F {
-    let nearest = s.mul(a, b);
+    let nearest = s.canonical(s.mul(a, b));
     if T::DTYPE == DType::F32 {
         return nearest;
     }

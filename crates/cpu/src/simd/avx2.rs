@@ -70,6 +70,20 @@ impl Simd for Avx2 {
         both!(_mm256_blendv_ps; no, yes, mask)
     }
     #[inline(always)]
+    fn all(self, mask: Self::M) -> bool {
+        // SAFETY: as in `both`.
+        unsafe { _mm256_movemask_ps(_mm256_and_ps(mask[0], mask[1])) == 0xff }
+    }
+    #[inline(always)]
+    fn clamp_above(self, a: Self::F, limit: Self::F) -> Self::F {
+        // Of a NaN and a number the instruction gives its second operand.
+        both!(_mm256_min_ps; limit, a)
+    }
+    #[inline(always)]
+    fn clamp_below(self, a: Self::F, limit: Self::F) -> Self::F {
+        both!(_mm256_max_ps; limit, a)
+    }
+    #[inline(always)]
     fn bits(self, a: Self::F) -> Self::I {
         both!(_mm256_castps_si256; a)
     }
@@ -158,6 +172,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn stream_f32(self, to: *mut f32, a: Self::F) {
+        // SAFETY: as above; the address is a multiple of 64.
+        unsafe {
+            _mm256_stream_ps(to, a[0]);
+            _mm256_stream_ps(to.add(8), a[1]);
+        }
+    }
+    #[inline(always)]
     unsafe fn load_f16(self, from: *const u16) -> Self::F {
         // SAFETY: as above.
         let raw = unsafe { halves(from) };
@@ -173,6 +195,20 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn stream_f16(self, to: *mut u16, a: Self::F) {
+        let raw = both!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>; a);
+        // SAFETY: as above; the address is a multiple of 32.
+        unsafe {
+            _mm_stream_si128(to.cast(), raw[0]);
+            _mm_stream_si128(to.add(8).cast(), raw[1]);
+        }
+    }
+    #[inline(always)]
+    fn round_f16(self, a: Self::F) -> Self::F {
+        let raw = both!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>; a);
+        both!(_mm256_cvtph_ps; raw)
+    }
+    #[inline(always)]
     unsafe fn load_u16(self, from: *const u16) -> Self::I {
         // SAFETY: as above.
         let raw = unsafe { halves(from) };
@@ -180,12 +216,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_u16(self, to: *mut u16, a: Self::I) {
-        // SAFETY: as above. The pack works in 128-bit lanes; the permutation puts them in order.
-        unsafe {
-            let packed = _mm256_packus_epi32(a[0], a[1]);
-            let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
-            _mm256_storeu_si256(to.cast(), sorted);
-        }
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(to.cast(), pack(a)) }
     }
     #[inline(always)]
     unsafe fn load_u8(self, from: *const u8) -> Self::I {
@@ -198,10 +230,9 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_u8(self, to: *mut u8, a: Self::I) {
-        // SAFETY: as above. The first pack leaves 0 to 3, 8 to 11, 4 to 7 and 12 to 15.
+        // SAFETY: as above.
         unsafe {
-            let packed = _mm256_packus_epi32(a[0], a[1]);
-            let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            let sorted = pack(a);
             let low = _mm256_castsi256_si128(sorted);
             let high = _mm256_extracti128_si256::<1>(sorted);
             _mm_storeu_si128(to.cast(), _mm_packus_epi16(low, high));
@@ -219,5 +250,19 @@ unsafe fn halves(from: *const u16) -> [__m128i; 2] {
             _mm_loadu_si128(from.cast()),
             _mm_loadu_si128(from.add(8).cast()),
         ]
+    }
+}
+
+/// Lanes below 2^16 as 16 bits.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn pack(a: [__m256i; 2]) -> __m256i {
+    // SAFETY: the caller vouches for it. The pack works in 128-bit lanes; the permutation puts them
+    // in order.
+    unsafe {
+        let packed = _mm256_packus_epi32(a[0], a[1]);
+        _mm256_permute4x64_epi64::<0b11_01_10_00>(packed)
     }
 }

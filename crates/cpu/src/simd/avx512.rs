@@ -69,6 +69,19 @@ impl Simd for Avx512 {
         op!(_mm512_mask_blend_ps(mask, no, yes))
     }
     #[inline(always)]
+    fn all(self, mask: Self::M) -> bool {
+        mask == 0xffff
+    }
+    #[inline(always)]
+    fn clamp_above(self, a: Self::F, limit: Self::F) -> Self::F {
+        // Of a NaN and a number the instruction gives its second operand.
+        op!(_mm512_min_ps(limit, a))
+    }
+    #[inline(always)]
+    fn clamp_below(self, a: Self::F, limit: Self::F) -> Self::F {
+        op!(_mm512_max_ps(limit, a))
+    }
+    #[inline(always)]
     fn bits(self, a: Self::F) -> Self::I {
         op!(_mm512_castps_si512(a))
     }
@@ -139,6 +152,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(to, a) }
     }
     #[inline(always)]
+    unsafe fn stream_f32(self, to: *mut f32, a: Self::F) {
+        // SAFETY: as above; the address is a multiple of 64.
+        unsafe { _mm512_stream_ps(to, a) }
+    }
+    #[inline(always)]
     unsafe fn load_f16(self, from: *const u16) -> Self::F {
         // SAFETY: as above.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
@@ -150,6 +168,20 @@ impl Simd for Avx512 {
             let raw = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a);
             _mm256_storeu_si256(to.cast(), raw);
         }
+    }
+    #[inline(always)]
+    unsafe fn stream_f16(self, to: *mut u16, a: Self::F) {
+        // SAFETY: as above; the address is a multiple of 32.
+        unsafe {
+            let raw = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a);
+            _mm256_stream_si256(to.cast(), raw);
+        }
+    }
+    #[inline(always)]
+    fn round_f16(self, a: Self::F) -> Self::F {
+        op!(_mm512_cvtph_ps(
+            _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a)
+        ))
     }
     #[inline(always)]
     unsafe fn load_u16(self, from: *const u16) -> Self::I {

@@ -76,6 +76,23 @@ impl Simd for Neon {
         all!(vbslq_f32; mask, yes, no)
     }
     #[inline(always)]
+    fn all(self, mask: Self::M) -> bool {
+        // SAFETY: as in `all`.
+        unsafe {
+            let half = vandq_u32(vandq_u32(mask[0], mask[1]), vandq_u32(mask[2], mask[3]));
+            vminvq_u32(half) == u32::MAX
+        }
+    }
+    #[inline(always)]
+    fn clamp_above(self, a: Self::F, limit: Self::F) -> Self::F {
+        // The instruction lets NaN through.
+        all!(vminq_f32; a, limit)
+    }
+    #[inline(always)]
+    fn clamp_below(self, a: Self::F, limit: Self::F) -> Self::F {
+        all!(vmaxq_f32; a, limit)
+    }
+    #[inline(always)]
     fn bits(self, a: Self::F) -> Self::I {
         all!(vreinterpretq_u32_f32; a)
     }

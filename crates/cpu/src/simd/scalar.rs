@@ -53,6 +53,10 @@ impl Simd for Scalar {
         from_fn(|i| if mask[i] { yes[i] } else { no[i] })
     }
     #[inline(always)]
+    fn all(self, mask: Self::M) -> bool {
+        mask.into_iter().all(|m| m)
+    }
+    #[inline(always)]
     fn bits(self, a: Self::F) -> Self::I {
         a.map(f32::to_bits)
     }

@@ -1,0 +1,189 @@
+//! What this machine allows at best, to be measured in the same run as a kernel and set beside it.
+//!
+//! ```
+//! use swiglu_cpu::limits::{Pattern, Traffic};
+//! // Both halves of 512 rows of 3072 f32 read, and as many results written.
+//! let mut traffic = Traffic::new(Pattern::TwoReadsOneWrite, 512 * 3 * 3072 * 4);
+//! let rate = traffic.rate(3);
+//! assert!(rate > 0.0);
+//! ```
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use crate::activation::Shared;
+use crate::simd::{self, Kernel, LANES, Simd};
+use crate::{InstructionSet, cache};
+
+/// How memory is gone through, by each thread of the current rayon pool in a part of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// Four streams are read: a product of one row.
+    Read,
+    /// Two streams are read and one is written with ordinary stores: an activation within caches.
+    TwoReadsOneWrite,
+    /// The same with stores past the caches: an activation beyond them.
+    TwoReadsOneStream,
+}
+
+/// Buffers to go through in a [`Pattern`].
+#[derive(Debug)]
+pub struct Traffic {
+    pattern: Pattern,
+    set: InstructionSet,
+    from: Vec<Line>,
+    to: Vec<Line>,
+}
+
+/// A cache line.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+struct Line([f32; LANES]);
+
+impl Traffic {
+    /// Buffers that together have about this many bytes, on the fastest instruction set.
+    pub fn new(pattern: Pattern, bytes: usize) -> Self {
+        // Any numbers but subnormal ones.
+        let lines = |bytes: usize| vec![Line([1.0; LANES]); bytes.div_ceil(size_of::<Line>())];
+        let (from, to) = match pattern {
+            Pattern::Read => (bytes, 0),
+            Pattern::TwoReadsOneWrite | Pattern::TwoReadsOneStream => (bytes / 3 * 2, bytes / 3),
+        };
+        Self {
+            pattern,
+            set: InstructionSet::detect(),
+            from: lines(from),
+            to: lines(to),
+        }
+    }
+
+    /// Goes through the buffers once; the bytes that were read and written.
+    pub fn run(&mut self) -> usize {
+        let streams = match self.pattern {
+            Pattern::Read => 4,
+            Pattern::TwoReadsOneWrite | Pattern::TwoReadsOneStream => 2,
+        };
+        // Parts as an activation's tasks have them.
+        let length = self.from.len() / streams;
+        let parts = length.div_ceil(PART);
+        let to = Shared(self.to.as_mut_ptr());
+        (0..parts).into_par_iter().for_each(|part| {
+            let range = part * PART..length.min((part + 1) * PART);
+            let pass = Pass {
+                pattern: self.pattern,
+                from: std::array::from_fn(|i| &self.from[i % streams * length..][range.clone()]),
+                // SAFETY: parts lie within the results' length and are disjoint.
+                to: unsafe {
+                    to.get()
+                        .add(if self.to.is_empty() { 0 } else { range.start })
+                },
+            };
+            // SAFETY: the machine has what it detects.
+            unsafe { simd::dispatch(self.set, pass) }
+        });
+        let lines = length * streams + if self.to.is_empty() { 0 } else { length };
+        lines * size_of::<Line>()
+    }
+
+    /// Bytes a second: the median of so many passes after one that warms up.
+    pub fn rate(&mut self, passes: usize) -> f64 {
+        self.run();
+        median((0..passes.max(1)).map(|_| {
+            let start = Instant::now();
+            self.run() as f64 / start.elapsed().as_secs_f64()
+        }))
+    }
+}
+
+/// Lines of each stream in a part.
+const PART: usize = 1024;
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+struct Pass<'a> {
+    pattern: Pattern,
+    from: [&'a [Line]; 4],
+    to: *mut Line,
+}
+
+// SAFETY: a pass alone writes its part.
+unsafe impl Send for Pass<'_> {}
+
+impl Kernel for Pass<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let [a, b, c, d] = self.from;
+        // SAFETY: a line has LANES elements; so below.
+        let load = |line: &Line| unsafe { s.load_f32(line.0.as_ptr()) };
+        match self.pattern {
+            Pattern::Read => {
+                let mut bits = [s.splat_u32(0); 4];
+                for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
+                    for (bits, line) in bits.iter_mut().zip([a, b, c, d]) {
+                        *bits = s.or(*bits, s.bits(load(line)));
+                    }
+                }
+                black_box(bits.map(|bits| s.highest(bits)));
+            }
+            Pattern::TwoReadsOneWrite => {
+                for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                    // SAFETY: the part of the results is as long as its streams.
+                    unsafe { s.store_f32(self.to.add(i).cast(), s.mul(load(a), load(b))) };
+                }
+            }
+            Pattern::TwoReadsOneStream => {
+                for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                    // SAFETY: as above.
+                    unsafe { s.stream_f32(self.to.add(i).cast(), s.mul(load(a), load(b))) };
+                }
+                simd::fence();
+            }
+        }
+    }
+}
+
+/// Fused multiply-adds of f32 in registers on every thread of the current rayon pool: operations a
+/// second, two each, over about this many of them.
+pub fn multiply_add_rate(operations: usize) -> f64 {
+    let (set, threads) = (InstructionSet::detect(), rayon::current_num_threads());
+    let rounds = operations.div_ceil(threads * 2 * LANES * SUMS);
+    let start = Instant::now();
+    // SAFETY: the machine has what it detects.
+    rayon::broadcast(|_| unsafe { simd::dispatch(set, MultiplyAdds(rounds)) });
+    let done = threads * rounds * 2 * LANES * SUMS;
+    done as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Bytes of the last-level cache that this thread's core shares; 32 MiB where it is not known.
+pub fn last_level_cache() -> usize {
+    cache::last_level()
+}
+
+/// Sums side by side: two units of four cycles' latency, and some room.
+const SUMS: usize = 12;
+
+struct MultiplyAdds(usize);
+
+impl Kernel for MultiplyAdds {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (a, b) = (s.splat(black_box(0.5)), s.splat(black_box(1.0)));
+        let mut sums = [s.splat(black_box(0.0)); SUMS];
+        for _ in 0..self.0 {
+            for sum in &mut sums {
+                *sum = s.fma(*sum, a, b);
+            }
+        }
+        black_box(sums.map(|sum| s.highest(s.bits(sum))));
+    }
+}
