@@ -3,13 +3,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::ThreadPool;
 use swiglu_core::{
     ActAndMul, ActShape, Backend, DType, Element, GatedActivation, GatedMatmul, HostBuffer,
-    HostWeight, Matmul, QuantisedMatmul, Result, RowLayout, Rows, RowsMut, Support, Tensor,
+    HostWeight, Layout, Matmul, QuantisedMatmul, Result, RowLayout, Rows, RowsMut, Support, Tensor,
     TensorMut, bf16, f16,
 };
 
 use crate::activation::{self, Lanes};
+use crate::product::{self, Activated, Output, Rounded};
 use crate::weight::PackedWeight;
-use crate::{Error, InstructionSet, product};
+use crate::{Error, InstructionSet};
 
 /// Runs an activation on rows in slices, with the fastest instruction set of this machine, in the
 /// rayon pool that it is called from: input \[T, 2d\], output \[T, d\].
@@ -43,8 +44,8 @@ pub fn act_and_mul<T: Element>(
 
 /// The CPU as a backend. Calls run at once and return when they are done.
 ///
-/// Activations allocate nothing. A product widens its input to f32 in memory that the backend keeps
-/// and uses again, so that only the first of its size allocates.
+/// Activations allocate nothing. A product widens at most 256 rows of its input at a time to f32, in
+/// memory that the backend keeps and uses again, so that only the first of its size allocates.
 #[derive(Debug)]
 pub struct CpuBackend {
     set: InstructionSet,
@@ -124,9 +125,50 @@ impl CpuBackend {
         }
     }
 
-    fn product<T: Element>(&self, x: &[f32], weight: &PackedWeight, y: TensorMut<'_, HostBuffer>) {
-        let y_rows = (y.buffer.typed_mut::<T>(), y.layout);
-        self.in_pool(|| product::multiply(self.set, x, weight, y_rows));
+    /// Runs a product on the rows of `x`, which may be of any of the three types.
+    fn product<O: Output>(&self, x: &Tensor<'_, HostBuffer>, weight: &PackedWeight, output: &O) {
+        let kept = || self.widened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut widened = kept().pop().unwrap_or_default();
+        self.in_pool(|| match x.dtype {
+            DType::F16 => self.multiply::<f16, O>(x, weight, output, &mut widened),
+            DType::BF16 => self.multiply::<bf16, O>(x, weight, output, &mut widened),
+            DType::F32 | DType::F8E4M3 | DType::E8M0 => {
+                self.multiply::<f32, O>(x, weight, output, &mut widened);
+            }
+        });
+        kept().push(widened);
+    }
+
+    fn multiply<X: Lanes, O: Output>(
+        &self,
+        x: &Tensor<'_, HostBuffer>,
+        weight: &PackedWeight,
+        output: &O,
+        widened: &mut Vec<f32>,
+    ) {
+        let x = (x.buffer.typed::<X>(), x.layout);
+        product::multiply(self.set, x, weight, output, widened);
+    }
+
+    fn rounded<T: Lanes>(
+        &self,
+        x: &Tensor<'_, HostBuffer>,
+        weight: &PackedWeight,
+        y: TensorMut<'_, HostBuffer>,
+    ) {
+        let rounded = Rounded::new((y.buffer.typed_mut::<T>(), y.layout));
+        self.product(x, weight, &rounded);
+    }
+
+    fn activated<T: Lanes>(
+        &self,
+        op: &GatedActivation,
+        x: &Tensor<'_, HostBuffer>,
+        weight: &PackedWeight,
+        act: TensorMut<'_, HostBuffer>,
+    ) {
+        let activated = Activated::new(op, (act.buffer.typed_mut::<T>(), act.layout));
+        self.product(x, weight, &activated);
     }
 }
 
@@ -201,22 +243,6 @@ impl ActAndMul for CpuBackend {
     }
 }
 
-/// Rows of any of the three types as f32, one after another.
-fn widen(x: &Tensor<'_, HostBuffer>, out: &mut Vec<f32>) {
-    fn typed<T: Element>(x: &Tensor<'_, HostBuffer>, out: &mut Vec<f32>) {
-        let data = x.buffer.typed::<T>();
-        for t in 0..x.layout.rows {
-            out.extend(data[x.layout.row(t)].iter().map(|v| v.to_f32()));
-        }
-    }
-    out.clear();
-    match x.dtype {
-        DType::F16 => typed::<f16>(x, out),
-        DType::BF16 => typed::<bf16>(x, out),
-        DType::F32 | DType::F8E4M3 | DType::E8M0 => typed::<f32>(x, out),
-    }
-}
-
 impl Matmul for CpuBackend {
     type Weight = PackedWeight;
 
@@ -228,7 +254,7 @@ impl Matmul for CpuBackend {
     }
 
     fn load_weight(&self, parts: &[HostWeight<'_>]) -> Result<PackedWeight> {
-        self.in_pool(|| PackedWeight::pack(parts))
+        self.in_pool(|| PackedWeight::stacked(parts))
     }
 
     fn weight_shape(&self, weight: &PackedWeight) -> [usize; 2] {
@@ -246,19 +272,43 @@ impl Matmul for CpuBackend {
         y: TensorMut<'_, HostBuffer>,
     ) -> Result<()> {
         self.check_matmul(&x, weight, &y)?;
-        let kept = || self.widened.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut widened = kept().pop().unwrap_or_default();
-        widen(&x, &mut widened);
         match y.dtype {
-            DType::F16 => self.product::<f16>(&widened, weight, y),
-            DType::BF16 => self.product::<bf16>(&widened, weight, y),
-            DType::F32 | DType::F8E4M3 | DType::E8M0 => self.product::<f32>(&widened, weight, y),
+            DType::F16 => self.rounded::<f16>(&x, weight, y),
+            DType::BF16 => self.rounded::<bf16>(&x, weight, y),
+            DType::F32 | DType::F8E4M3 | DType::E8M0 => self.rounded::<f32>(&x, weight, y),
         }
-        kept().push(widened);
         Ok(())
     }
 }
 
 impl QuantisedMatmul for CpuBackend {}
 
-impl GatedMatmul for CpuBackend {}
+impl GatedMatmul for CpuBackend {
+    fn load_gate_up(&self, gate: HostWeight<'_>, up: HostWeight<'_>) -> Result<PackedWeight> {
+        self.in_pool(|| PackedWeight::gate_up(gate, up))
+    }
+
+    /// `gate_up` is left unwritten where the weight came from [`Self::load_gate_up`] and the
+    /// activation's layout is not interleaved: its results stay in registers and caches.
+    fn matmul_act_and_mul(
+        &self,
+        op: &GatedActivation,
+        x: Tensor<'_, HostBuffer>,
+        weight: &PackedWeight,
+        mut gate_up: TensorMut<'_, HostBuffer>,
+        act: TensorMut<'_, HostBuffer>,
+    ) -> Result<()> {
+        if !weight.is_gated() || op.layout() != Layout::Concatenated {
+            self.matmul(x, weight, gate_up.reborrow())?;
+            return self.act_and_mul(op, gate_up.as_ref(), act);
+        }
+        self.check_matmul(&x, weight, &gate_up)?;
+        self.check_act(&gate_up.as_ref(), &act)?;
+        match act.dtype {
+            DType::F16 => self.activated::<f16>(op, &x, weight, act),
+            DType::BF16 => self.activated::<bf16>(op, &x, weight, act),
+            DType::F32 | DType::F8E4M3 | DType::E8M0 => self.activated::<f32>(op, &x, weight, act),
+        }
+        Ok(())
+    }
+}

@@ -38,6 +38,7 @@ mod error;
 mod instruction_set;
 pub mod limits;
 mod math;
+mod memory;
 mod product;
 mod quant;
 mod simd;

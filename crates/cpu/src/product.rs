@@ -3,319 +3,115 @@
 //! and weights alone.
 
 use rayon::prelude::*;
-use swiglu_core::{Element, RowLayout};
+use swiglu_core::RowLayout;
 
-use crate::simd::{self, Kernel, LANES, Simd};
-use crate::weight::{Elements, PackedScales, PackedWeight};
-use crate::{InstructionSet, e4m3};
+use crate::InstructionSet;
+use crate::activation::Lanes;
+use crate::simd::{self, LANES};
+use crate::weight::PackedWeight;
 
-/// k's that are summed before they are added to the total; less where a scale's block ends.
-const BLOCK: usize = 256;
-/// Rows that share the weights decoded for a block.
-const ROWS: usize = 256;
-/// Rows of a tile: with two registers a vector, 6 rows keep 12 sums in 16 registers.
-const TILE: usize = 6;
-/// Panels that a thread reads side by side where there are too few rows to fill its registers.
-const STREAMS: usize = 4;
+mod decode;
+mod input;
+mod output;
+mod tile;
 
-/// Where a product writes.
-struct Target<T> {
-    data: *mut T,
-    layout: RowLayout,
-}
+use input::{Packed, Tiles};
+use output::Totals;
+pub(crate) use output::{Activated, Output, Rounded};
+use tile::{MostRows, Multiply};
 
-// SAFETY: threads write disjoint columns, see `Job::store`.
-unsafe impl<T: Send> Sync for Target<T> {}
+/// Most rows that are multiplied at a time. This bounds the memory for their widened copy, and a
+/// block of k of it stays in the second-level cache.
+const CHUNK: usize = 256;
+/// Rows up to which a task reads its panels from end to end: their copy is in the cache anyhow.
+const LOW: usize = 32;
+/// Most panels of a task, with few rows and with many: each block of k is read once for so many.
+const PANELS: [usize; 2] = [4, 8];
 
 /// Products whose operations one thread does in about the time that waking a pool takes.
 const INLINE: usize = 64 * 1024;
 
-/// Multiplies the rows of `x`, one after another, by `weight`: \[T, K\] to \[T, N\]. The layout of
-/// `y` must have passed its check against its slice and the weight.
-pub(crate) fn multiply<T: Element>(
+/// Multiplies the rows of `x` by `weight`: \[T, K\] to \[T, N\]. Layouts must have passed their
+/// checks. `widened` is memory for some rows as f32; it grows to what it must hold.
+pub(crate) fn multiply<T: Lanes, O: Output>(
     set: InstructionSet,
-    x: &[f32],
+    (x, layout): (&[T], RowLayout),
     weight: &PackedWeight,
-    (y, layout): (&mut [T], RowLayout),
+    output: &O,
+    widened: &mut Vec<f32>,
 ) {
-    if layout.rows == 0 {
-        return;
-    }
     let [n, k] = weight.shape();
-    let target = Target {
-        data: y.as_mut_ptr(),
-        layout,
-    };
-    let panels = n.div_ceil(LANES);
-    let run = |group: usize| {
-        let first = group * STREAMS;
-        let job = Job {
-            x,
+    // SAFETY: `set` is only given out for machines that have it; so below.
+    let most = unsafe { simd::dispatch(set, MostRows) };
+    let small = layout.rows * n * k <= INLINE;
+    let chunks = Tiles::new(layout.rows, CHUNK);
+    for (first_row, rows) in (0..chunks.count).map(|c| chunks.get(c)) {
+        let tiles = Tiles::new(rows, most);
+        let needed = rows * k;
+        if widened.len() < needed {
+            widened.resize(needed, 0.0);
+        }
+        let task = Task {
+            set,
+            x: Packed::new(set, (x, layout), first_row, tiles, &mut widened[..needed]),
+            first_row,
             weight,
-            panels: first..panels.min(first + STREAMS),
-            target: &target,
+            output,
         };
-        // SAFETY: `set` is only given out for machines that have it.
-        unsafe { simd::dispatch(set, job) }
-    };
-    let groups = panels.div_ceil(STREAMS);
-    if layout.rows * n * k <= INLINE {
-        (0..groups).for_each(run);
-    } else {
-        (0..groups).into_par_iter().for_each(run);
-    }
-}
-
-/// Some panels for all rows, on one thread.
-struct Job<'a, T> {
-    x: &'a [f32],
-    weight: &'a PackedWeight,
-    panels: std::ops::Range<usize>,
-    target: &'a Target<T>,
-}
-
-impl<T: Element> Kernel for Job<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        match &self.weight.elements {
-            Elements::F32(v) => self.with(s, v.as_slice(), F32),
-            Elements::F16(v) => self.with(s, v.as_slice(), F16),
-            Elements::BF16(v) => self.with(s, v.as_slice(), BF16),
-            Elements::E4M3(v) => self.with(s, v.as_slice(), E4M3),
-        }
-    }
-}
-
-/// How stored elements become f32, exactly.
-trait Decode: Copy {
-    type Stored: Copy;
-    /// # Safety
-    /// [`LANES`] elements can be read.
-    unsafe fn load<S: Simd>(self, s: S, from: *const Self::Stored) -> S::F;
-}
-
-#[derive(Clone, Copy)]
-struct F32;
-#[derive(Clone, Copy)]
-struct F16;
-#[derive(Clone, Copy)]
-struct BF16;
-#[derive(Clone, Copy)]
-struct E4M3;
-
-impl Decode for F32 {
-    type Stored = f32;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(self, s: S, from: *const f32) -> S::F {
-        // SAFETY: the caller vouches for LANES elements; so below.
-        unsafe { s.load_f32(from) }
-    }
-}
-impl Decode for F16 {
-    type Stored = u16;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(self, s: S, from: *const u16) -> S::F {
-        // SAFETY: as above.
-        unsafe { s.load_f16(from) }
-    }
-}
-impl Decode for BF16 {
-    type Stored = u16;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(self, s: S, from: *const u16) -> S::F {
-        // SAFETY: as above.
-        let upper = unsafe { s.load_u16(from) };
-        s.float(s.shl::<16>(upper))
-    }
-}
-impl Decode for E4M3 {
-    type Stored = u8;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(self, s: S, from: *const u8) -> S::F {
-        // SAFETY: as above.
-        e4m3::decode(s, unsafe { s.load_u8(from) })
-    }
-}
-
-impl<T: Element> Job<'_, T> {
-    #[inline(always)]
-    fn with<S: Simd, D: Decode>(&self, s: S, elements: &[D::Stored], decode: D) {
-        match (self.target.layout.rows, self.panels.len()) {
-            (1, STREAMS) => self.streams::<S, D, 1>(s, elements, decode),
-            (2, STREAMS) => self.streams::<S, D, 2>(s, elements, decode),
-            _ => self.tiles(s, elements, decode),
-        }
-    }
-
-    /// The runs of k that are summed before they are added to the total.
-    fn blocks(&self) -> impl Iterator<Item = (usize, usize, usize)> {
-        let k = self.weight.k;
-        let outer = self.weight.scales.as_ref().map_or(k, |s| s.block.min(k));
-        (0..k.div_ceil(outer)).flat_map(move |b| {
-            let end = k.min((b + 1) * outer);
-            (b * outer..end)
-                .step_by(BLOCK)
-                .map(move |start| (b, start, end.min(start + BLOCK)))
-        })
-    }
-
-    /// The scales of a panel's outputs in a block of scales; `None` where there are none.
-    #[inline(always)]
-    fn scale<S: Simd>(&self, s: S, panel: usize, block: usize) -> Option<S::F> {
-        let PackedScales {
-            block: width_k,
-            width,
-            values,
-        } = self.weight.scales.as_ref()?;
-        let at = (panel * self.weight.k.div_ceil(*width_k) + block) * width;
-        Some(if *width == 1 {
-            s.splat(values[at])
+        let low = rows <= LOW;
+        // In pairs, for a gate to have its up, and enough tasks for threads to share.
+        let share = weight.count() / (4 * rayon::current_num_threads());
+        let panels = share.clamp(2, PANELS[usize::from(!low)]) / 2 * 2;
+        let run = |group: usize| {
+            let first = group * panels;
+            let panels = first..weight.count().min(first + panels);
+            if low {
+                task.run::<{ PANELS[0] * LOW * LANES }>(panels);
+            } else {
+                task.run::<{ PANELS[1] * CHUNK * LANES }>(panels);
+            }
+        };
+        let groups = weight.count().div_ceil(panels);
+        if small {
+            (0..groups).for_each(run);
         } else {
-            let lanes = &values[at..at + LANES];
-            // SAFETY: the slice has LANES elements.
-            unsafe { s.load_f32(lanes.as_ptr()) }
-        })
-    }
-
-    /// Few rows: the weights are decoded as they come, from several panels side by side.
-    #[inline(always)]
-    fn streams<S: Simd, D: Decode, const R: usize>(&self, s: S, elements: &[D::Stored], decode: D) {
-        let k = self.weight.k;
-        let first = self.panels.start;
-        let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[r * k..][..k]);
-        let panels: [&[D::Stored]; STREAMS] =
-            std::array::from_fn(|p| &elements[(first + p) * k * LANES..][..k * LANES]);
-        let mut totals = [[s.splat(0.0); STREAMS]; R];
-        for (block, start, end) in self.blocks() {
-            let mut sums = [[s.splat(0.0); STREAMS]; R];
-            for i in start..end {
-                for p in 0..STREAMS {
-                    // SAFETY: a panel has k · LANES elements, and i < k.
-                    let w = unsafe { decode.load(s, panels[p].as_ptr().add(i * LANES)) };
-                    for r in 0..R {
-                        // SAFETY: a row has k elements.
-                        let x = s.splat(unsafe { *x[r].get_unchecked(i) });
-                        sums[r][p] = s.fma(x, w, sums[r][p]);
-                    }
-                }
-            }
-            for p in 0..STREAMS {
-                let scale = self.scale(s, first + p, block);
-                for r in 0..R {
-                    totals[r][p] = add(s, scale, sums[r][p], totals[r][p]);
-                }
-            }
-        }
-        for (r, totals) in totals.iter().enumerate() {
-            for (p, &total) in totals.iter().enumerate() {
-                self.store(s, r, first + p, total);
-            }
-        }
-    }
-
-    /// Many rows: a block of a panel is decoded once and multiplied with all rows of a chunk.
-    #[inline(always)]
-    fn tiles<S: Simd, D: Decode>(&self, s: S, elements: &[D::Stored], decode: D) {
-        let k = self.weight.k;
-        let mut decoded = [0.0_f32; BLOCK * LANES];
-        let mut totals = [0.0_f32; ROWS * LANES];
-        for (panel, start) in self.panels.clone().flat_map(|p| {
-            (0..self.target.layout.rows)
-                .step_by(ROWS)
-                .map(move |r| (p, r))
-        }) {
-            let rows = ROWS.min(self.target.layout.rows - start);
-            totals[..rows * LANES].fill(0.0);
-            for (block, k0, k1) in self.blocks() {
-                let stored = &elements[(panel * k + k0) * LANES..(panel * k + k1) * LANES];
-                for (from, to) in stored
-                    .chunks_exact(LANES)
-                    .zip(decoded.chunks_exact_mut(LANES))
-                {
-                    // SAFETY: both chunks have LANES elements.
-                    unsafe { s.store_f32(to.as_mut_ptr(), decode.load(s, from.as_ptr())) };
-                }
-                let scale = self.scale(s, panel, block);
-                let w = &decoded[..(k1 - k0) * LANES];
-                let mut row = 0;
-                while row < rows {
-                    let count = TILE.min(rows - row);
-                    let x = &self.x[(start + row) * k + k0..];
-                    let totals = &mut totals[row * LANES..(row + count) * LANES];
-                    match count {
-                        6 => tile::<S, 6>(s, x, k, w, scale, totals),
-                        5 => tile::<S, 5>(s, x, k, w, scale, totals),
-                        4 => tile::<S, 4>(s, x, k, w, scale, totals),
-                        3 => tile::<S, 3>(s, x, k, w, scale, totals),
-                        2 => tile::<S, 2>(s, x, k, w, scale, totals),
-                        _ => tile::<S, 1>(s, x, k, w, scale, totals),
-                    }
-                    row += count;
-                }
-            }
-            for (row, total) in totals[..rows * LANES].chunks_exact(LANES).enumerate() {
-                // SAFETY: the chunk has LANES elements.
-                let total = unsafe { s.load_f32(total.as_ptr()) };
-                self.store(s, start + row, panel, total);
-            }
-        }
-    }
-
-    /// Rounds a panel's outputs of a row and writes those that the weight has.
-    #[inline(always)]
-    fn store<S: Simd>(&self, s: S, row: usize, panel: usize, total: S::F) {
-        let mut values = [0.0_f32; LANES];
-        // SAFETY: the array has LANES elements.
-        unsafe { s.store_f32(values.as_mut_ptr(), total) };
-        let first = panel * LANES;
-        let count = LANES.min(self.weight.n - first);
-        let start = self.target.layout.row(row).start + first;
-        for (lane, &value) in values[..count].iter().enumerate() {
-            // SAFETY: the layout was checked against the slice, row < rows and first + lane < N;
-            // this job alone writes its panels' columns.
-            unsafe { self.target.data.add(start + lane).write(T::from_f32(value)) };
+            (0..groups).into_par_iter().for_each(run);
         }
     }
 }
 
-/// total + scale · sum, in one rounding where there is a scale.
-#[inline(always)]
-fn add<S: Simd>(s: S, scale: Option<S::F>, sum: S::F, total: S::F) -> S::F {
-    match scale {
-        Some(scale) => s.fma(scale, sum, total),
-        None => s.add(sum, total),
-    }
+/// The panels' products with a chunk of rows.
+struct Task<'a, O> {
+    set: InstructionSet,
+    x: Packed<'a>,
+    first_row: usize,
+    weight: &'a PackedWeight,
+    output: &'a O,
 }
 
-/// Adds a block's products of R rows, `stride` apart in `x`, to their totals.
-#[inline(always)]
-fn tile<S: Simd, const R: usize>(
-    s: S,
-    x: &[f32],
-    stride: usize,
-    w: &[f32],
-    scale: Option<S::F>,
-    totals: &mut [f32],
-) {
-    let k = w.len() / LANES;
-    let rows: [&[f32]; R] = std::array::from_fn(|r| &x[r * stride..][..k]);
-    let mut sums = [s.splat(0.0); R];
-    for i in 0..k {
-        // SAFETY: w has k · LANES elements, and every row has k.
-        unsafe {
-            let w = s.load_f32(w.as_ptr().add(i * LANES));
-            for r in 0..R {
-                sums[r] = s.fma(s.splat(*rows[r].get_unchecked(i)), w, sums[r]);
-            }
-        }
-    }
-    for (sum, total) in sums.into_iter().zip(totals.chunks_exact_mut(LANES)) {
-        // SAFETY: the chunk has LANES elements.
-        unsafe {
-            let sum = add(s, scale, sum, s.load_f32(total.as_ptr()));
-            s.store_f32(total.as_mut_ptr(), sum);
-        }
+impl<O: Output> Task<'_, O> {
+    /// Some panels, on one thread; N is room for their sums.
+    fn run<const N: usize>(&self, panels: std::ops::Range<usize>) {
+        let mut totals = [0.0_f32; N];
+        let totals = &mut totals[..panels.len() * self.x.tiles().rows * LANES];
+        let multiply = Multiply {
+            x: &self.x,
+            weight: self.weight,
+            panels: panels.clone(),
+            totals,
+        };
+        // SAFETY: as in `multiply`.
+        unsafe { simd::dispatch(self.set, multiply) };
+        let totals = Totals {
+            weight: self.weight,
+            first_panel: panels.start,
+            panels: panels.len(),
+            first_row: self.first_row,
+            rows: self.x.tiles().rows,
+            values: totals,
+        };
+        // SAFETY: every task has panels of its own, and chunks of rows come one after another; the
+        // set is as above.
+        unsafe { self.output.store(self.set, &totals) };
     }
 }

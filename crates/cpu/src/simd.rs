@@ -67,6 +67,11 @@ pub(crate) unsafe fn dispatch<K: Kernel>(set: InstructionSet, kernel: K) -> K::O
 ///
 /// Comparisons with NaN are false. `fma(a, b, c)` is a·b + c in one rounding.
 pub(crate) trait Simd: Copy {
+    /// How many vectors of sums a product may keep in registers.
+    const SUMS: usize;
+    /// Most rows of a product's tile: a divisor of [`Self::SUMS`].
+    const ROWS: usize;
+
     /// [`LANES`] f32.
     type F: Copy;
     /// [`LANES`] u32.
@@ -98,6 +103,8 @@ pub(crate) trait Simd: Copy {
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl<const N: u32>(self, a: Self::I) -> Self::I;
     fn shr<const N: u32>(self, a: Self::I) -> Self::I;
+    /// Shifts the halves of each lane to the right, each by itself and with its sign.
+    fn sar_u16<const N: u32>(self, a: Self::I) -> Self::I;
 
     /// The even and the odd elements of `a` followed by `b`.
     fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
@@ -148,6 +155,10 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// As [`Self::store_f32`].
     unsafe fn store_u8(self, to: *mut u8, a: Self::I);
+
+    /// Asks for a cache line, which need not be there.
+    #[inline(always)]
+    fn prefetch(self, _at: *const u8) {}
 
     /// Rounds to f16 and widens again.
     #[inline(always)]

@@ -1,149 +1,220 @@
-use rayon::prelude::*;
+use std::ops::Range;
+
 use swiglu_core::{DType, HostWeight, Result};
 
+use crate::memory::Memory;
 use crate::simd::LANES;
 
-/// A weight [N, K] packed into panels of 16 outputs: for each k, the panel's weights side by
-/// side, in the width that they were stored in. The last panel is filled up with zeros.
+mod pack;
+
+/// k's that lie together in a panel, and a multiple of which a panel holds.
+pub(crate) const GROUP: usize = 4;
+/// Sums are added to the total at every multiple of this in k, and where a scale's block ends.
+pub(crate) const BLOCK: usize = 128;
+
+/// A weight [N, K] packed into panels of 16 outputs, in the width that it was stored in.
+///
+/// A panel holds *units* of k: for each unit the 16 outputs' side by side. A unit is one k of f32
+/// or f16, two of bf16 and four of f8: a word, so that decoding needs shifts and masks only, or a
+/// half of one. The last unit, and the last panel's missing outputs, are filled up with zeros.
 #[derive(Debug)]
 pub struct PackedWeight {
-    pub(crate) n: usize,
-    pub(crate) k: usize,
-    pub(crate) elements: Elements,
-    pub(crate) scales: Option<PackedScales>,
+    n: usize,
+    k: usize,
+    dtype: DType,
+    gated: bool,
+    panels: Memory,
+    scales: Option<Scales>,
 }
 
-/// The panels' elements.
-#[derive(Debug)]
-pub(crate) enum Elements {
-    F32(Vec<f32>),
-    F16(Vec<u16>),
-    BF16(Vec<u16>),
-    E4M3(Vec<u8>),
-}
-
-/// The scales of FP8 panels: for each panel and each block of k, one for every output of the panel
+/// The scales of f8 panels: for each panel and each block of k, one for every output of the panel
 /// or, where they are all the same, one.
 #[derive(Debug)]
-pub(crate) struct PackedScales {
+struct Scales {
     /// k's that share a scale.
-    pub(crate) block: usize,
+    block: usize,
     /// 1 or [`LANES`].
-    pub(crate) width: usize,
-    pub(crate) values: Vec<f32>,
+    width: usize,
+    values: Vec<f32>,
+}
+
+/// A run of k that is summed by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// Which block of scales it lies in.
+    pub(crate) scale: usize,
+    pub(crate) ks: Range<usize>,
 }
 
 impl PackedWeight {
-    /// Packs stacked weights; see [`swiglu_core::Matmul::load_weight`].
-    pub(crate) fn pack(parts: &[HostWeight<'_>]) -> Result<Self> {
-        HostWeight::check_parts(parts)?;
-        let (k, dtype) = (parts[0].cols(), parts[0].dtype());
-        let rows = Rows { parts };
-        let n = rows.count();
-        let panels = n.div_ceil(LANES);
-        let elements = match dtype {
-            DType::F32 => Elements::F32(rows.panels(panels, k, |b: [u8; 4]| f32::from_le_bytes(b))),
-            DType::F16 => Elements::F16(rows.panels(panels, k, u16::from_le_bytes)),
-            DType::BF16 => Elements::BF16(rows.panels(panels, k, u16::from_le_bytes)),
-            DType::F8E4M3 | DType::E8M0 => Elements::E4M3(rows.panels(panels, k, |[b]: [u8; 1]| b)),
-        };
-        let scales = parts[0]
-            .scales()
-            .map(|s| rows.scales(panels, k, s.block[1]));
-        Ok(Self {
-            n,
-            k,
-            elements,
-            scales,
-        })
-    }
-
     /// Outputs and inputs, [N, K].
     pub(crate) const fn shape(&self) -> [usize; 2] {
         [self.n, self.k]
     }
 
+    pub(crate) const fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Whether panels alternate between the first half of the outputs (gate) and the second (up).
+    pub(crate) const fn is_gated(&self) -> bool {
+        self.gated
+    }
+
     /// The bytes that a product reads.
     pub(crate) fn bytes(&self) -> usize {
-        let elements = match &self.elements {
-            Elements::F32(v) => size_of_val(v.as_slice()),
-            Elements::F16(v) | Elements::BF16(v) => size_of_val(v.as_slice()),
-            Elements::E4M3(v) => v.len(),
-        };
         let scales = self.scales.as_ref().map_or(0, |s| s.values.len() * 4);
-        elements + scales
+        self.panels.as_slice().len() + scales
+    }
+
+    /// How many panels there are.
+    pub(crate) const fn count(&self) -> usize {
+        if self.gated {
+            2 * (self.n / 2).div_ceil(LANES)
+        } else {
+            self.n.div_ceil(LANES)
+        }
+    }
+
+    /// The outputs that a panel makes.
+    pub(crate) fn outputs(&self, panel: usize) -> Range<usize> {
+        let (offset, panel, n) = if self.gated {
+            let half = self.n / 2;
+            (panel % 2 * half, panel / 2, half)
+        } else {
+            (0, panel, self.n)
+        };
+        offset + panel * LANES..offset + n.min((panel + 1) * LANES)
+    }
+
+    /// The elements of a panel.
+    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+        let bytes = panel_bytes(self.k, self.dtype);
+        &self.panels.as_slice()[panel * bytes..][..bytes]
+    }
+
+    /// The scales of a panel's outputs in a block of scales: one or [`LANES`], or none.
+    pub(crate) fn scales(&self, panel: usize, block: usize) -> Option<&[f32]> {
+        let scales = self.scales.as_ref()?;
+        let at = panel * self.k.div_ceil(scales.block) + block;
+        Some(&scales.values[at * scales.width..][..scales.width])
+    }
+
+    /// The runs of k in the order that they are summed in.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> {
+        let (k, outer) = (self.k, self.scale_block());
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let scale = start / outer;
+            let end = k.min((scale + 1) * outer).min((start / BLOCK + 1) * BLOCK);
+            let ks = start..end;
+            start = end;
+            (!ks.is_empty()).then_some(Block { scale, ks })
+        })
+    }
+
+    /// Whether every block begins with a group.
+    pub(crate) fn blocks_are_groups(&self) -> bool {
+        let outer = self.scale_block();
+        outer == self.k || outer.is_multiple_of(GROUP)
+    }
+
+    fn scale_block(&self) -> usize {
+        let k = self.k;
+        self.scales.as_ref().map_or(k, |s| s.block.min(k))
+    }
+
+    /// Packs stacked weights; see [`swiglu_core::Matmul::load_weight`].
+    pub(crate) fn stacked(parts: &[HostWeight<'_>]) -> Result<Self> {
+        HostWeight::check_parts(parts)?;
+        Ok(Self::pack(parts, false))
+    }
+
+    /// Packs a gate and an up weight, their panels taking turns; see
+    /// [`swiglu_core::GatedMatmul::load_gate_up`].
+    pub(crate) fn gate_up(gate: HostWeight<'_>, up: HostWeight<'_>) -> Result<Self> {
+        let parts = [gate, up];
+        HostWeight::check_parts(&parts)?;
+        Ok(Self::pack(&parts, gate.rows() == up.rows()))
+    }
+
+    fn pack(parts: &[HostWeight<'_>], gated: bool) -> Self {
+        let mut weight = Self {
+            n: parts.iter().map(HostWeight::rows).sum(),
+            k: parts[0].cols(),
+            dtype: parts[0].dtype(),
+            gated,
+            panels: Memory::zeroed(0),
+            scales: None,
+        };
+        let packed = pack::panels(&weight, parts);
+        weight.scales = pack::scales(&weight, parts, &packed.nans);
+        weight.panels = packed.panels;
+        weight
     }
 }
 
-/// The rows of stacked weights.
-struct Rows<'a, 'b> {
-    parts: &'a [HostWeight<'b>],
+/// The size of a panel.
+const fn panel_bytes(k: usize, dtype: DType) -> usize {
+    k.next_multiple_of(GROUP) * LANES * dtype.size()
 }
 
-impl Rows<'_, '_> {
-    fn count(&self) -> usize {
-        self.parts.iter().map(HostWeight::rows).sum()
-    }
+#[cfg(test)]
+mod tests {
+    use swiglu_core::BlockScales;
 
-    /// The part that holds row `n` and the row in it.
-    fn find(&self, mut n: usize) -> Option<(&HostWeight<'_>, usize)> {
-        for part in self.parts {
-            if n < part.rows() {
-                return Some((part, n));
-            }
-            n -= part.rows();
-        }
-        None
-    }
+    use super::*;
 
-    fn panels<const N: usize, T>(&self, panels: usize, k: usize, read: fn([u8; N]) -> T) -> Vec<T>
-    where
-        T: Copy + Default + Send + Sync,
-    {
-        let mut out = vec![T::default(); panels * k * LANES];
-        out.par_chunks_mut(k * LANES)
-            .enumerate()
-            .for_each(|(p, panel)| {
-                for lane in 0..LANES {
-                    let Some((part, row)) = self.find(p * LANES + lane) else {
-                        break;
-                    };
-                    let bytes = &part.data()[row * k * N..][..k * N];
-                    let (bytes, _) = bytes.as_chunks::<N>();
-                    for (place, bytes) in panel[lane..].iter_mut().step_by(LANES).zip(bytes) {
-                        *place = read(*bytes);
-                    }
-                }
-            });
-        out
-    }
-
-    fn scales(&self, panels: usize, k: usize, block: usize) -> PackedScales {
-        let blocks = k.div_ceil(block);
-        let mut values = Vec::with_capacity(panels * blocks * LANES);
-        let mut uniform = true;
-        for p in 0..panels {
-            for b in 0..blocks {
-                let first = self
-                    .find(p * LANES)
-                    .map_or(0.0, |(w, r)| w.scale(r, b * block));
-                for lane in 0..LANES {
-                    let scale = self
-                        .find(p * LANES + lane)
-                        .map_or(first, |(w, r)| w.scale(r, b * block));
-                    uniform &= scale.to_bits() == first.to_bits();
-                    values.push(scale);
-                }
-            }
-        }
-        let width = if uniform { 1 } else { LANES };
-        if uniform {
-            values = values.into_iter().step_by(LANES).collect();
-        }
-        PackedScales {
+    fn f8(codes: &[u8], shape: [usize; 2], block: [usize; 2], scales: &[u8]) -> PackedWeight {
+        let scales = BlockScales {
+            data: scales,
+            dtype: DType::E8M0,
             block,
-            width,
-            values,
-        }
+        };
+        let [n, k] = shape;
+        let weight = HostWeight::new(n, k, DType::F8E4M3, codes, Some(scales)).unwrap();
+        PackedWeight::stacked(&[weight]).unwrap()
+    }
+
+    #[test]
+    fn a_panel_holds_words_of_k_side_by_side() {
+        let codes: Vec<u8> = (0..17 * 6).collect();
+        let weight = f8(&codes, [17, 6], [128, 128], &[127]);
+        assert_eq!(weight.count(), 2);
+        assert_eq!(weight.outputs(1), 16..17);
+        let panel = weight.panel(0);
+        assert_eq!(panel.len(), 8 * LANES);
+        assert_eq!(panel[..8], [0, 1, 2, 3, 6, 7, 8, 9]);
+        assert_eq!(panel[4 * LANES..][..8], [4, 5, 0, 0, 10, 11, 0, 0]);
+        assert_eq!(weight.panel(1)[..8], [96, 97, 98, 99, 0, 0, 0, 0]);
+        assert_eq!(weight.scales(1, 0), Some(&[1.0][..]));
+    }
+
+    #[test]
+    fn a_nan_becomes_its_block_s_scale_for_its_output() {
+        let mut codes = vec![0x38; 3 * 8];
+        codes[8 + 5] = 0xff;
+        let weight = f8(&codes, [3, 8], [2, 4], &[127, 128, 129, 130]);
+        assert_eq!(weight.scales(0, 0).unwrap()[..3], [1.0, 1.0, 4.0]);
+        let second = weight.scales(0, 1).unwrap();
+        assert!(second[1].is_nan() && [second[0], second[2]] == [2.0, 8.0]);
+    }
+
+    #[test]
+    fn sums_end_at_multiples_and_with_scales() {
+        let weight = f8(&[0; 300], [1, 300], [1, 200], &[127; 2]);
+        let ends: Vec<_> = weight.blocks().map(|b| (b.scale, b.ks.end)).collect();
+        assert_eq!(ends, [(0, 128), (0, 200), (1, 256), (1, 300)]);
+    }
+
+    #[test]
+    fn panels_of_gate_and_up_take_turns() {
+        let [gate, up] = [1_u8, 2].map(|byte| vec![byte; 20 * 2 * 4]);
+        let part = |data| HostWeight::new(20, 2, DType::F32, data, None).unwrap();
+        let weight = PackedWeight::gate_up(part(&gate), part(&up)).unwrap();
+        assert!(weight.is_gated() && weight.shape() == [40, 2] && weight.count() == 4);
+        let outputs = [0..16, 20..36, 16..20, 36..40];
+        assert_eq!([0, 1, 2, 3].map(|p| weight.outputs(p)), outputs);
+        assert_eq!([0, 1, 2, 3].map(|p| weight.panel(p)[0]), [1, 2, 1, 2]);
     }
 }

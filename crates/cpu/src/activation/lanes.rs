@@ -28,6 +28,11 @@ pub(crate) trait Lanes: Element {
     /// Rounds to this type and widens again.
     fn round<S: Simd>(s: S, a: S::F) -> S::F;
 
+    /// A unit from its first and its last elements, in order each.
+    #[inline(always)]
+    fn from_order<S: Simd>(_: S, a: [S::F; 2]) -> [S::F; 2] {
+        a
+    }
     /// Where in the two vectors an element of a unit is.
     fn place(element: usize) -> usize {
         element
@@ -141,6 +146,11 @@ impl Lanes for bf16 {
     #[inline(always)]
     fn round<S: Simd>(s: S, a: S::F) -> S::F {
         s.float(s.and(to_upper(s, a), s.splat_u32(UPPER)))
+    }
+    #[inline(always)]
+    fn from_order<S: Simd>(s: S, a: [S::F; 2]) -> [S::F; 2] {
+        let (even, odd) = s.deinterleave(a[0], a[1]);
+        [even, odd]
     }
     fn place(element: usize) -> usize {
         element % 2 * LANES + element / 2

@@ -24,6 +24,10 @@ macro_rules! both {
 }
 
 impl Simd for Avx2 {
+    // Twelve of sixteen registers.
+    const SUMS: usize = 6;
+    const ROWS: usize = 6;
+
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type M = [__m256; 2];
@@ -130,6 +134,17 @@ impl Simd for Avx2 {
         // SAFETY: as in `both`.
         let by = unsafe { [_mm256_set1_epi32(N as i32); 2] };
         both!(_mm256_srlv_epi32; a, by)
+    }
+    #[inline(always)]
+    fn sar_u16<const N: u32>(self, a: Self::I) -> Self::I {
+        // SAFETY: as in `both`.
+        let by = unsafe { [_mm_cvtsi32_si128(N as i32); 2] };
+        both!(_mm256_sra_epi16; a, by)
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
     fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {

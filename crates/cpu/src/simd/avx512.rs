@@ -24,6 +24,10 @@ macro_rules! op {
 }
 
 impl Simd for Avx512 {
+    // Half of 32 registers, with room for the weights.
+    const SUMS: usize = 16;
+    const ROWS: usize = 8;
+
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;
@@ -116,6 +120,15 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn shr<const N: u32>(self, a: Self::I) -> Self::I {
         op!(_mm512_srli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn sar_u16<const N: u32>(self, a: Self::I) -> Self::I {
+        op!(_mm512_srai_epi16::<N>(a))
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]
     fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {

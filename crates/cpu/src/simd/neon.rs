@@ -28,6 +28,10 @@ macro_rules! all {
 }
 
 impl Simd for Neon {
+    // Twenty-four of 32 registers.
+    const SUMS: usize = 6;
+    const ROWS: usize = 6;
+
     type F = [float32x4_t; 4];
     type I = [uint32x4_t; 4];
     type M = [uint32x4_t; 4];
@@ -133,6 +137,15 @@ impl Simd for Neon {
         // SAFETY: as in `all`. A negative shift to the left is one to the right.
         let by = unsafe { [vdupq_n_s32(-(N as i32)); 4] };
         all!(vshlq_u32; a, by)
+    }
+    #[inline(always)]
+    fn sar_u16<const N: u32>(self, a: Self::I) -> Self::I {
+        // SAFETY: as in `all`. A negative shift to the left is one to the right.
+        let by = unsafe { vdupq_n_s16(-(N as i16)) };
+        from_fn(|i| {
+            // SAFETY: as in `all`.
+            unsafe { vreinterpretq_u32_s16(vshlq_s16(vreinterpretq_s16_u32(a[i]), by)) }
+        })
     }
     #[inline(always)]
     fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {

@@ -9,6 +9,9 @@ use super::{LANES, Simd};
 pub(super) struct Scalar;
 
 impl Simd for Scalar {
+    const SUMS: usize = 1;
+    const ROWS: usize = 1;
+
     type F = [f32; LANES];
     type I = [u32; LANES];
     type M = [bool; LANES];
@@ -92,6 +95,11 @@ impl Simd for Scalar {
     #[inline(always)]
     fn shr<const N: u32>(self, a: Self::I) -> Self::I {
         a.map(|x| x >> N)
+    }
+    #[inline(always)]
+    fn sar_u16<const N: u32>(self, a: Self::I) -> Self::I {
+        let half = |x: u32| u32::from((x as u16 as i16 >> N) as u16);
+        a.map(|x| half(x >> 16) << 16 | half(x))
     }
     #[inline(always)]
     fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {

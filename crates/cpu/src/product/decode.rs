@@ -1,0 +1,83 @@
+//! How the stored elements of a panel become f32, exactly.
+
+use crate::simd::{LANES, Simd};
+use crate::weight::GROUP;
+
+/// A type of stored elements.
+pub(super) trait Decode {
+    /// Bytes of a panel's group of k.
+    const BYTES: usize;
+
+    /// The elements of the group's k number J, for [`LANES`] outputs.
+    ///
+    /// # Safety
+    /// `group` points to [`Self::BYTES`] bytes.
+    unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F;
+}
+
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct BF16;
+pub(super) struct E4M3;
+
+impl Decode for F32 {
+    const BYTES: usize = GROUP * LANES * 4;
+
+    #[inline(always)]
+    unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F {
+        // SAFETY: the caller vouches for the group; so below.
+        unsafe { s.load_f32(group.cast::<f32>().add(J * LANES)) }
+    }
+}
+
+impl Decode for F16 {
+    const BYTES: usize = GROUP * LANES * 2;
+
+    #[inline(always)]
+    unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F {
+        // SAFETY: as above.
+        unsafe { s.load_f16(group.cast::<u16>().add(J * LANES)) }
+    }
+}
+
+/// Two k in a word: an f32's upper half each.
+impl Decode for BF16 {
+    const BYTES: usize = GROUP * LANES * 2;
+
+    #[inline(always)]
+    unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F {
+        // SAFETY: as above.
+        let words = s.bits(unsafe { s.load_f32(group.cast::<f32>().add(J / 2 * LANES)) });
+        s.float(if J.is_multiple_of(2) {
+            s.shl::<16>(words)
+        } else {
+            s.and(words, s.splat_u32(0xffff_0000))
+        })
+    }
+}
+
+/// Four k in a word. NaN is none of its business: see [`crate::weight`].
+impl Decode for E4M3 {
+    const BYTES: usize = GROUP * LANES;
+
+    #[inline(always)]
+    unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F {
+        // SAFETY: as above.
+        let words = s.bits(unsafe { s.load_f32(group.cast()) });
+        // The code in the upper byte of each half, its sign left there, its magnitude brought to
+        // where the three bits of mantissa are the highest of an f32's.
+        let halves = if J.is_multiple_of(2) {
+            s.shl::<8>(words)
+        } else {
+            words
+        };
+        let halves = s.and(s.sar_u16::<4>(halves), s.splat_u32(0x87f0_87f0));
+        let small = s.float(if J < 2 {
+            s.shl::<16>(halves)
+        } else {
+            s.and(halves, s.splat_u32(0xffff_0000))
+        });
+        // The exponent's bias is 7 there and 127 here; multiplying mends it for subnormals too.
+        s.mul(small, s.splat(f32::from_bits((127 + 120) << 23)))
+    }
+}

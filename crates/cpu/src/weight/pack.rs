@@ -1,0 +1,125 @@
+//! Packing: a panel is the transpose of its outputs' rows, in units.
+
+use rayon::prelude::*;
+use swiglu_core::{DType, HostWeight};
+
+use super::{PackedWeight, Scales, panel_bytes};
+use crate::memory::Memory;
+use crate::simd::LANES;
+
+/// Bytes of a row that are spread over a panel at a time: a cache line.
+const LINE: usize = 64;
+
+pub(super) struct Packed {
+    pub(super) panels: Memory,
+    /// Where f8 codes are NaN: panel, lane and block of scales.
+    pub(super) nans: Vec<[usize; 3]>,
+}
+
+pub(super) fn panels(weight: &PackedWeight, parts: &[HostWeight<'_>]) -> Packed {
+    let bytes = panel_bytes(weight.k, weight.dtype);
+    let mut panels = Memory::zeroed(weight.count() * bytes);
+    let each = panels.as_mut_slice().par_chunks_mut(bytes).enumerate();
+    let nans = each.flat_map_iter(|(p, panel)| {
+        let rows: Vec<_> = weight.outputs(p).map(|n| row(parts, n)).collect();
+        match weight.dtype {
+            DType::F16 => transpose::<2>(&rows, panel),
+            DType::F32 | DType::BF16 | DType::F8E4M3 | DType::E8M0 => transpose::<4>(&rows, panel),
+        }
+        let block = parts[0].scales().map(|s| s.block[1]);
+        block.map_or_else(Vec::new, |block| nans(&rows, p, block))
+    });
+    Packed {
+        nans: nans.collect(),
+        panels,
+    }
+}
+
+/// The part that makes an output, and the row in it.
+fn place(parts: &[HostWeight<'_>], mut output: usize) -> (usize, usize) {
+    for (i, part) in parts.iter().enumerate() {
+        if output < part.rows() {
+            return (i, output);
+        }
+        output -= part.rows();
+    }
+    unreachable!("an output beyond the weight's");
+}
+
+/// The bytes that make an output.
+fn row<'a>(parts: &[HostWeight<'a>], output: usize) -> &'a [u8] {
+    let (part, row) = place(parts, output);
+    let bytes = parts[part].cols() * parts[part].dtype().size();
+    &parts[part].data()[row * bytes..][..bytes]
+}
+
+/// Writes units of U bytes of at most [`LANES`] rows side by side.
+fn transpose<const U: usize>(rows: &[&[u8]], panel: &mut [u8]) {
+    let (units, _) = panel.as_chunks_mut::<U>();
+    for (i, units) in units.chunks_mut(LINE / U * LANES).enumerate() {
+        for (lane, row) in rows.iter().enumerate() {
+            let line = &row[(i * LINE).min(row.len())..((i + 1) * LINE).min(row.len())];
+            let (whole, rest) = line.as_chunks::<U>();
+            let column = units[lane..].iter_mut().step_by(LANES);
+            for (to, from) in column.zip(whole) {
+                *to = *from;
+            }
+            if !rest.is_empty() {
+                units[whole.len() * LANES + lane][..rest.len()].copy_from_slice(rest);
+            }
+        }
+    }
+}
+
+/// The blocks of scales of a panel's rows that hold a code which is NaN.
+fn nans(rows: &[&[u8]], panel: usize, block: usize) -> Vec<[usize; 3]> {
+    // 0x7f is the largest magnitude.
+    let holds = |codes: &[u8]| codes.iter().fold(0, |m, c| m.max(c & 0x7f)) == 0x7f;
+    let mut found = Vec::new();
+    for (lane, row) in rows.iter().enumerate().filter(|(_, row)| holds(row)) {
+        let blocks = row.chunks(block).enumerate();
+        found.extend(
+            blocks
+                .filter(|(_, b)| holds(b))
+                .map(|(b, _)| [panel, lane, b]),
+        );
+    }
+    found
+}
+
+/// The scales, and NaN for every block of an output's that holds a NaN. Such an output is NaN
+/// whatever it is multiplied with, so that decoding need not know of NaN.
+pub(super) fn scales(
+    weight: &PackedWeight,
+    parts: &[HostWeight<'_>],
+    nans: &[[usize; 3]],
+) -> Option<Scales> {
+    let [height, block] = parts[0].scales()?.block;
+    let blocks = weight.k.div_ceil(block);
+    let of = |output, b| {
+        let (part, row) = place(parts, output);
+        parts[part].scale(row, b * block)
+    };
+    let same = |panel| {
+        let outputs = weight.outputs(panel);
+        let [first, last] = [outputs.start, outputs.end - 1].map(|n| place(parts, n));
+        (first.0, first.1 / height) == (last.0, last.1 / height)
+    };
+    let uniform = nans.is_empty() && (0..weight.count()).all(same);
+    let width = if uniform { 1 } else { LANES };
+    let mut values = Vec::with_capacity(weight.count() * blocks * width);
+    for outputs in (0..weight.count()).map(|p| weight.outputs(p)) {
+        for b in 0..blocks {
+            let lanes = (0..width).map(|lane| of((outputs.start + lane).min(outputs.end - 1), b));
+            values.extend(lanes);
+        }
+    }
+    for &[panel, lane, b] in nans {
+        values[(panel * blocks + b) * LANES + lane] = f32::NAN;
+    }
+    Some(Scales {
+        block,
+        width,
+        values,
+    })
+}
