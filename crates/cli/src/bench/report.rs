@@ -97,10 +97,10 @@ pub fn table(rows: &[Row], limits: &Limits, out: &mut impl Write) -> Result<()> 
         );
         writeln!(
             out,
-            "{:>6} {:>8.2} us {:>23} {:>8.1} {:>9} {:>9} {:>8} {copies:>16}",
+            "{:>6} {:>11} {:>23} {:>8.1} {:>9} {:>9} {:>8} {copies:>16}",
             row.tokens,
-            median * 1e6,
-            format!("{:.2} to {:.2} us", low * 1e6, high * 1e6),
+            duration(median),
+            format!("{} to {}", duration(low), duration(high)),
             row.gigabytes(),
             part(row.of_memory(limits)),
             row.gigaflops()
@@ -109,6 +109,15 @@ pub fn table(rows: &[Row], limits: &Limits, out: &mut impl Write) -> Result<()> 
         )?;
     }
     Ok(())
+}
+
+/// A time in the unit that it is read in.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        _ if seconds < 1e-3 => format!("{:.2} µs", seconds * 1e6),
+        _ if seconds < 1.0 => format!("{:.2} ms", seconds * 1e3),
+        _ => format!("{seconds:.2} s"),
+    }
 }
 
 const COLUMNS: [&str; 17] = [
@@ -221,6 +230,12 @@ mod tests {
             (None, None)
         );
         assert_eq!(mlp.floor(&Limits::default()), None);
+    }
+
+    #[test]
+    fn times_are_read_in_their_unit() {
+        let times = [5e-7, 2.5e-4, 2.5e-2, 2.5].map(duration);
+        assert_eq!(times, ["0.50 µs", "250.00 µs", "25.00 ms", "2.50 s"]);
     }
 
     #[test]
