@@ -135,7 +135,7 @@ impl Bench {
             encoder.resolve_query_set(&self.queries, 0..2, &self.resolved, 0);
             encoder.copy_buffer_to_buffer(&self.resolved, 0, self.read.raw(), 0, 16);
             queue.submit([encoder.finish()]);
-            // Asleep: to ask a GPU whether it is done slows short kernels.
+            // Asleep: the host asks for nothing while kernels are timed.
             device.poll(wgpu::PollType::wait_indefinitely())?;
             let mut ticks = [0_u64; 2];
             self.backend

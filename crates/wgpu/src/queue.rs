@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// than most calls.
 const IMPATIENCE: Duration = Duration::from_millis(2);
 
-/// How long to leave it alone between: the answer is read from the GPU, which slows it.
+/// How long to leave the device, and its locks, alone between.
 const BETWEEN_QUESTIONS: Duration = Duration::from_micros(2);
 
 /// Kernels recorded one after another into one pass; one submission runs them all.
