@@ -79,6 +79,9 @@ pub(crate) trait Simd: Copy {
     /// [`LANES`] truth values.
     type M: Copy;
 
+    /// Bytes up to which a row is short enough to ask for the next one meanwhile, as measured.
+    const ROW_AHEAD: usize = 16 << 10;
+
     fn splat(self, x: f32) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;

@@ -14,11 +14,6 @@ pub(crate) struct Columns<'a, T> {
     range: Range<usize>,
 }
 
-/// Bytes at the most from what is loaded to what is asked for: the next row, where the first-level
-/// cache has room for it. Processors foresee a stream up to the end of a page only, and a half of a
-/// row is a page or two.
-const AHEAD: usize = 24 << 10;
-
 /// What is done with the gates and ups of columns.
 ///
 /// A trait and no closure: only a method can be told to be inlined always, and what is not inlined
@@ -88,10 +83,14 @@ impl<'a, T: Lanes> Columns<'a, T> {
             Layout::Concatenated => [first[0] + j, first[1] + j],
             Layout::Interleaved => [2 * j, 2 * j + UNIT],
         };
-        let ahead = self.row.len().min(AHEAD / size_of::<T>());
-        for line in (0..UNIT * size_of::<T>()).step_by(64) {
-            simd::prefetch(row.wrapping_add(a + ahead).wrapping_byte_add(line));
-            simd::prefetch(row.wrapping_add(b + ahead).wrapping_byte_add(line));
+        // Processors foresee a stream up to the end of a page only, and half a row is a page or two:
+        // so the next row is asked for meanwhile.
+        let length = size_of_val(self.row);
+        if length <= S::ROW_AHEAD {
+            for line in (0..UNIT * size_of::<T>()).step_by(64) {
+                simd::prefetch(row.wrapping_add(a).wrapping_byte_add(length + line));
+                simd::prefetch(row.wrapping_add(b).wrapping_byte_add(length + line));
+            }
         }
         match (self.op.layout(), self.op.order()) {
             (Layout::Concatenated, _) => {

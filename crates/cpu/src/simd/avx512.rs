@@ -32,6 +32,8 @@ impl Simd for Avx512 {
     type I = __m512i;
     type M = __mmask16;
 
+    const ROW_AHEAD: usize = 24 << 10;
+
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         op!(_mm512_set1_ps(x))
