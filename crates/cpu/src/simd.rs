@@ -36,6 +36,19 @@ pub(crate) fn prefetch<T>(from: *const T) {
     let _ = from;
 }
 
+/// The same into the second-level cache, for later.
+#[inline(always)]
+pub(crate) fn prefetch_second_level<T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
+
 /// A kernel, generic over the instruction set it runs on.
 pub(crate) trait Kernel {
     type Output;
@@ -158,10 +171,6 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// As [`Self::store_f32`].
     unsafe fn store_u8(self, to: *mut u8, a: Self::I);
-
-    /// Asks for a cache line, which need not be there.
-    #[inline(always)]
-    fn prefetch(self, _at: *const u8) {}
 
     /// Rounds to f16 and widens again.
     #[inline(always)]

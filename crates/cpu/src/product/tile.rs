@@ -6,7 +6,7 @@ use swiglu_core::DType;
 
 use super::decode::{BF16, Decode, E4M3, F16, F32};
 use super::input::{Packed, Tiles};
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{self, Kernel, LANES, Simd};
 use crate::weight::{BLOCK, Block, GROUP, PackedWeight};
 
 /// Rows up to which weights are decoded as they come.
@@ -198,7 +198,7 @@ impl Multiply<'_> {
     ) {
         let tiles = self.x.tiles();
         for (tile, rows) in (0..tiles.count).map(|tile| (tile, tiles.get(tile).1)) {
-            next.fetch(s, tile, tiles.count);
+            next.fetch(tile, tiles.count);
             rows!(rows, S, R => {
                 // SAFETY: the caller vouches for it.
                 unsafe {
@@ -293,12 +293,12 @@ struct Next {
 impl Next {
     /// Asks for a tile's share of them.
     #[inline(always)]
-    fn fetch<S: Simd>(&self, s: S, tile: usize, count: usize) {
+    fn fetch(&self, tile: usize, count: usize) {
         const LINE: usize = 64;
         let lines = self.bytes.div_ceil(LINE);
         for line in lines * tile / count..lines * (tile + 1) / count {
             for panel in self.panels {
-                s.prefetch(panel.wrapping_add(line * LINE));
+                simd::prefetch_second_level(panel.wrapping_add(line * LINE));
             }
         }
     }

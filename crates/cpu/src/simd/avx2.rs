@@ -142,11 +142,6 @@ impl Simd for Avx2 {
         both!(_mm256_sra_epi16; a, by)
     }
     #[inline(always)]
-    fn prefetch(self, at: *const u8) {
-        // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-    }
-    #[inline(always)]
     fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
         // SAFETY: as in `both`.
         unsafe {

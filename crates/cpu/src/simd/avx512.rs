@@ -128,11 +128,6 @@ impl Simd for Avx512 {
         op!(_mm512_srai_epi16::<N>(a))
     }
     #[inline(always)]
-    fn prefetch(self, at: *const u8) {
-        // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
-    }
-    #[inline(always)]
     fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
         op!({
             let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
