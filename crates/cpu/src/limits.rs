@@ -150,14 +150,22 @@ impl Kernel for Pass<'_> {
     }
 }
 
-/// Fused multiply-adds of f32 in registers on every thread of the current rayon pool: operations a
-/// second, two each, over about this many of them.
+/// Fused multiply-adds of f32 in registers on every thread of the current rayon pool, on the fastest
+/// instruction set: operations a second, two each, over about this many of them.
 pub fn multiply_add_rate(operations: usize) -> f64 {
-    let (set, threads) = (InstructionSet::detect(), rayon::current_num_threads());
+    // More sums than a unit has cycles of latency, and no more than there are registers for.
+    match InstructionSet::detect() {
+        set @ InstructionSet::Avx512 => multiply_adds::<12>(set, operations),
+        set => multiply_adds::<6>(set, operations),
+    }
+}
+
+fn multiply_adds<const SUMS: usize>(set: InstructionSet, operations: usize) -> f64 {
+    let threads = rayon::current_num_threads();
     let rounds = operations.div_ceil(threads * 2 * LANES * SUMS);
     let start = Instant::now();
-    // SAFETY: the machine has what it detects.
-    rayon::broadcast(|_| unsafe { simd::dispatch(set, MultiplyAdds(rounds)) });
+    // SAFETY: `set` is the one that was detected.
+    rayon::broadcast(|_| unsafe { simd::dispatch(set, MultiplyAdds::<SUMS>(rounds)) });
     let done = threads * rounds * 2 * LANES * SUMS;
     done as f64 / start.elapsed().as_secs_f64()
 }
@@ -167,12 +175,10 @@ pub fn last_level_cache() -> usize {
     cache::last_level()
 }
 
-/// Sums side by side: two units of four cycles' latency, and some room.
-const SUMS: usize = 12;
+/// So many rounds of sums side by side.
+struct MultiplyAdds<const SUMS: usize>(usize);
 
-struct MultiplyAdds(usize);
-
-impl Kernel for MultiplyAdds {
+impl<const SUMS: usize> Kernel for MultiplyAdds<SUMS> {
     type Output = ();
 
     #[inline(always)]
