@@ -13,6 +13,7 @@ use swiglu_core::{
     Backend, BlockScales, DType, E4M3, Element, GatedActivation, GatedMatmul, HostBuffer,
     HostWeight, Matmul, Tensor, TensorMut, bf16, f16,
 };
+use swiglu_cpu::limits::multiply_add_rate;
 use swiglu_cpu::{CpuBackend, InstructionSet, PackedWeight};
 
 const H: usize = 4096;
@@ -175,56 +176,13 @@ fn read_limit(data: &[u64]) -> f64 {
     COLD as f64 / median((0..5).map(time).collect())
 }
 
-/// Operations a second of all threads: fused multiply-adds, two each.
+/// Operations a second of all threads.
 fn fma_limit(set: InstructionSet) -> f64 {
-    const ROUNDS: usize = 500_000;
-    let run = || -> usize {
-        #[cfg(target_arch = "x86_64")]
-        match set {
-            // SAFETY: only sets that the machine has are measured; so below.
-            InstructionSet::Avx2 => return unsafe { x86::avx2(ROUNDS) },
-            // SAFETY: as above.
-            InstructionSet::Avx512 => return unsafe { x86::avx512(ROUNDS) },
-            InstructionSet::Scalar | InstructionSet::Neon => {}
-        }
-        0
-    };
-    let rates = (0..5).map(|_| {
-        let start = Instant::now();
-        let done: usize = rayon::broadcast(|_| run()).into_iter().sum();
-        2.0 * done as f64 / start.elapsed().as_secs_f64()
-    });
-    median(rates.collect())
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-    use std::hint::black_box;
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn avx2(rounds: usize) -> usize {
-        let mut sums = [_mm256_set1_ps(1.0); 12];
-        let x = _mm256_set1_ps(black_box(0.5));
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm256_fmadd_ps(x, *sum, x);
-            }
-        }
-        rounds * black_box(sums).len() * 8
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn avx512(rounds: usize) -> usize {
-        let mut sums = [_mm512_set1_ps(1.0); 12];
-        let x = _mm512_set1_ps(black_box(0.5));
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(x, *sum, x);
-            }
-        }
-        rounds * black_box(sums).len() * 16
-    }
+    median(
+        (0..5)
+            .map(|_| multiply_add_rate(set, 400_000_000).unwrap())
+            .collect(),
+    )
 }
 
 /// What the command line asks for; all of what it does not mention.

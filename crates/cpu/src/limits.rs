@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use crate::activation::Shared;
 use crate::simd::{self, Kernel, LANES, Simd};
-use crate::{InstructionSet, cache};
+use crate::{Error, InstructionSet, cache};
 
 /// How memory is gone through, by each thread of the current rayon pool in a part of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,21 +150,27 @@ impl Kernel for Pass<'_> {
     }
 }
 
-/// Fused multiply-adds of f32 in registers on every thread of the current rayon pool, on the fastest
-/// instruction set: operations a second, two each, over about this many of them.
-pub fn multiply_add_rate(operations: usize) -> f64 {
-    // More sums than a unit has cycles of latency, and no more than there are registers for.
-    match InstructionSet::detect() {
-        set @ InstructionSet::Avx512 => multiply_adds::<12>(set, operations),
-        set => multiply_adds::<6>(set, operations),
+/// Fused multiply-adds of f32 in registers on every thread of the current rayon pool: operations a
+/// second, two each, over about this many of them.
+///
+/// # Errors
+/// [`Error::Unavailable`] where the machine lacks the instruction set.
+pub fn multiply_add_rate(set: InstructionSet, operations: usize) -> Result<f64, Error> {
+    if !set.available() {
+        return Err(Error::Unavailable(set));
     }
+    // More sums than a unit has cycles of latency, and no more than there are registers for.
+    Ok(match set {
+        InstructionSet::Avx512 => multiply_adds::<12>(set, operations),
+        _ => multiply_adds::<6>(set, operations),
+    })
 }
 
 fn multiply_adds<const SUMS: usize>(set: InstructionSet, operations: usize) -> f64 {
     let threads = rayon::current_num_threads();
     let rounds = operations.div_ceil(threads * 2 * LANES * SUMS);
     let start = Instant::now();
-    // SAFETY: `set` is the one that was detected.
+    // SAFETY: the caller has asked whether the machine has `set`.
     rayon::broadcast(|_| unsafe { simd::dispatch(set, MultiplyAdds::<SUMS>(rounds)) });
     let done = threads * rounds * 2 * LANES * SUMS;
     done as f64 / start.elapsed().as_secs_f64()

@@ -53,6 +53,7 @@ impl Limits {
 
 #[cfg(feature = "cpu")]
 fn cpu() -> Limits {
+    use swiglu::cpu::InstructionSet;
     use swiglu::cpu::limits::{Pattern, Traffic, last_level_cache, multiply_add_rate};
 
     const PASSES: usize = 7;
@@ -62,7 +63,9 @@ fn cpu() -> Limits {
     Limits {
         read: rate(Pattern::Read),
         read_and_write: rate(Pattern::TwoReadsOneStream),
-        gigaflops: Some(multiply_add_rate(OPERATIONS) / 1e9),
+        gigaflops: multiply_add_rate(InstructionSet::detect(), OPERATIONS)
+            .ok()
+            .map(|rate| rate / 1e9),
     }
 }
 
