@@ -10,7 +10,7 @@ use crate::weight::{Chunk, Weight};
 use crate::window::{Columns, bind, stride, workgroups};
 use crate::{Buffer, Result};
 
-/// The struct of the same name in product.wgsl, field by field.
+/// The struct of the same name in product_call.wgsl, field by field.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 struct Call {

@@ -2,8 +2,8 @@
 // four subgroups makes a tile of 128 tokens and 128 rows, a subgroup a quarter of it in 4 x 4
 // matrices of 16 x 16. Everything is in variables of its own: drivers keep arrays in memory.
 //
-// k is a multiple of 32. There are at least 128 tokens and rows: the last tile starts earlier where it would not be full, and makes
-// some outputs a second time.
+// k is a multiple of 32. There are at least 128 tokens and rows: the last tile starts earlier where
+// it would not be full, and makes some outputs a second time.
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f16>>;
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f16>>;
