@@ -1,6 +1,6 @@
 //! The values that checks compute on.
 
-use swiglu_core::{Clamp, Element, GatedActivation};
+use swiglu_core::{Clamp, Element, Error, GatedActivation, Quantisation, ScaleFormat, ScaleOrder};
 
 /// The limits at which clamps are checked.
 pub const LIMITS: [f32; 8] = [0.333, 0.5, 1.0, 3.0, 7.0, 10.0, 10.03, 15.0];
@@ -93,6 +93,52 @@ pub fn every_exponent(each: usize) -> Vec<(f32, f32)> {
         pairs.push((numbers.within(24.0), numbers.within(12.0)));
     }
     pairs
+}
+
+/// Rows whose stretches of 32 elements are, in turn, of ordinary size, all zeros, with one huge
+/// value, with a NaN, with an infinity, all -0, and with a largest value on either side of 448
+/// times a power of two.
+pub fn telling<T: Element>(rows: usize, d: usize, seed: u64) -> Vec<T> {
+    let mut x: Vec<T> = Numbers::new(seed).values(rows * d, 14.0);
+    for (g, group) in x.chunks_mut(32).enumerate() {
+        let edge = T::from_f32(448.0 * 2f32.powi(g as i32 % 24 - 18));
+        match g % 11 {
+            1 => group.fill(T::default()),
+            2 => group[0] = T::from_f32(3e38),
+            3 => group[group.len() / 2] = T::from_f32(-f32::NAN),
+            4 => group[0] = T::from_f32(f32::NEG_INFINITY),
+            5..=7 => {
+                group.fill(T::from_f32(edge.to_f32() / 1024.0));
+                let bits = edge.to_bits() + (g as u32 % 11) - 6;
+                group[group.len() - 1] = T::from_bits(bits);
+            }
+            8 => group.fill(T::from_f32(-0.0)),
+            _ => {}
+        }
+    }
+    x
+}
+
+/// The orders in which scales of this format may lie.
+pub fn orders(format: ScaleFormat) -> impl Iterator<Item = ScaleOrder> {
+    let packs = format == ScaleFormat::Ue8m0;
+    let all = ScaleOrder::ALL.into_iter();
+    all.filter(move |&order| packs || order != ScaleOrder::Packed)
+}
+
+/// Every group, format and order of scales.
+///
+/// # Errors
+/// None: core's own groups are ones that it takes.
+pub fn quantisations() -> Result<Vec<(Quantisation, ScaleOrder)>, Error> {
+    let mut all = Vec::new();
+    for group in Quantisation::GROUPS {
+        for format in [ScaleFormat::F32, ScaleFormat::Ue8m0] {
+            let quant = Quantisation::new(group, format)?;
+            all.extend(orders(format).map(|order| (quant, order)));
+        }
+    }
+    Ok(all)
 }
 
 /// Numbers that follow from a seed (SplitMix64).

@@ -31,7 +31,7 @@ pub use checks::SEED;
 pub use expectations::{Expectations, Size};
 pub use failure::Failure;
 pub use harness::{ActLayouts, Harness};
-pub use suite::{AnySuite, Check, REQUIRE, open, run};
+pub use suite::{AnySuite, Check, REQUIRE, may_skip, open, run};
 pub use survey::Survey;
 
 /// Makes a module of tests of a backend: `suite!(name, constructor)`, or

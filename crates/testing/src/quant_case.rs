@@ -7,6 +7,7 @@ use swiglu_core::{
     TensorMut,
 };
 
+use crate::inputs::orders;
 use crate::suite::skip;
 use crate::{Failure, Harness, harness::scatter};
 
@@ -231,10 +232,7 @@ pub(crate) fn quantisations<B: ActAndMulQuant>(
                 *refused.entry(reason).or_insert(0) += 1;
                 continue;
             }
-            let orders = ScaleOrder::ALL.into_iter();
-            let orders =
-                orders.filter(|o| *o != ScaleOrder::Packed || format == ScaleFormat::Ue8m0);
-            all.extend(orders.map(|order| (quant, order)));
+            all.extend(orders(format).map(|order| (quant, order)));
         }
     }
     for (reason, count) in refused {

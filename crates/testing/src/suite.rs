@@ -77,11 +77,11 @@ pub fn run(platform: &str, suite: &Result<Box<dyn AnySuite>, String>, check: &st
     }
 }
 
-/// Skips by name where the platform is not required.
+/// Skips by name where the platform is not required: for tests beside the suite.
 ///
 /// # Panics
 /// Where it is.
-pub(crate) fn may_skip(platform: &str, reason: &str, check: &str) {
+pub fn may_skip(platform: &str, reason: &str, check: &str) {
     let list = std::env::var(REQUIRE).unwrap_or_default();
     assert!(
         !required(platform, &list),

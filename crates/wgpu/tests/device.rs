@@ -2,8 +2,6 @@
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write;
-
 use swiglu_core::reference::Reference;
 use swiglu_core::{
     ActAndMul, Backend, DType, GatedActivation, HostWeight, Matmul, RowLayout, Tensor, TensorMut,
@@ -16,9 +14,7 @@ fn open(builder: Builder) -> Option<WgpuBackend> {
     match builder.allow_software(true).build() {
         Ok(backend) => Some(backend),
         Err(reason) => {
-            let required = std::env::var("SWIGLU_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|p| p.trim() == "wgpu"), "{reason}");
-            let _ = writeln!(std::io::stderr(), "skipped: wgpu: {reason}");
+            swiglu_testing::may_skip("wgpu", &reason.to_string(), "device");
             None
         }
     }

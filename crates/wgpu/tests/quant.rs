@@ -8,6 +8,7 @@ use swiglu_core::{
     Quantised, QuantisedMut, ScaleFormat, ScaleLayout, ScaleOrder, ScalesMut, Tensor, TensorMut,
     bf16, f16,
 };
+use swiglu_testing::inputs::quantisations;
 use swiglu_wgpu::WgpuBackend;
 
 const POISON: u8 = 0xa5;
@@ -16,8 +17,7 @@ fn open() -> Option<WgpuBackend> {
     match WgpuBackend::builder().allow_software(true).build() {
         Ok(backend) => Some(backend),
         Err(reason) => {
-            let required = std::env::var("SWIGLU_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|p| p.trim() == "wgpu"), "{reason}");
+            swiglu_testing::may_skip("wgpu", &reason.to_string(), "quant");
             None
         }
     }
@@ -115,23 +115,9 @@ fn values<T: Element>(count: usize) -> Vec<T> {
         .collect()
 }
 
-fn quantisations() -> Vec<(Quantisation, ScaleOrder)> {
-    let mut all = Vec::new();
-    for group in Quantisation::GROUPS {
-        for format in [ScaleFormat::F32, ScaleFormat::Ue8m0] {
-            for order in ScaleOrder::ALL {
-                if order != ScaleOrder::Packed || format == ScaleFormat::Ue8m0 {
-                    all.push((Quantisation::new(group, format).unwrap(), order));
-                }
-            }
-        }
-    }
-    all
-}
-
 /// A matrix of every type becomes the reference's codes and scales, and nothing else is touched.
 fn plain<T: Element>(backend: &WgpuBackend) {
-    for (quant, order) in quantisations() {
+    for (quant, order) in quantisations().unwrap() {
         for (rows, d) in [(1, 1), (3, 70), (2, 300), (2, 2081)] {
             let mut x = values::<T>(rows * d);
             let inf = f32::INFINITY;
@@ -174,7 +160,7 @@ fn fused<T: Element>(backend: &WgpuBackend) {
         GatedActivation::gpt_oss(),
         GatedActivation::gelu_and_mul(),
     ] {
-        for (quant, order) in quantisations() {
+        for (quant, order) in quantisations().unwrap() {
             for (rows, d) in [(3, 70), (2, 2304)] {
                 let x = values::<T>(rows * 2 * d);
                 let y = backend.act_and_mul_slice(&op, &x, d).unwrap();

@@ -5,10 +5,10 @@ use swiglu_core::{
 };
 
 use super::in_every_type;
-use super::quantise::{on_reference, telling};
+use super::quantise::on_reference;
 use super::random::on_random_cases;
 use crate::compare::pairs_of_rows;
-use crate::inputs::Numbers;
+use crate::inputs::{Numbers, telling};
 use crate::quant_case::{Outcome, QuantCase, quantisations};
 use crate::{ActLayouts, Failure, Harness};
 

@@ -6,33 +6,9 @@ use swiglu_core::{
 
 use super::in_every_type;
 use crate::compare::shown;
-use crate::inputs::Numbers;
+use crate::inputs::{Numbers, telling};
 use crate::quant_case::{Outcome, QuantCase, quantisations};
 use crate::{Failure, Harness, Size};
-
-/// Rows whose stretches of 32 elements are, in turn, of ordinary size, all zeros, with one huge
-/// value, with a NaN, with an infinity, all -0, and with a largest value on either side of 448
-/// times a power of two.
-pub(super) fn telling<T: Element>(rows: usize, d: usize, seed: u64) -> Vec<T> {
-    let mut x: Vec<T> = Numbers::new(seed).values(rows * d, 14.0);
-    for (g, group) in x.chunks_mut(32).enumerate() {
-        let edge = T::from_f32(448.0 * 2f32.powi(g as i32 % 24 - 18));
-        match g % 11 {
-            1 => group.fill(T::default()),
-            2 => group[0] = T::from_f32(3e38),
-            3 => group[group.len() / 2] = T::from_f32(-f32::NAN),
-            4 => group[0] = T::from_f32(f32::NEG_INFINITY),
-            5..=7 => {
-                group.fill(T::from_f32(edge.to_f32() / 1024.0));
-                let bits = edge.to_bits() + (g as u32 % 11) - 6;
-                group[group.len() - 1] = T::from_bits(bits);
-            }
-            8 => group.fill(T::from_f32(-0.0)),
-            _ => {}
-        }
-    }
-    x
-}
 
 /// The same case on the reference.
 pub(super) fn on_reference<T: Element, B>(
