@@ -25,24 +25,35 @@ const MOST_BATCH: usize = 512;
 pub fn time(
     budget: Duration,
     warm_up: usize,
+    passes: impl FnMut(usize) -> Result<()>,
+) -> Result<Timing> {
+    let origin = Instant::now();
+    time_by(|| origin.elapsed(), budget, warm_up, passes)
+}
+
+/// As [`time`], by any clock: a test's own does not depend on what else the machine does.
+fn time_by(
+    clock: impl Fn() -> Duration,
+    budget: Duration,
+    warm_up: usize,
     mut passes: impl FnMut(usize) -> Result<()>,
 ) -> Result<Timing> {
     passes(warm_up.max(1))?;
     let mut batch = 1;
     loop {
-        let start = Instant::now();
+        let start = clock();
         passes(batch)?;
-        if start.elapsed() >= SAMPLE || batch == MOST_BATCH {
+        if clock() - start >= SAMPLE || batch == MOST_BATCH {
             break;
         }
         batch *= 2;
     }
     let mut samples = Vec::new();
-    let begin = Instant::now();
-    while samples.len() < LEAST_SAMPLES || begin.elapsed() < budget {
-        let start = Instant::now();
+    let begin = clock();
+    while samples.len() < LEAST_SAMPLES || clock() - begin < budget {
+        let start = clock();
         passes(batch)?;
-        samples.push(start.elapsed().as_secs_f64() / batch as f64);
+        samples.push((clock() - start).as_secs_f64() / batch as f64);
     }
     samples.sort_unstable_by(f64::total_cmp);
     let at = |tenths: usize| samples[(samples.len() - 1) * tenths / 10];
@@ -56,21 +67,45 @@ pub fn time(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
+    /// Times passes of 100 µs by a clock that only they move; a batch after `slow` others takes
+    /// ten times as long. Gives the timing and the sizes of the batches.
+    fn timed(budget: Duration, slow: usize) -> (Timing, Vec<usize>) {
+        let now = Cell::new(Duration::ZERO);
+        let mut ran = Vec::new();
+        let timing = time_by(
+            || now.get(),
+            budget,
+            3,
+            |n| {
+                let factor = if ran.len() == slow { 10 } else { 1 };
+                ran.push(n);
+                now.set(now.get() + Duration::from_micros(100) * factor * n as u32);
+                Ok(())
+            },
+        );
+        (timing.unwrap(), ran)
+    }
+
     #[test]
-    fn the_spread_surrounds_the_median_and_a_batch_fills_its_time() {
-        let mut ran = 0;
-        let pass = Duration::from_micros(100);
-        let timing = time(Duration::from_millis(20), 3, |n| {
-            ran += n;
-            std::thread::sleep(pass * n as u32);
-            Ok(())
-        })
-        .unwrap();
-        assert!(timing.low <= timing.median && timing.median <= timing.high);
-        assert!(timing.median >= pass.as_secs_f64(), "{timing:?}");
-        assert!(timing.batch > 1 && ran >= 3 + LEAST_SAMPLES * timing.batch);
+    fn a_batch_fills_its_time_and_the_samples_the_budget() {
+        let (timing, ran) = timed(Duration::from_millis(32), usize::MAX);
+        assert_eq!(ran[..7], [3, 1, 2, 4, 8, 16, 32], "warm-up, then doubled");
+        assert_eq!(ran[7..], [32; 10], "3.2 ms each");
+        assert_eq!(timing.batch, 32);
+        for time in [timing.low, timing.median, timing.high] {
+            assert!((time - 100e-6).abs() < 1e-12, "{timing:?}");
+        }
+    }
+
+    #[test]
+    fn there_are_samples_without_a_budget_and_one_that_is_slow_is_not_the_median() {
+        let (timing, ran) = timed(Duration::ZERO, 11);
+        assert_eq!(ran.len(), 7 + LEAST_SAMPLES);
+        assert!((timing.median - 100e-6).abs() < 1e-12, "{timing:?}");
     }
 
     #[test]
