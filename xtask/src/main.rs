@@ -1,9 +1,10 @@
-//! The workspace's own tasks: `cargo xtask kernels [--check]`.
+//! The workspace's own tasks: `cargo xtask kernels [--check]` and `cargo xtask bundle FOLDER`.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bundle;
 mod kernels;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -11,7 +12,8 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["kernels"] => kernels::run(kernels::Mode::Write),
         ["kernels", "--check"] => kernels::run(kernels::Mode::Check),
-        _ => Err("usage: cargo xtask kernels [--check]".into()),
+        ["bundle", folder] => bundle::run(Path::new(folder)),
+        _ => Err("usage: cargo xtask kernels [--check] | bundle FOLDER".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
