@@ -1,10 +1,9 @@
 //! The platforms that tests run on.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use swiglu::{AnyBackend, built_in};
-use swiglu_testing::REQUIRE;
+use swiglu_testing::may_skip;
 
 /// The platforms of this build that open; the others are skipped by name.
 pub fn platforms() -> Vec<(String, Arc<dyn AnyBackend>)> {
@@ -14,17 +13,11 @@ pub fn platforms() -> Vec<(String, Arc<dyn AnyBackend>)> {
         "wgpu" => cfg!(feature = "wgpu"),
         _ => true,
     };
-    let required = std::env::var(REQUIRE).unwrap_or_default();
     let mut here = Vec::new();
     for (name, opened) in built_in().probe_all() {
         match opened {
             Ok(backend) => here.push((name.to_owned(), backend)),
-            Err(reason) if built(name) => {
-                let required = required.split(',').any(|p| p.trim() == name);
-                assert!(!required, "{name} is required but cannot run: {reason}");
-                // Not `eprintln!`, which the test runner swallows.
-                let _ = writeln!(std::io::stderr(), "skipped: {name}: {reason}");
-            }
+            Err(reason) if built(name) => may_skip(name, &reason, "its part of a test"),
             Err(_) => {}
         }
     }

@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::time::Instant;
 
-use swiglu::{ActShape, DType, Dispatcher, ScaleFormat};
+use swiglu::{ActShape, DType, Dispatch, Dispatcher, ScaleFormat};
 
 use crate::arguments::Act;
 use crate::failure::{Failure, Result};
@@ -11,6 +11,10 @@ use crate::tensor_file::{self, HostTensor};
 pub fn act(arguments: &Act, out: &mut impl Write) -> Result<()> {
     let op = arguments.settings.activation(&arguments.op)?;
     let quant = arguments.quant.quantisation()?;
+    // Before a device is opened: a mistake should not have to wait for that.
+    if let Some(quant) = &quant {
+        quant.check_rounding(op.rounding())?;
+    }
     let input = tensor_file::read(&arguments.input)?;
     let (shape, output_shape) = shapes(&input)?;
     let dispatcher = dispatcher(arguments.platform.as_deref())?;
@@ -80,6 +84,15 @@ pub fn dispatcher(platform: Option<&str>) -> Result<Dispatcher> {
     Ok(match platform {
         Some(name) => dispatcher.platform(name),
         None => dispatcher,
+    })
+}
+
+/// The platform that the command line names, or else the environment; none for any.
+pub fn asked_for(platform: Option<&str>) -> Result<Option<String>> {
+    Ok(match platform {
+        Some("auto") => None,
+        Some(name) => Some(name.to_owned()),
+        None => Dispatch::from_env()?.platform,
     })
 }
 

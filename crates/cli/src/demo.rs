@@ -8,7 +8,7 @@ use swiglu::mlp::{
 };
 use swiglu::{AnyBackend, AnyMlp, DType, Quantisation, Support, bf16};
 
-use crate::act::dispatcher;
+use crate::act::{asked_for, dispatcher};
 use crate::arguments::Demo;
 use crate::failure::{Failure, Result};
 
@@ -33,6 +33,9 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
     let model = ModelConfig::from_file(&folder.path().join("config.json"))?;
     let config = model.mlp_config(PREFIX);
     let op = config.activation()?;
+    let asked = asked_for(arguments.platform.as_deref())?;
+    let dispatcher = dispatcher(arguments.platform.as_deref())?;
+    let chosen = dispatcher.mlp_device(&op, None, DType::F8E4M3)?;
     let checkpoint = Checkpoint::open(folder.path())?;
     let expert = SharedExpert::load(&checkpoint, &config)?;
     writeln!(
@@ -67,9 +70,6 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
         "platform", "activations", "tokens", "time", "tokens/s", "weights GB/s", "error", "to bf16"
     )?;
 
-    let dispatcher = dispatcher(arguments.platform.as_deref())?;
-    let chosen = dispatcher.mlp_device(&op, None, DType::F8E4M3)?;
-    let asked = arguments.platform.as_deref().filter(|p| *p != "auto");
     let mut trial = Trial {
         tokens: &arguments.tokens,
         x: &x,
@@ -79,11 +79,9 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
         worst: 0.0,
         between: 0.0,
     };
-    for (platform, opened) in dispatcher.registry().probe_all() {
-        // The reference would only be compared with itself.
-        if asked.map_or(platform == "reference", |p| p != platform) {
-            continue;
-        }
+    // The reference would only be compared with itself.
+    let wanted = |name: &str| asked.as_deref().map_or(name != "reference", |a| a == name);
+    for (platform, opened) in dispatcher.registry().probe(wanted) {
         match opened {
             Ok(backend) => trial.run(&backend, out)?,
             Err(reason) => trial.notes.push(format!("{platform}: not run, {reason}")),

@@ -12,8 +12,8 @@ use crate::failure::Result;
 pub fn probe(arguments: &Probe, out: &mut impl Write) -> Result<()> {
     let dispatcher = dispatcher(None)?;
     let op = GatedActivation::deepseek_v4();
-    let probed = dispatcher.registry().probe_all();
     let chosen = dispatcher.device(&op, DType::BF16)?;
+    let probed = dispatcher.registry().probe_all();
     let report = chosen.report();
     if arguments.json {
         let platforms: Vec<_> = probed

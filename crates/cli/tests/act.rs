@@ -52,6 +52,7 @@ fn check<T: Element>(dtype: Dtype, op: &GatedActivation, flags: &[&str]) {
         output.to_str().unwrap(),
     ];
     arguments.extend(flags);
+    arguments.extend(["--platform", "cpu"]);
     let printed = expect(0, &arguments);
     assert!(printed.contains(&op.to_string()), "{printed}");
     let (written, shape, bytes) = read(&output, "y");
@@ -106,6 +107,8 @@ fn check_quantised<T: Element>(dtype: Dtype, flags: &[&str], quant: &Quantisatio
             input,
             "--output",
             output,
+            "--platform",
+            "cpu",
         ];
         expect(0, &[&always, flags].concat())
     };

@@ -102,7 +102,7 @@ fn the_cpu_agrees_with_the_reference_stage_by_stage() {
 fn the_limit_is_the_configurations_unless_given() {
     let folder = checkpoint();
     let y = |flags: &[&str]| {
-        let printed = run(0, &folder, flags);
+        let printed = run(0, &folder, &[&["--platform", "cpu"], flags].concat());
         (printed, tensor(&folder, "y", [TOKENS, HIDDEN]))
     };
     let (_, ten) = y(&[]);

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::{Error, Operator, Result, Support};
 
@@ -136,14 +136,44 @@ impl fmt::Display for Report {
     }
 }
 
-type Probe<D> = Box<dyn Fn() -> std::result::Result<Arc<D>, String> + Send + Sync>;
+/// A device, or why there is none.
+type Opened<D> = std::result::Result<Arc<D>, String>;
 
 struct Entry<D: ?Sized> {
     platform: String,
-    probe: Probe<D>,
+    probe: Box<dyn Fn() -> Opened<D> + Send + Sync>,
+    opened: Mutex<Option<Weak<D>>>,
+}
+
+impl<D: ?Sized> Entry<D> {
+    fn new<P>(platform: impl Into<String>, probe: P) -> Self
+    where
+        P: Fn() -> Opened<D> + Send + Sync + 'static,
+    {
+        Self {
+            platform: platform.into(),
+            probe: Box::new(probe),
+            opened: Mutex::new(None),
+        }
+    }
+
+    /// The device that somebody holds, or a new one.
+    fn open(&self) -> Opened<D> {
+        // A probe that panicked left nothing half done here.
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = opened.as_ref().and_then(Weak::upgrade) {
+            return Ok(device);
+        }
+        let device = (self.probe)()?;
+        *opened = Some(Arc::downgrade(&device));
+        Ok(device)
+    }
 }
 
 /// The platforms that can be chosen, each with a probe that opens its device or says why not.
+///
+/// A device is opened when it is first asked for and shared as long as somebody holds it: to open
+/// one may mean to compile its kernels.
 ///
 /// `D` is what a probe opens: the facade's erased device, or a type of the caller's own.
 pub struct Registry<D: ?Sized> {
@@ -173,25 +203,18 @@ impl<D: ?Sized> Registry<D> {
     /// Adds a platform of the library's own behind those already there.
     pub fn built_in<P>(&mut self, platform: impl Into<String>, probe: P)
     where
-        P: Fn() -> std::result::Result<Arc<D>, String> + Send + Sync + 'static,
+        P: Fn() -> Opened<D> + Send + Sync + 'static,
     {
-        self.entries.push(Entry {
-            platform: platform.into(),
-            probe: Box::new(probe),
-        });
+        self.entries.push(Entry::new(platform, probe));
     }
 
     /// Adds a platform from outside. It is tried before the built-in ones, and before a built-in
     /// of the same name in particular; of several, the one registered last is tried first.
     pub fn register<P>(&mut self, platform: impl Into<String>, probe: P)
     where
-        P: Fn() -> std::result::Result<Arc<D>, String> + Send + Sync + 'static,
+        P: Fn() -> Opened<D> + Send + Sync + 'static,
     {
-        let entry = Entry {
-            platform: platform.into(),
-            probe: Box::new(probe),
-        };
-        self.entries.insert(0, entry);
+        self.entries.insert(0, Entry::new(platform, probe));
     }
 
     /// The platforms' names in the order they are tried.
@@ -201,10 +224,18 @@ impl<D: ?Sized> Registry<D> {
 
     /// Opens every platform: its device, or why there is none.
     pub fn probe_all(&self) -> Vec<(&str, std::result::Result<Arc<D>, String>)> {
-        let open = |e: &Entry<D>| (e.probe)();
+        self.probe(|_| true)
+    }
+
+    /// Opens the platforms of these names, and touches no other.
+    pub fn probe(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Vec<(&str, std::result::Result<Arc<D>, String>)> {
         self.entries
             .iter()
-            .map(|e| (e.platform.as_str(), open(e)))
+            .filter(|e| wanted(&e.platform))
+            .map(|e| (e.platform.as_str(), e.open()))
             .collect()
     }
 
@@ -230,7 +261,7 @@ impl<D: ?Sized> Registry<D> {
             let reason = if wanted.is_some_and(|w| *w != entry.platform) {
                 "not asked for".to_owned()
             } else {
-                match (entry.probe)() {
+                match entry.open() {
                     Err(reason) => reason,
                     Ok(device) => match supports(&device) {
                         Support::No(reason) => reason,
@@ -302,6 +333,21 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("gpu: no device; cpu: f16"), "{error}");
+    }
+
+    #[test]
+    fn a_device_is_opened_once_while_it_is_held_and_only_if_it_is_wanted() {
+        let mut registry = registry();
+        registry.built_in("other", || unreachable!("nobody wants it"));
+        let select = || registry.select(&Dispatch::default(), |_| Support::Native);
+        let (device, _) = select().unwrap();
+        assert!(Arc::ptr_eq(&device, &select().unwrap().0));
+        let probed = registry.probe(|platform| platform != "other");
+        assert_eq!(probed[0], ("gpu", Err("no device".to_owned())));
+        assert!(matches!(&probed[1], ("cpu", Ok(cpu)) if Arc::ptr_eq(cpu, &device)));
+        let held = Arc::downgrade(&device);
+        drop((device, probed));
+        assert!(held.upgrade().is_none() && select().is_ok());
     }
 
     #[test]

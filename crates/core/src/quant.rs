@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::{E4M3, E8M0, Error, Result};
+use crate::{E4M3, E8M0, Error, Result, Rounding};
 
 /// How the scale of a group is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,6 +130,18 @@ impl Quantisation {
             materialize,
             ..self
         }
+    }
+
+    /// Checks that a fused activation in this rounding can be followed by it.
+    ///
+    /// # Errors
+    /// `materialize` = false with [`Rounding::Eager`].
+    pub fn check_rounding(&self, rounding: Rounding) -> Result<()> {
+        if rounding == Rounding::Eager && !self.materialize {
+            let expected = "true in eager rounding, whose result is rounded";
+            return Err(Error::argument("materialize", expected, false));
+        }
+        Ok(())
     }
 
     /// Elements that share a scale.

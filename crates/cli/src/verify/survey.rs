@@ -1,10 +1,10 @@
 use indicatif::{ProgressBar, ProgressStyle};
-use swiglu::{DType, Dispatch, GatedActivation, Rounding};
+use swiglu::{DType, GatedActivation, Rounding};
 use swiglu_testing::{Check, Expectations, Harness, Size, checks};
 
 use super::platform::Platform;
 use super::report::{CheckRow, OperationRow, PlatformReport, Report};
-use crate::act::dispatcher;
+use crate::act::{asked_for, dispatcher};
 use crate::arguments::Verify;
 use crate::failure::{Failure, Result};
 
@@ -41,29 +41,24 @@ const CHECKS: [(&str, Check<Platform>); 8] = [
 /// A platform that does not exist or cannot be opened, or an operation that cannot be built. What
 /// the checks find is in the report.
 pub fn survey(arguments: &Verify) -> Result<Report> {
-    let asked = match arguments.platform.as_deref() {
-        Some("auto") => None,
-        Some(name) => Some(name.to_owned()),
-        None => Dispatch::from_env()?.platform,
-    };
+    let asked = asked_for(arguments.platform.as_deref())?;
     let ops = operations(arguments)?;
-    let dispatcher = dispatcher(Some(asked.as_deref().unwrap_or("auto")))?;
+    let dispatcher = dispatcher(arguments.platform.as_deref())?;
     // An unknown name, or a platform that is not here, ends with the reason.
-    dispatcher.device(&GatedActivation::deepseek_v4(), DType::BF16)?;
+    let _held_open = dispatcher.device(&GatedActivation::deepseek_v4(), DType::BF16)?;
     let only = arguments.op.is_some().then(|| ops[0].operator());
     let mut report = Report::default();
     let mut harnesses = Vec::new();
-    for (name, opened) in dispatcher.registry().probe_all() {
-        // The reference would be compared with itself.
-        let wanted = asked.as_deref().map_or(name != "reference", |a| a == name);
+    // The reference would be compared with itself.
+    let wanted = |name: &str| asked.as_deref().map_or(name != "reference", |a| a == name);
+    for (name, opened) in dispatcher.registry().probe(wanted) {
         match opened {
-            Ok(backend) if wanted => {
+            Ok(backend) => {
                 let expectations = expectations(name, arguments.exhaustive);
                 let harness = Harness::new(Platform::new(backend, only), expectations);
                 harnesses.push((name, harness));
             }
-            Err(reason) if wanted => report.absent(name, reason),
-            _ => {}
+            Err(reason) => report.absent(name, reason),
         }
     }
     if harnesses.is_empty() {

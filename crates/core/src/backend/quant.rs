@@ -164,15 +164,10 @@ pub trait ActAndMulQuant: ActAndMul {
         let len = self.len(input.buffer) / input.dtype.size();
         input.layout.check("input", len)?;
         self.check_quantised(quant, shape, &output.as_ref())?;
-        if op.rounding() == Rounding::Eager {
-            if !quant.materialize() {
-                let expected = "true in eager rounding, whose result is rounded";
-                return Err(Error::argument("materialize", expected, false));
-            }
-            if options.route.is_some() {
-                let expected = "none in eager rounding, which does not define its place";
-                return Err(Error::argument("route", expected, "a route weight"));
-            }
+        quant.check_rounding(op.rounding())?;
+        if op.rounding() == Rounding::Eager && options.route.is_some() {
+            let expected = "none in eager rounding, which does not define its place";
+            return Err(Error::argument("route", expected, "a route weight"));
         }
         let holds = |argument, buffer, count: usize| {
             let (expected, got) = (count.saturating_mul(4), self.len(buffer));
