@@ -31,6 +31,7 @@ pub use checks::SEED;
 pub use expectations::{Expectations, Size};
 pub use failure::Failure;
 pub use harness::{ActLayouts, Harness};
+pub use quant_case::{Outcome, QuantCase};
 pub use suite::{AnySuite, Check, REQUIRE, may_skip, open, run};
 pub use survey::Survey;
 

@@ -17,38 +17,48 @@ pub(crate) const POISON: u8 = 0xa5;
 /// Bytes behind the codes and the scales that must stay as they are.
 const CANARY: usize = 24;
 
-/// What the counters of hits hold before a call, which adds to them.
-const HITS: [u32; 3] = [1, 20, 300];
+/// What the counters of hits hold before a call, which adds to them and wraps around.
+const HITS: [u32; 3] = [1, 20, u32::MAX];
 
 /// One quantisation: of what an activation gives, or of a matrix.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct QuantCase<'a> {
+pub struct QuantCase<'a> {
     /// None: the input is quantised as it is.
     pub op: Option<&'a GatedActivation>,
+    /// How.
     pub quant: Quantisation,
+    /// How the scales lie.
     pub order: ScaleOrder,
+    /// T.
     pub rows: usize,
+    /// Codes in a row.
     pub d: usize,
     /// Elements between rows of the input and of the codes, and scales between lines of scales.
     pub gap: usize,
     /// Elements before the first row of the input and of the codes.
     pub offset: usize,
+    /// What multiplies each row before it is rounded.
     pub route: Option<&'a [f32]>,
     /// Rows of each batch, and how many of them are in use.
     pub batch: Option<(usize, &'a [i32])>,
+    /// Whether the hits of the clamp are counted.
     pub hits: bool,
 }
 
 /// The buffers after a call, with all that lies around the rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub struct Outcome {
+    /// The codes, and behind them bytes that are not theirs.
     pub codes: Vec<u8>,
+    /// The scales' bytes, and behind them others.
     pub scales: Vec<u8>,
+    /// gate > L, up > L and up < -L.
     pub hits: [u32; 3],
 }
 
 impl<'a> QuantCase<'a> {
-    pub(crate) const fn new(
+    /// Rows without gaps, all of them in use, and no options.
+    pub const fn new(
         op: Option<&'a GatedActivation>,
         (quant, order): (Quantisation, ScaleOrder),
         rows: usize,
@@ -68,13 +78,15 @@ impl<'a> QuantCase<'a> {
         }
     }
 
-    pub(crate) const fn codes(&self) -> RowLayout {
+    /// Where the codes lie.
+    pub const fn codes(&self) -> RowLayout {
         RowLayout::contiguous(self.rows, self.d)
             .with_stride(self.d + self.gap)
             .with_offset(self.offset)
     }
 
-    pub(crate) const fn scales(&self) -> ScaleLayout {
+    /// Where the scales lie.
+    pub const fn scales(&self) -> ScaleLayout {
         let groups = self.quant.groups(self.d);
         let tight = ScaleLayout::contiguous(self.quant.format(), self.order, self.rows, groups);
         tight.with_stride(tight.stride + self.gap)
@@ -89,8 +101,11 @@ impl<'a> QuantCase<'a> {
         })
     }
 
-    /// Runs the case on rows that are given one after another.
-    pub(crate) fn run<T: Element, B: ActAndMulQuant>(
+    /// Runs the case on rows that are given one after another, with NaN between them.
+    ///
+    /// # Errors
+    /// A failure of the backend.
+    pub fn run<T: Element, B: ActAndMulQuant>(
         &self,
         h: &Harness<B>,
         rows: &[T],
@@ -147,8 +162,11 @@ impl<'a> QuantCase<'a> {
         })
     }
 
-    /// A failure at the first byte in which two outcomes differ.
-    pub(crate) fn same(
+    /// Compares two outcomes of the case, on an input of `dtype`; `what` says which they are.
+    ///
+    /// # Errors
+    /// The first byte in which they differ.
+    pub fn same(
         &self,
         dtype: DType,
         got: &Outcome,

@@ -20,7 +20,7 @@ pub struct QuantOptions<'a, Buffer> {
     pub route: Option<&'a Buffer>,
     /// Which rows are in use. The others are neither read nor written, nor are their scales.
     pub batch: Option<Batch<'a, Buffer>>,
-    /// Three u32 that the call adds to: how often gate > L, up > L and up < -L. With the clamp
+    /// Three u32 that the call adds to, wrapping: how often gate > L, up > L and up < -L. With the clamp
     /// after the function it is f(gate) > L. NaN does not count, and without a clamp nothing does.
     pub hits: Option<&'a mut Buffer>,
 }

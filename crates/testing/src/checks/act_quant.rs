@@ -56,7 +56,7 @@ pub fn fused_quantisation_equals_two_steps<B: ActAndMulQuant>(
         let mut hits = case.before()?.hits;
         for (gate, up) in pairs_of_rows(op, &x, d) {
             for (count, hit) in hits.iter_mut().zip(reference::clamp_hits(op, gate, up)) {
-                *count += u32::from(hit);
+                *count = count.wrapping_add(u32::from(hit));
             }
         }
         let want = Outcome { hits, ..two };
@@ -293,7 +293,7 @@ fn against_a_loop<T: Element, B: ActAndMulQuant>(
             .iter_mut()
             .zip(got.hits.iter().zip(case.before()?.hits))
         {
-            *count += now - before;
+            *count = count.wrapping_add(now.wrapping_sub(before));
         }
         for t in 0..used {
             let place = case.codes().row(first + t);

@@ -36,7 +36,16 @@ fn as_the_reference<T: Element, B: ActAndMulQuant>(
 /// The first difference.
 pub fn matrices_are_quantised<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
     fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
-        let shapes = [(0, 128), (1, 1), (3, 70), (2, 300), (3, 1024), (2, 2081)];
+        let shapes = [
+            (0, 128),
+            (1, 1),
+            (3, 70),
+            (2, 300),
+            (3, 1024),
+            (2, 2081),
+            (83, 128),
+            (2, 16_500),
+        ];
         for kind in quantisations(h, T::DTYPE, "matrices_are_quantised")? {
             for (rows, d) in shapes {
                 for (gap, offset) in [(0, 0), (16, 16), (3, 1)] {
