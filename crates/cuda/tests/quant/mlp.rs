@@ -8,7 +8,7 @@ use swiglu_core::{
 };
 use swiglu_testing::inputs::Numbers;
 
-use crate::case::{bytes, filled, open};
+use crate::common::{bytes, filled, open};
 
 struct Mlp {
     quant: Quantisation,

@@ -6,7 +6,7 @@ use swiglu_core::{
     ScaleLayout, ScaleOrder, Scales, Support, Tensor, TensorMut,
 };
 
-use crate::case::{POISON, bytes, filled, open};
+use crate::common::{POISON, bytes, filled, open};
 
 struct Product {
     quant: Quantisation,
