@@ -6,14 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark ends at the first error")]
 #![allow(clippy::print_stdout, reason = "that is what it is for")]
 
-use std::hint::black_box;
 use std::time::Instant;
 
 use swiglu_core::{
     Backend, BlockScales, DType, E4M3, Element, GatedActivation, GatedMatmul, HostBuffer,
     HostWeight, Matmul, Tensor, TensorMut, bf16, f16,
 };
-use swiglu_cpu::limits::multiply_add_rate;
+use swiglu_cpu::limits::{Pattern, Traffic, multiply_add_rate};
 use swiglu_cpu::{CpuBackend, InstructionSet, PackedWeight};
 
 const H: usize = 4096;
@@ -143,39 +142,6 @@ impl<'a> Passes<'a> {
     }
 }
 
-/// What is read for the limit, on huge pages as the weights are.
-fn cold() -> Vec<u64> {
-    let mut data: Vec<u64> = Vec::with_capacity(COLD / 8);
-    #[cfg(target_os = "linux")]
-    {
-        const PAGE: usize = 2 << 20;
-        let start: *mut u8 = data.as_mut_ptr().cast();
-        let skip = start.align_offset(PAGE).min(PAGE);
-        // SAFETY: the range lies in the vector's own memory; advice leaves contents alone.
-        unsafe { libc::madvise(start.add(skip).cast(), COLD - PAGE, libc::MADV_HUGEPAGE) };
-    }
-    data.extend(0..COLD as u64 / 8);
-    data
-}
-
-/// Bytes a second that all threads read from memory.
-fn read_limit(data: &[u64]) -> f64 {
-    let threads = rayon::current_num_threads();
-    let parts: Vec<_> = data.chunks(data.len() / threads / 4).collect();
-    let pass = |thread: usize| {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|s| parts[4 * thread + s].as_chunks::<32>().0);
-        let mut bits = [0_u64; 32];
-        for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
-            for (i, bits) in bits.iter_mut().enumerate() {
-                *bits |= a[i] | b[i] | c[i] | d[i];
-            }
-        }
-        black_box(bits);
-    };
-    let time = |_| timed(|| drop(rayon::broadcast(|context| pass(context.index()))));
-    COLD as f64 / median((0..5).map(time).collect())
-}
-
 /// Operations a second of all threads.
 fn fma_limit(set: InstructionSet) -> f64 {
     median(
@@ -207,7 +173,7 @@ impl Asked {
 
 fn main() {
     let asked = Asked(std::env::args().skip(1).collect());
-    let cold = cold();
+    let mut reads = Traffic::new(Pattern::Read, COLD);
     println!("| weights | set | T | ms | of reads | of multiply-adds |\n|---|---|---|---|---|---|");
     for dtype in asked.any_of(&DTYPES, DType::name) {
         let stored = Stored::new(dtype);
@@ -225,7 +191,7 @@ fn main() {
                 passes.run();
                 // A time, and what it is of either limit as it was just before.
                 let rounds = [(); 7].map(|()| {
-                    let (reads, fma) = (read_limit(&cold), fma_limit(set));
+                    let (reads, fma) = (reads.rate(5), fma_limit(set));
                     let time = passes.time();
                     [time, bytes / time / reads, passes.flops() / time / fma]
                 });

@@ -14,13 +14,14 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use crate::activation::Shared;
+use crate::memory::ask_for_huge_pages;
 use crate::simd::{self, Kernel, LANES, Simd};
 use crate::{Error, InstructionSet, cache};
 
 /// How memory is gone through, by each thread of the current rayon pool in a part of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pattern {
-    /// Four streams are read: a product of one row.
+    /// Four streams are read, from huge pages as weights are: a product of one row.
     Read,
     /// Two streams are read and one is written with ordinary stores: an activation within caches.
     TwoReadsOneWrite,
@@ -45,8 +46,16 @@ struct Line([f32; LANES]);
 impl Traffic {
     /// Buffers that together have about this many bytes, on the fastest instruction set.
     pub fn new(pattern: Pattern, bytes: usize) -> Self {
-        // Any numbers but subnormal ones.
-        let lines = |bytes: usize| vec![Line([1.0; LANES]); bytes.div_ceil(size_of::<Line>())];
+        let lines = |bytes: usize| {
+            let count = bytes.div_ceil(size_of::<Line>());
+            let mut lines = Vec::with_capacity(count);
+            if pattern == Pattern::Read {
+                ask_for_huge_pages(lines.spare_capacity_mut());
+            }
+            // Any numbers but subnormal ones.
+            lines.resize(count, Line([1.0; LANES]));
+            lines
+        };
         let (from, to) = match pattern {
             Pattern::Read => (bytes, 0),
             Pattern::TwoReadsOneWrite | Pattern::TwoReadsOneStream => (bytes / 3 * 2, bytes / 3),
@@ -61,30 +70,50 @@ impl Traffic {
 
     /// Goes through the buffers once; the bytes that were read and written.
     pub fn run(&mut self) -> usize {
-        let streams = match self.pattern {
-            Pattern::Read => 4,
-            Pattern::TwoReadsOneWrite | Pattern::TwoReadsOneStream => 2,
-        };
-        // Parts as an activation's tasks have them.
+        match self.pattern {
+            Pattern::Read => self.read(),
+            Pattern::TwoReadsOneWrite | Pattern::TwoReadsOneStream => self.read_and_write(),
+        }
+    }
+
+    /// Each thread reads four streams of its own, some lines of one and then of the next.
+    fn read(&self) -> usize {
+        let streams = 4 * rayon::current_num_threads();
         let length = self.from.len() / streams;
+        rayon::broadcast(|context| {
+            let stream = |s| &self.from[(4 * context.index() + s) * length..][..length];
+            let [a, b, c, d] = [0, 1, 2, 3].map(|s| stream(s).as_chunks::<RUN>().0);
+            let mut bits = [[0_u32; LANES]; RUN];
+            for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
+                for (i, bits) in bits.iter_mut().enumerate() {
+                    for (j, bits) in bits.iter_mut().enumerate() {
+                        let [a, b, c, d] = [a, b, c, d].map(|run| run[i].0[j].to_bits());
+                        *bits |= a | b | c | d;
+                    }
+                }
+            }
+            black_box(bits);
+        });
+        length / RUN * RUN * streams * size_of::<Line>()
+    }
+
+    fn read_and_write(&mut self) -> usize {
+        // Parts as an activation's tasks have them.
+        let length = self.from.len() / 2;
         let parts = length.div_ceil(PART);
         let to = Shared(self.to.as_mut_ptr());
         (0..parts).into_par_iter().for_each(|part| {
             let range = part * PART..length.min((part + 1) * PART);
             let pass = Pass {
-                pattern: self.pattern,
-                from: std::array::from_fn(|i| &self.from[i % streams * length..][range.clone()]),
+                past_caches: self.pattern == Pattern::TwoReadsOneStream,
+                from: [0, length].map(|stream| &self.from[stream..][range.clone()]),
                 // SAFETY: parts lie within the results' length and are disjoint.
-                to: unsafe {
-                    to.get()
-                        .add(if self.to.is_empty() { 0 } else { range.start })
-                },
+                to: unsafe { to.get().add(range.start) },
             };
             // SAFETY: the machine has what it detects.
             unsafe { simd::dispatch(self.set, pass) }
         });
-        let lines = length * streams + if self.to.is_empty() { 0 } else { length };
-        lines * size_of::<Line>()
+        3 * length * size_of::<Line>()
     }
 
     /// Bytes a second: the median of so many passes after one that warms up.
@@ -100,6 +129,9 @@ impl Traffic {
 /// Lines of each stream in a part.
 const PART: usize = 1024;
 
+/// Lines of a stream that are read together.
+const RUN: usize = 4;
+
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -107,8 +139,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 struct Pass<'a> {
-    pattern: Pattern,
-    from: [&'a [Line]; 4],
+    past_caches: bool,
+    from: [&'a [Line]; 2],
     to: *mut Line,
 }
 
@@ -120,32 +152,23 @@ impl Kernel for Pass<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let [a, b, c, d] = self.from;
+        let [a, b] = self.from;
         // SAFETY: a line has LANES elements; so below.
         let load = |line: &Line| unsafe { s.load_f32(line.0.as_ptr()) };
-        match self.pattern {
-            Pattern::Read => {
-                let mut bits = [s.splat_u32(0); 4];
-                for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
-                    for (bits, line) in bits.iter_mut().zip([a, b, c, d]) {
-                        *bits = s.or(*bits, s.bits(load(line)));
-                    }
-                }
-                black_box(bits.map(|bits| s.highest(bits)));
-            }
-            Pattern::TwoReadsOneWrite => {
-                for (i, (a, b)) in a.iter().zip(b).enumerate() {
-                    // SAFETY: the part of the results is as long as its streams.
-                    unsafe { s.store_f32(self.to.add(i).cast(), s.mul(load(a), load(b))) };
+        for (i, (a, b)) in a.iter().zip(b).enumerate() {
+            let product = s.mul(load(a), load(b));
+            // SAFETY: the part of the results is as long as its streams.
+            unsafe {
+                let to = self.to.add(i).cast();
+                if self.past_caches {
+                    s.stream_f32(to, product);
+                } else {
+                    s.store_f32(to, product);
                 }
             }
-            Pattern::TwoReadsOneStream => {
-                for (i, (a, b)) in a.iter().zip(b).enumerate() {
-                    // SAFETY: as above.
-                    unsafe { s.stream_f32(self.to.add(i).cast(), s.mul(load(a), load(b))) };
-                }
-                simd::fence();
-            }
+        }
+        if self.past_caches {
+            simd::fence();
         }
     }
 }
