@@ -3,18 +3,20 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use swiglu_core::{Clamp, Function, GatedActivation, Rounding, RowLayout};
+use swiglu_core::{Clamp, Function, GatedActivation, Layout, Rounding, RowLayout};
 
 use crate::simd::{self, Kernel, Simd};
 use crate::{InstructionSet, cache};
 
+mod clamped;
 mod columns;
 mod formula;
 mod lanes;
 mod output;
 
 pub(crate) use columns::{Columns, Visit};
-use formula::{Clamped, FatRelu, Formula, Plain, Silu};
+use formula::{FatRelu, Formula, Plain, Silu};
+use lanes::HIGHEST;
 pub(crate) use lanes::{Lanes, UNIT};
 pub(crate) use output::Output;
 use output::Streamed;
@@ -112,20 +114,21 @@ impl<T: Lanes, O: Output<T>> Kernel for Piece<'_, T, O> {
         let eager = op.rounding() == Rounding::Eager;
         match (op.function(), op.clamp()) {
             (Function::Silu { alpha: 1.0 }, Clamp::None) if !eager => self.each(s, Plain),
-            (Function::Silu { alpha: 1.0 }, Clamp::Before(limit))
-                if !eager && op.up_offset() == 0.0 && limit.get() <= Clamped::HIGHEST =>
-            {
-                self.each(s, Clamped { limit: limit.get() });
-            }
-            (Function::Silu { alpha }, clamp) => self.each(
-                s,
-                Silu {
+            (Function::Silu { alpha }, clamp) => {
+                let formula = Silu {
                     alpha,
                     clamp,
                     offset: op.up_offset(),
                     eager,
-                },
-            ),
+                };
+                match formula.only_clamps().filter(|&limit| {
+                    let same = T::from_f32(limit).to_f32() == limit;
+                    same && limit <= HIGHEST && op.layout() == Layout::Concatenated
+                }) {
+                    Some(limit) => self.clamped(s, limit, formula),
+                    None => self.each(s, formula),
+                }
+            }
             (Function::FatRelu { threshold }, _) => self.each(s, FatRelu { threshold }),
             (Function::Gelu | Function::GeluTanh | Function::Situ { .. }, _) => self.scalar(),
         }

@@ -56,6 +56,13 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// What a kernel seldom does, compiled by itself: it then takes no registers from the rest.
+pub(crate) trait Rare<S: Simd> {
+    type Output;
+    /// Implementations are `#[inline(always)]`, as kernels' are.
+    fn run(self, s: S) -> Self::Output;
+}
+
 /// Runs a kernel on an instruction set; on [`InstructionSet::Scalar`] where the set is not this
 /// architecture's.
 ///
@@ -104,6 +111,9 @@ pub(crate) trait Simd: Copy {
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     fn is_nan(self, a: Self::F) -> Self::M;
     fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;
+    /// Runs what is rare, out of line.
+    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output;
+
     /// Whether every lane is true.
     fn all(self, mask: Self::M) -> bool;
 
@@ -113,6 +123,12 @@ pub(crate) trait Simd: Copy {
     /// Wrapping.
     fn add_u32(self, a: Self::I, b: Self::I) -> Self::I;
     fn max_u32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Of the halves of each lane, as all of these with 16 bits.
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I;
+    fn min_u16(self, a: Self::I, b: Self::I) -> Self::I;
+    fn min_i16(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Whether every half is at most `most`.
+    fn at_most_u16(self, a: Self::I, most: u16) -> bool;
     /// The largest lane.
     fn highest(self, a: Self::I) -> u32;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;

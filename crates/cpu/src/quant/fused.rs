@@ -91,11 +91,18 @@ impl<T: Lanes> Output<T> for Values<T> {
         // SAFETY: the caller vouches for the column; there is room for whole units.
         unsafe {
             let to = self.to.add(j - self.first);
-            f32::store(s, to, [self.finish(s, y[0]), self.finish(s, y[1])]);
+            self.store_unit(s, j, y);
             for element in count..UNIT {
                 to.add(T::place(element)).write(0.0);
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn store_unit<S: Simd>(self, s: S, j: usize, y: [S::F; 2]) {
+        let y = [self.finish(s, y[0]), self.finish(s, y[1])];
+        // SAFETY: as above.
+        unsafe { f32::store(s, self.to.add(j - self.first), y) }
     }
 
     unsafe fn evaluate(self, j: usize, op: &GatedActivation, gate: T, up: T) {

@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Rare, Simd};
 
 /// AVX2, FMA and F16C: two registers a vector.
 #[derive(Clone, Copy)]
@@ -13,6 +13,17 @@ pub(super) struct Avx2(());
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
+}
+
+/// Runs what is rare, out of line.
+///
+/// # Safety
+/// As [`run`].
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn apart<R: Rare<Avx2>>(rare: R) -> R::Output {
+    rare.run(Avx2(()))
 }
 
 /// An intrinsic on both registers of its vector arguments.
@@ -32,6 +43,11 @@ impl Simd for Avx2 {
     type I = [__m256i; 2];
     type M = [__m256; 2];
 
+    #[inline(always)]
+    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output {
+        // SAFETY: a value of `Avx2` is only made where the machine has the instructions.
+        unsafe { apart(rare) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         // SAFETY: as in `both`; so below.
@@ -103,6 +119,27 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn max_u32(self, a: Self::I, b: Self::I) -> Self::I {
         both!(_mm256_max_epu32; a, b)
+    }
+    #[inline(always)]
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_max_epu16; a, b)
+    }
+    #[inline(always)]
+    fn min_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_min_epu16; a, b)
+    }
+    #[inline(always)]
+    fn min_i16(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_min_epi16; a, b)
+    }
+    #[inline(always)]
+    fn at_most_u16(self, a: Self::I, most: u16) -> bool {
+        // SAFETY: as in `both`.
+        unsafe {
+            let largest = _mm256_max_epu16(a[0], a[1]);
+            let above = _mm256_subs_epu16(largest, _mm256_set1_epi16(most as i16));
+            _mm256_testz_si256(above, above) == 1
+        }
     }
     #[inline(always)]
     fn highest(self, a: Self::I) -> u32 {

@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Rare, Simd};
 
 /// AVX-512: one register a vector.
 #[derive(Clone, Copy)]
@@ -13,6 +13,17 @@ pub(super) struct Avx512(());
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
+}
+
+/// Runs what is rare, out of line.
+///
+/// # Safety
+/// As [`run`].
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn apart<R: Rare<Avx512>>(rare: R) -> R::Output {
+    rare.run(Avx512(()))
 }
 
 /// An expression of intrinsics that touch no memory.
@@ -34,6 +45,11 @@ impl Simd for Avx512 {
 
     const ROW_AHEAD: usize = 24 << 10;
 
+    #[inline(always)]
+    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output {
+        // SAFETY: a value of `Avx512` is only made where the machine has the instructions.
+        unsafe { apart(rare) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         op!(_mm512_set1_ps(x))
@@ -102,6 +118,22 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn max_u32(self, a: Self::I, b: Self::I) -> Self::I {
         op!(_mm512_max_epu32(a, b))
+    }
+    #[inline(always)]
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_max_epu16(a, b))
+    }
+    #[inline(always)]
+    fn min_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_min_epu16(a, b))
+    }
+    #[inline(always)]
+    fn min_i16(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_min_epi16(a, b))
+    }
+    #[inline(always)]
+    fn at_most_u16(self, a: Self::I, most: u16) -> bool {
+        op!(_mm512_cmpgt_epu16_mask(a, _mm512_set1_epi16(most as i16))) == 0
     }
     #[inline(always)]
     fn highest(self, a: Self::I) -> u32 {
