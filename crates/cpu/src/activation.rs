@@ -3,17 +3,19 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use swiglu_core::{Clamp, Function, GatedActivation, Layout, Rounding, RowLayout};
+use swiglu_core::{Clamp, DType, Function, GatedActivation, Layout, Rounding, RowLayout};
 
 use crate::simd::{self, Kernel, Simd};
 use crate::{InstructionSet, cache};
 
+mod approximate;
 mod clamped;
 mod columns;
 mod formula;
 mod lanes;
 mod output;
 
+use approximate::{Approximate, Gelu, GeluTanh, Mended, Nowhere, Situ};
 pub(crate) use columns::{Columns, Visit};
 use formula::{FatRelu, Formula, Plain, Silu};
 use lanes::HIGHEST;
@@ -130,7 +132,17 @@ impl<T: Lanes, O: Output<T>> Kernel for Piece<'_, T, O> {
                 }
             }
             (Function::FatRelu { threshold }, _) => self.each(s, FatRelu { threshold }),
-            (Function::Gelu | Function::GeluTanh | Function::Situ { .. }, _) => self.scalar(),
+            // f32 has no room for what vectors lose on the way.
+            (Function::Gelu | Function::GeluTanh | Function::Situ { .. }, _)
+                if T::DTYPE == DType::F32 =>
+            {
+                self.mended(s, Nowhere, eager);
+            }
+            (Function::Gelu, _) => self.mended(s, Gelu, eager),
+            (Function::GeluTanh, _) => self.mended(s, GeluTanh, eager),
+            (Function::Situ { beta, up_bound }, _) => {
+                self.mended(s, Situ { beta, up_bound }, eager);
+            }
         }
     }
 }
@@ -147,13 +159,15 @@ impl<T: Lanes, O: Output<T>> Piece<'_, T, O> {
         self.from.each(s, lead, &mut store);
     }
 
-    /// The functions that few models use, by the reference.
-    fn scalar(&self) {
-        for j in self.from.range() {
-            let (gate, up) = self.from.pair(j);
-            // SAFETY: the column is this piece's own.
-            unsafe { self.output.evaluate(j, self.from.op(), gate, up) };
-        }
+    #[inline(always)]
+    fn mended<S: Simd, F: Approximate>(&self, s: S, function: F, eager: bool) {
+        let mut mended = Mended {
+            piece: self,
+            function,
+            eager,
+        };
+        let lead = self.output.lead(self.from.range().start);
+        self.from.each(s, lead, &mut mended);
     }
 }
 

@@ -74,12 +74,12 @@ pub(crate) fn exp_of_minus_abs<S: Simd>(s: S, z: S::F, low: S::F) -> Exponential
     }
 }
 
-/// 2^t on ±1/2 as (even + odd) / (even - odd) with even = t² + [`EVEN`] and odd = [`ODD`] · t, within
+/// 2^t on ±1/2 as (even + t · odd) / (even - t · odd) with even = t² + [`EVEN`] and odd = [`ODD`], within
 /// 9.2e-7: a four-thousandth of bf16's last place.
 const EVEN: f32 = 25.019_884;
 const ODD: f32 = 8.671_231;
 
-/// The same with even = a · t² + b and odd = t · (t² + c), within 1.6e-8.
+/// The same with even = a · t² + b and odd = t² + c, within 1.6e-8.
 const EVEN_3: [f32; 2] = [17.312_458, 360.336_12];
 const ODD_3: f32 = 124.882_99;
 
@@ -124,19 +124,103 @@ pub(crate) fn silu_of_usual<S: Simd, T: Lanes>(s: S, x: S::F, alpha: f32) -> S::
     } else {
         t
     };
-    // Additions and multiplications take turns, as the units that do them are different ones.
-    let square = s.mul(t, t);
     let (even, odd) = if T::DTYPE == DType::BF16 {
-        (s.add(square, s.splat(EVEN)), s.mul(t, s.splat(ODD)))
+        (s.fma(t, t, s.splat(EVEN)), s.splat(ODD))
     } else {
-        let [a, b] = EVEN_3.map(|c| s.splat(c));
-        let odd = s.mul(t, s.add(square, s.splat(ODD_3)));
-        (s.fma(square, a, b), odd)
+        long(s, t)
     };
-    let (over, under) = (s.add(even, odd), s.sub(even, odd));
+    let (over, under) = (s.fma(t, odd, even), s.fma(s.neg(t), odd, even));
     // n is in the lowest bits.
     let over = s.float(s.add_u32(s.bits(over), s.shl::<23>(s.bits(shifted))));
     s.mul(x, s.div(under, s.add(under, over)))
+}
+
+/// The long fraction's even and odd.
+#[inline(always)]
+fn long<S: Simd>(s: S, t: S::F) -> (S::F, S::F) {
+    let square = s.mul(t, t);
+    let [a, b] = [s.splat(EVEN_3[0]), s.splat(EVEN_3[1])];
+    (s.fma(square, a, b), s.add(square, s.splat(ODD_3)))
+}
+
+/// -z · log2(e) = n + t: n in the lowest bits, and t.
+#[inline(always)]
+fn split<S: Simd>(s: S, z: S::F) -> (S::I, S::F) {
+    let shifted = s.fma(z, s.splat(-std::f32::consts::LOG2_E), s.splat(MAGIC));
+    let minus_n = s.sub(s.splat(MAGIC), shifted);
+    let t = s.fma(z, s.splat(-std::f32::consts::LOG2_E), minus_n);
+    (s.bits(shifted), t)
+}
+
+/// exp(-z) as a fraction, |z| at most [`USUAL`]; for results of 16 bits, as all below.
+#[inline(always)]
+fn exp_of_minus<S: Simd>(s: S, z: S::F) -> [S::F; 2] {
+    let (n, t) = split(s, z);
+    let (even, odd) = long(s, t);
+    let over = s.bits(s.fma(t, odd, even));
+    let over = s.float(s.add_u32(over, s.shl::<23>(n)));
+    [over, s.fma(s.neg(t), odd, even)]
+}
+
+/// 1 / (1 + exp(-x)), x above -[`USUAL`].
+#[inline(always)]
+pub(crate) fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
+    let [over, under] = exp_of_minus(s, s.clamp_above(x, s.splat(USUAL - 1.0)));
+    s.div(under, s.add(under, over))
+}
+
+/// tanh, of numbers.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    let twice = s.clamp_above(s.abs(s.add(x, x)), s.splat(USUAL - 1.0));
+    let (n, t) = split(s, twice);
+    let (even, odd) = long(s, t);
+    let odd = s.mul(t, odd);
+    // With exp(-2|x|) = p · (even + odd) / (even - odd), where 1 - exp(-2|x|) does not cancel.
+    let p = s.float(s.add_u32(s.shl::<23>(n), s.splat_u32(1.0_f32.to_bits())));
+    let (less, more) = (s.sub(s.splat(1.0), p), s.add(s.splat(1.0), p));
+    let over = s.fma(less, even, s.neg(s.mul(more, odd)));
+    let under = s.fma(more, even, s.neg(s.mul(less, odd)));
+    let sign = s.and(s.bits(x), s.splat_u32(1 << 31));
+    s.float(s.or(s.bits(s.div(over, under)), sign))
+}
+
+/// x · sigmoid(2 √(2/π) (x + 0.044715 x³)), x above -9.6.
+#[inline(always)]
+pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    let cubic = s.fma(s.mul(x, x), s.splat(0.071_354_814), s.splat(1.595_769_2));
+    s.mul(x, sigmoid(s, s.mul(x, cubic)))
+}
+
+/// exp(a²/2) times the part of the normal distribution beyond a, from q = (a - 3) / (a + 3): within
+/// 2.7e-8 for a from 0 to 12.7.
+const BEYOND: [f32; 10] = [
+    5.687_323_6e-5,
+    1.183_574_5e-4,
+    -3.431_419_3e-4,
+    -9.863_576e-4,
+    2.906_12e-3,
+    6.132_739_6e-3,
+    -4.621_354_5e-2,
+    1.232_25e-1,
+    -2.064_026_1e-1,
+    1.215_139_5e-1,
+];
+
+/// x/2 · (1 + erf(x/√2)), x above -12.6.
+#[inline(always)]
+pub(crate) fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
+    let a = s.clamp_above(s.abs(x), s.splat(12.625));
+    let [over, under] = exp_of_minus(s, s.mul(s.mul(a, s.splat(0.5)), a));
+    let three = s.splat(3.0);
+    let q = s.div(s.sub(a, three), s.add(a, three));
+    let mut p = s.splat(BEYOND[0]);
+    for &c in &BEYOND[1..] {
+        p = s.fma(p, q, s.splat(c));
+    }
+    let beyond = s.div(s.mul(p, over), under);
+    let below = s.sub(s.splat(1.0), beyond);
+    s.mul(x, s.select(s.lt(x, s.splat(0.0)), beyond, below))
 }
 
 /// x · sigmoid(alpha · x), whatever x and alpha.

@@ -9,7 +9,7 @@ mod avx512;
 mod neon;
 mod scalar;
 
-use crate::InstructionSet;
+use crate::{InstructionSet, e4m3};
 
 /// Elements of a vector, however many registers that takes.
 pub(crate) const LANES: usize = 16;
@@ -48,6 +48,13 @@ pub(crate) fn prefetch_second_level<T>(from: *const T) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = from;
 }
+
+/// What brings a value to the f16 that ends in the bits of its E4M3 code: the formats' exponents are
+/// biased by 15 and 7. What f16 has fewer of than bf16, below the 128th part of the least code, decides
+/// nothing but whether a value is above the middle between 0 and that code; with a part in 2^14 more
+/// (which conversion takes back from all values that f16 has) none that is gets lost.
+#[cfg(target_arch = "x86_64")]
+const TO_F16: f32 = (1.0 + 1.0 / 16_384.0) / 256.0;
 
 /// A kernel, generic over the instruction set it runs on.
 pub(crate) trait Kernel {
@@ -187,6 +194,20 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// As [`Self::store_f32`].
     unsafe fn store_u8(self, to: *mut u8, a: Self::I);
+
+    /// Stores the E4M3 codes of values of bf16 times `by`, the first's at even places and the second's
+    /// at odd ones. That is a power of two, and the products are at most 448.
+    ///
+    /// # Safety
+    /// Twice [`LANES`] bytes can be written.
+    #[inline(always)]
+    unsafe fn store_codes_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) {
+        let by = self.splat(by);
+        let even = e4m3::encode_within(self, self.mul(a[0], by));
+        let odd = e4m3::encode_within(self, self.mul(a[1], by));
+        // SAFETY: the caller vouches for it.
+        unsafe { self.store_u16(to.cast(), self.or(even, self.shl::<8>(odd))) }
+    }
 
     /// Rounds to f16 and widens again.
     #[inline(always)]

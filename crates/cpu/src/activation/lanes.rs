@@ -59,6 +59,23 @@ pub(crate) trait Lanes: Element {
         s.all(s.lt(least, sum)).then_some([gates, ups])
     }
 
+    /// Takes a unit's magnitudes into the largest ones so far, 0 before the first.
+    ///
+    /// # Safety
+    /// As [`Self::load`].
+    #[inline(always)]
+    unsafe fn larger<S: Simd>(s: S, so_far: S::I, from: *const Self) -> S::I {
+        // SAFETY: the caller vouches for it.
+        let [a, b] = unsafe { Self::load(s, from) };
+        // Bits order magnitudes as their values do, with NaN above all.
+        s.max_u32(so_far, s.max_u32(s.bits(s.abs(a)), s.bits(s.abs(b))))
+    }
+    /// The largest of what [`Self::larger`] took in.
+    #[inline(always)]
+    fn largest<S: Simd>(s: S, so_far: S::I) -> f32 {
+        f32::from_bits(s.highest(so_far))
+    }
+
     /// Rounds to this type and widens again.
     fn round<S: Simd>(s: S, a: S::F) -> S::F;
 
@@ -193,6 +210,17 @@ impl Lanes for bf16 {
         let ups = s.min_i16(s.min_u16(ups, below), above);
         let clamped = [widen(s, gates), widen(s, ups)];
         s.at_most_u16(larger, usual).then_some(clamped)
+    }
+    #[inline(always)]
+    unsafe fn larger<S: Simd>(s: S, so_far: S::I, from: *const Self) -> S::I {
+        // SAFETY: as above.
+        let words = s.bits(unsafe { s.load_f32(from.cast()) });
+        s.max_u16(so_far, s.and(words, s.splat_u32(0x7fff_7fff)))
+    }
+    #[inline(always)]
+    fn largest<S: Simd>(s: S, so_far: S::I) -> f32 {
+        let [even, odd] = widen(s, so_far);
+        f32::from_bits(s.highest(s.max_u32(s.bits(even), s.bits(odd))))
     }
     #[inline(always)]
     fn round<S: Simd>(s: S, a: S::F) -> S::F {

@@ -1,6 +1,7 @@
 use std::arch::x86_64::*;
 
-use super::{Kernel, Rare, Simd};
+use super::avx2::code_bits;
+use super::{Kernel, Rare, Simd, TO_F16};
 
 /// AVX-512: one register a vector.
 #[derive(Clone, Copy)]
@@ -204,6 +205,25 @@ impl Simd for Avx512 {
         unsafe {
             let raw = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a);
             _mm256_stream_si256(to.cast(), raw);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_codes_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) {
+        let by = self.splat(by * TO_F16);
+        let [even, odd] = [self.mul(a[0], by), self.mul(a[1], by)];
+        // SAFETY: the caller vouches for 32 bytes.
+        unsafe {
+            let even = code_bits(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(even));
+            let odd = code_bits(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(odd));
+            // A code's magnitude lies above the lowest seven bits, its sign in the highest.
+            let mask = |bits: u16| _mm256_set1_epi16(bits as i16);
+            const SELECT: i32 = 0xca;
+            let (low, sign) = (_mm256_srli_epi16::<7>(even), _mm256_srli_epi16::<8>(even));
+            let even = _mm256_ternarylogic_epi32::<SELECT>(mask(0x7f), low, sign);
+            let odd =
+                _mm256_ternarylogic_epi32::<SELECT>(mask(0x8000), odd, _mm256_add_epi16(odd, odd));
+            let codes = _mm256_ternarylogic_epi32::<SELECT>(mask(0xff), even, odd);
+            _mm256_storeu_si256(to.cast(), codes);
         }
     }
     #[inline(always)]
