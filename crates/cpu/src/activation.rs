@@ -3,18 +3,22 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use swiglu_core::{Clamp, Function, GatedActivation, Rounding, RowLayout};
+use swiglu_core::{Clamp, DType, Function, GatedActivation, Layout, Rounding, RowLayout};
 
 use crate::simd::{self, Kernel, Simd};
 use crate::{InstructionSet, cache};
 
+mod approximate;
+mod clamped;
 mod columns;
 mod formula;
 mod lanes;
 mod output;
 
+use approximate::{Approximate, Gelu, GeluTanh, Mended, Nowhere, Situ};
 pub(crate) use columns::{Columns, Visit};
-use formula::{Clamped, FatRelu, Formula, Plain, Silu};
+use formula::{FatRelu, Formula, Plain, Silu};
+use lanes::HIGHEST;
 pub(crate) use lanes::{Lanes, UNIT};
 pub(crate) use output::Output;
 use output::Streamed;
@@ -112,22 +116,33 @@ impl<T: Lanes, O: Output<T>> Kernel for Piece<'_, T, O> {
         let eager = op.rounding() == Rounding::Eager;
         match (op.function(), op.clamp()) {
             (Function::Silu { alpha: 1.0 }, Clamp::None) if !eager => self.each(s, Plain),
-            (Function::Silu { alpha: 1.0 }, Clamp::Before(limit))
-                if !eager && op.up_offset() == 0.0 && limit.get() <= Clamped::HIGHEST =>
-            {
-                self.each(s, Clamped { limit: limit.get() });
-            }
-            (Function::Silu { alpha }, clamp) => self.each(
-                s,
-                Silu {
+            (Function::Silu { alpha }, clamp) => {
+                let formula = Silu {
                     alpha,
                     clamp,
                     offset: op.up_offset(),
                     eager,
-                },
-            ),
+                };
+                match formula.only_clamps().filter(|&limit| {
+                    let same = T::from_f32(limit).to_f32() == limit;
+                    same && limit <= HIGHEST && op.layout() == Layout::Concatenated
+                }) {
+                    Some(limit) => self.clamped(s, limit, formula),
+                    None => self.each(s, formula),
+                }
+            }
             (Function::FatRelu { threshold }, _) => self.each(s, FatRelu { threshold }),
-            (Function::Gelu | Function::GeluTanh | Function::Situ { .. }, _) => self.scalar(),
+            // f32 has no room for what vectors lose on the way.
+            (Function::Gelu | Function::GeluTanh | Function::Situ { .. }, _)
+                if T::DTYPE == DType::F32 =>
+            {
+                self.mended(s, Nowhere, eager);
+            }
+            (Function::Gelu, _) => self.mended(s, Gelu, eager),
+            (Function::GeluTanh, _) => self.mended(s, GeluTanh, eager),
+            (Function::Situ { beta, up_bound }, _) => {
+                self.mended(s, Situ { beta, up_bound }, eager);
+            }
         }
     }
 }
@@ -144,13 +159,15 @@ impl<T: Lanes, O: Output<T>> Piece<'_, T, O> {
         self.from.each(s, lead, &mut store);
     }
 
-    /// The functions that few models use, by the reference.
-    fn scalar(&self) {
-        for j in self.from.range() {
-            let (gate, up) = self.from.pair(j);
-            // SAFETY: the column is this piece's own.
-            unsafe { self.output.evaluate(j, self.from.op(), gate, up) };
-        }
+    #[inline(always)]
+    fn mended<S: Simd, F: Approximate>(&self, s: S, function: F, eager: bool) {
+        let mut mended = Mended {
+            piece: self,
+            function,
+            eager,
+        };
+        let lead = self.output.lead(self.from.range().start);
+        self.from.each(s, lead, &mut mended);
     }
 }
 

@@ -3,7 +3,7 @@
 use swiglu_core::DType;
 
 use crate::activation::Lanes;
-use crate::simd::Simd;
+use crate::simd::{Rare, Simd};
 
 /// 1.5 · 2^23: adding it rounds to an integer, which is then in the lower bits.
 const MAGIC: f32 = 12_582_912.0;
@@ -74,25 +74,17 @@ pub(crate) fn exp_of_minus_abs<S: Simd>(s: S, z: S::F, low: S::F) -> Exponential
     }
 }
 
-/// exp on ±ln 2 / 2 by a minimax polynomial of degree 6, within 2.6e-9, and of degree 5, within
-/// 4.4e-7: a thousandth of bf16's last place.
-const EXP_6: [f32; 7] = [
-    1.406_127_7e-3,
-    8.379_021e-3,
-    4.166_477_5e-2,
-    1.666_636_5e-1,
-    0.500_000_06,
-    1.0,
-    1.0,
-];
-const EXP_5: [f32; 6] = [
-    6.953_328e-3,
-    4.187_531_4e-2,
-    1.668_765_8e-1,
-    0.499_993_74,
-    0.999_993_74,
-    1.0,
-];
+/// 2^t on ±1/2 as (even + t · odd) / (even - t · odd) with even = t² + [`EVEN`] and odd = [`ODD`], within
+/// 9.2e-7: a four-thousandth of bf16's last place.
+const EVEN: f32 = 25.019_884;
+const ODD: f32 = 8.671_231;
+
+/// The same with even = a · t² + b and odd = t² + c, within 1.6e-8.
+const EVEN_3: [f32; 2] = [17.312_458, 360.336_12];
+const ODD_3: f32 = 124.882_99;
+
+/// What log2(e) lost in rounding to f32.
+const LOG2_E_LOW: f32 = 1.925_963e-8;
 
 /// Below this magnitude of alpha · x neither the exponential nor 1 plus it leaves the normal numbers.
 pub(crate) const USUAL: f32 = 80.0;
@@ -105,63 +97,156 @@ pub(crate) fn silu<S: Simd, T: Lanes>(s: S, x: S::F, alpha: f32) -> S::F {
     if s.all(usual) {
         return y;
     }
-    s.select(usual, y, silu_anywhere(s, x, s.splat(alpha)))
+    s.select(usual, y, s.apart(Anywhere::<S> { x, alpha }))
 }
 
 /// The same where |alpha · x| is below [`USUAL`].
 #[inline(always)]
 pub(crate) fn silu_of_usual<S: Simd, T: Lanes>(s: S, x: S::F, alpha: f32) -> S::F {
-    let narrow = T::DTYPE != DType::F32;
     let z = match alpha {
         1.0 => x,
         _ => s.mul(s.splat(alpha), x),
     };
+    // -z · log2(e) = n + t.
     let shifted = s.fma(z, s.splat(-std::f32::consts::LOG2_E), s.splat(MAGIC));
-    let n = s.sub(shifted, s.splat(MAGIC));
-    // -z - n · ln 2. Results of 16 bits see neither what z nor what ln 2 lost in rounding.
-    let f = if narrow {
-        s.neg(s.fma(n, s.splat(std::f32::consts::LN_2), z))
+    let minus_n = s.sub(s.splat(MAGIC), shifted);
+    let t = s.fma(z, s.splat(-std::f32::consts::LOG2_E), minus_n);
+    // Results of 16 bits see neither what log2(e) nor what z lost in rounding.
+    let t = if T::DTYPE == DType::F32 {
+        let t = s.fma(z, s.splat(-LOG2_E_LOW), t);
+        match alpha {
+            1.0 => t,
+            _ => {
+                let low = s.fma(s.splat(alpha), x, s.neg(z));
+                s.fma(low, s.splat(-std::f32::consts::LOG2_E), t)
+            }
+        }
     } else {
-        let f = s.neg(s.fma(n, s.splat(LN_2_HIGH), z));
-        s.fma(n, s.splat(-LN_2_LOW), f)
+        t
     };
-    let f = if narrow || alpha == 1.0 {
-        f
+    let (even, odd) = if T::DTYPE == DType::BF16 {
+        (s.fma(t, t, s.splat(EVEN)), s.splat(ODD))
     } else {
-        s.sub(f, s.fma(s.splat(alpha), x, s.neg(z)))
+        long(s, t)
     };
-    let p = match T::DTYPE {
-        DType::BF16 => polynomial(s, f, &EXP_5),
-        _ => polynomial(s, f, &EXP_6),
-    };
+    let (over, under) = (s.fma(t, odd, even), s.fma(s.neg(t), odd, even));
     // n is in the lowest bits.
-    let e = s.float(s.add_u32(s.bits(p), s.shl::<23>(s.bits(shifted))));
-    s.div(x, s.add(s.splat(1.0), e))
+    let over = s.float(s.add_u32(s.bits(over), s.shl::<23>(s.bits(shifted))));
+    s.mul(x, s.div(under, s.add(under, over)))
 }
 
-/// Coefficients from the highest power on, by Horner.
+/// The long fraction's even and odd.
 #[inline(always)]
-fn polynomial<S: Simd, const N: usize>(s: S, x: S::F, coefficients: &[f32; N]) -> S::F {
-    let mut p = s.splat(coefficients[0]);
-    for &c in &coefficients[1..] {
-        p = s.fma(p, x, s.splat(c));
+fn long<S: Simd>(s: S, t: S::F) -> (S::F, S::F) {
+    let square = s.mul(t, t);
+    let [a, b] = [s.splat(EVEN_3[0]), s.splat(EVEN_3[1])];
+    (s.fma(square, a, b), s.add(square, s.splat(ODD_3)))
+}
+
+/// -z · log2(e) = n + t: n in the lowest bits, and t.
+#[inline(always)]
+fn split<S: Simd>(s: S, z: S::F) -> (S::I, S::F) {
+    let shifted = s.fma(z, s.splat(-std::f32::consts::LOG2_E), s.splat(MAGIC));
+    let minus_n = s.sub(s.splat(MAGIC), shifted);
+    let t = s.fma(z, s.splat(-std::f32::consts::LOG2_E), minus_n);
+    (s.bits(shifted), t)
+}
+
+/// exp(-z) as a fraction, |z| at most [`USUAL`]; for results of 16 bits, as all below.
+#[inline(always)]
+fn exp_of_minus<S: Simd>(s: S, z: S::F) -> [S::F; 2] {
+    let (n, t) = split(s, z);
+    let (even, odd) = long(s, t);
+    let over = s.bits(s.fma(t, odd, even));
+    let over = s.float(s.add_u32(over, s.shl::<23>(n)));
+    [over, s.fma(s.neg(t), odd, even)]
+}
+
+/// 1 / (1 + exp(-x)), x above -[`USUAL`].
+#[inline(always)]
+pub(crate) fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
+    let [over, under] = exp_of_minus(s, s.clamp_above(x, s.splat(USUAL - 1.0)));
+    s.div(under, s.add(under, over))
+}
+
+/// tanh, of numbers.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    let twice = s.clamp_above(s.abs(s.add(x, x)), s.splat(USUAL - 1.0));
+    let (n, t) = split(s, twice);
+    let (even, odd) = long(s, t);
+    let odd = s.mul(t, odd);
+    // With exp(-2|x|) = p · (even + odd) / (even - odd), where 1 - exp(-2|x|) does not cancel.
+    let p = s.float(s.add_u32(s.shl::<23>(n), s.splat_u32(1.0_f32.to_bits())));
+    let (less, more) = (s.sub(s.splat(1.0), p), s.add(s.splat(1.0), p));
+    let over = s.fma(less, even, s.neg(s.mul(more, odd)));
+    let under = s.fma(more, even, s.neg(s.mul(less, odd)));
+    let sign = s.and(s.bits(x), s.splat_u32(1 << 31));
+    s.float(s.or(s.bits(s.div(over, under)), sign))
+}
+
+/// x · sigmoid(2 √(2/π) (x + 0.044715 x³)), x above -9.6.
+#[inline(always)]
+pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    let cubic = s.fma(s.mul(x, x), s.splat(0.071_354_814), s.splat(1.595_769_2));
+    s.mul(x, sigmoid(s, s.mul(x, cubic)))
+}
+
+/// exp(a²/2) times the part of the normal distribution beyond a, from q = (a - 3) / (a + 3): within
+/// 2.7e-8 for a from 0 to 12.7.
+const BEYOND: [f32; 10] = [
+    5.687_323_6e-5,
+    1.183_574_5e-4,
+    -3.431_419_3e-4,
+    -9.863_576e-4,
+    2.906_12e-3,
+    6.132_739_6e-3,
+    -4.621_354_5e-2,
+    1.232_25e-1,
+    -2.064_026_1e-1,
+    1.215_139_5e-1,
+];
+
+/// x/2 · (1 + erf(x/√2)), x above -12.6.
+#[inline(always)]
+pub(crate) fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
+    let a = s.clamp_above(s.abs(x), s.splat(12.625));
+    let [over, under] = exp_of_minus(s, s.mul(s.mul(a, s.splat(0.5)), a));
+    let three = s.splat(3.0);
+    let q = s.div(s.sub(a, three), s.add(a, three));
+    let mut p = s.splat(BEYOND[0]);
+    for &c in &BEYOND[1..] {
+        p = s.fma(p, q, s.splat(c));
     }
-    p
+    let beyond = s.div(s.mul(p, over), under);
+    let below = s.sub(s.splat(1.0), beyond);
+    s.mul(x, s.select(s.lt(x, s.splat(0.0)), beyond, below))
 }
 
 /// x · sigmoid(alpha · x), whatever x and alpha.
-#[inline(always)]
-fn silu_anywhere<S: Simd>(s: S, x: S::F, alpha: S::F) -> S::F {
-    let z = s.mul(alpha, x);
-    let low = s.fma(alpha, x, s.neg(z));
-    // Beyond the deepest argument the remainder belongs to a number that is not used.
-    let low = s.select(s.lt(s.abs(z), s.splat(DEEPEST)), low, s.splat(0.0));
-    let e = exp_of_minus_abs(s, z, low);
-    // The exponential stops falling at its deepest argument, so the gate must not grow on.
-    let bounded = s.clamp_below(x, s.div(s.splat(-DEEPEST), alpha));
-    let numerator = s.select(s.lt(z, s.splat(0.0)), e.times(s, bounded), x);
-    let y = s.div(numerator, s.add(s.splat(1.0), e.value(s)));
-    // exp of the deepest argument is not 0, so that -inf · 0 has to be said.
-    let infinite = s.lt(x, s.splat(-f32::MAX));
-    s.select(infinite, s.splat(f32::NAN), y)
+struct Anywhere<S: Simd> {
+    x: S::F,
+    alpha: f32,
+}
+
+impl<S: Simd> Rare<S> for Anywhere<S> {
+    type Output = S::F;
+
+    #[inline(always)]
+    fn run(self, s: S) -> S::F {
+        let Self { x, alpha } = self;
+        let alpha = s.splat(alpha);
+        let z = s.mul(alpha, x);
+        let low = s.fma(alpha, x, s.neg(z));
+        // Beyond the deepest argument the remainder belongs to a number that is not used.
+        let low = s.select(s.lt(s.abs(z), s.splat(DEEPEST)), low, s.splat(0.0));
+        let e = exp_of_minus_abs(s, z, low);
+        // The exponential stops falling at its deepest argument, so the gate must not grow on.
+        let bounded = s.clamp_below(x, s.div(s.splat(-DEEPEST), alpha));
+        let numerator = s.select(s.lt(z, s.splat(0.0)), e.times(s, bounded), x);
+        let y = s.div(numerator, s.add(s.splat(1.0), e.value(s)));
+        // exp of the deepest argument is not 0, so that -inf · 0 has to be said.
+        let infinite = s.lt(x, s.splat(-f32::MAX));
+        s.select(infinite, s.splat(f32::NAN), y)
+    }
 }

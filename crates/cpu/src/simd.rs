@@ -9,7 +9,7 @@ mod avx512;
 mod neon;
 mod scalar;
 
-use crate::InstructionSet;
+use crate::{InstructionSet, e4m3};
 
 /// Elements of a vector, however many registers that takes.
 pub(crate) const LANES: usize = 16;
@@ -49,11 +49,25 @@ pub(crate) fn prefetch_second_level<T>(from: *const T) {
     let _ = from;
 }
 
+/// What brings a value to the f16 that ends in the bits of its E4M3 code: the formats' exponents are
+/// biased by 15 and 7. What f16 has fewer of than bf16, below the 128th part of the least code, decides
+/// nothing but whether a value is above the middle between 0 and that code; with a part in 2^14 more
+/// (which conversion takes back from all values that f16 has) none that is gets lost.
+#[cfg(target_arch = "x86_64")]
+const TO_F16: f32 = (1.0 + 1.0 / 16_384.0) / 256.0;
+
 /// A kernel, generic over the instruction set it runs on.
 pub(crate) trait Kernel {
     type Output;
     /// Implementations are `#[inline(always)]`, so that they take on the caller's features.
     fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// What a kernel seldom does, compiled by itself: it then takes no registers from the rest.
+pub(crate) trait Rare<S: Simd> {
+    type Output;
+    /// Implementations are `#[inline(always)]`, as kernels' are.
+    fn run(self, s: S) -> Self::Output;
 }
 
 /// Runs a kernel on an instruction set; on [`InstructionSet::Scalar`] where the set is not this
@@ -104,6 +118,9 @@ pub(crate) trait Simd: Copy {
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     fn is_nan(self, a: Self::F) -> Self::M;
     fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;
+    /// Runs what is rare, out of line.
+    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output;
+
     /// Whether every lane is true.
     fn all(self, mask: Self::M) -> bool;
 
@@ -113,6 +130,12 @@ pub(crate) trait Simd: Copy {
     /// Wrapping.
     fn add_u32(self, a: Self::I, b: Self::I) -> Self::I;
     fn max_u32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Of the halves of each lane, as all of these with 16 bits.
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I;
+    fn min_u16(self, a: Self::I, b: Self::I) -> Self::I;
+    fn min_i16(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Whether every half is at most `most`.
+    fn at_most_u16(self, a: Self::I, most: u16) -> bool;
     /// The largest lane.
     fn highest(self, a: Self::I) -> u32;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
@@ -171,6 +194,20 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// As [`Self::store_f32`].
     unsafe fn store_u8(self, to: *mut u8, a: Self::I);
+
+    /// Stores the E4M3 codes of values of bf16 times `by`, the first's at even places and the second's
+    /// at odd ones. That is a power of two, and the products are at most 448.
+    ///
+    /// # Safety
+    /// Twice [`LANES`] bytes can be written.
+    #[inline(always)]
+    unsafe fn store_codes_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) {
+        let by = self.splat(by);
+        let even = e4m3::encode_within(self, self.mul(a[0], by));
+        let odd = e4m3::encode_within(self, self.mul(a[1], by));
+        // SAFETY: the caller vouches for it.
+        unsafe { self.store_u16(to.cast(), self.or(even, self.shl::<8>(odd))) }
+    }
 
     /// Rounds to f16 and widens again.
     #[inline(always)]

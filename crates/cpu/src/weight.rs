@@ -36,6 +36,16 @@ struct Scales {
     /// 1 or [`LANES`].
     width: usize,
     values: Vec<f32>,
+    /// Where the width is 1 and codes are NaN: for each panel and block the outputs whose scale is
+    /// NaN, a bit each.
+    nans: Vec<u16>,
+}
+
+impl Scales {
+    /// The place of a panel's block.
+    fn place(&self, k: usize, panel: usize, block: usize) -> usize {
+        panel * k.div_ceil(self.block) + block
+    }
 }
 
 /// A run of k that is summed by itself.
@@ -63,7 +73,8 @@ impl PackedWeight {
 
     /// The bytes that a product reads.
     pub(crate) fn bytes(&self) -> usize {
-        let scales = self.scales.as_ref().map_or(0, |s| s.values.len() * 4);
+        let scales = self.scales.as_ref();
+        let scales = scales.map_or(0, |s| s.values.len() * 4 + s.nans.len() * 2);
         self.panels.as_slice().len() + scales
     }
 
@@ -96,8 +107,18 @@ impl PackedWeight {
     /// The scales of a panel's outputs in a block of scales: one or [`LANES`], or none.
     pub(crate) fn scales(&self, panel: usize, block: usize) -> Option<&[f32]> {
         let scales = self.scales.as_ref()?;
-        let at = panel * self.k.div_ceil(scales.block) + block;
+        let at = scales.place(self.k, panel, block);
         Some(&scales.values[at * scales.width..][..scales.width])
+    }
+
+    /// The outputs of a panel whose scale in a block is NaN where [`Self::scales`] gives one for all.
+    pub(crate) fn nans(&self, panel: usize, block: usize) -> u16 {
+        match &self.scales {
+            Some(scales) if !scales.nans.is_empty() => {
+                scales.nans[scales.place(self.k, panel, block)]
+            }
+            _ => 0,
+        }
     }
 
     /// The runs of k in the order that they are summed in.
@@ -198,6 +219,26 @@ mod tests {
         assert_eq!(weight.scales(0, 0).unwrap()[..3], [1.0, 1.0, 4.0]);
         let second = weight.scales(0, 1).unwrap();
         assert!(second[1].is_nan() && [second[0], second[2]] == [2.0, 8.0]);
+    }
+
+    #[test]
+    fn nans_cost_a_weight_no_more_than_a_hundredth_beside_its_scales() {
+        let scales = [127; 2 * 8];
+        let clean = f8(&[0x38; 64 * 256], [64, 256], [32, 32], &scales);
+        let mut codes = [0x38; 64 * 256];
+        codes.iter_mut().step_by(9).for_each(|code| *code = 0x7f);
+        let weight = f8(&codes, [64, 256], [32, 32], &scales);
+        assert!((weight.bytes() - clean.bytes()) * 100 <= clean.bytes());
+        assert!(weight.bytes() * 20 <= codes.len() * 21);
+        assert_eq!(weight.scales(0, 0), Some(&[1.0][..]));
+        assert_eq!((weight.nans(0, 0), clean.nans(0, 0)), (0xffff, 0));
+        codes.fill(0x38);
+        codes[20 * 256 + 100] = 0xff;
+        let weight = f8(&codes, [64, 256], [32, 32], &scales);
+        assert_eq!(
+            [weight.nans(1, 3), weight.nans(1, 2), weight.nans(0, 3)],
+            [16, 0, 0]
+        );
     }
 
     #[test]

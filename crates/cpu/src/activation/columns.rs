@@ -14,6 +14,36 @@ pub(crate) struct Columns<'a, T> {
     range: Range<usize>,
 }
 
+/// Bytes up to which a row fits beside the next one into the second-level cache.
+const FAR: usize = 64 << 10;
+
+/// The row after one. Processors foresee a stream up to the end of a page only, and half a row is a
+/// page or two; so it is asked for meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct NextRow<T> {
+    from: [*const T; 2],
+    /// Whether both rows fit into the first-level cache.
+    near: bool,
+    far: bool,
+}
+
+impl<T> NextRow<T> {
+    /// Asks for a unit of both, `at` elements on.
+    #[inline(always)]
+    pub(super) fn ask(&self, at: usize) {
+        for from in self.from {
+            for line in (0..UNIT * size_of::<T>()).step_by(64) {
+                let from = from.wrapping_add(at).wrapping_byte_add(line);
+                if self.near {
+                    simd::prefetch(from);
+                } else if self.far {
+                    simd::prefetch_second_level(from);
+                }
+            }
+        }
+    }
+}
+
 /// What is done with the gates and ups of columns.
 ///
 /// A trait and no closure: only a method can be told to be inlined always, and what is not inlined
@@ -56,13 +86,14 @@ impl<'a, T: Lanes> Columns<'a, T> {
         let Range { start, end } = self.range;
         let (gates, ups) = self.op.positions(self.row.len() / 2, 0);
         let first = [gates, ups];
+        let next = self.next_row::<S>();
         let mut j = start;
         let mut room = if lead == 0 { UNIT } else { lead };
         while j < end {
             let count = room.min(end - j);
             let (gates, ups) = if count == UNIT {
                 // SAFETY: a unit of columns lies within the range, and that within the row.
-                unsafe { self.load(s, first, j) }
+                unsafe { self.load(s, first, &next, j) }
             } else {
                 self.load_few(s, j, count)
             };
@@ -72,26 +103,46 @@ impl<'a, T: Lanes> Columns<'a, T> {
         }
     }
 
+    /// Where the gates and the ups of a row begin that has them in halves.
+    pub(super) fn halves(&self) -> [*const T; 2] {
+        let (gates, ups) = self.op.positions(self.row.len() / 2, 0);
+        let row = self.row.as_ptr();
+        [row.wrapping_add(gates), row.wrapping_add(ups)]
+    }
+
+    /// What is asked for while this row is gone through.
+    pub(super) fn next_row<S: Simd>(&self) -> NextRow<T> {
+        let length = size_of_val(self.row);
+        let [a, b] = match self.op.layout() {
+            Layout::Concatenated => [0, self.row.len() / 2],
+            Layout::Interleaved => [0, UNIT],
+        };
+        let row = self.row.as_ptr().wrapping_byte_add(length);
+        NextRow {
+            from: [row.wrapping_add(a), row.wrapping_add(b)],
+            near: length <= S::ROW_AHEAD,
+            far: length <= FAR,
+        }
+    }
+
     /// The gates and ups of the [`UNIT`] columns from `j` on; those of column 0 are at `first`.
     ///
     /// # Safety
     /// They lie within the row.
     #[inline(always)]
-    unsafe fn load<S: Simd>(&self, s: S, first: [usize; 2], j: usize) -> ([S::F; 2], [S::F; 2]) {
+    unsafe fn load<S: Simd>(
+        &self,
+        s: S,
+        first: [usize; 2],
+        next: &NextRow<T>,
+        j: usize,
+    ) -> ([S::F; 2], [S::F; 2]) {
         let row = self.row.as_ptr();
         let [a, b] = match self.op.layout() {
             Layout::Concatenated => [first[0] + j, first[1] + j],
             Layout::Interleaved => [2 * j, 2 * j + UNIT],
         };
-        // Processors foresee a stream up to the end of a page only, and half a row is a page or two:
-        // so the next row is asked for meanwhile.
-        let length = size_of_val(self.row);
-        if length <= S::ROW_AHEAD {
-            for line in (0..UNIT * size_of::<T>()).step_by(64) {
-                simd::prefetch(row.wrapping_add(a).wrapping_byte_add(length + line));
-                simd::prefetch(row.wrapping_add(b).wrapping_byte_add(length + line));
-            }
-        }
+        next.ask(a.min(b));
         match (self.op.layout(), self.op.order()) {
             (Layout::Concatenated, _) => {
                 // SAFETY: the columns from j to j + UNIT have their places in the row; so below.

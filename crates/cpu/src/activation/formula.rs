@@ -1,7 +1,7 @@
 use swiglu_core::Clamp;
 
 use super::Lanes;
-use crate::math::{USUAL, silu, silu_of_usual};
+use crate::math::silu;
 use crate::simd::Simd;
 
 /// A gated activation on vectors, before its last rounding to T. Every NaN is the canonical one.
@@ -16,30 +16,6 @@ pub(super) struct Plain;
 impl<T: Lanes> Formula<T> for Plain {
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> S::F {
-        s.canonical(s.mul(silu::<S, T>(s, gate, 1.0), up))
-    }
-}
-
-/// silu(min(gate, limit)) · clamp(up, ±limit), with a limit of at most [`Self::HIGHEST`].
-#[derive(Clone, Copy)]
-pub(super) struct Clamped {
-    pub(super) limit: f32,
-}
-
-impl Clamped {
-    pub(super) const HIGHEST: f32 = 32.0;
-}
-
-impl<T: Lanes> Formula<T> for Clamped {
-    #[inline(always)]
-    fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> S::F {
-        let gate = s.clamp_above(gate, s.splat(self.limit));
-        let up = both(s, up, self.limit);
-        // Above this sum both are numbers, and the gate is a usual one; with 1 for the rounding.
-        let least = s.splat(self.limit - (USUAL - 1.0));
-        if s.all(s.lt(least, s.add(gate, up))) {
-            return s.mul(silu_of_usual::<S, T>(s, gate, 1.0), up);
-        }
         s.canonical(s.mul(silu::<S, T>(s, gate, 1.0), up))
     }
 }
@@ -79,6 +55,16 @@ impl<T: Lanes> Formula<T> for Silu {
 }
 
 impl Silu {
+    /// The limit of silu(min(gate, limit)) · clamp(up, ±limit), if that is all.
+    pub(super) fn only_clamps(self) -> Option<f32> {
+        match self.clamp {
+            Clamp::Before(limit) if self.alpha == 1.0 && self.offset == 0.0 && !self.eager => {
+                Some(limit.get())
+            }
+            _ => None,
+        }
+    }
+
     /// What is between, rounded in mode Eager.
     #[inline(always)]
     fn round<S: Simd, T: Lanes>(self, s: S, a: S::F) -> S::F {

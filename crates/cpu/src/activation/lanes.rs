@@ -1,10 +1,14 @@
 use swiglu_core::{Element, bf16, f16};
 
+use crate::math::USUAL;
 use crate::simd::{LANES, Simd};
 
 /// Elements that are taken at once: two vectors, between which each type has them in an order of its
 /// own.
 pub(crate) const UNIT: usize = 2 * LANES;
+
+/// The highest limit of [`Lanes::load_clamped`].
+pub(super) const HIGHEST: f32 = 16.0;
 
 /// An element type as units are loaded and stored. What is stored or rounded has no NaN but the
 /// canonical one.
@@ -25,6 +29,53 @@ pub(crate) trait Lanes: Element {
     /// # Safety
     /// As [`Self::store`], and the address is a multiple of as many elements.
     unsafe fn stream<S: Simd>(s: S, to: *mut Self, a: [S::F; 2]);
+    /// A unit of gates and one of ups, clamped: the gates from above by `limit`, the ups on both
+    /// sides. The limit is positive, at most [`HIGHEST`] and one of this type's values. None where a
+    /// lane is NaN or silu not [`USUAL`] of its gate; also where one is merely large.
+    ///
+    /// # Safety
+    /// As [`Self::load`], of both.
+    #[inline(always)]
+    unsafe fn load_clamped<S: Simd>(
+        s: S,
+        [gates, ups]: [*const Self; 2],
+        limit: f32,
+    ) -> Option<[[S::F; 2]; 2]> {
+        // SAFETY: the caller vouches for it.
+        let (gates, ups) = unsafe { (Self::load(s, gates), Self::load(s, ups)) };
+        let (above, below) = (s.splat(limit), s.splat(-limit));
+        let gates = [
+            s.clamp_above(gates[0], above),
+            s.clamp_above(gates[1], above),
+        ];
+        let ups = [
+            s.clamp_below(s.clamp_above(ups[0], above), below),
+            s.clamp_below(s.clamp_above(ups[1], above), below),
+        ];
+        // None of four summands is above the limit: above this sum all are numbers, and the gates
+        // usual ones; with 1 for the rounding.
+        let sum = s.add(s.add(gates[0], ups[0]), s.add(gates[1], ups[1]));
+        let least = s.splat(3.0 * limit - (USUAL - 1.0));
+        s.all(s.lt(least, sum)).then_some([gates, ups])
+    }
+
+    /// Takes a unit's magnitudes into the largest ones so far, 0 before the first.
+    ///
+    /// # Safety
+    /// As [`Self::load`].
+    #[inline(always)]
+    unsafe fn larger<S: Simd>(s: S, so_far: S::I, from: *const Self) -> S::I {
+        // SAFETY: the caller vouches for it.
+        let [a, b] = unsafe { Self::load(s, from) };
+        // Bits order magnitudes as their values do, with NaN above all.
+        s.max_u32(so_far, s.max_u32(s.bits(s.abs(a)), s.bits(s.abs(b))))
+    }
+    /// The largest of what [`Self::larger`] took in.
+    #[inline(always)]
+    fn largest<S: Simd>(s: S, so_far: S::I) -> f32 {
+        f32::from_bits(s.highest(so_far))
+    }
+
     /// Rounds to this type and widens again.
     fn round<S: Simd>(s: S, a: S::F) -> S::F;
 
@@ -119,11 +170,7 @@ impl Lanes for bf16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> [S::F; 2] {
         // SAFETY: as above; a unit is LANES words, and no alignment is asked for.
-        let words = s.bits(unsafe { s.load_f32(from.cast()) });
-        [
-            s.float(s.shl::<16>(words)),
-            s.float(s.and(words, s.splat_u32(UPPER))),
-        ]
+        widen(s, s.bits(unsafe { s.load_f32(from.cast()) }))
     }
     #[inline(always)]
     unsafe fn load_alternating<S: Simd>(s: S, from: *const Self) -> [[S::F; 2]; 2] {
@@ -142,6 +189,38 @@ impl Lanes for bf16 {
     unsafe fn stream<S: Simd>(s: S, to: *mut Self, a: [S::F; 2]) {
         // SAFETY: as above.
         unsafe { s.stream_f32(to.cast(), words(s, a)) }
+    }
+    /// On words: two elements an operation.
+    #[inline(always)]
+    unsafe fn load_clamped<S: Simd>(
+        s: S,
+        [gates, ups]: [*const Self; 2],
+        limit: f32,
+    ) -> Option<[[S::F; 2]; 2]> {
+        // SAFETY: as above.
+        let [gates, ups] = unsafe { [s.load_f32(gates.cast()), s.load_f32(ups.cast())] };
+        let [gates, ups] = [s.bits(gates), s.bits(ups)];
+        // Doubled, a word has no sign but for a last bit that decides nothing.
+        let larger = s.max_u16(s.add_u32(gates, gates), s.add_u32(ups, ups));
+        let usual = 2 * (USUAL.to_bits() >> 16) as u16 - 1;
+        // Bits are ordered as positive numbers are, and as negative ones are the other way round.
+        let (above, below) = (twice(limit), twice(-limit));
+        let (above, below) = (s.splat_u32(above), s.splat_u32(below));
+        let gates = s.min_i16(gates, above);
+        let ups = s.min_i16(s.min_u16(ups, below), above);
+        let clamped = [widen(s, gates), widen(s, ups)];
+        s.at_most_u16(larger, usual).then_some(clamped)
+    }
+    #[inline(always)]
+    unsafe fn larger<S: Simd>(s: S, so_far: S::I, from: *const Self) -> S::I {
+        // SAFETY: as above.
+        let words = s.bits(unsafe { s.load_f32(from.cast()) });
+        s.max_u16(so_far, s.and(words, s.splat_u32(0x7fff_7fff)))
+    }
+    #[inline(always)]
+    fn largest<S: Simd>(s: S, so_far: S::I) -> f32 {
+        let [even, odd] = widen(s, so_far);
+        f32::from_bits(s.highest(s.max_u32(s.bits(even), s.bits(odd))))
     }
     #[inline(always)]
     fn round<S: Simd>(s: S, a: S::F) -> S::F {
@@ -166,6 +245,20 @@ impl Lanes for bf16 {
         // SAFETY: as above.
         unsafe { s.store_u16(to.cast(), s.or(a[0], s.shl::<8>(a[1]))) }
     }
+}
+
+/// A value of bf16 in both halves of a word.
+const fn twice(x: f32) -> u32 {
+    (x.to_bits() >> 16) * 0x1_0001
+}
+
+/// Words of two bf16.
+#[inline(always)]
+fn widen<S: Simd>(s: S, words: S::I) -> [S::F; 2] {
+    [
+        s.float(s.shl::<16>(words)),
+        s.float(s.and(words, s.splat_u32(UPPER))),
+    ]
 }
 
 /// A unit rounded to bf16.

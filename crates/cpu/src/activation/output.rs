@@ -11,6 +11,12 @@ pub(crate) trait Output<T: Lanes>: Copy {
     /// The columns lie within the row, and nothing else uses them meanwhile.
     unsafe fn store<S: Simd>(self, s: S, j: usize, y: [S::F; 2], count: usize);
 
+    /// Stores a whole unit that begins where [`Self::lead`] is 0.
+    ///
+    /// # Safety
+    /// As [`Self::store`].
+    unsafe fn store_unit<S: Simd>(self, s: S, j: usize, y: [S::F; 2]);
+
     /// Computes and stores one column by the reference.
     ///
     /// # Safety
@@ -38,6 +44,12 @@ impl<T: Lanes> Output<T> for *mut T {
         unsafe { store_few(s, to, y, count) }
     }
 
+    #[inline(always)]
+    unsafe fn store_unit<S: Simd>(self, s: S, j: usize, y: [S::F; 2]) {
+        // SAFETY: as above.
+        unsafe { T::store(s, self.add(j), y) }
+    }
+
     unsafe fn evaluate(self, j: usize, op: &GatedActivation, gate: T, up: T) {
         // SAFETY: as above.
         unsafe { self.add(j).write(reference::gated(op, gate, up)) }
@@ -63,14 +75,18 @@ pub(super) struct Streamed<T>(pub(super) *mut T);
 impl<T: Lanes> Output<T> for Streamed<T> {
     #[inline(always)]
     unsafe fn store<S: Simd>(self, s: S, j: usize, y: [S::F; 2], count: usize) {
-        // SAFETY: as above.
-        let to = unsafe { self.0.add(j) };
         if count == UNIT && self.lead(j) == 0 {
-            // SAFETY: a unit of columns from an address as the instructions want it.
-            return unsafe { T::stream(s, to, y) };
+            // SAFETY: as the caller says.
+            return unsafe { self.store_unit(s, j, y) };
         }
         // SAFETY: as above.
-        unsafe { store_few(s, to, y, count) }
+        unsafe { store_few(s, self.0.add(j), y, count) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_unit<S: Simd>(self, s: S, j: usize, y: [S::F; 2]) {
+        // SAFETY: a unit of columns from an address as the instructions want it.
+        unsafe { T::stream(s, self.0.add(j), y) }
     }
 
     unsafe fn evaluate(self, j: usize, op: &GatedActivation, gate: T, up: T) {

@@ -263,7 +263,11 @@ impl Multiply<'_> {
             let totals = self.totals[at * LANES..][..R * LANES].as_mut_ptr();
             let scale = match self.weight.scales(first + p, block.scale) {
                 None => None,
-                Some(&[one]) => Some(s.splat(one)),
+                Some(&[one]) => Some(match self.weight.nans(first + p, block.scale) {
+                    0 => s.splat(one),
+                    // SAFETY: the array has LANES elements.
+                    nans => unsafe { s.load_f32(with_nans(one, nans).as_ptr()) },
+                }),
                 // SAFETY: there are LANES of them otherwise.
                 Some(lanes) => Some(unsafe { s.load_f32(lanes.as_ptr()) }),
             };
@@ -281,6 +285,15 @@ impl Multiply<'_> {
             });
         });
     }
+}
+
+/// A panel's scale for each of its outputs, of which some are NaN.
+#[cold]
+fn with_nans(scale: f32, nans: u16) -> [f32; LANES] {
+    std::array::from_fn(|lane| match nans >> lane & 1 {
+        0 => scale,
+        _ => f32::NAN,
+    })
 }
 
 /// The weights that a thread needs after those that it multiplies with: they come from memory, and

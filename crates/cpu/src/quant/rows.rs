@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use swiglu_core::{DType, E4M3, Quantisation, ScaleFormat};
+use swiglu_core::{DType, E4M3, Element, Quantisation, ScaleFormat};
 
 use super::TargetRow;
 use crate::activation::{Lanes, Output, UNIT};
@@ -18,46 +18,49 @@ fn padded<T: Copy + Default>(from: &[T], j: usize, count: usize) -> [T; UNIT] {
     unit
 }
 
-/// Where the values of a row come from. A trait and no closure, for the reason that
-/// [`crate::activation::Visit`] gives.
-pub(super) trait Load<S: Simd> {
-    /// The values of a unit whose first column is `j` and that has `count` of them, zeros beyond.
+/// Where the values of a row come from.
+pub(super) trait Values {
+    type Of: Lanes;
+
+    /// A unit whose first column is `j` and that has `count` of them, zeros beyond, in `room` if it is
+    /// not anywhere yet.
     ///
     /// # Safety
     /// The columns are within the source's.
-    unsafe fn load(&self, s: S, j: usize, count: usize) -> [S::F; 2];
+    unsafe fn unit(&self, j: usize, count: usize, room: &mut [Self::Of; UNIT]) -> *const Self::Of;
 }
 
 /// Quantises a run of at most [`CHUNK`] columns, in whole groups but for a row's last, from units in
 /// T's order.
 ///
 /// # Safety
-/// As [`super::Target::row`] and [`Load::load`] of the columns.
+/// As [`super::Target::row`] and [`Values::unit`] of the columns.
 #[inline(always)]
-pub(super) unsafe fn groups<S: Simd, T: Lanes, L: Load<S>>(
+pub(super) unsafe fn groups<S: Simd, T: Lanes, V: Values>(
     s: S,
     quant: &Quantisation,
     range: Range<usize>,
     to: &TargetRow<'_>,
-    from: &L,
+    from: &V,
 ) {
     let group = quant.group();
     let mut scales = [0.0; CHUNK / 32];
+    let mut room = [V::Of::default(); UNIT];
     // All scales first: each takes long, and they do not wait for one another.
     let starts = (range.start..range.end).step_by(group);
     for (start, scale) in starts.clone().zip(&mut scales) {
         let end = range.end.min(start + group);
-        // Bits order magnitudes as their values do, with NaN above all.
         let mut amax = s.splat_u32(0);
         let mut j = start;
         while j < end {
             // SAFETY: as the caller says; so below.
-            let [a, b] = unsafe { from.load(s, j, UNIT.min(end - j)) };
-            let larger = s.max_u32(s.bits(s.abs(a)), s.bits(s.abs(b)));
-            amax = s.max_u32(amax, larger);
+            amax = unsafe {
+                let unit = from.unit(j, UNIT.min(end - j), &mut room);
+                V::Of::larger(s, amax, unit)
+            };
             j += UNIT;
         }
-        *scale = quant.scale(f32::from_bits(s.highest(amax)));
+        *scale = quant.scale(V::Of::largest(s, amax));
         // SAFETY: as above.
         unsafe { to.write_scale(start / group, *scale) };
     }
@@ -67,13 +70,13 @@ pub(super) unsafe fn groups<S: Simd, T: Lanes, L: Load<S>>(
         unsafe {
             match quant.format() {
                 _ if !scale.is_finite() => {
-                    codes::<S, T, L, ANY>(s, columns, to, from, s.splat(scale));
+                    codes::<S, T, V, ANY>(s, columns, to, from, scale);
                 }
                 // Scales are normal powers of two: so are their inverses.
                 ScaleFormat::Ue8m0 => {
-                    codes::<S, T, L, TIMES>(s, columns, to, from, s.splat(1.0 / scale));
+                    codes::<S, T, V, TIMES>(s, columns, to, from, 1.0 / scale);
                 }
-                ScaleFormat::F32 => codes::<S, T, L, OVER>(s, columns, to, from, s.splat(scale)),
+                ScaleFormat::F32 => codes::<S, T, V, OVER>(s, columns, to, from, scale),
             }
         }
     }
@@ -90,42 +93,62 @@ const OVER: u8 = 2;
 /// # Safety
 /// As [`groups`].
 #[inline(always)]
-unsafe fn codes<S: Simd, T: Lanes, L: Load<S>, const HOW: u8>(
+unsafe fn codes<S: Simd, T: Lanes, V: Values, const HOW: u8>(
     s: S,
     group: Range<usize>,
     to: &TargetRow<'_>,
-    from: &L,
-    by: S::F,
+    from: &V,
+    by: f32,
 ) {
+    let mut room = [V::Of::default(); UNIT];
     let mut j = group.start;
     while j < group.end {
         let count = UNIT.min(group.end - j);
-        // SAFETY: as the caller says.
-        let [a, b] = unsafe { from.load(s, j, count) };
-        let code = match HOW {
-            ANY => [e4m3::encode(s, s.div(a, by)), e4m3::encode(s, s.div(b, by))],
-            TIMES => [
-                e4m3::encode_within(s, s.mul(a, by)),
-                e4m3::encode_within(s, s.mul(b, by)),
-            ],
-            _ => [
-                e4m3::encode_within(s, s.div(a, by)),
-                e4m3::encode_within(s, s.div(b, by)),
-            ],
-        };
-        // SAFETY: the columns are the caller's own; the array is a unit.
+        // SAFETY: as the caller says; the columns are the caller's own, and the array is a unit.
         unsafe {
+            let unit = V::Of::load(s, from.unit(j, count, &mut room));
             let to = to.codes.add(j);
             if count == UNIT {
-                T::store_bytes(s, to, code);
+                store_codes::<S, T, V, HOW>(s, to, unit, by);
             } else {
                 let mut few = [0; UNIT];
-                T::store_bytes(s, few.as_mut_ptr(), code);
+                store_codes::<S, T, V, HOW>(s, few.as_mut_ptr(), unit, by);
                 to.copy_from_nonoverlapping(few.as_ptr(), count);
             }
         }
         j += UNIT;
     }
+}
+
+/// Writes the codes of a unit in T's order.
+///
+/// # Safety
+/// [`UNIT`] bytes can be written.
+#[inline(always)]
+unsafe fn store_codes<S: Simd, T: Lanes, V: Values, const HOW: u8>(
+    s: S,
+    to: *mut u8,
+    [a, b]: [S::F; 2],
+    by: f32,
+) {
+    if HOW == TIMES && V::Of::DTYPE == DType::BF16 {
+        // SAFETY: the caller vouches for it; so below.
+        return unsafe { s.store_codes_of_bf16(to, [a, b], by) };
+    }
+    let by = s.splat(by);
+    let code = match HOW {
+        ANY => [e4m3::encode(s, s.div(a, by)), e4m3::encode(s, s.div(b, by))],
+        TIMES => [
+            e4m3::encode_within(s, s.mul(a, by)),
+            e4m3::encode_within(s, s.mul(b, by)),
+        ],
+        _ => [
+            e4m3::encode_within(s, s.div(a, by)),
+            e4m3::encode_within(s, s.div(b, by)),
+        ],
+    };
+    // SAFETY: as above.
+    unsafe { T::store_bytes(s, to, code) }
 }
 
 /// The quantisation of a run of a row's values.
@@ -145,27 +168,36 @@ impl<T: Lanes> Kernel for Quantise<'_, T> {
             self.range.end <= self.values.len(),
             "columns lie within their row"
         );
+        let row = Row {
+            values: self.values,
+            first: 0,
+        };
         for start in self.range.clone().step_by(CHUNK) {
             let range = start..self.range.end.min(start + CHUNK);
             // SAFETY: the range is within the values, and its columns are this call's own.
-            unsafe { groups::<S, T, _>(s, self.quant, range, &self.to, &Row(self.values)) };
+            unsafe { groups::<S, T, _>(s, self.quant, range, &self.to, &row) };
         }
     }
 }
 
-/// A row's values.
-struct Row<'a, T>(&'a [T]);
+/// Some of a row's values, from column `first` on.
+pub(super) struct Row<'a, T> {
+    pub(super) values: &'a [T],
+    pub(super) first: usize,
+}
 
-impl<S: Simd, T: Lanes> Load<S> for Row<'_, T> {
+impl<T: Lanes> Values for Row<'_, T> {
+    type Of = T;
+
     #[inline(always)]
-    unsafe fn load(&self, s: S, j: usize, count: usize) -> [S::F; 2] {
+    unsafe fn unit(&self, j: usize, count: usize, room: &mut [T; UNIT]) -> *const T {
+        let j = j - self.first;
         if count == UNIT {
             // SAFETY: the caller vouches for the columns.
-            return unsafe { T::load(s, self.0.as_ptr().add(j)) };
+            return unsafe { self.values.as_ptr().add(j) };
         }
-        let few = padded(self.0, j, count);
-        // SAFETY: the array is a unit.
-        unsafe { T::load(s, few.as_ptr()) }
+        *room = padded(self.values, j, count);
+        room.as_ptr()
     }
 }
 

@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Rare, Simd, TO_F16};
 
 /// AVX2, FMA and F16C: two registers a vector.
 #[derive(Clone, Copy)]
@@ -13,6 +13,17 @@ pub(super) struct Avx2(());
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
+}
+
+/// Runs what is rare, out of line.
+///
+/// # Safety
+/// As [`run`].
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn apart<R: Rare<Avx2>>(rare: R) -> R::Output {
+    rare.run(Avx2(()))
 }
 
 /// An intrinsic on both registers of its vector arguments.
@@ -32,6 +43,11 @@ impl Simd for Avx2 {
     type I = [__m256i; 2];
     type M = [__m256; 2];
 
+    #[inline(always)]
+    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output {
+        // SAFETY: a value of `Avx2` is only made where the machine has the instructions.
+        unsafe { apart(rare) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         // SAFETY: as in `both`; so below.
@@ -103,6 +119,27 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn max_u32(self, a: Self::I, b: Self::I) -> Self::I {
         both!(_mm256_max_epu32; a, b)
+    }
+    #[inline(always)]
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_max_epu16; a, b)
+    }
+    #[inline(always)]
+    fn min_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_min_epu16; a, b)
+    }
+    #[inline(always)]
+    fn min_i16(self, a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_min_epi16; a, b)
+    }
+    #[inline(always)]
+    fn at_most_u16(self, a: Self::I, most: u16) -> bool {
+        // SAFETY: as in `both`.
+        unsafe {
+            let largest = _mm256_max_epu16(a[0], a[1]);
+            let above = _mm256_subs_epu16(largest, _mm256_set1_epi16(most as i16));
+            _mm256_testz_si256(above, above) == 1
+        }
     }
     #[inline(always)]
     fn highest(self, a: Self::I) -> u32 {
@@ -199,6 +236,27 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_codes_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) {
+        let by = self.splat(by * TO_F16);
+        let [even, odd] = [self.mul(a[0], by), self.mul(a[1], by)];
+        let even = both!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>; even);
+        let odd = both!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>; odd);
+        // SAFETY: the caller vouches for 32 bytes.
+        unsafe {
+            let even = code_bits(_mm256_set_m128i(even[1], even[0]));
+            let odd = code_bits(_mm256_set_m128i(odd[1], odd[0]));
+            // A code's magnitude lies above the lowest seven bits, its sign in the highest.
+            let mask = |bits: u16| _mm256_set1_epi16(bits as i16);
+            let low = _mm256_and_si256(_mm256_srli_epi16::<7>(even), mask(0x7f));
+            let sign = _mm256_and_si256(_mm256_srli_epi16::<8>(even), mask(0x80));
+            let even = _mm256_or_si256(low, sign);
+            let high = _mm256_and_si256(_mm256_add_epi16(odd, odd), mask(0x7f00));
+            let sign = _mm256_and_si256(odd, mask(0x8000));
+            let odd = _mm256_or_si256(high, sign);
+            _mm256_storeu_si256(to.cast(), _mm256_or_si256(even, odd));
+        }
+    }
+    #[inline(always)]
     fn round_f16(self, a: Self::F) -> Self::F {
         let raw = both!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>; a);
         both!(_mm256_cvtph_ps; raw)
@@ -259,5 +317,18 @@ unsafe fn pack(a: [__m256i; 2]) -> __m256i {
     unsafe {
         let packed = _mm256_packus_epi32(a[0], a[1]);
         _mm256_permute4x64_epi64::<0b11_01_10_00>(packed)
+    }
+}
+
+/// f16 rounded to nearest even where E4M3 codes end, 7 bits from the lowest, which are left over.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+pub(super) unsafe fn code_bits(halves: __m256i) -> __m256i {
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        let odd = _mm256_and_si256(_mm256_srli_epi16::<7>(halves), _mm256_set1_epi16(1));
+        _mm256_add_epi16(halves, _mm256_add_epi16(odd, _mm256_set1_epi16(0x3f)))
     }
 }

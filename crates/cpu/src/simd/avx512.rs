@@ -1,6 +1,7 @@
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::avx2::code_bits;
+use super::{Kernel, Rare, Simd, TO_F16};
 
 /// AVX-512: one register a vector.
 #[derive(Clone, Copy)]
@@ -13,6 +14,17 @@ pub(super) struct Avx512(());
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
+}
+
+/// Runs what is rare, out of line.
+///
+/// # Safety
+/// As [`run`].
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn apart<R: Rare<Avx512>>(rare: R) -> R::Output {
+    rare.run(Avx512(()))
 }
 
 /// An expression of intrinsics that touch no memory.
@@ -34,6 +46,11 @@ impl Simd for Avx512 {
 
     const ROW_AHEAD: usize = 24 << 10;
 
+    #[inline(always)]
+    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output {
+        // SAFETY: a value of `Avx512` is only made where the machine has the instructions.
+        unsafe { apart(rare) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         op!(_mm512_set1_ps(x))
@@ -104,6 +121,22 @@ impl Simd for Avx512 {
         op!(_mm512_max_epu32(a, b))
     }
     #[inline(always)]
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_max_epu16(a, b))
+    }
+    #[inline(always)]
+    fn min_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_min_epu16(a, b))
+    }
+    #[inline(always)]
+    fn min_i16(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_min_epi16(a, b))
+    }
+    #[inline(always)]
+    fn at_most_u16(self, a: Self::I, most: u16) -> bool {
+        op!(_mm512_cmpgt_epu16_mask(a, _mm512_set1_epi16(most as i16))) == 0
+    }
+    #[inline(always)]
     fn highest(self, a: Self::I) -> u32 {
         op!(_mm512_reduce_max_epu32(a))
     }
@@ -172,6 +205,25 @@ impl Simd for Avx512 {
         unsafe {
             let raw = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a);
             _mm256_stream_si256(to.cast(), raw);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_codes_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) {
+        let by = self.splat(by * TO_F16);
+        let [even, odd] = [self.mul(a[0], by), self.mul(a[1], by)];
+        // SAFETY: the caller vouches for 32 bytes.
+        unsafe {
+            let even = code_bits(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(even));
+            let odd = code_bits(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(odd));
+            // A code's magnitude lies above the lowest seven bits, its sign in the highest.
+            let mask = |bits: u16| _mm256_set1_epi16(bits as i16);
+            const SELECT: i32 = 0xca;
+            let (low, sign) = (_mm256_srli_epi16::<7>(even), _mm256_srli_epi16::<8>(even));
+            let even = _mm256_ternarylogic_epi32::<SELECT>(mask(0x7f), low, sign);
+            let odd =
+                _mm256_ternarylogic_epi32::<SELECT>(mask(0x8000), odd, _mm256_add_epi16(odd, odd));
+            let codes = _mm256_ternarylogic_epi32::<SELECT>(mask(0xff), even, odd);
+            _mm256_storeu_si256(to.cast(), codes);
         }
     }
     #[inline(always)]

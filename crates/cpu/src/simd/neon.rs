@@ -3,7 +3,7 @@ use std::array::from_fn;
 
 use swiglu_core::f16;
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Rare, Simd};
 
 /// NEON: four registers a vector. Conversions from and to f16 go through memory, an element at a
 /// time, as the instructions for them are not in stable Rust.
@@ -19,11 +19,40 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Neon(()))
 }
 
+/// Runs what is rare, out of line.
+///
+/// # Safety
+/// As [`run`].
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "neon")]
+unsafe fn apart<R: Rare<Neon>>(rare: R) -> R::Output {
+    rare.run(Neon(()))
+}
+
 /// An intrinsic on all four registers of its vector arguments.
 macro_rules! all {
     ($f:path; $($a:expr),+) => {
         // SAFETY: a value of `Neon` is only made where the machine has the instructions.
         from_fn(|i| unsafe { $f($($a[i]),+) })
+    };
+}
+
+/// An intrinsic on the halves of lanes.
+macro_rules! halves {
+    ($f:path, u16; $a:expr, $b:expr) => {
+        // SAFETY: as in `all`.
+        from_fn(|i| unsafe {
+            let (a, b) = (vreinterpretq_u16_u32($a[i]), vreinterpretq_u16_u32($b[i]));
+            vreinterpretq_u32_u16($f(a, b))
+        })
+    };
+    ($f:path, s16; $a:expr, $b:expr) => {
+        // SAFETY: as in `all`.
+        from_fn(|i| unsafe {
+            let (a, b) = (vreinterpretq_s16_u32($a[i]), vreinterpretq_s16_u32($b[i]));
+            vreinterpretq_u32_s16($f(a, b))
+        })
     };
 }
 
@@ -36,6 +65,11 @@ impl Simd for Neon {
     type I = [uint32x4_t; 4];
     type M = [uint32x4_t; 4];
 
+    #[inline(always)]
+    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output {
+        // SAFETY: a value of `Neon` is only made where the machine has the instructions.
+        unsafe { apart(rare) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         // SAFETY: as in `all`; so below.
@@ -112,6 +146,30 @@ impl Simd for Neon {
     #[inline(always)]
     fn max_u32(self, a: Self::I, b: Self::I) -> Self::I {
         all!(vmaxq_u32; a, b)
+    }
+    #[inline(always)]
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        halves!(vmaxq_u16, u16; a, b)
+    }
+    #[inline(always)]
+    fn min_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        halves!(vminq_u16, u16; a, b)
+    }
+    #[inline(always)]
+    fn min_i16(self, a: Self::I, b: Self::I) -> Self::I {
+        halves!(vminq_s16, s16; a, b)
+    }
+    #[inline(always)]
+    fn at_most_u16(self, a: Self::I, most: u16) -> bool {
+        let half = self.max_u16([a[0], a[1], a[0], a[1]], [a[2], a[3], a[2], a[3]]);
+        // SAFETY: as in `all`.
+        unsafe {
+            let both = vmaxq_u16(
+                vreinterpretq_u16_u32(half[0]),
+                vreinterpretq_u16_u32(half[1]),
+            );
+            vmaxvq_u16(both) <= most
+        }
     }
     #[inline(always)]
     fn highest(self, a: Self::I) -> u32 {

@@ -2,7 +2,7 @@ use std::array::from_fn;
 
 use swiglu_core::f16;
 
-use super::{LANES, Simd};
+use super::{LANES, Rare, Simd};
 
 /// Plain Rust.
 #[derive(Clone, Copy)]
@@ -16,6 +16,10 @@ impl Simd for Scalar {
     type I = [u32; LANES];
     type M = [bool; LANES];
 
+    #[inline(always)]
+    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output {
+        rare.run(self)
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         [x; LANES]
@@ -75,6 +79,23 @@ impl Simd for Scalar {
     #[inline(always)]
     fn max_u32(self, a: Self::I, b: Self::I) -> Self::I {
         from_fn(|i| a[i].max(b[i]))
+    }
+    #[inline(always)]
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        halves(a, b, u16::max)
+    }
+    #[inline(always)]
+    fn min_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        halves(a, b, u16::min)
+    }
+    #[inline(always)]
+    fn min_i16(self, a: Self::I, b: Self::I) -> Self::I {
+        halves(a, b, |a, b| (a as i16).min(b as i16) as u16)
+    }
+    #[inline(always)]
+    fn at_most_u16(self, a: Self::I, most: u16) -> bool {
+        a.into_iter()
+            .all(|x| x as u16 <= most && (x >> 16) as u16 <= most)
     }
     #[inline(always)]
     fn highest(self, a: Self::I) -> u32 {
@@ -155,4 +176,14 @@ impl Simd for Scalar {
             to.cast::<[u8; LANES]>().write_unaligned(a.map(|x| x as u8));
         }
     }
+}
+
+/// An operation on the halves of lanes.
+#[inline(always)]
+fn halves(a: [u32; LANES], b: [u32; LANES], f: impl Fn(u16, u16) -> u16) -> [u32; LANES] {
+    let both = |a: u32, b: u32| {
+        let upper = f((a >> 16) as u16, (b >> 16) as u16);
+        u32::from(upper) << 16 | u32::from(f(a as u16, b as u16))
+    };
+    from_fn(|i| both(a[i], b[i]))
 }

@@ -105,7 +105,7 @@ pub(super) fn scales(
         let [first, last] = [outputs.start, outputs.end - 1].map(|n| place(parts, n));
         (first.0, first.1 / height) == (last.0, last.1 / height)
     };
-    let uniform = nans.is_empty() && (0..weight.count()).all(same);
+    let uniform = (0..weight.count()).all(same);
     let width = if uniform { 1 } else { LANES };
     let mut values = Vec::with_capacity(weight.count() * blocks * width);
     for outputs in (0..weight.count()).map(|p| weight.outputs(p)) {
@@ -114,12 +114,22 @@ pub(super) fn scales(
             values.extend(lanes);
         }
     }
-    for &[panel, lane, b] in nans {
-        values[(panel * blocks + b) * LANES + lane] = f32::NAN;
-    }
-    Some(Scales {
+    let mut scales = Scales {
         block,
         width,
         values,
-    })
+        nans: Vec::new(),
+    };
+    if uniform && !nans.is_empty() {
+        scales.nans.resize(scales.values.len(), 0);
+    }
+    for &[panel, lane, b] in nans {
+        let at = scales.place(weight.k, panel, b);
+        if uniform {
+            scales.nans[at] |= 1 << lane;
+        } else {
+            scales.values[at * LANES + lane] = f32::NAN;
+        }
+    }
+    Some(scales)
 }

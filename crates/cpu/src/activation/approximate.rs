@@ -1,0 +1,152 @@
+//! The functions that few models use. For types of 16 bits they are vectors, and the reference
+//! computes the lanes that these do not hold for; in f32 it computes all of them.
+
+use super::lanes::{Lanes, UNIT};
+use super::{Output, Piece, Visit};
+use crate::math::{gelu, gelu_tanh, sigmoid, tanh};
+use crate::simd::{Rare, Simd};
+
+/// f(gate) · g(up) on vectors, rounded rightly to 16 bits almost everywhere.
+pub(super) trait Approximate: Copy {
+    /// Where it holds, with a sign: gates above this, which are together with their ups below
+    /// [`HUGE`].
+    const ABOVE: f32;
+
+    fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2];
+}
+
+/// What neither half may reach: NaN and what overflows on the way is beyond.
+const HUGE: f32 = 1e30;
+
+/// x/2 · (1 + erf(x/√2)) of gates.
+#[derive(Clone, Copy)]
+pub(super) struct Gelu;
+
+impl Approximate for Gelu {
+    const ABOVE: f32 = -12.6;
+
+    #[inline(always)]
+    fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
+        [gelu(s, gate), up]
+    }
+}
+
+/// x/2 · (1 + tanh(√(2/π)(x + 0.044715 x³))) of gates.
+#[derive(Clone, Copy)]
+pub(super) struct GeluTanh;
+
+impl Approximate for GeluTanh {
+    const ABOVE: f32 = -9.6;
+
+    #[inline(always)]
+    fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
+        [gelu_tanh(s, gate), up]
+    }
+}
+
+/// beta · tanh(gate/beta) · sigmoid(gate) and, with a bound, bound · tanh(up/bound).
+#[derive(Clone, Copy)]
+pub(super) struct Situ {
+    pub(super) beta: f32,
+    pub(super) up_bound: Option<f32>,
+}
+
+impl Approximate for Situ {
+    const ABOVE: f32 = -79.0;
+
+    #[inline(always)]
+    fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
+        let bounded = |x, bound| {
+            let bound = s.splat(bound);
+            s.mul(bound, tanh(s, s.div(x, bound)))
+        };
+        let up = match self.up_bound {
+            Some(bound) => bounded(up, bound),
+            None => up,
+        };
+        [s.mul(bounded(gate, self.beta), sigmoid(s, gate)), up]
+    }
+}
+
+/// No function: the reference computes every lane.
+#[derive(Clone, Copy)]
+pub(super) struct Nowhere;
+
+impl Approximate for Nowhere {
+    const ABOVE: f32 = f32::INFINITY;
+
+    #[inline(always)]
+    fn of<S: Simd>(self, s: S, _: S::F, _: S::F) -> [S::F; 2] {
+        [s.splat(0.0); 2]
+    }
+}
+
+/// Stores a function's values, and the reference's where it does not hold.
+pub(super) struct Mended<'a, 'b, T, O, F> {
+    pub(super) piece: &'a Piece<'b, T, O>,
+    pub(super) function: F,
+    pub(super) eager: bool,
+}
+
+impl<S: Simd, T: Lanes, O: Output<T>, F: Approximate> Visit<S> for Mended<'_, '_, T, O, F> {
+    #[inline(always)]
+    fn visit(&mut self, s: S, j: usize, count: usize, gates: [S::F; 2], ups: [S::F; 2]) {
+        let y = [
+            self.product(s, gates[0], ups[0]),
+            self.product(s, gates[1], ups[1]),
+        ];
+        // SAFETY: the columns are the piece's own.
+        unsafe { self.piece.output.store(s, j, y, count) };
+        if !(holds::<S, F>(s, gates[0], ups[0]) && holds::<S, F>(s, gates[1], ups[1])) {
+            s.apart(Mend::<T, O, F> {
+                piece: self.piece,
+                columns: j..j + count.min(UNIT),
+                of: std::marker::PhantomData,
+            });
+        }
+    }
+}
+
+impl<T: Lanes, O, F: Approximate> Mended<'_, '_, T, O, F> {
+    #[inline(always)]
+    fn product<S: Simd>(&self, s: S, gate: S::F, up: S::F) -> S::F {
+        let [f, up] = self.function.of(s, gate, up);
+        if self.eager {
+            s.mul(T::round(s, f), T::round(s, up))
+        } else {
+            s.mul(f, up)
+        }
+    }
+}
+
+/// Whether a function holds for every lane.
+#[inline(always)]
+fn holds<S: Simd, F: Approximate>(s: S, gate: S::F, up: S::F) -> bool {
+    let larger = s.float(s.max_u32(s.bits(s.abs(gate)), s.bits(s.abs(up))));
+    s.all(s.lt(s.splat(F::ABOVE), gate)) && s.all(s.lt(larger, s.splat(HUGE)))
+}
+
+/// The lanes of a unit that the function does not hold for.
+struct Mend<'a, 'b, T, O, F> {
+    piece: &'a Piece<'b, T, O>,
+    columns: std::ops::Range<usize>,
+    of: std::marker::PhantomData<F>,
+}
+
+impl<S: Simd, T: Lanes, O: Output<T>, F: Approximate> Rare<S> for Mend<'_, '_, T, O, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, _: S) {
+        let Piece { from, output } = self.piece;
+        for j in self.columns {
+            let (gate, up) = from.pair(j);
+            let [x, u] = [gate.to_f32(), up.to_f32()];
+            // A lane's bits do not depend on the others.
+            if !(x > F::ABOVE && x.abs() < HUGE && u.abs() < HUGE) {
+                // SAFETY: the columns are the piece's own.
+                unsafe { output.evaluate(j, from.op(), gate, up) };
+            }
+        }
+    }
+}
