@@ -93,7 +93,7 @@ fn nan_stays_in_its_row_on_every_platform() {
     for (_, backend) in platforms() {
         for form in forms() {
             with(&form, |config, expert| {
-                let mut mlp = Arc::clone(&backend).load_mlp(config, expert).unwrap();
+                let mut mlp = Arc::clone(backend).load_mlp(config, expert).unwrap();
                 let mut x = synthetic_input(8, form.hidden, 3);
                 let clean = run(&mut *mlp, &x);
                 x[2 * form.hidden + form.hidden / 2] = bf16::NAN;
@@ -127,7 +127,7 @@ fn shards_are_cut_where_no_group_is() {
                         reduce_results: false,
                         ..config.clone()
                     };
-                    let mut mlp = Arc::clone(&backend).load_mlp(&config, expert).unwrap();
+                    let mut mlp = Arc::clone(backend).load_mlp(&config, expert).unwrap();
                     mlp.write_input(&x).unwrap();
                     mlp.stages().unwrap().1
                 };

@@ -1,12 +1,18 @@
 //! The platforms that tests run on.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use swiglu::{AnyBackend, built_in};
 use swiglu_testing::may_skip;
 
-/// The platforms of this build that open; the others are skipped by name.
-pub fn platforms() -> Vec<(String, Arc<dyn AnyBackend>)> {
+/// The platforms of this build that open; the others are skipped by name. All tests of a program
+/// share them: to open one may mean to compile its kernels.
+pub fn platforms() -> &'static [(String, Arc<dyn AnyBackend>)] {
+    static HERE: LazyLock<Vec<(String, Arc<dyn AnyBackend>)>> = LazyLock::new(open);
+    &HERE
+}
+
+fn open() -> Vec<(String, Arc<dyn AnyBackend>)> {
     let built = |name: &str| match name {
         "cpu" => cfg!(feature = "cpu"),
         "cuda" => cfg!(feature = "cuda"),
