@@ -54,11 +54,6 @@ fn activation_vectors(
     output[call.out_offset / per + at.x * (call.out_stride / per) + at.y] = gated_vector(gate, up);
 }
 
-fn all_finite(pair: u32) -> bool {
-    let end = select(0x00800080u, 0x04000400u, DTYPE == 1u);
-    return (((pair & 0x7fff7fffu) + end) & 0x80008000u) == 0u;
-}
-
 @compute @workgroup_size(VECTOR_WORKGROUP)
 fn activation_native(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -82,9 +77,7 @@ fn activation_native(
     for (var i = 0u; i < 4u; i++) {
         let gate = gates[gate_at][i];
         let up = ups[up_at][i];
-        // Rows of zeros are not so rare, and right already.
-        let zero = (gate & 0x7fff7fffu) == 0u && all_finite(up);
-        if !zero {
+        if needs_exact(gate, up) {
             output[to][i] = gated_pair(gate, up);
         }
     }
