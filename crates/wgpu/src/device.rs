@@ -127,6 +127,10 @@ impl Device {
         &self.info
     }
 
+    pub(crate) fn is_software(&self) -> bool {
+        self.info.device_type == wgpu::DeviceType::Cpu
+    }
+
     /// Name, kind, interface and driver, on one line.
     pub fn description(&self) -> String {
         describe(&self.info)

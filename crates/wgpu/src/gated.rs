@@ -26,7 +26,7 @@ pub(crate) fn record(
     gate_up: &TensorMut<'_, Buffer>,
     act: &TensorMut<'_, Buffer>,
 ) -> Result<bool> {
-    let product = Product::new(x, weight);
+    let product = Product::new(device, x, weight);
     let d = act.layout.cols;
     let whole = [
         d,

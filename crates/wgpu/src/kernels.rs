@@ -89,7 +89,7 @@ impl Kernels {
             Self {
                 native: true,
                 gated,
-                large_tiles: device.info().device_type != wgpu::DeviceType::Cpu,
+                large_tiles: !device.is_software(),
                 cooperative,
                 dense: Mutex::default(),
                 quant,

@@ -39,7 +39,7 @@ pub(crate) struct Call {
 }
 
 /// Up to so many tokens the matrix-vector kernels of the usual type, which read the weight once for
-/// each eight, are faster than tiles.
+/// each eight, are faster than tiles; in software up to half as many.
 pub(crate) const FEW_USUAL: usize = 32;
 
 /// Up to so many tokens those of any type, which read it once for each four, are faster than tiles.
@@ -58,10 +58,12 @@ pub(crate) struct Product<'a> {
     usual: bool,
     /// Whether the matrix-vector kernels of the usual type take it.
     by_usual_rows: bool,
+    /// The most tokens that matrix-vector kernels are faster for.
+    few: usize,
 }
 
 impl<'a> Product<'a> {
-    pub(crate) fn new(x: &Tensor<'a, Buffer>, weight: &'a Weight) -> Self {
+    pub(crate) fn new(device: &Device, x: &Tensor<'a, Buffer>, weight: &'a Weight) -> Self {
         let per_vector = 16 / x.dtype.size();
         let aligned = weight.cols.is_multiple_of(16 / weight.dtype.size())
             && x.layout.offset.is_multiple_of(per_vector)
@@ -70,6 +72,7 @@ impl<'a> Product<'a> {
         // Those kernels know no NaN among codes, and shift to a vector's scale.
         let mut scales = weight.chunks.iter().filter_map(|c| c.scales.as_ref());
         let codes_fit = !weight.has_nan_codes && scales.all(|s| s.shift().is_some());
+        let by_usual_rows = aligned && usual && codes_fit;
         Self {
             input: Columns {
                 buffer: x.buffer,
@@ -81,13 +84,18 @@ impl<'a> Product<'a> {
             weight,
             aligned,
             usual,
-            by_usual_rows: aligned && usual && codes_fit,
+            by_usual_rows,
+            few: match (by_usual_rows, device.is_software()) {
+                (true, false) => FEW_USUAL,
+                (true, true) => FEW_USUAL / 2,
+                (false, _) => FEW_ANY,
+            },
         }
     }
 
     /// Whether matrix-vector kernels of the usual type are the ones for so many tokens.
     pub(crate) const fn is_for_usual_rows(&self) -> bool {
-        self.by_usual_rows && self.input.layout.rows <= FEW_USUAL
+        self.by_usual_rows && self.input.layout.rows <= self.few
     }
 
     /// The most tokens that a matrix-vector kernel takes at a time.
@@ -116,16 +124,11 @@ impl<'a> Product<'a> {
         output: &Columns<'_>,
     ) -> impl Iterator<Item = (usize, usize)> + use<> {
         let all = self.input.layout.rows;
-        let few = if self.by_usual_rows {
-            FEW_USUAL
-        } else {
-            FEW_ANY
-        };
         let per_window = self
             .input
             .rows_per_window(device)
             .min(output.rows_per_window(device))
-            .min(if all <= few {
+            .min(if all <= self.few {
                 self.row_tokens()
             } else {
                 usize::MAX
@@ -243,7 +246,7 @@ pub(crate) fn record(
     if x.buffer.raw() == y.buffer.raw() {
         return Err(Error::argument("y", "another buffer than x's", "the same").into());
     }
-    let product = Product::new(x, weight);
+    let product = Product::new(device, x, weight);
     for chunk in &weight.chunks {
         let output = Columns {
             buffer: &*y.buffer,
