@@ -208,10 +208,13 @@ impl Gated<'_> {
     }
 }
 
-/// Sums beyond every limit and of any mantissa, a token of zeros, and one that holds a NaN and an
-/// infinity.
+/// Multiples of a 32nd, whose sums with [`sixteenths`] are exact in f32 and reach beyond every
+/// limit: two kernels have the same sums, however a driver orders them. A token of zeros, and one
+/// that holds a NaN and an infinity.
 fn tokens_to_activate<T: Element>(tokens: usize) -> Vec<u8> {
-    let mut x: Vec<T> = Numbers::new(tokens as u64).values(tokens * COLS, 0.5);
+    let mut numbers = Numbers::new(tokens as u64);
+    let mut value = || T::from_f32((numbers.below(17) as f32 - 8.0) / 32.0);
+    let mut x: Vec<T> = (0..tokens * COLS).map(|_| value()).collect();
     if tokens > 2 {
         x[COLS..2 * COLS].fill(T::from_f32(0.0));
         x[2 * COLS] = T::from_f32(f32::NAN);
@@ -219,13 +222,19 @@ fn tokens_to_activate<T: Element>(tokens: usize) -> Vec<u8> {
     }
     if tokens > 5 {
         // Gates and ups whose results are subnormal, and ups that are infinite.
-        for (token, size) in [(3, 1e-30), (4, 1e-4), (5, 1e38)] {
+        for (token, exponent) in [(3, -100), (4, -14), (5, 122)] {
             for x in &mut x[token * COLS..(token + 1) * COLS] {
-                *x = T::from_f32(x.to_f32() * size);
+                *x = T::from_f32(x.to_f32() * 2_f32.powi(exponent));
             }
         }
     }
     bytemuck::cast_slice(&x).to_vec()
+}
+
+/// Weights from -3 to 3.
+fn sixteenths(seed: u64) -> impl FnMut() -> f32 {
+    let mut numbers = Numbers::new(seed);
+    move || (numbers.below(97) as f32 - 48.0) / 16.0
 }
 
 /// One kernel computes the gated half, and what two would, bit for bit; where it cannot, two do.
@@ -258,9 +267,7 @@ fn the_gated_half_is_one_kernel_and_equals_two() {
         (DType::F8E4M3, 32),
         (DType::F32, 16),
     ] {
-        let mut numbers = Numbers::new(7);
-        let mut part = |rows| Stored::new(rows, dtype, block, || numbers.within(2.0));
-        let (gate, up) = (part(D), part(D));
+        let [gate, up] = [7, 8].map(|seed| Stored::new(D, dtype, block, sixteenths(seed)));
         for (op, fuses) in &ops {
             for (tokens, offset) in [(1, 0), (3, 8), (8, 0), (11, 0), (16, 8), (33, 0), (1, 1)] {
                 let x = match usual(dtype) {
@@ -300,9 +307,7 @@ fn small_workgroups_take_two_kernels() {
     let (Some(whole), Ok(small)) = (open(), builder.build()) else {
         return;
     };
-    let mut numbers = Numbers::new(3);
-    let mut part = || Stored::new(24, DType::BF16, 8, || numbers.within(2.0));
-    let (gate, up) = (part(), part());
+    let [gate, up] = [3, 4].map(|seed| Stored::new(24, DType::BF16, 8, sixteenths(seed)));
     let x = tokens_to_activate::<bf16>(8);
     let case = Gated {
         op: &GatedActivation::deepseek_v4(),
