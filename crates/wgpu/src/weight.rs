@@ -13,6 +13,8 @@ const VECTOR_COLUMNS: usize = 16;
 const STAGING: usize = 16 << 20;
 
 /// A weight in the memory of a device.
+///
+/// It holds the buffers that it was last multiplied from and to, where they have at most 1 MiB.
 #[derive(Debug)]
 pub struct Weight {
     pub(crate) rows: usize,

@@ -2,6 +2,8 @@
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::OnceLock;
+
 use swiglu_core::reference::Reference;
 use swiglu_core::{
     ActAndMul, Backend, BlockScales, DType, Element, GatedActivation, GatedMatmul, HostWeight,
@@ -15,14 +17,17 @@ const POISON: u8 = 0xa5;
 /// Several vectors for each lane, and some for a few: in every type of weight.
 const COLS: usize = 2064;
 
-fn open() -> Option<WgpuBackend> {
-    match WgpuBackend::builder().allow_software(true).build() {
+/// One backend for all tests: to open one is to compile its kernels.
+fn open() -> Option<&'static WgpuBackend> {
+    static BACKEND: OnceLock<Option<WgpuBackend>> = OnceLock::new();
+    let open = || match WgpuBackend::builder().allow_software(true).build() {
         Ok(backend) => Some(backend),
         Err(reason) => {
             swiglu_testing::may_skip("wgpu", &reason.to_string(), "products");
             None
         }
-    }
+    };
+    BACKEND.get_or_init(open).as_ref()
 }
 
 fn filled<B: Backend>(backend: &B, bytes: &[u8]) -> B::Buffer {
@@ -157,7 +162,7 @@ fn rows_of_whole_vectors_give_exact_sums() {
                 _ => bytemuck::cast_slice(&whole_numbers::<bf16>(elements)).to_vec(),
             };
             for y in [DType::F32, usual(dtype)] {
-                let got = product(&backend, &weight, (&x, from), (y, to));
+                let got = product(backend, &weight, (&x, from), (y, to));
                 let want = product(&Reference, &weight, (&x, from), (y, to));
                 assert_eq!(
                     got, want,
@@ -284,8 +289,8 @@ fn the_gated_half_is_one_kernel_and_equals_two() {
                     to: to.with_offset(offset),
                 };
                 let what = format!("{op}, {tokens} tokens from {offset} by {dtype} in {block}");
-                let [_, want] = case.run(&backend, [&gate, &up], false);
-                let [between, got] = case.run(&backend, [&gate, &up], true);
+                let [_, want] = case.run(backend, [&gate, &up], false);
+                let [between, got] = case.run(backend, [&gate, &up], true);
                 assert_eq!(got, want, "{what}");
                 let untouched = between.iter().all(|byte| *byte == POISON);
                 let whole = dtype != DType::F32 && block == 16 && offset % 8 == 0;
@@ -318,7 +323,7 @@ fn small_workgroups_take_two_kernels() {
     };
     let [between, got] = case.run(&small, [&gate, &up], true);
     assert!(between.iter().any(|byte| *byte != POISON));
-    assert_eq!(got, case.run(&whole, [&gate, &up], true)[1]);
+    assert_eq!(got, case.run(whole, [&gate, &up], true)[1]);
 }
 
 /// A weight remembers what it was used with, and notices what is new.
@@ -333,7 +338,7 @@ fn a_weight_takes_other_buffers_and_other_places() {
     let weight = backend.load_weight(&[stored.view()]).unwrap();
     let values = whole_numbers::<f32>(3 * COLS);
     let from = |row: usize| bytemuck::cast_slice(&values[row * COLS..]);
-    let buffers = [0, 1].map(|row| filled(&backend, from(row)));
+    let buffers = [0, 1].map(|row| filled(backend, from(row)));
     for (buffer, row) in [(0, 0), (1, 0), (1, 1), (0, 0), (0, 2), (0, 1)] {
         let mut y = backend.alloc(4 * ROWS).unwrap();
         let x = Tensor {
@@ -350,6 +355,6 @@ fn a_weight_takes_other_buffers_and_other_places() {
             (from(buffer + row), one),
             (DType::F32, to),
         );
-        assert_eq!(bytes(&backend, &y), want[..4 * ROWS], "{buffer} {row}");
+        assert_eq!(bytes(backend, &y), want[..4 * ROWS], "{buffer} {row}");
     }
 }
