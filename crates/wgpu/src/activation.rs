@@ -301,9 +301,17 @@ fn dispatch(
     };
     let bindings = [gate.binding(), up.binding(), output.binding()];
     let bind_group = bind(device, &kernels.activation_layout, bindings);
+    let from_starts = [call.gate_offset, call.up_offset, call.out_offset] == [0; 3];
+    let one_row = call.rows == 1 && from_starts && call.row_units.is_multiple_of(VECTOR_WORKGROUP);
     let kind = match (aligned, call.op.function) {
         (false, _) => ActivationKind::Words,
-        _ if kernels.native && call.is_native(dtype) => ActivationKind::NativeSilu,
+        _ if kernels.native && call.is_native(dtype) => {
+            if one_row {
+                ActivationKind::NativeRow
+            } else {
+                ActivationKind::NativeSilu
+            }
+        }
         (true, SILU) => ActivationKind::SiluVectors,
         (true, _) => ActivationKind::Vectors,
     };

@@ -35,6 +35,8 @@ pub(crate) enum ActivationKind {
     SiluVectors,
     /// Whole vectors of 16-bit elements through silu, by the device's own exp2 and division.
     NativeSilu,
+    /// The same for one row of whole workgroups, from the start of every binding.
+    NativeRow,
 }
 
 /// The kernels for activations that there are.
@@ -44,11 +46,13 @@ pub(crate) fn activation_kinds() -> Vec<(DType, ActivationKind)> {
         ActivationKind::Vectors,
         ActivationKind::SiluVectors,
         ActivationKind::NativeSilu,
+        ActivationKind::NativeRow,
     ];
     let all = DType::COMPUTE
         .into_iter()
         .flat_map(|dtype| kinds.map(|kind| (dtype, kind)));
-    all.filter(|&(dtype, kind)| kind != ActivationKind::NativeSilu || dtype.size() == 2)
+    let is_native = |kind| matches!(kind, ActivationKind::NativeSilu | ActivationKind::NativeRow);
+    all.filter(|&(dtype, kind)| !is_native(kind) || dtype.size() == 2)
         .collect()
 }
 
@@ -102,16 +106,19 @@ pub(crate) fn activations() -> Vec<Shader> {
             ActivationKind::Vectors | ActivationKind::SiluVectors => {
                 ("activation_vectors", vectors.as_str())
             }
-            ActivationKind::NativeSilu => ("activation_native", vectors.as_str()),
+            ActivationKind::NativeSilu | ActivationKind::NativeRow => {
+                ("activation_native", vectors.as_str())
+            }
         };
-        let only_silu = matches!(
-            kind,
-            ActivationKind::SiluVectors | ActivationKind::NativeSilu
-        );
+        let only_silu = !matches!(kind, ActivationKind::Words | ActivationKind::Vectors);
+        let mut constants = activation_constants(dtype, only_silu);
+        if kind == ActivationKind::NativeRow {
+            constants.push(("ONE_ROW", 1.0));
+        }
         Shader {
             source: [NUMERIC, ELEMENT, OP, OPERATION, ACTIVATION, text].concat(),
             entry,
-            constants: activation_constants(dtype, only_silu),
+            constants,
             checks: Checks::All,
         }
     };
@@ -191,7 +198,7 @@ mod tests {
             both.map(tiles).concat(),
         ]
         .concat();
-        assert_eq!(all.len(), 11 + 5 + 2 + 2 * (4 * (5 + 3) + 3 * 3));
+        assert_eq!(all.len(), 13 + 5 + 2 + 2 * (4 * (5 + 3) + 3 * 3));
         for shader in all {
             let mut capabilities = Capabilities::IMMEDIATES
                 | Capabilities::SUBGROUP

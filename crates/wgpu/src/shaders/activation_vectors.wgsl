@@ -54,20 +54,29 @@ fn activation_vectors(
     output[call.out_offset / per + at.x * (call.out_stride / per) + at.y] = gated_vector(gate, up);
 }
 
+// Whether there is one row, of whole workgroups, from the start of every binding: no address waits
+// for the call then.
+override ONE_ROW: bool = false;
+
 @compute @workgroup_size(VECTOR_WORKGROUP)
 fn activation_native(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let at = place(group, groups, local);
-    if at.x >= call.rows || at.y >= call.row_units {
-        return;
+    var gate_at = group.x * VECTOR_WORKGROUP + local;
+    var up_at = gate_at;
+    var to = gate_at;
+    if !ONE_ROW {
+        let at = place(group, groups, local);
+        if at.x >= call.rows || at.y >= call.row_units {
+            return;
+        }
+        let first = at.x * (call.in_stride / 8u) + at.y;
+        gate_at = call.gate_offset / 8u + first;
+        up_at = call.up_offset / 8u + first;
+        to = call.out_offset / 8u + at.x * (call.out_stride / 8u) + at.y;
     }
-    let first = at.x * (call.in_stride / 8u) + at.y;
-    let gate_at = call.gate_offset / 8u + first;
-    let up_at = call.up_offset / 8u + first;
-    let to = call.out_offset / 8u + at.x * (call.out_stride / 8u) + at.y;
     let native = native_vector(gates[gate_at], ups[up_at]);
     output[to] = native.y;
     if native.sound {
