@@ -9,7 +9,8 @@ use std::error::Error;
 use std::time::Instant;
 
 use swiglu_core::{
-    ActAndMul, Backend, BlockScales, DType, GatedActivation, HostWeight, Matmul, Tensor, TensorMut,
+    Backend, BlockScales, DType, GatedActivation, GatedMatmul, HostWeight, Matmul, Tensor,
+    TensorMut,
 };
 use swiglu_wgpu::{Buffer, Weight, WgpuBackend, wgpu};
 
@@ -246,6 +247,22 @@ impl Bench {
         })
     }
 
+    /// The gated half of an MLP, over several copies of the weight in turn.
+    fn gated(&self, tokens: usize, weights: &[Weight], count: usize) -> Result<f64> {
+        let op = GatedActivation::deepseek_v4();
+        let [n, k] = self.backend.weight_shape(&weights[0]);
+        let (bf16, b) = (DType::BF16, &self.backend);
+        let x = self.noise(tokens * k * 2)?;
+        let (mut g, mut a) = (b.alloc(tokens * n * 2)?, b.alloc(tokens * n)?);
+        self.time(count, |pass, i| {
+            let x = Tensor::contiguous(&x, bf16, tokens, k);
+            let g = TensorMut::contiguous(&mut g, bf16, tokens, n);
+            let a = TensorMut::contiguous(&mut a, bf16, tokens, n / 2);
+            let weight = &weights[i % weights.len()];
+            Ok(b.record_matmul_act_and_mul(pass, &op, x, weight, g, a)?)
+        })
+    }
+
     /// Microseconds the host sees for the whole MLP at T = 1 in one submission, median and best.
     fn mlp(&self, dtype: DType, h: usize, i: usize) -> Result<(f64, f64)> {
         let op = GatedActivation::deepseek_v4();
@@ -257,14 +274,11 @@ impl Bench {
         let mut times = Vec::new();
         for _ in 0..if self.software() { 5 } else { 300 } {
             let start = Instant::now();
-            b.matmul(
+            b.matmul_act_and_mul(
+                &op,
                 Tensor::contiguous(&x, bf16, 1, h),
                 &gate_up,
                 TensorMut::contiguous(&mut g, bf16, 1, 2 * i),
-            )?;
-            b.act_and_mul(
-                &op,
-                Tensor::contiguous(&g, bf16, 1, 2 * i),
                 TensorMut::contiguous(&mut a, bf16, 1, i),
             )?;
             b.matmul(
@@ -345,7 +359,14 @@ fn main() -> Result<()> {
         let weights = (0..4).map(|_| bench.weight(dtype, 2 * i, h));
         let weights = weights.collect::<Result<Vec<_>>>()?;
         let copy = bench.copy(bench.backend.weight_bytes(&weights[0]))?;
-        for tokens in [1, 4, 8] {
+        for tokens in [1, 8] {
+            let us = bench.gated(tokens, &weights, 20)?;
+            println!(
+                "| {tokens}×{h}×{} bf16 by {dtype}, activated | {us:.1} | |",
+                2 * i
+            );
+        }
+        for tokens in [1, 2, 4, 8, 16, 32] {
             let us = bench.product((tokens, DType::BF16), &weights, 20)?;
             println!(
                 "| {tokens}×{h}×{} bf16 by {dtype} | {us:.1} | {copy:.1} copy |",

@@ -28,11 +28,10 @@ pub(crate) struct Call {
     pub(crate) out_offset: u32,
     pub(crate) out_stride: u32,
     pub(crate) op: Op,
-    pub(crate) gate_guard: u32,
     pub(crate) quant: Quant,
 }
 
-/// The struct of the same name in operation.wgsl, field by field.
+/// The struct of the same name in op.wgsl, field by field.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Op {
@@ -43,6 +42,7 @@ pub(crate) struct Op {
     parameter: f32,
     up_bound: f32,
     up_add: f32,
+    gate_guard: u32,
 }
 
 /// The struct of the same name in activation.wgsl, field by field.
@@ -94,7 +94,7 @@ fn gate_guard(alpha: f32, dtype: DType) -> u32 {
 }
 
 impl Op {
-    pub(crate) fn of(op: &GatedActivation) -> Self {
+    pub(crate) fn of(op: &GatedActivation, dtype: DType) -> Self {
         let (clamp_place, limit) = match op.clamp() {
             Clamp::None => (0, f32::MAX),
             Clamp::Before(limit) => (1, limit.get()),
@@ -118,6 +118,10 @@ impl Op {
             parameter,
             up_bound,
             up_add: op.up_offset(),
+            gate_guard: match op.function() {
+                Function::Silu { alpha } => gate_guard(alpha, dtype),
+                _ => 0,
+            },
         }
     }
 }
@@ -130,11 +134,7 @@ impl Call {
                 Layout::Concatenated => 1,
                 Layout::Interleaved => 2,
             },
-            gate_guard: match op.function() {
-                Function::Silu { alpha } => gate_guard(alpha, dtype),
-                _ => 0,
-            },
-            op: Op::of(op),
+            op: Op::of(op, dtype),
             ..Self::default()
         }
     }
@@ -301,9 +301,17 @@ fn dispatch(
     };
     let bindings = [gate.binding(), up.binding(), output.binding()];
     let bind_group = bind(device, &kernels.activation_layout, bindings);
+    let from_starts = [call.gate_offset, call.up_offset, call.out_offset] == [0; 3];
+    let one_row = call.rows == 1 && from_starts && call.row_units.is_multiple_of(VECTOR_WORKGROUP);
     let kind = match (aligned, call.op.function) {
         (false, _) => ActivationKind::Words,
-        _ if kernels.native && call.is_native(dtype) => ActivationKind::NativeSilu,
+        _ if kernels.native && call.is_native(dtype) => {
+            if one_row {
+                ActivationKind::NativeRow
+            } else {
+                ActivationKind::NativeSilu
+            }
+        }
         (true, SILU) => ActivationKind::SiluVectors,
         (true, _) => ActivationKind::Vectors,
     };

@@ -10,7 +10,7 @@ use crate::kernels::Kernels;
 use crate::quant::{self, QuantCall};
 use crate::shaders::{TWO_BUFFERS, Tier};
 use crate::weight::Weight;
-use crate::{Buffer, Builder, Result, activation, matmul, self_test};
+use crate::{Buffer, Builder, Result, activation, gated, matmul, self_test};
 
 /// Gated activations and products on a wgpu device.
 ///
@@ -21,7 +21,7 @@ use crate::{Buffer, Builder, Result, activation, matmul, self_test};
 #[derive(Debug)]
 pub struct WgpuBackend {
     device: Device,
-    kernels: Kernels,
+    pub(crate) kernels: Kernels,
     /// Which kernels were taken, and why not better ones.
     tier: String,
 }
@@ -83,6 +83,9 @@ impl WgpuBackend {
         if let Err(error) = self_test::native(&backend) {
             backend.kernels.native = false;
             backend.tier = format!("{}; exp2 of our own: {error}", backend.tier);
+        } else if let Err(error) = self_test::gated(&backend) {
+            backend.kernels.gated.clear();
+            backend.tier = format!("{}; the gated half in two kernels: {error}", backend.tier);
         }
         Ok(backend)
     }
@@ -128,6 +131,56 @@ impl WgpuBackend {
         self.device.check()?;
         matmul::record(&self.device, &self.kernels, pass, &x, weight, &y)?;
         Ok(())
+    }
+
+    /// Records `gate_up = R(x · wᵀ)` and `act = op(gate_up)` into the caller's pass, as
+    /// [`GatedMatmul::matmul_act_and_mul`] enqueues them and [`Self::record_act_and_mul`] records.
+    ///
+    /// # Errors
+    /// As [`Self::record_matmul`] and [`Self::record_act_and_mul`].
+    pub fn record_matmul_act_and_mul(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        op: &GatedActivation,
+        x: Tensor<'_, Buffer>,
+        weight: &Weight,
+        gate_up: TensorMut<'_, Buffer>,
+        act: TensorMut<'_, Buffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_gated(&x, weight, &gate_up, &act)?;
+        self.device.check()?;
+        self.record_gated(pass, op, (&x, weight), &gate_up, &act)?;
+        Ok(())
+    }
+
+    fn check_gated(
+        &self,
+        x: &Tensor<'_, Buffer>,
+        weight: &Weight,
+        gate_up: &TensorMut<'_, Buffer>,
+        act: &TensorMut<'_, Buffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_matmul(x, weight, gate_up)?;
+        self.check_act(&gate_up.as_ref(), act)?;
+        Ok(())
+    }
+
+    fn record_gated(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        op: &GatedActivation,
+        (x, weight): (&Tensor<'_, Buffer>, &Weight),
+        gate_up: &TensorMut<'_, Buffer>,
+        act: &TensorMut<'_, Buffer>,
+    ) -> Result<()> {
+        let (device, kernels) = (&self.device, &self.kernels);
+        if gated::record(device, kernels, pass, op, (x, weight), gate_up, act)? {
+            return Ok(());
+        }
+        matmul::record(device, kernels, pass, x, weight, gate_up)?;
+        let between = gate_up.as_ref();
+        let shape = self.check_act(&between, act)?;
+        activation::record(device, kernels, pass, op, &between, act, shape)
     }
 
     /// The operation on a slice of rows of 2d elements: uploads, computes, waits and downloads.
@@ -249,9 +302,12 @@ impl Matmul for WgpuBackend {
         }
     }
 
-    /// Blocks of scales whose width is no multiple of 16 are decoded to f32 here.
+    /// Blocks of scales whose width is no multiple of 16 are decoded to f32 here; f16 where the
+    /// device has cooperative matrices gets a pipeline for its width, the first time.
     fn load_weight(&self, parts: &[HostWeight<'_>]) -> swiglu_core::Result<Weight> {
-        Ok(Weight::load(&self.device, parts)?)
+        let mut weight = Weight::load(&self.device, parts)?;
+        matmul::prepare(&self.device, &self.kernels, &mut weight)?;
+        Ok(weight)
     }
 
     fn weight_shape(&self, weight: &Weight) -> [usize; 2] {
@@ -346,4 +402,23 @@ impl ActAndMulQuant for WgpuBackend {
 
 impl QuantisedMatmul for WgpuBackend {}
 
-impl GatedMatmul for WgpuBackend {}
+impl GatedMatmul for WgpuBackend {
+    /// `gate_up` is left unwritten where one kernel does both: few tokens in whole vectors of f16
+    /// or bf16, through silu as [`swiglu_core::Rounding::Official`] has it.
+    fn matmul_act_and_mul(
+        &self,
+        op: &GatedActivation,
+        x: Tensor<'_, Buffer>,
+        weight: &Weight,
+        gate_up: TensorMut<'_, Buffer>,
+        act: TensorMut<'_, Buffer>,
+    ) -> swiglu_core::Result<()> {
+        self.check_gated(&x, weight, &gate_up, &act)?;
+        if x.layout.rows == 0 {
+            return Ok(());
+        }
+        self.device
+            .record(|pass| self.record_gated(pass, op, (&x, weight), &gate_up, &act))?;
+        Ok(())
+    }
+}

@@ -8,7 +8,7 @@ use crate::{Result, WgpuError};
 /// Bytes of immediate data that the kernels take.
 pub(crate) const IMMEDIATE_BYTES: u32 = 128;
 
-/// Invocations in a workgroup of every kernel, at most.
+/// Invocations in a workgroup of every kernel that a device must have, at most.
 pub(crate) const INVOCATIONS: u32 = 256;
 
 /// Positions in a binding are counted in u32, and some signed: no binding is larger than this.
@@ -25,6 +25,12 @@ pub(crate) fn required_limits() -> wgpu::Limits {
         max_immediate_size: IMMEDIATE_BYTES,
         ..wgpu::Limits::downlevel_defaults()
     }
+}
+
+fn invocations(limits: &wgpu::Limits) -> u32 {
+    limits
+        .max_compute_invocations_per_workgroup
+        .min(limits.max_compute_workgroup_size_x)
 }
 
 /// A wgpu device and its queue, and what was recorded for them and not yet submitted.
@@ -81,9 +87,7 @@ impl Device {
             ),
             (
                 "max_compute_invocations_per_workgroup",
-                limits
-                    .max_compute_invocations_per_workgroup
-                    .min(limits.max_compute_workgroup_size_x),
+                invocations(&limits),
                 INVOCATIONS,
             ),
             (
@@ -123,6 +127,10 @@ impl Device {
         &self.info
     }
 
+    pub(crate) fn is_software(&self) -> bool {
+        self.info.device_type == wgpu::DeviceType::Cpu
+    }
+
     /// Name, kind, interface and driver, on one line.
     pub fn description(&self) -> String {
         describe(&self.info)
@@ -147,6 +155,11 @@ impl Device {
     /// Bytes of memory that a workgroup can have.
     pub(crate) fn workgroup_storage(&self) -> u32 {
         self.limits.max_compute_workgroup_storage_size
+    }
+
+    /// Invocations that a workgroup can have in a line.
+    pub(crate) fn invocations(&self) -> u32 {
+        invocations(&self.limits)
     }
 
     /// Whether matrices of f16 can be multiplied by a subgroup.

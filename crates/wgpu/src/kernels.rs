@@ -1,9 +1,12 @@
 //! The compute pipelines. All are made when a backend is, so that no call compiles.
 
+use std::collections::HashMap;
+use std::sync::Mutex;
+
 use swiglu_core::DType;
 
 use crate::device::{Device, IMMEDIATE_BYTES};
-use crate::shaders::{self, ActivationKind, Shader, Tier};
+use crate::shaders::{self, ActivationKind, Checks, GATED_INVOCATIONS, RowKind, Shader, Tier};
 use crate::{Result, WgpuError};
 
 /// The pipelines of one device.
@@ -21,10 +24,17 @@ pub(crate) struct Kernels {
     pub(crate) product_layout: wgpu::BindGroupLayout,
     /// By weight type and [`shaders::ROW_KINDS`].
     rows: Vec<wgpu::ComputePipeline>,
+    /// By [`shaders::GATED_WEIGHTS`] and [`shaders::USUAL_TOKENS`]; none where a device has too
+    /// small workgroups, or they do not compute what they should.
+    pub(crate) gated: Vec<wgpu::ComputePipeline>,
     /// By weight type and [`shaders::TILE_KINDS`].
     tiles: Vec<wgpu::ComputePipeline>,
+    /// Whether large tiles pay: software has no use for many invocations.
+    pub(crate) large_tiles: bool,
     /// Tiles of f16 by f16 on cooperative matrices, where the device has them.
     pub(crate) cooperative: Option<wgpu::ComputePipeline>,
+    /// The same for dense rows of so many elements.
+    dense: Mutex<HashMap<u32, wgpu::ComputePipeline>>,
 }
 
 /// The pipelines that quantise, and back.
@@ -70,10 +80,18 @@ impl Kernels {
             });
             let cooperative = device.has_cooperative_matrices();
             let cooperative =
-                cooperative.then(|| builder.build(&product_layout, &shaders::cooperative()));
+                cooperative.then(|| builder.build(&product_layout, &shaders::cooperative(None)));
+            let gated = if device.invocations() >= GATED_INVOCATIONS {
+                build(&product_layout, shaders::gated(tier))
+            } else {
+                Vec::new()
+            };
             Self {
                 native: true,
+                gated,
+                large_tiles: !device.is_software(),
                 cooperative,
+                dense: Mutex::default(),
                 quant,
                 activation: build(&activation_layout, shaders::activations()),
                 rows: build(&product_layout, shaders::rows(tier)),
@@ -94,19 +112,36 @@ impl Kernels {
             .ok_or_else(|| WgpuError::failed("choosing a kernel", dtype))
     }
 
-    /// The matrix-vector kernel for so many tokens, if there is one.
-    pub(crate) fn rows(
-        &self,
-        weight: DType,
-        tokens: usize,
-        aligned: bool,
-    ) -> Option<&wgpu::ComputePipeline> {
-        let fits = |&(most, takes_aligned): &(u32, bool)| {
-            tokens <= most as usize && takes_aligned == aligned
-        };
-        let kind = shaders::ROW_KINDS.iter().position(fits)?;
-        let weight = place(&shaders::WEIGHTS, weight)?;
-        self.rows.get(weight * shaders::ROW_KINDS.len() + kind)
+    /// The matrix-vector kernel of that kind.
+    pub(crate) fn rows(&self, weight: DType, kind: RowKind) -> Result<&wgpu::ComputePipeline> {
+        place(&shaders::ROW_KINDS, kind)
+            .zip(place(&shaders::WEIGHTS, weight))
+            .and_then(|(kind, w)| self.rows.get(w * shaders::ROW_KINDS.len() + kind))
+            .ok_or_else(|| WgpuError::failed("choosing a kernel", weight))
+    }
+
+    /// The kernel that multiplies so many tokens and activates, if there is one.
+    pub(crate) fn gated(&self, weight: DType, tokens: usize) -> Option<&wgpu::ComputePipeline> {
+        let weight = place(&shaders::GATED_WEIGHTS, weight)?;
+        let kind = shaders::USUAL_TOKENS
+            .iter()
+            .position(|most| tokens <= *most as usize)?;
+        self.gated.get(weight * shaders::USUAL_TOKENS.len() + kind)
+    }
+
+    /// The kernel on cooperative matrices for dense rows of `k` elements, built where it is not
+    /// there yet.
+    pub(crate) fn dense(&self, device: &Device, k: u32) -> Result<wgpu::ComputePipeline> {
+        let mut dense = self.dense.lock()?;
+        if let Some(pipeline) = dense.get(&k) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = device.scoped("building a pipeline", || {
+            let shader = shaders::cooperative(Some(k));
+            PipelineBuilder::new(device).build(&self.product_layout, &shader)
+        })?;
+        dense.insert(k, pipeline.clone());
+        Ok(pipeline)
     }
 
     /// The kernel that makes tiles, large ones if they are asked for and there are such, and the
@@ -228,15 +263,16 @@ impl<'a> PipelineBuilder<'a> {
             source: wgpu::ShaderSource::Wgsl(shader.source.as_str().into()),
         };
         let checks = wgpu::ShaderRuntimeChecks {
-            bounds_checks: !shader.in_bounds,
-            int_div_checks: !shader.in_bounds,
+            bounds_checks: shader.checks != Checks::None,
+            int_div_checks: shader.checks == Checks::All,
             force_loop_bounding: false,
             ..wgpu::ShaderRuntimeChecks::checked()
         };
         // SAFETY: counters of loops keep drivers from unrolling; every loop of the shaders counts up
         // to a bound and ends. Of bounds and divisors only products go unchecked: they read rows,
         // tokens and scales below the numbers in the call, which the host compares with the extents
-        // of the bindings, and divide by sizes of blocks, which are above 0.
+        // of the bindings, and divide by sizes of blocks, which are above 0. Those that activate as
+        // well index nothing else but eight words of a workgroup's memory for each token.
         unsafe { self.device.create_shader_module_trusted(descriptor, checks) }
     }
 }

@@ -98,8 +98,12 @@ impl Device {
         &self,
         f: impl FnOnce(&mut wgpu::ComputePass<'static>) -> Result<()>,
     ) -> Result<()> {
-        self.poll(wgpu::PollType::Poll)?;
         let mut pending = self.pending.lock()?;
+        // What joins a recording need not ask the device again.
+        match pending.recording {
+            Some(_) => self.check()?,
+            None => drop(self.poll(wgpu::PollType::Poll)?),
+        }
         self.scoped("recording", || f(pending.pass(self)))?
     }
 
@@ -117,7 +121,7 @@ impl Device {
 
     fn wait_for_submitted(&self) -> Result<()> {
         // A software rasteriser needs the processor that asking would take.
-        let asks = self.info().device_type != wgpu::DeviceType::Cpu;
+        let asks = !self.is_software();
         let start = Instant::now();
         while asks && start.elapsed() < IMPATIENCE {
             if self.poll(wgpu::PollType::Poll)? {

@@ -1,12 +1,13 @@
 //! Whether kernels compute what they should on this device: small cases with known results.
 
 use swiglu_core::{
-    Backend, BlockScales, DType, E4M3, E8M0, Element, GatedActivation, HostWeight, Matmul, Tensor,
-    TensorMut, bf16, f16, reference,
+    ActAndMul, Backend, BlockScales, DType, E4M3, E8M0, Element, GatedActivation, GatedMatmul,
+    HostWeight, Matmul, RowLayout, Tensor, TensorMut, bf16, f16, reference,
 };
 
 use crate::device::Device;
-use crate::shaders::LANES;
+use crate::matmul::FEW_USUAL;
+use crate::shaders::{LANES, USUAL_TOKENS};
 use crate::{Result, WgpuBackend, WgpuError};
 
 /// Whether the lanes that share a row are one subgroup.
@@ -43,7 +44,10 @@ pub(crate) fn run(backend: &WgpuBackend) -> Result<()> {
     let weight: Vec<f32> = (0..ROWS * COLS).map(small).collect();
     let host = HostWeight::new(ROWS, COLS, DType::F32, bytemuck::cast_slice(&weight), None)?;
     let loaded = backend.load_weight(&[host])?;
-    for (tokens, kernel) in [(1, "the matrix-vector product"), (9, "the tiled product")] {
+    for (tokens, kernel) in [
+        (1, "the matrix-vector product"),
+        (FEW_USUAL + 1, "the tiled product"),
+    ] {
         let x: Vec<f32> = (0..tokens * COLS).map(|i| small(i / 3)).collect();
         let mut on_device = backend.alloc(size_of_val(x.as_slice()))?;
         backend.upload(&mut on_device, bytemuck::cast_slice(&x))?;
@@ -71,7 +75,8 @@ pub(crate) fn run(backend: &WgpuBackend) -> Result<()> {
     expect("the activation", &got, &[5.0, 0.0, 21.0, -32.0])
 }
 
-/// A product of small integers in f16 on cooperative matrices, with tiles that are not full.
+/// A product of small integers in f16 on cooperative matrices, with tiles that are not full: of
+/// rows of x that follow one another, and of rows that lie apart.
 pub(crate) fn cooperative(backend: &WgpuBackend) -> Result<()> {
     const SHAPE: [usize; 3] = [140, 200, 96];
     let [tokens, rows, cols] = SHAPE;
@@ -82,28 +87,80 @@ pub(crate) fn cooperative(backend: &WgpuBackend) -> Result<()> {
         let small = |i: usize| f16::from_f32((i * 5 % 7) as f32 - 3.0);
         (0..n).map(small).collect()
     };
-    let (x, w) = (integers(tokens * cols), integers(rows * cols));
+    let w = integers(rows * cols);
     let host = HostWeight::new(rows, cols, DType::F16, bytemuck::cast_slice(&w), None)?;
     let loaded = backend.load_weight(&[host])?;
-    let mut on_device = backend.alloc(size_of_val(x.as_slice()))?;
-    backend.upload(&mut on_device, bytemuck::cast_slice(&x))?;
-    let mut got = vec![0.0_f32; tokens * rows];
-    let mut y = backend.alloc(size_of_val(got.as_slice()))?;
-    backend.matmul(
-        Tensor::contiguous(&on_device, DType::F16, tokens, cols),
-        &loaded,
-        TensorMut::contiguous(&mut y, DType::F32, tokens, rows),
-    )?;
-    backend.download(&y, bytemuck::cast_slice_mut(&mut got))?;
-    let dot = |x: &[f16], w: &[f16]| -> f32 {
-        let terms = x.iter().zip(w);
-        terms.map(|(a, b)| a.to_f32() * b.to_f32()).sum()
+    for stride in [cols, cols + 8] {
+        let x = integers(tokens * stride);
+        let mut on_device = backend.alloc(size_of_val(x.as_slice()))?;
+        backend.upload(&mut on_device, bytemuck::cast_slice(&x))?;
+        let mut got = vec![0.0_f32; tokens * rows];
+        let mut y = backend.alloc(size_of_val(got.as_slice()))?;
+        backend.matmul(
+            Tensor {
+                buffer: &on_device,
+                dtype: DType::F16,
+                layout: RowLayout::contiguous(tokens, cols).with_stride(stride),
+            },
+            &loaded,
+            TensorMut::contiguous(&mut y, DType::F32, tokens, rows),
+        )?;
+        backend.download(&y, bytemuck::cast_slice_mut(&mut got))?;
+        let dot = |x: &[f16], w: &[f16]| -> f32 {
+            let terms = x.iter().zip(w);
+            terms.map(|(a, b)| a.to_f32() * b.to_f32()).sum()
+        };
+        let wanted: Vec<f32> = x
+            .chunks_exact(stride)
+            .flat_map(|x| w.chunks_exact(cols).map(move |w| dot(&x[..cols], w)))
+            .collect();
+        expect("the product on cooperative matrices", &got, &wanted)?;
+    }
+    Ok(())
+}
+
+/// The gated half of an MLP is the same in one kernel as in two, for each number of tokens that a
+/// kernel is made for.
+///
+/// # Errors
+/// The first element that is not.
+pub(crate) fn gated(backend: &WgpuBackend) -> Result<()> {
+    const D: usize = 24;
+    const COLS: usize = 520;
+    let op = GatedActivation::deepseek_v4();
+    let numbers = |n: usize, step: usize| -> Vec<bf16> {
+        let small = |i: usize| bf16::from_f32((i * step % 37) as f32 / 16.0 - 1.0);
+        (0..n).map(small).collect()
     };
-    let wanted: Vec<f32> = x
-        .chunks_exact(cols)
-        .flat_map(|x| w.chunks_exact(cols).map(move |w| dot(x, w)))
-        .collect();
-    expect("the product on cooperative matrices", &got, &wanted)
+    let w = numbers(2 * D * COLS, 5);
+    let host = HostWeight::new(2 * D, COLS, DType::BF16, bytemuck::cast_slice(&w), None)?;
+    let weight = backend.load_weight(&[host])?;
+    for tokens in USUAL_TOKENS.map(|tokens| tokens as usize) {
+        let x = numbers(tokens * COLS, 11);
+        let mut on_device = backend.alloc(size_of_val(x.as_slice()))?;
+        backend.upload(&mut on_device, bytemuck::cast_slice(&x))?;
+        let x = || Tensor::contiguous(&on_device, DType::BF16, tokens, COLS);
+        let mut between = backend.alloc(tokens * 2 * D * 2)?;
+        let mut act = backend.alloc(tokens * D * 2)?;
+        let mut activated = |fused: bool| -> Result<Vec<bf16>> {
+            let mut between = TensorMut::contiguous(&mut between, DType::BF16, tokens, 2 * D);
+            let mut to = TensorMut::contiguous(&mut act, DType::BF16, tokens, D);
+            if fused {
+                let between = between.reborrow();
+                backend.matmul_act_and_mul(&op, x(), &weight, between, to.reborrow())?;
+            } else {
+                backend.matmul(x(), &weight, between.reborrow())?;
+                backend.act_and_mul(&op, between.as_ref(), to.reborrow())?;
+            }
+            let mut got = vec![bf16::ZERO; tokens * D];
+            backend.download(to.buffer, bytemuck::cast_slice_mut(&mut got))?;
+            Ok(got)
+        };
+        let widened = |y: Vec<bf16>| -> Vec<f32> { y.into_iter().map(bf16::to_f32).collect() };
+        let (want, got) = (widened(activated(false)?), widened(activated(true)?));
+        expect("the gated product", &got, &want)?;
+    }
+    Ok(())
 }
 
 /// Every gate of 16 bits through silu, with and without a limit, is within an ulp of what it should
@@ -123,37 +180,47 @@ pub(crate) fn native(backend: &WgpuBackend) -> Result<()> {
 }
 
 fn every_gate<T: Element>(backend: &WgpuBackend, op: &GatedActivation) -> Result<()> {
-    const D: usize = 1 << 16;
+    const COUNT: usize = 1 << 16;
     const UPS: [f32; 7] = [1.0, -0.3, 7.1, 0.011, -1.3, 300.0, -0.0007];
     let failed = |message| WgpuError::SelfTest {
         kernel: format!("the native {op} in {}", T::DTYPE),
         message,
     };
-    let gates = (0..=u16::MAX).map(|bits| T::from_bits(u32::from(bits)));
-    let ups = UPS.map(|up| T::from_f64(f64::from(up)));
-    let row: Vec<T> = gates.chain(ups.into_iter().cycle().take(D)).collect();
-    let got = backend.act_and_mul_slice(op, &row, D)?;
-    let mut wrong = 0;
-    for ((&gate, &up), &got) in row[..D].iter().zip(&row[D..]).zip(&got) {
-        let want = reference::gated(op, gate, up);
-        if got == want || got.is_nan() && want.is_nan() {
-            continue;
+    let gate = |i: usize| T::from_bits(i as u32);
+    let up = |i: usize| T::from_f64(f64::from(UPS[i % UPS.len()]));
+    let wanted: Vec<T> = (0..COUNT)
+        .map(|i| reference::gated(op, gate(i), up(i)))
+        .collect();
+    // One row has a kernel of its own.
+    for rows in [1, 2] {
+        let d = COUNT / rows;
+        let row = |r: usize| {
+            let all = r * d..(r + 1) * d;
+            all.clone().map(gate).chain(all.map(up))
+        };
+        let input: Vec<T> = (0..rows).flat_map(row).collect();
+        let got = backend.act_and_mul_slice(op, &input, d)?;
+        let mut wrong = 0;
+        for (i, (&got, &want)) in got.iter().zip(&wanted).enumerate() {
+            if got == want || got.is_nan() && want.is_nan() {
+                continue;
+            }
+            wrong += 1;
+            if got.is_nan() || want.is_nan() || got.ulps_between(want) > 1 {
+                return Err(failed(format!(
+                    "of gate {:e} and up {:e} it makes {:e}, not {:e}",
+                    gate(i).to_f32(),
+                    up(i).to_f32(),
+                    got.to_f32(),
+                    want.to_f32()
+                )));
+            }
         }
-        wrong += 1;
-        if got.is_nan() || want.is_nan() || got.ulps_between(want) > 1 {
+        if wrong * 1000 > COUNT {
             return Err(failed(format!(
-                "of gate {:e} and up {:e} it makes {:e}, not {:e}",
-                gate.to_f32(),
-                up.to_f32(),
-                got.to_f32(),
-                want.to_f32()
+                "{wrong} of {COUNT} results are not the nearest"
             )));
         }
-    }
-    if wrong * 1000 > D {
-        return Err(failed(format!(
-            "{wrong} of {D} results are not the nearest"
-        )));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use swiglu_core::{DType, Error, HostWeight};
 
+use crate::bound::Bound;
 use crate::device::Device;
 use crate::{Buffer, Result};
 
@@ -12,6 +13,8 @@ const VECTOR_COLUMNS: usize = 16;
 const STAGING: usize = 16 << 20;
 
 /// A weight in the memory of a device.
+///
+/// It holds the buffers that it was last multiplied from and to, where they have at most 1 MiB.
 #[derive(Debug)]
 pub struct Weight {
     pub(crate) rows: usize,
@@ -23,6 +26,8 @@ pub struct Weight {
     /// Whether a code of E4M3 is NaN.
     pub(crate) has_nan_codes: bool,
     pub(crate) chunks: Vec<Chunk>,
+    /// The kernel on cooperative matrices for dense rows of x, where there is one.
+    pub(crate) dense: Option<wgpu::ComputePipeline>,
 }
 
 /// Successive rows of a weight in one buffer.
@@ -32,6 +37,7 @@ pub(crate) struct Chunk {
     pub(crate) rows: usize,
     pub(crate) data: Buffer,
     pub(crate) scales: Option<Scales>,
+    pub(crate) bound: Bound,
 }
 
 #[derive(Debug)]
@@ -151,6 +157,7 @@ impl Weight {
             row_vectors: u32::try_from(format.row_bytes / 16).unwrap_or(u32::MAX),
             has_nan_codes: false,
             chunks: Vec::new(),
+            dense: None,
         };
         for segment in Segment::cut(parts) {
             for row in (0..segment.rows).step_by(per_chunk) {
@@ -195,6 +202,7 @@ impl Weight {
             rows,
             data,
             scales,
+            bound: Bound::default(),
         });
         self.rows += rows;
         Ok(())

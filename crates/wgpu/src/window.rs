@@ -23,6 +23,15 @@ impl<'a> Window<'a> {
             size: wgpu::BufferSize::new(self.end - self.start),
         }
     }
+
+    pub(crate) const fn buffer(&self) -> &'a wgpu::Buffer {
+        self.buffer
+    }
+
+    /// The first byte, and the one behind the last.
+    pub(crate) const fn range(&self) -> [u64; 2] {
+        [self.start, self.end]
+    }
 }
 
 /// A part of each row of a matrix: `span` elements from `first` on.

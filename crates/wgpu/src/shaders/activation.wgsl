@@ -19,9 +19,6 @@ struct Call {
     out_offset: u32,
     out_stride: u32,
     op: Op,
-    // Added to a gate's magnitude (to both of a pair at once), this sets the top bit where the
-    // quick path must not be taken. 0 where there is no quick path.
-    gate_guard: u32,
     quant: Quant,
 }
 

@@ -56,3 +56,14 @@ fn native_vector(gate: vec4<u32>, up: vec4<u32>) -> Native {
     }
     return Native(narrow_native(y_low, y_high), sound);
 }
+
+fn all_finite(pair: u32) -> bool {
+    let end = select(0x00800080u, 0x04000400u, DTYPE == 1u);
+    return (((pair & 0x7fff7fffu) + end) & 0x80008000u) == 0u;
+}
+
+// Whether a pair of an unsound vector must be computed again. Rows of zeros are not so rare, and
+// right already.
+fn needs_exact(gate: u32, up: u32) -> bool {
+    return (gate & 0x7fff7fffu) != 0u || !all_finite(up);
+}

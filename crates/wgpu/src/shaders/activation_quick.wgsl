@@ -119,14 +119,14 @@ fn above() -> u32 {
 // Whether the quick path takes the vector. Adding to a magnitude sets the bit above it where the
 // magnitude reaches a bound.
 fn takes(gate: vec4<u32>, up: vec4<u32>) -> bool {
-    if call.gate_guard == 0u {
+    if call.op.gate_guard == 0u {
         return false;
     }
     let g = gate & vec4(~above());
     let u = up & vec4(~above());
     // Gates that are large, infinite or NaN; ups that are infinite or NaN.
     let infinite = select(select(0x00800080u, 0x04000400u, DTYPE == 1u), 0x00800000u, DTYPE == 0u);
-    let large = (g + vec4(call.gate_guard)) | (u + vec4(infinite));
+    let large = (g + vec4(call.op.gate_guard)) | (u + vec4(infinite));
     let none_large = ((large.x | large.y | large.z | large.w) & above()) == 0u;
     if DTYPE == 0u {
         return none_large;

@@ -54,10 +54,9 @@ fn activation_vectors(
     output[call.out_offset / per + at.x * (call.out_stride / per) + at.y] = gated_vector(gate, up);
 }
 
-fn all_finite(pair: u32) -> bool {
-    let end = select(0x00800080u, 0x04000400u, DTYPE == 1u);
-    return (((pair & 0x7fff7fffu) + end) & 0x80008000u) == 0u;
-}
+// Whether there is one row, of whole workgroups, from the start of every binding: no address waits
+// for the call then.
+override ONE_ROW: bool = false;
 
 @compute @workgroup_size(VECTOR_WORKGROUP)
 fn activation_native(
@@ -65,14 +64,19 @@ fn activation_native(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let at = place(group, groups, local);
-    if at.x >= call.rows || at.y >= call.row_units {
-        return;
+    var gate_at = group.x * VECTOR_WORKGROUP + local;
+    var up_at = gate_at;
+    var to = gate_at;
+    if !ONE_ROW {
+        let at = place(group, groups, local);
+        if at.x >= call.rows || at.y >= call.row_units {
+            return;
+        }
+        let first = at.x * (call.in_stride / 8u) + at.y;
+        gate_at = call.gate_offset / 8u + first;
+        up_at = call.up_offset / 8u + first;
+        to = call.out_offset / 8u + at.x * (call.out_stride / 8u) + at.y;
     }
-    let first = at.x * (call.in_stride / 8u) + at.y;
-    let gate_at = call.gate_offset / 8u + first;
-    let up_at = call.up_offset / 8u + first;
-    let to = call.out_offset / 8u + at.x * (call.out_stride / 8u) + at.y;
     let native = native_vector(gates[gate_at], ups[up_at]);
     output[to] = native.y;
     if native.sound {
@@ -82,9 +86,7 @@ fn activation_native(
     for (var i = 0u; i < 4u; i++) {
         let gate = gates[gate_at][i];
         let up = ups[up_at][i];
-        // Rows of zeros are not so rare, and right already.
-        let zero = (gate & 0x7fff7fffu) == 0u && all_finite(up);
-        if !zero {
+        if needs_exact(gate, up) {
             output[to][i] = gated_pair(gate, up);
         }
     }

@@ -2,9 +2,6 @@
 // integers: no feature of the device is needed, and the result is the same on every driver.
 
 // Types are numbered: 0: f32, 1: f16, 2: bf16, 3: e4m3.
-//
-// What a pipeline is made for: the type of an activation, or of a product's weight.
-override DTYPE: u32;
 
 // A subnormal first gets an exponent one too large, and with it a leading 1 of 2^-14.
 fn widen_f16(bits: u32) -> f32 {

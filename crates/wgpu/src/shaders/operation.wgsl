@@ -1,22 +1,8 @@
 // The operation on one pair of gate and up, as swiglu_core::reference has it. What `call` is and
 // which type op_dtype() tells another file says.
 
-struct Op {
-    // 0: silu, 1: gelu, 2: gelu_tanh, 3: fatrelu, 4: situ, 5: situ with a bound for up.
-    function: u32,
-    // 0: none, 1: before the function, 2: after it.
-    clamp_place: u32,
-    // Rounds between the steps if 1.
-    eager: u32,
-    // The largest finite number if there is none.
-    limit: f32,
-    // silu: alpha; fatrelu: the threshold; situ: beta.
-    parameter: f32,
-    // situ: the bound for up.
-    up_bound: f32,
-    // Added to up; 0 adds nothing, not even to -0.
-    up_add: f32,
-}
+// What a pipeline is made for.
+override DTYPE: u32;
 
 // Whether the pipeline is for silu alone, which spares it the registers of the other functions.
 override ONLY_SILU: bool;

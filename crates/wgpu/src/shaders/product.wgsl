@@ -3,6 +3,9 @@
 @group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<f32>;
+// The type of the weight.
+override WEIGHT: u32;
+
 // Groups of four elements in a vector of the weight: 1, 2 or 4.
 override QUADS: u32;
 
@@ -46,21 +49,21 @@ fn widen_e4m3_as_f16(codes: u32) -> vec4<f32> {
 
 // Four weights of a vector, without their scale.
 fn weight_quad(v: vec4<u32>, quad: u32) -> vec4<f32> {
-    if DTYPE == 0u {
+    if WEIGHT == 0u {
         return bitcast<vec4<f32>>(v);
     }
-    if DTYPE == 3u {
+    if WEIGHT == 3u {
         if E4M3_AS_F16 {
             return widen_e4m3_as_f16(v[quad]);
         }
         return widen_e4m3(v[quad]);
     }
-    return widen_four(DTYPE, select(v.xy, v.zw, quad == 1u));
+    return widen_four(WEIGHT, select(v.xy, v.zw, quad == 1u));
 }
 
 // The scale of the weights from column k on, as far as its block goes.
 fn weight_scale(row: u32, k: u32) -> f32 {
-    if DTYPE != 3u {
+    if WEIGHT != 3u {
         return 1.0;
     }
     let block_row = (row + call.scale_skip) / call.block_rows;

@@ -23,6 +23,10 @@ struct Call {
     scale_skip: u32,
     // The logarithm of the vectors that share a scale, where they are a power of two.
     scale_shift: u32,
+    // Where both are the rows of a gate and its up: the first of either.
+    gate_row: u32,
+    up_row: u32,
+    op: Op,
 }
 
 var<immediate> call: Call;

@@ -2,11 +2,15 @@
 // four subgroups makes a tile of 128 tokens and 128 rows, a subgroup a quarter of it in 4 x 4
 // matrices of 16 x 16. Everything is in variables of its own: drivers keep arrays in memory.
 //
-// k is a multiple of 32. There are at least 128 tokens and rows: the last tile starts earlier where
+// k is a multiple of 32, and the weight's rows are that long. There are at least 128 tokens and rows: the last tile starts earlier where
 // it would not be full, and makes some outputs a second time.
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f16>>;
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f16>>;
+
+// The elements of a row where the pipeline is made for that many, and for rows of x that follow one
+// another; 0 where the call tells. As a constant it goes into the loads' addresses.
+override K: u32;
 
 const TILE: u32 = 128u;
 const INVOCATIONS: u32 = 128u;
@@ -56,9 +60,9 @@ fn product_cooperative(
     let own = local / DEPTH;
     let own_k = local % DEPTH;
     let bring_to = own * LINE + own_k;
-    let vectors = call.k / 4u;
-    let x_stride = call.x_stride / 4u;
-    let w_stride = call.row_vectors * 2u;
+    let vectors = select(call.k, K, K != 0u) / 4u;
+    let x_stride = select(call.x_stride, K, K != 0u) / 4u;
+    let w_stride = vectors;
     let x_from = call.x_offset / 4u + (first.y + own) * x_stride;
     let w_from = (first.x + own) * w_stride;
     var c00 = Sums();

@@ -1,10 +1,23 @@
-// For one token, aligned: LANES invocations take two rows of the weight side by side, so that what
-// they read of x serves both, and share them with as many others: one half of the vectors each.
+// For few tokens, aligned: LANES invocations take two rows of the weight side by side, so that what
+// they read of x serves both, and share them with as many others: one half of the vectors each. What
+// is decoded of the weight serves all tokens. A line with #t is there for each of TOKENS tokens;
+// those beyond the call's do the last one again.
 
 const PARTS: u32 = 2u;
 const STEP: u32 = PARTS * LANES;
 
-var<workgroup> parts: array<vec2<f32>, ROWS>;
+// Of two rows, with each token.
+struct Sums {
+    s#t: vec2<f32>,
+}
+
+// Where each token starts, in vectors of x.
+struct Places {
+    x#t: u32,
+}
+
+// By subgroup and token.
+var<workgroup> parts: array<vec2<f32>, ROWS * TOKENS>;
 
 // Four weights in a word of e4m3 none of which is NaN, as 256ths.
 fn quad_of_codes(codes: u32) -> vec4<f32> {
@@ -18,110 +31,118 @@ fn quad_of_codes(codes: u32) -> vec4<f32> {
     return widen_e4m3(codes) * 0.00390625;
 }
 
-fn scaled_dot(row_scales: u32, v: u32, dot_of_codes: f32) -> f32 {
-    return scales[row_scales + (v >> call.scale_shift)] * dot_of_codes;
+fn sixteen_of_codes(w: vec4<u32>) -> mat4x4<f32> {
+    return mat4x4(
+        quad_of_codes(w.x),
+        quad_of_codes(w.y),
+        quad_of_codes(w.z),
+        quad_of_codes(w.w),
+    );
 }
 
-fn dot_of_codes(w: vec4<u32>, x: mat4x4<f32>) -> f32 {
-    return (dot(quad_of_codes(w.x), x[0]) + dot(quad_of_codes(w.y), x[1]))
-        + (dot(quad_of_codes(w.z), x[2]) + dot(quad_of_codes(w.w), x[3]));
+fn eight_of(dtype: u32, v: vec4<u32>) -> mat2x4<f32> {
+    return mat2x4(widen_four(dtype, v.xy), widen_four(dtype, v.zw));
 }
 
-fn dot_of_halves(w: vec4<u32>, x: mat2x4<f32>) -> f32 {
-    return dot(widen_four(DTYPE, w.xy), x[0]) + dot(widen_four(DTYPE, w.zw), x[1]);
+fn dot_of_eights(w: mat2x4<f32>, x: mat2x4<f32>) -> f32 {
+    return dot(w[0], x[0]) + dot(w[1], x[1]);
 }
 
-// Eight elements of x from k on.
-fn x_eight(k: u32) -> mat2x4<f32> {
-    let at = call.x_offset + k;
-    if x_dtype() == 0u {
-        return mat2x4(bitcast<vec4<f32>>(x[at >> 2u]), bitcast<vec4<f32>>(x[(at >> 2u) + 1u]));
+fn dot_of_sixteens(w: mat4x4<f32>, low: mat2x4<f32>, high: mat2x4<f32>) -> f32 {
+    return (dot(w[0], low[0]) + dot(w[1], low[1])) + (dot(w[2], high[0]) + dot(w[3], high[1]));
+}
+
+fn dots_of_fours(a: vec4<f32>, b: vec4<f32>, at: u32) -> vec2<f32> {
+    let quad = bitcast<vec4<f32>>(x[at]);
+    return vec2(dot(a, quad), dot(b, quad));
+}
+
+fn dots_of_eights(a: mat2x4<f32>, b: mat2x4<f32>, at: u32) -> vec2<f32> {
+    let eight = eight_of(X_DTYPE, x[at]);
+    return vec2(dot_of_eights(a, eight), dot_of_eights(b, eight));
+}
+
+fn dots_of_sixteens(a: mat4x4<f32>, b: mat4x4<f32>, at: u32) -> vec2<f32> {
+    let low = eight_of(X_DTYPE, x[at]);
+    let high = eight_of(X_DTYPE, x[at + 1u]);
+    return vec2(dot_of_sixteens(a, low, high), dot_of_sixteens(b, low, high));
+}
+
+// The sums with what the vectors numbered v of two rows add to them.
+fn with_terms(
+    sums: Sums,
+    a: vec4<u32>,
+    b: vec4<u32>,
+    row_scales: vec2<u32>,
+    places: Places,
+    v: u32,
+) -> Sums {
+    var grown = sums;
+    if WEIGHT == 0u {
+        let wa = bitcast<vec4<f32>>(a);
+        let wb = bitcast<vec4<f32>>(b);
+        grown.s#t += dots_of_fours(wa, wb, places.x#t + v);
+    } else if WEIGHT == 3u {
+        let wa = sixteen_of_codes(a);
+        let wb = sixteen_of_codes(b);
+        let scale_at = row_scales + vec2(v >> call.scale_shift);
+        let two = vec2(scales[scale_at.x], scales[scale_at.y]);
+        grown.s#t += two * dots_of_sixteens(wa, wb, places.x#t + 2u * v);
+    } else {
+        let wa = eight_of(WEIGHT, a);
+        let wb = eight_of(WEIGHT, b);
+        grown.s#t += dots_of_eights(wa, wb, places.x#t + v);
     }
-    let v = x[at >> 3u];
-    return mat2x4(widen_four(x_dtype(), v.xy), widen_four(x_dtype(), v.zw));
-}
-
-// What the vectors numbered v of two rows add to the rows' sums.
-fn terms(a: vec4<u32>, b: vec4<u32>, row_scales: vec2<u32>, v: u32) -> vec2<f32> {
-    if DTYPE == 0u {
-        let quad = x_quad(0u, 4u * v);
-        return vec2(dot(bitcast<vec4<f32>>(a), quad), dot(bitcast<vec4<f32>>(b), quad));
-    }
-    if DTYPE == 3u {
-        let low = x_eight(16u * v);
-        let high = x_eight(16u * v + 8u);
-        let x16 = mat4x4(low[0], low[1], high[0], high[1]);
-        return vec2(
-            scaled_dot(row_scales.x, v, dot_of_codes(a, x16)),
-            scaled_dot(row_scales.y, v, dot_of_codes(b, x16)),
-        );
-    }
-    let eight = x_eight(8u * v);
-    return vec2(dot_of_halves(a, eight), dot_of_halves(b, eight));
+    return grown;
 }
 
 // Where a row's scales start.
 fn scales_of(row: u32) -> u32 {
-    if DTYPE != 3u {
+    if WEIGHT != 3u {
         return 0u;
     }
     return (row + call.scale_skip) / call.block_rows * call.scale_cols;
 }
 
-@compute @workgroup_size(LANES * ROWS)
-fn product_row(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
+// Adds up two rows, and leaves the subgroups' sums in the workgroup's memory. Every invocation of
+// the workgroup must call it.
+fn add_up(rows: vec2<u32>, local: u32) {
     let lane = local % LANES;
-    let lanes = local / LANES;
-    let part = lanes % PARTS;
-    let first = (group.y * groups.x + group.x) * ROWS + lanes / PARTS * 2u;
-    // The reductions need every invocation: those without a row do the last again.
-    let rows = min(vec2(first, first + 1u), vec2(call.rows - 1u));
+    let subgroup = local / LANES;
     let starts = rows * call.row_vectors;
     let row_scales = vec2(scales_of(rows.x), scales_of(rows.y));
-    var sums = vec2(0.0);
-    var v = part * LANES + lane;
+    let last = call.tokens - 1u;
+    let per_vector = select(8u, 4u, X_DTYPE == 0u);
+    var places: Places;
+    places.x#t = (call.x_offset + min(#tu, last) * call.x_stride) / per_vector;
+    var sums: Sums;
+    var v = subgroup % PARTS * LANES + lane;
     // Four loads of weights under way at once.
     for (; v + STEP < call.row_vectors; v += 2u * STEP) {
         let a = weights[starts.x + v];
         let b = weights[starts.y + v];
         let c = weights[starts.x + v + STEP];
         let d = weights[starts.y + v + STEP];
-        sums += terms(a, b, row_scales, v);
-        sums += terms(c, d, row_scales, v + STEP);
+        sums = with_terms(sums, a, b, row_scales, places, v);
+        sums = with_terms(sums, c, d, row_scales, places, v + STEP);
     }
     if v < call.row_vectors {
-        sums += terms(weights[starts.x + v], weights[starts.y + v], row_scales, v);
+        let a = weights[starts.x + v];
+        let b = weights[starts.y + v];
+        sums = with_terms(sums, a, b, row_scales, places, v);
     }
-    let of_lanes = vec2(reduce(sums.x, local, lane), reduce(sums.y, local, lane));
+    let of_lanes#t = reduce(sums.s#t, local, lane);
     if lane == 0u {
-        parts[lanes] = of_lanes;
+        parts[subgroup * TOKENS + #tu] = of_lanes#t;
     }
     workgroupBarrier();
-    if lane == 0u && part == 0u {
-        var total = parts[lanes];
-        for (var i = 1u; i < PARTS; i++) {
-            total += parts[lanes + i];
-        }
-        store_two(first, total * select(1.0, 256.0, DTYPE == 3u));
-    }
 }
 
-// The outputs of two rows, as far as there are such.
-fn store_two(row: u32, values: vec2<f32>) {
-    let at = call.y_offset + row;
-    if call.y_dtype != 0u && at % 2u == 0u && row + 1u < call.rows {
-        let low = narrow_as(call.y_dtype, values.x);
-        atomicStore(&y[at / 2u], low | (narrow_as(call.y_dtype, values.y) << 16u));
-        return;
+// What two rows sum to with a token, from the first of the subgroups that shared them.
+fn total(subgroup: u32, token: u32) -> vec2<f32> {
+    var total = parts[subgroup * TOKENS + token];
+    for (var i = 1u; i < PARTS; i++) {
+        total += parts[(subgroup + i) * TOKENS + token];
     }
-    if row < call.rows {
-        store(0u, row, values.x);
-    }
-    if row + 1u < call.rows {
-        store(0u, row + 1u, values.y);
-    }
+    return total * select(1.0, 256.0, WEIGHT == 3u);
 }

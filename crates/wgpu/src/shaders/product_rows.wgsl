@@ -1,4 +1,5 @@
-// For up to four tokens: LANES invocations share a row of the weight, which is read once.
+// For up to four tokens of any type and place: LANES invocations share a row of the weight, which is
+// read once.
 
 // Four weights with each of the tokens.
 fn dots(w: vec4<f32>, k: u32) -> vec4<f32> {
@@ -44,10 +45,10 @@ fn product_rows(
     for (var v = lane; v < call.row_vectors; v += LANES) {
         sums += terms(weights[start + v], row, v);
     }
-    for (var t = 0u; t < call.tokens; t++) {
-        let sum = reduce(sums[t], local, lane);
-        if lane == 0u && wanted == row {
-            store(t, row, sum);
-        }
+    let low = reduce(sums.xy, local, lane);
+    let high = reduce(sums.zw, local, lane);
+    let all = vec4(low, high);
+    if wanted == row && lane < min(4u, call.tokens) {
+        store(lane, row, all[lane]);
     }
 }

@@ -1,6 +1,6 @@
 // For many tokens: a workgroup makes a tile of TILE tokens and TILE rows of the weight; 16 x 16
 // invocations make 4 x 4 outputs each, or four times that. Everything is in variables of its own:
-// drivers keep arrays in memory.
+// drivers keep arrays in memory. Where WHOLE, k is a multiple of DEPTH, and nothing is compared with it.
 
 const GROUPS: u32 = TILE / 64u;
 const TILE_VECTORS: u32 = TILE / 4u;
@@ -35,8 +35,8 @@ fn place_in_tile(local: u32) -> vec2<u32> {
 }
 
 fn bring(buffer: u32, own: u32, own_k: u32, inside: bool, xk: vec4<f32>, wk: vec4<f32>) {
-    let xs = select(vec4(0.0), xk, inside);
-    let ws = select(vec4(0.0), wk, inside);
+    let xs = select(vec4(0.0), xk, WHOLE || inside);
+    let ws = select(vec4(0.0), wk, WHOLE || inside);
     let at = buffer + own_k * TILE_VECTORS + own / 4u;
     let lane = own % 4u;
     x_tile[at][lane] = xs.x;
@@ -56,33 +56,43 @@ struct Raw {
     scale: f32,
 }
 
-fn fetch(token: u32, row: u32, k: u32) -> Raw {
-    // Beyond the end something is read, and made 0 later.
+// What an invocation brings elements of: a token and a row of the weight, and where they start.
+struct Own {
+    token: u32,
+    row: u32,
+    x_start: u32,
+    w_start: u32,
+}
+
+fn fetch(own: Own, k: u32) -> Raw {
+    // Beyond the end something is read, and made 0 later or never used.
     let at = select(0u, k, k < call.k);
     var raw: Raw;
-    let position = call.x_offset + token * call.x_stride + at;
     if !ALIGNED {
-        raw.x = bitcast<vec4<u32>>(x_quad(token, at));
+        raw.x = bitcast<vec4<u32>>(x_quad(own.token, at));
     } else if x_dtype() == 0u {
-        raw.x = x[position >> 2u];
+        raw.x = x[(own.x_start + at) >> 2u];
     } else {
-        raw.x = x[position >> 3u];
+        raw.x = x[(own.x_start + at) >> 3u];
     }
-    raw.w = weights[row * call.row_vectors + at / (4u * QUADS)];
-    raw.scale = weight_scale(row, at);
+    raw.w = weights[own.w_start + at / (4u * QUADS)];
+    raw.scale = weight_scale(own.row, at);
     return raw;
 }
 
-fn x_of(raw: Raw, token: u32, k: u32) -> vec4<f32> {
+fn x_of(raw: Raw, k: u32) -> vec4<f32> {
     if !ALIGNED || x_dtype() == 0u {
         return bitcast<vec4<f32>>(raw.x);
     }
-    let position = call.x_offset + token * call.x_stride + k;
-    return widen_four(x_dtype(), select(raw.x.xy, raw.x.zw, (position & 4u) != 0u));
+    return widen_four(x_dtype(), select(raw.x.xy, raw.x.zw, (k & 4u) != 0u));
 }
 
 fn w_of(raw: Raw, k: u32) -> vec4<f32> {
-    return weight_quad(raw.w, (k / 4u) % QUADS) * raw.scale;
+    let quad = weight_quad(raw.w, (k / 4u) % QUADS);
+    if WEIGHT != 3u {
+        return quad;
+    }
+    return quad * raw.scale;
 }
 
 @compute @workgroup_size(256)
@@ -98,17 +108,23 @@ fn product_tiles(
     let own_k = local / TILE * 4u;
     let token = min(first_token + own, call.tokens - 1u);
     let row = min(first_row + own, call.rows - 1u);
+    let brings = Own(
+        token,
+        row,
+        call.x_offset + token * call.x_stride,
+        row * call.row_vectors,
+    );
     var s00: mat4x4<f32>;
     var s01: mat4x4<f32>;
     var s10: mat4x4<f32>;
     var s11: mat4x4<f32>;
     var buffer = 0u;
-    let first_raw = fetch(token, row, own_k);
-    bring(buffer, own, own_k, own_k < call.k, x_of(first_raw, token, own_k), w_of(first_raw, own_k));
+    let first_raw = fetch(brings, own_k);
+    bring(buffer, own, own_k, own_k < call.k, x_of(first_raw, own_k), w_of(first_raw, own_k));
     workgroupBarrier();
     for (var step = 0u; step < call.k; step += DEPTH) {
         let k = step + DEPTH + own_k;
-        let raw = fetch(token, row, k);
+        let raw = fetch(brings, k);
         for (var i = 0u; i < DEPTH; i++) {
             let line = buffer + i * TILE_VECTORS;
             let a = x_tile[line + at.y];
@@ -127,7 +143,7 @@ fn product_tiles(
         } else {
             buffer = BUFFER - buffer;
         }
-        bring(buffer, own, own_k, k < call.k, x_of(raw, token, k), w_of(raw, k));
+        bring(buffer, own, own_k, k < call.k, x_of(raw, k), w_of(raw, k));
         workgroupBarrier();
     }
     let t = first_token + 4u * at.y;

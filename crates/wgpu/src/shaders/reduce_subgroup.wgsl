@@ -1,5 +1,5 @@
-// The sum over the lanes of a row, where they are a subgroup.
-fn reduce(value: f32, local: u32, lane: u32) -> f32 {
-    return subgroupAdd(value);
+// The sums over the lanes of a row, where they are a subgroup.
+fn reduce(values: vec2<f32>, local: u32, lane: u32) -> vec2<f32> {
+    return vec2(subgroupAdd(values.x), subgroupAdd(values.y));
 }
 

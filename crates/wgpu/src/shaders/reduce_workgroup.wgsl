@@ -1,10 +1,10 @@
-var<workgroup> partial: array<f32, LANES * ROWS>;
+var<workgroup> partial: array<vec2<f32>, LANES * ROWS>;
 
-// The sum over the lanes of a row. Every invocation of the workgroup must call it.
-fn reduce(value: f32, local: u32, lane: u32) -> f32 {
+// The sums over the lanes of a row. Every invocation of the workgroup must call it.
+fn reduce(values: vec2<f32>, local: u32, lane: u32) -> vec2<f32> {
     // What an earlier call left has been read by all.
     workgroupBarrier();
-    partial[local] = value;
+    partial[local] = values;
     workgroupBarrier();
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
         if lane < half {
