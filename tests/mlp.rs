@@ -7,6 +7,7 @@ use std::sync::Arc;
 use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 use swiglu::mlp::{ActivationQuant, Checkpoint, MlpConfig, ModelConfig, Shard, SharedExpert};
 use swiglu::{AnyBackend, AnyMlp, DType, bf16};
+use swiglu_testing::relative_error;
 
 mod common;
 use common::platforms;
@@ -56,15 +57,6 @@ fn run(mlp: &mut dyn AnyMlp, x: &[bf16]) -> Vec<bf16> {
     mlp.read_output().unwrap()
 }
 
-/// ‖got - expected‖ / ‖expected‖.
-fn error(got: &[bf16], expected: &[bf16]) -> f64 {
-    let square = |x: f64| x * x;
-    let pairs = got.iter().zip(expected);
-    let off: f64 = pairs.map(|(g, e)| square(g.to_f64() - e.to_f64())).sum();
-    let norm: f64 = expected.iter().map(|e| square(e.to_f64())).sum();
-    (off / norm).sqrt()
-}
-
 #[test]
 fn every_platform_gives_what_the_reference_gives() {
     let platforms = platforms();
@@ -79,7 +71,7 @@ fn every_platform_gives_what_the_reference_gives() {
                 let mut mlp = load(backend);
                 for tokens in [1, 5, 8, 64, 3] {
                     let x = synthetic_input(tokens, form.hidden, 3);
-                    let off = error(&run(&mut *mlp, &x), &run(&mut *reference, &x));
+                    let off = relative_error(&run(&mut *mlp, &x), &run(&mut *reference, &x));
                     let what = (backend.platform(), config.activation_quant, tokens);
                     assert!(off <= TOLERANCE, "{what:?} {form:?}: {off:.1e}");
                 }

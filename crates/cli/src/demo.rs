@@ -7,6 +7,7 @@ use swiglu::mlp::{
     synthetic::{SyntheticConfig, synthetic_input, write_checkpoint},
 };
 use swiglu::{AnyBackend, AnyMlp, DType, Quantisation, Support, bf16};
+use swiglu_testing::relative_error;
 
 use crate::act::{asked_for, dispatcher};
 use crate::arguments::Demo;
@@ -238,15 +239,4 @@ fn time(mlp: &mut dyn AnyMlp, x: &[bf16]) -> Result<(Vec<bf16>, Duration)> {
     }
     times.sort_unstable();
     Ok((mlp.read_output()?, times[times.len() / 2]))
-}
-
-/// ‖got - expected‖ / ‖expected‖.
-fn relative_error(got: &[bf16], expected: &[bf16]) -> f64 {
-    let square = |x: f64| x * x;
-    let (mut difference, mut norm) = (0.0, 0.0);
-    for (g, e) in got.iter().zip(expected) {
-        difference += square(g.to_f64() - e.to_f64());
-        norm += square(e.to_f64());
-    }
-    (difference / norm).sqrt()
 }

@@ -7,6 +7,7 @@ use common::{Folder, expect, read, write};
 use safetensors::Dtype;
 use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 use swiglu::{GatedActivation, bf16, reference};
+use swiglu_testing::relative_error;
 
 const TOKENS: usize = 5;
 const HIDDEN: usize = 200;
@@ -49,14 +50,6 @@ fn tensor(folder: &Folder, name: &str, shape: [usize; 2]) -> Vec<bf16> {
     let (dtype, found, bytes) = read(&folder.path("y"), name);
     assert_eq!((dtype, found), (Dtype::BF16, shape.to_vec()));
     bytemuck::allocation::pod_collect_to_vec(&bytes)
-}
-
-fn relative_error(got: &[bf16], expected: &[bf16]) -> f64 {
-    let square = |x: f64| x * x;
-    let pairs = || got.iter().zip(expected);
-    let d: f64 = pairs().map(|(g, e)| square(g.to_f64() - e.to_f64())).sum();
-    let n: f64 = pairs().map(|(_, e)| square(e.to_f64())).sum();
-    (d / n).sqrt()
 }
 
 #[test]

@@ -1,5 +1,17 @@
 use swiglu_core::{Clamp, DType, Element, Function, GatedActivation, Rounding, reference};
 
+/// ‖got - expected‖ / ‖expected‖: NaN where either holds a NaN.
+pub fn relative_error<T: Element>(got: &[T], expected: &[T]) -> f64 {
+    let square = |x: f64| x * x;
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (got, expected) in got.iter().zip(expected) {
+        let [got, expected] = [got, expected].map(|x| f64::from(x.to_f32()));
+        difference += square(got - expected);
+        norm += square(expected);
+    }
+    (difference / norm).sqrt()
+}
+
 use crate::{Expectations, Failure};
 
 /// How a result stands to the reference's.

@@ -28,6 +28,7 @@ mod suite;
 mod survey;
 
 pub use checks::SEED;
+pub use compare::relative_error;
 pub use expectations::{Expectations, Size};
 pub use failure::Failure;
 pub use harness::{ActLayouts, Harness};

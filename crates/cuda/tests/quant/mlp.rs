@@ -6,7 +6,7 @@ use swiglu_core::{
     QuantisedMatmul, QuantisedMut, ScaleFormat, ScaleLayout, ScaleOrder, Scales, ScalesMut, Tensor,
     TensorMut, bf16,
 };
-use swiglu_testing::inputs::Numbers;
+use swiglu_testing::{inputs::Numbers, relative_error};
 
 use crate::common::{bytes, filled, open};
 
@@ -119,14 +119,6 @@ impl Mlp {
     }
 }
 
-fn error(got: &[bf16], want: &[bf16]) -> f64 {
-    let square = |x: f64| x * x;
-    let pairs = got.iter().zip(want);
-    let wrong = pairs.map(|(g, w)| square(f64::from(*g) - f64::from(*w)));
-    let size: f64 = want.iter().map(|w| square(f64::from(*w))).sum();
-    (wrong.sum::<f64>() / size).sqrt()
-}
-
 /// The errors of the gate and up halves and of the result, the largest of a few sizes.
 fn errors(quant: Quantisation, block: usize, tensor_cores: bool) -> Option<[f64; 2]> {
     let (backend, _turn) = open()?;
@@ -139,7 +131,11 @@ fn errors(quant: Quantisation, block: usize, tensor_cores: bool) -> Option<[f64;
         let beyond = want[0].iter().filter(|x| x.to_f32().abs() > 10.0).count();
         assert!(beyond * 4 > want[0].len(), "{beyond}");
         for ((worst, got), want) in worst.iter_mut().zip(&got).zip(&want) {
-            *worst = worst.max(error(got, want));
+            let error = relative_error(got, want);
+            // Not `max`, which would drop a NaN.
+            if error > *worst || error.is_nan() {
+                *worst = error;
+            }
         }
     }
     Some(worst)
