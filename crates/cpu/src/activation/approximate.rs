@@ -56,16 +56,19 @@ impl Approximate for Situ {
 
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
-        let bounded = |x, bound| {
-            let bound = s.splat(bound);
-            s.mul(bound, tanh(s, s.div(x, bound)))
-        };
         let up = match self.up_bound {
-            Some(bound) => bounded(up, bound),
+            Some(bound) => bounded(s, up, bound),
             None => up,
         };
-        [s.mul(bounded(gate, self.beta), sigmoid(s, gate)), up]
+        [s.mul(bounded(s, gate, self.beta), sigmoid(s, gate)), up]
     }
+}
+
+/// bound · tanh(x/bound).
+#[inline(always)]
+fn bounded<S: Simd>(s: S, x: S::F, bound: f32) -> S::F {
+    let bound = s.splat(bound);
+    s.mul(bound, tanh(s, s.div(x, bound)))
 }
 
 /// No function: the reference computes every lane.
