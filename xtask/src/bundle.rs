@@ -1,7 +1,6 @@
 //! Gathers what a GPU's machine needs to run the tests and benches without a Rust toolchain.
 
 use std::{
-    error::Error,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -9,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use crate::{Result, checked};
 
 /// What is built, one call of cargo each.
 const BUILDS: [&str; 4] = [
@@ -42,36 +41,24 @@ pub fn run(folder: &Path) -> Result<()> {
     for build in BUILDS {
         for (name, built) in executables(build)? {
             let target = folder.join(&name);
-            let status = Command::new("strip")
-                .arg("-o")
-                .arg(&target)
-                .arg(&built)
-                .status()?;
-            if !status.success() {
-                return Err(format!("strip {}: {status}", built.display()).into());
-            }
+            checked(Command::new("strip").arg("-o").arg(&target).arg(&built))?;
             println!("{name}: {} bytes", fs::metadata(&target)?.len());
         }
     }
     let script = folder.join("run");
     fs::write(&script, RUN)?;
-    let status = Command::new("chmod").arg("+x").arg(&script).status()?;
-    if !status.success() {
-        return Err(format!("chmod {}: {status}", script.display()).into());
-    }
+    checked(Command::new("chmod").arg("+x").arg(&script))?;
     Ok(())
 }
 
 /// Builds, and gives each executable that came of it with the name that it gets.
 fn executables(build: &str) -> Result<Vec<(String, PathBuf)>> {
-    let output = Command::new(env!("CARGO"))
-        .args(build.split(' '))
-        .args(["--locked", "--message-format=json-render-diagnostics"])
-        .stderr(Stdio::inherit())
-        .output()?;
-    if !output.status.success() {
-        return Err(format!("cargo {}: {}", build, output.status).into());
-    }
+    let output = checked(
+        Command::new(env!("CARGO"))
+            .args(build.split(' '))
+            .args(["--locked", "--message-format=json-render-diagnostics"])
+            .stderr(Stdio::inherit()),
+    )?;
     let mut found = Vec::new();
     for line in output
         .stdout

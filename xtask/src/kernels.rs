@@ -1,16 +1,15 @@
 //! Compiles the CUDA kernels to fatbins with a pinned nvcc, or checks those that are there.
 
 use std::{
-    error::Error,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
 };
 
 use sha2::{Digest, Sha256};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use crate::{Result, checked};
 
 /// What becomes of the compiled files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,15 +93,6 @@ pub fn run(mode: Mode) -> Result<()> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn checked(command: &mut Command) -> Result<Output> {
-    let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
-    if output.status.success() {
-        return Ok(output);
-    }
-    let errors = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{command:?} failed:\n{errors}").into())
 }
 
 /// The folder of the compiler, in a Python environment that is made here if it is not there.

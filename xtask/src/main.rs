@@ -4,7 +4,13 @@
 mod bundle;
 mod kernels;
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    error::Error,
+    path::Path,
+    process::{Command, ExitCode, Output},
+};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -22,4 +28,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs a command to its end; one that fails is an error with what it wrote.
+fn checked(command: &mut Command) -> Result<Output> {
+    let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{command:?} failed:\n{errors}").into())
 }
