@@ -37,6 +37,11 @@ impl Dispatcher {
         self
     }
 
+    /// The platform that is asked for; none for any.
+    pub fn asked_for(&self) -> Option<&str> {
+        self.dispatch.platform.as_deref()
+    }
+
     /// The platforms that can be chosen.
     pub const fn registry(&self) -> &Registry<dyn AnyBackend> {
         &self.registry

@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::time::Instant;
 
-use swiglu::{ActShape, DType, Dispatch, Dispatcher, ScaleFormat};
+use swiglu::{ActShape, DType, Dispatcher, ScaleFormat};
 
 use crate::arguments::Act;
 use crate::failure::{Failure, Result};
@@ -87,13 +87,10 @@ pub fn dispatcher(platform: Option<&str>) -> Result<Dispatcher> {
     })
 }
 
-/// The platform that the command line names, or else the environment; none for any.
-pub fn asked_for(platform: Option<&str>) -> Result<Option<String>> {
-    Ok(match platform {
-        Some("auto") => None,
-        Some(name) => Some(name.to_owned()),
-        None => Dispatch::from_env()?.platform,
-    })
+/// Which platforms are compared with the reference: the one that is asked for, or all others.
+pub fn compared(dispatcher: &Dispatcher) -> impl Fn(&str) -> bool {
+    let asked = dispatcher.asked_for();
+    move |name| asked.map_or(name != "reference", |a| a == name)
 }
 
 /// Rows and d of a tensor [.., 2d], and the shape [.., d].

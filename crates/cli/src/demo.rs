@@ -9,7 +9,7 @@ use swiglu::mlp::{
 use swiglu::{AnyBackend, AnyMlp, DType, Quantisation, Support, bf16};
 use swiglu_testing::relative_error;
 
-use crate::act::{asked_for, dispatcher};
+use crate::act::{compared, dispatcher};
 use crate::arguments::Demo;
 use crate::failure::{Failure, Result};
 
@@ -34,7 +34,6 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
     let model = ModelConfig::from_file(&folder.path().join("config.json"))?;
     let config = model.mlp_config(PREFIX);
     let op = config.activation()?;
-    let asked = asked_for(arguments.platform.as_deref())?;
     let dispatcher = dispatcher(arguments.platform.as_deref())?;
     let chosen = dispatcher.mlp_device(&op, None, DType::F8E4M3)?;
     let checkpoint = Checkpoint::open(folder.path())?;
@@ -80,9 +79,7 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
         worst: 0.0,
         between: 0.0,
     };
-    // The reference would only be compared with itself.
-    let wanted = |name: &str| asked.as_deref().map_or(name != "reference", |a| a == name);
-    for (platform, opened) in dispatcher.registry().probe(wanted) {
+    for (platform, opened) in dispatcher.registry().probe(compared(&dispatcher)) {
         match opened {
             Ok(backend) => trial.run(&backend, out)?,
             Err(reason) => trial.notes.push(format!("{platform}: not run, {reason}")),

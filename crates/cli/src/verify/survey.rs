@@ -4,7 +4,7 @@ use swiglu_testing::{Check, Expectations, Harness, Size, checks};
 
 use super::platform::Platform;
 use super::report::{CheckRow, OperationRow, PlatformReport, Report};
-use crate::act::{asked_for, dispatcher};
+use crate::act::{compared, dispatcher};
 use crate::arguments::Verify;
 use crate::failure::{Failure, Result};
 
@@ -41,7 +41,6 @@ const CHECKS: [(&str, Check<Platform>); 8] = [
 /// A platform that does not exist or cannot be opened, or an operation that cannot be built. What
 /// the checks find is in the report.
 pub fn survey(arguments: &Verify) -> Result<Report> {
-    let asked = asked_for(arguments.platform.as_deref())?;
     let ops = operations(arguments)?;
     let dispatcher = dispatcher(arguments.platform.as_deref())?;
     // An unknown name, or a platform that is not here, ends with the reason.
@@ -49,9 +48,7 @@ pub fn survey(arguments: &Verify) -> Result<Report> {
     let only = arguments.op.is_some().then(|| ops[0].operator());
     let mut report = Report::default();
     let mut harnesses = Vec::new();
-    // The reference would be compared with itself.
-    let wanted = |name: &str| asked.as_deref().map_or(name != "reference", |a| a == name);
-    for (name, opened) in dispatcher.registry().probe(wanted) {
+    for (name, opened) in dispatcher.registry().probe(compared(&dispatcher)) {
         match opened {
             Ok(backend) => {
                 let expectations = expectations(name, arguments.exhaustive);
