@@ -1,5 +1,7 @@
 use swiglu_core::{Clamp, DType, Element, Function, GatedActivation, Rounding, reference};
 
+use crate::{Expectations, Failure};
+
 /// ‖got - expected‖ / ‖expected‖: NaN where either holds a NaN.
 pub fn relative_error<T: Element>(got: &[T], expected: &[T]) -> f64 {
     let square = |x: f64| x * x;
@@ -11,8 +13,6 @@ pub fn relative_error<T: Element>(got: &[T], expected: &[T]) -> f64 {
     }
     (difference / norm).sqrt()
 }
-
-use crate::{Expectations, Failure};
 
 /// How a result stands to the reference's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -96,6 +96,26 @@ pub(crate) fn scatter<T: Element>(layout: &RowLayout, rows: &[T]) -> Result<Vec<
     Ok(data)
 }
 
+/// A buffer of the device that holds these bytes.
+///
+/// # Errors
+/// A failure of the backend.
+pub fn filled<B: Backend>(backend: &B, bytes: &[u8]) -> swiglu_core::Result<B::Buffer> {
+    let mut buffer = backend.alloc(bytes.len())?;
+    backend.upload(&mut buffer, bytes)?;
+    Ok(buffer)
+}
+
+/// All bytes of a buffer.
+///
+/// # Errors
+/// A failure of the backend.
+pub fn contents<B: Backend>(backend: &B, buffer: &B::Buffer) -> swiglu_core::Result<Vec<u8>> {
+    let mut bytes = vec![0; backend.len(buffer)];
+    backend.download(buffer, &mut bytes)?;
+    Ok(bytes)
+}
+
 impl<B: Backend> Harness<B> {
     /// A backend and what is expected of it.
     pub const fn new(backend: B, expectations: Expectations) -> Self {
@@ -125,9 +145,7 @@ impl<B: Backend> Harness<B> {
 
     /// A buffer of the device that holds these bytes.
     pub(crate) fn upload_bytes(&self, bytes: &[u8]) -> Result<B::Buffer, Failure> {
-        let mut buffer = self.backend.alloc(bytes.len())?;
-        self.backend.upload(&mut buffer, bytes)?;
-        Ok(buffer)
+        Ok(filled(&self.backend, bytes)?)
     }
 
     /// The first bytes of a buffer.

@@ -1,6 +1,9 @@
 //! The values that checks compute on.
 
-use swiglu_core::{Clamp, Element, Error, GatedActivation, Quantisation, ScaleFormat, ScaleOrder};
+use swiglu_core::{
+    Clamp, DType, E4M3, E8M0, Element, Error, GatedActivation, Quantisation, ScaleFormat,
+    ScaleOrder, bf16, f16,
+};
 
 /// The limits at which clamps are checked.
 pub const LIMITS: [f32; 8] = [0.333, 0.5, 1.0, 3.0, 7.0, 10.0, 10.03, 15.0];
@@ -139,6 +142,17 @@ pub fn quantisations() -> Result<Vec<(Quantisation, ScaleOrder)>, Error> {
         }
     }
     Ok(all)
+}
+
+/// Appends the bytes of a value in any type; scales of [`DType::E8M0`] are powers of two.
+pub fn push(bytes: &mut Vec<u8>, dtype: DType, x: f32) {
+    match dtype {
+        DType::F32 => bytes.extend(x.to_le_bytes()),
+        DType::F16 => bytes.extend(<f16 as Element>::from_f32(x).to_le_bytes()),
+        DType::BF16 => bytes.extend(<bf16 as Element>::from_f32(x).to_le_bytes()),
+        DType::F8E4M3 => bytes.push(E4M3::from_f32_saturating(x).0),
+        DType::E8M0 => bytes.push(E8M0((x.to_bits() >> 23) as u8).0),
+    }
 }
 
 /// Numbers that follow from a seed (SplitMix64).

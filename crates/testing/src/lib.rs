@@ -31,7 +31,7 @@ pub use checks::SEED;
 pub use compare::relative_error;
 pub use expectations::{Expectations, Size};
 pub use failure::Failure;
-pub use harness::{ActLayouts, Harness};
+pub use harness::{ActLayouts, Harness, contents, filled};
 pub use quant_case::{Outcome, QuantCase};
 pub use suite::{AnySuite, Check, REQUIRE, may_skip, open, run};
 pub use survey::Survey;

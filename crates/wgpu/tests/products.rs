@@ -9,8 +9,8 @@ use swiglu_core::{
     ActAndMul, Backend, BlockScales, DType, Element, GatedActivation, GatedMatmul, HostWeight,
     Matmul, Rounding, RowLayout, Tensor, TensorMut, bf16, f16,
 };
-use swiglu_testing::inputs::Numbers;
-use swiglu_wgpu::{WgpuBackend, wgpu};
+use swiglu_testing::inputs::{Numbers, push};
+use swiglu_wgpu::{Builder, WgpuBackend, wgpu};
 
 const POISON: u8 = 0xa5;
 
@@ -20,26 +20,27 @@ const COLS: usize = 2064;
 /// One backend for all tests: to open one is to compile its kernels.
 fn open() -> Option<&'static WgpuBackend> {
     static BACKEND: OnceLock<Option<WgpuBackend>> = OnceLock::new();
-    let open = || match WgpuBackend::builder().allow_software(true).build() {
+    let open = || build(WgpuBackend::builder());
+    BACKEND.get_or_init(open).as_ref()
+}
+
+/// The backend of a builder, or a skip by name.
+fn build(builder: Builder) -> Option<WgpuBackend> {
+    match builder.allow_software(true).build() {
         Ok(backend) => Some(backend),
         Err(reason) => {
             swiglu_testing::may_skip("wgpu", &reason.to_string(), "products");
             None
         }
-    };
-    BACKEND.get_or_init(open).as_ref()
+    }
 }
 
 fn filled<B: Backend>(backend: &B, bytes: &[u8]) -> B::Buffer {
-    let mut buffer = backend.alloc(bytes.len()).unwrap();
-    backend.upload(&mut buffer, bytes).unwrap();
-    buffer
+    swiglu_testing::filled(backend, bytes).unwrap()
 }
 
 fn bytes<B: Backend>(backend: &B, buffer: &B::Buffer) -> Vec<u8> {
-    let mut data = vec![0; backend.len(buffer)];
-    backend.download(buffer, &mut data).unwrap();
-    data
+    swiglu_testing::contents(backend, buffer).unwrap()
 }
 
 fn poisoned<B: Backend>(backend: &B, dtype: DType, layout: RowLayout) -> B::Buffer {
@@ -61,15 +62,7 @@ impl Stored {
     fn new(rows: usize, dtype: DType, block: usize, mut number: impl FnMut() -> f32) -> Self {
         let mut data = Vec::new();
         for _ in 0..rows * COLS {
-            let x = number();
-            match dtype {
-                DType::F32 => data.extend(x.to_le_bytes()),
-                DType::F16 => data.extend(f16::from_f32(x).to_le_bytes()),
-                DType::BF16 => data.extend(bf16::from_f32(x).to_le_bytes()),
-                DType::F8E4M3 | DType::E8M0 => {
-                    data.push(swiglu_core::E4M3::from_f32_saturating(x).0)
-                }
-            }
+            push(&mut data, dtype, number());
         }
         let blocks = rows.div_ceil(block) * COLS.div_ceil(block);
         Self {
@@ -173,7 +166,7 @@ fn rows_of_whole_vectors_give_exact_sums() {
     }
 }
 
-/// What [`activated`] computes, and where.
+/// The gated half of an MLP: of what, and to where.
 struct Gated<'a> {
     op: &'a GatedActivation,
     x: &'a [u8],
@@ -308,8 +301,8 @@ fn small_workgroups_take_two_kernels() {
         max_immediate_size: 128,
         ..wgpu::Limits::downlevel_defaults()
     };
-    let builder = WgpuBackend::builder().limits(limits).allow_software(true);
-    let (Some(whole), Ok(small)) = (open(), builder.build()) else {
+    let small = build(WgpuBackend::builder().limits(limits));
+    let (Some(whole), Some(small)) = (open(), small) else {
         return;
     };
     let [gate, up] = [3, 4].map(|seed| Stored::new(24, DType::BF16, 8, sixteenths(seed)));

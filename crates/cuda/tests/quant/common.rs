@@ -28,15 +28,11 @@ pub fn open() -> Option<(CudaBackend, MutexGuard<'static, ()>)> {
 
 /// A buffer of these bytes.
 pub fn filled<B: Backend>(backend: &B, bytes: &[u8]) -> B::Buffer {
-    let mut buffer = backend.alloc(bytes.len()).unwrap();
-    backend.upload(&mut buffer, bytes).unwrap();
-    buffer
+    swiglu_testing::filled(backend, bytes).unwrap()
 }
 
 pub fn bytes<B: Backend>(backend: &B, buffer: &B::Buffer) -> Vec<u8> {
-    let mut data = vec![0; backend.len(buffer)];
-    backend.download(buffer, &mut data).unwrap();
-    data
+    swiglu_testing::contents(backend, buffer).unwrap()
 }
 
 /// What the device's own activation gives, which the common suite tests.

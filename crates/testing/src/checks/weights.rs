@@ -1,7 +1,7 @@
-use swiglu_core::{BlockScales, DType, E4M3, E8M0, Element, HostWeight, bf16, f16};
+use swiglu_core::{BlockScales, DType, HostWeight};
 
 use crate::Failure;
-use crate::inputs::Numbers;
+use crate::inputs::{Numbers, push};
 
 /// How a weight is stored: its type, and for f8 the type of the scales and the block.
 pub(super) type Format = (DType, Option<(DType, [usize; 2])>);
@@ -100,17 +100,6 @@ impl Stored {
         });
         let [n, k] = self.shape;
         Ok(HostWeight::new(n, k, self.format.0, &self.data, scales)?)
-    }
-}
-
-/// Appends the bytes of a value; scales of [`DType::E8M0`] are powers of two.
-fn push(bytes: &mut Vec<u8>, dtype: DType, x: f32) {
-    match dtype {
-        DType::F32 => bytes.extend(x.to_le_bytes()),
-        DType::F16 => bytes.extend(<f16 as Element>::from_f32(x).to_le_bytes()),
-        DType::BF16 => bytes.extend(<bf16 as Element>::from_f32(x).to_le_bytes()),
-        DType::F8E4M3 => bytes.push(E4M3::from_f32_saturating(x).0),
-        DType::E8M0 => bytes.push(E8M0((x.to_bits() >> 23) as u8).0),
     }
 }
 
