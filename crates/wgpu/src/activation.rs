@@ -176,23 +176,11 @@ impl<'a> Part<'a> {
     ) -> Self {
         let (gate, up) = op.positions(d, from);
         let (last, _) = op.positions(d, from + cols - 1);
-        let read = |first| Columns {
-            buffer: input.buffer,
-            dtype: input.dtype,
-            layout: input.layout,
-            first,
-            span: last - gate + 1,
-        };
+        let read = |first| Columns::new(input, first, last - gate + 1);
         Self {
             gate: read(gate),
             up: read(up),
-            output: Columns {
-                buffer: &*output.buffer,
-                dtype: output.dtype,
-                layout: output.layout,
-                first: from,
-                span: cols,
-            },
+            output: Columns::new(&output.as_ref(), from, cols),
         }
     }
 

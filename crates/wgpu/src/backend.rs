@@ -1,7 +1,7 @@
 use swiglu_core::{
-    ActAndMul, ActAndMulQuant, Backend, DType, Element, Error, GatedActivation, GatedMatmul,
-    HostWeight, Matmul, QuantOptions, Quantisation, Quantised, QuantisedMatmul, QuantisedMut,
-    Support, Tensor, TensorMut,
+    ActAndMul, ActAndMulQuant, ActShape, Backend, DType, Element, Error, GatedActivation,
+    GatedMatmul, HostWeight, Matmul, QuantOptions, Quantisation, Quantised, QuantisedMatmul,
+    QuantisedMut, Support, Tensor, TensorMut,
 };
 
 use crate::device::Device;
@@ -147,9 +147,9 @@ impl WgpuBackend {
         gate_up: TensorMut<'_, Buffer>,
         act: TensorMut<'_, Buffer>,
     ) -> swiglu_core::Result<()> {
-        self.check_gated(&x, weight, &gate_up, &act)?;
+        let shape = self.check_gated(&x, weight, &gate_up, &act)?;
         self.device.check()?;
-        self.record_gated(pass, op, (&x, weight), &gate_up, &act)?;
+        self.record_gated(pass, op, (&x, weight), &gate_up, &act, shape)?;
         Ok(())
     }
 
@@ -159,10 +159,9 @@ impl WgpuBackend {
         weight: &Weight,
         gate_up: &TensorMut<'_, Buffer>,
         act: &TensorMut<'_, Buffer>,
-    ) -> swiglu_core::Result<()> {
+    ) -> swiglu_core::Result<ActShape> {
         self.check_matmul(x, weight, gate_up)?;
-        self.check_act(&gate_up.as_ref(), act)?;
-        Ok(())
+        self.check_act(&gate_up.as_ref(), act)
     }
 
     fn record_gated(
@@ -172,15 +171,14 @@ impl WgpuBackend {
         (x, weight): (&Tensor<'_, Buffer>, &Weight),
         gate_up: &TensorMut<'_, Buffer>,
         act: &TensorMut<'_, Buffer>,
+        shape: ActShape,
     ) -> Result<()> {
         let (device, kernels) = (&self.device, &self.kernels);
         if gated::record(device, kernels, pass, op, (x, weight), gate_up, act)? {
             return Ok(());
         }
         matmul::record(device, kernels, pass, x, weight, gate_up)?;
-        let between = gate_up.as_ref();
-        let shape = self.check_act(&between, act)?;
-        activation::record(device, kernels, pass, op, &between, act, shape)
+        activation::record(device, kernels, pass, op, &gate_up.as_ref(), act, shape)
     }
 
     /// The operation on a slice of rows of 2d elements: uploads, computes, waits and downloads.
@@ -413,12 +411,12 @@ impl GatedMatmul for WgpuBackend {
         gate_up: TensorMut<'_, Buffer>,
         act: TensorMut<'_, Buffer>,
     ) -> swiglu_core::Result<()> {
-        self.check_gated(&x, weight, &gate_up, &act)?;
+        let shape = self.check_gated(&x, weight, &gate_up, &act)?;
         if x.layout.rows == 0 {
             return Ok(());
         }
         self.device
-            .record(|pass| self.record_gated(pass, op, (&x, weight), &gate_up, &act))?;
+            .record(|pass| self.record_gated(pass, op, (&x, weight), &gate_up, &act, shape))?;
         Ok(())
     }
 }

@@ -53,13 +53,7 @@ pub(crate) fn record(
     if !(product.is_for_usual_rows() && whole && native && apart && one_type) {
         return Ok(false);
     }
-    let output = Columns {
-        buffer: &*act.buffer,
-        dtype: act.dtype,
-        layout: act.layout,
-        first: 0,
-        span: d,
-    };
+    let output = Columns::new(&act.as_ref(), 0, d);
     let (gate_row, up_row) = op.positions(d, 0);
     for part in product.windows(device, &output) {
         let Some(pipeline) = kernels.gated(weight.dtype, part.1) else {

@@ -1,4 +1,5 @@
-//! The compute pipelines. All are made when a backend is, so that no call compiles.
+//! The compute pipelines. All are made when a backend is, or for one width when a weight is loaded, so
+//! that no call compiles.
 
 use std::collections::HashMap;
 use std::sync::Mutex;

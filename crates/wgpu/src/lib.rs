@@ -4,7 +4,8 @@
 //! [`WgpuBackend::new`] opens the best adapter; [`WgpuBackend::from_device`] takes a device that
 //! is there already. Calls of the traits in `swiglu_core` record and are submitted together;
 //! [`WgpuBackend::record_act_and_mul`], [`WgpuBackend::record_matmul`] and
-//! [`WgpuBackend::record_matmul_act_and_mul`] record into a [`wgpu::ComputePass`] of the caller's; [`WgpuBackend::act_and_mul_slice`] does everything.
+//! [`WgpuBackend::record_matmul_act_and_mul`] record into a [`wgpu::ComputePass`] of the caller's;
+//! [`WgpuBackend::act_and_mul_slice`] does everything.
 //!
 //! ```
 //! use swiglu_core::GatedActivation;

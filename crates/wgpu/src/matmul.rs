@@ -74,13 +74,7 @@ impl<'a> Product<'a> {
         let codes_fit = !weight.has_nan_codes && scales.all(|s| s.shift().is_some());
         let by_usual_rows = aligned && usual && codes_fit;
         Self {
-            input: Columns {
-                buffer: x.buffer,
-                dtype: x.dtype,
-                layout: x.layout,
-                first: 0,
-                span: weight.cols,
-            },
+            input: Columns::new(x, 0, weight.cols),
             weight,
             aligned,
             usual,
@@ -248,13 +242,7 @@ pub(crate) fn record(
     }
     let product = Product::new(device, x, weight);
     for chunk in &weight.chunks {
-        let output = Columns {
-            buffer: &*y.buffer,
-            dtype: y.dtype,
-            layout: y.layout,
-            first: chunk.first_row,
-            span: chunk.rows,
-        };
+        let output = Columns::new(&y.as_ref(), chunk.first_row, chunk.rows);
         for part in product.windows(device, &output) {
             let (call, ends) = product.call(device, chunk, &output, part)?;
             let (pipeline, groups) = product.kernel(device, kernels, &call)?;
@@ -303,7 +291,8 @@ pub(crate) fn dispatch(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use swiglu_core::{Backend, BlockScales, HostWeight, Matmul, bf16, f16};
+    use swiglu_core::{Backend, BlockScales, HostWeight, Matmul};
+    use swiglu_testing::inputs::push;
 
     use crate::WgpuBackend;
 
@@ -313,16 +302,11 @@ mod tests {
 
     /// Whole numbers from -3 to 3 in any type.
     fn numbers(dtype: DType, count: usize) -> Vec<u8> {
-        let number = |i: usize| (i * 5 % 7) as f32 - 3.0;
-        let all = (0..count).map(number);
-        match dtype {
-            DType::F32 => all.flat_map(f32::to_le_bytes).collect(),
-            DType::F16 => all.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
-            DType::BF16 => all.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
-            DType::F8E4M3 | DType::E8M0 => all
-                .map(|x| swiglu_core::E4M3::from_f32_saturating(x).0)
-                .collect(),
+        let mut bytes = Vec::new();
+        for i in 0..count {
+            push(&mut bytes, dtype, (i * 5 % 7) as f32 - 3.0);
         }
+        bytes
     }
 
     /// Software takes small tiles: here it is made to take large ones too.

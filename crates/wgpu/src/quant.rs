@@ -69,13 +69,7 @@ fn check_distinct(written: &'static str, a: &Buffer, others: &[&Buffer]) -> Resu
 }
 
 fn columns<'a>(matrix: &Tensor<'a, Buffer>) -> Columns<'a> {
-    Columns {
-        buffer: matrix.buffer,
-        dtype: matrix.dtype,
-        layout: matrix.layout,
-        first: 0,
-        span: matrix.layout.cols,
-    }
+    Columns::new(matrix, 0, matrix.layout.cols)
 }
 
 /// A quantisation, of what an activation gives or of a matrix.

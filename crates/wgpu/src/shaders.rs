@@ -97,6 +97,11 @@ fn activation_constants(dtype: DType, only_silu: bool) -> Vec<(&'static str, f64
     ]
 }
 
+/// What every kernel that is called as an activation starts with, and the rest of its text.
+fn activation_text(rest: &[&str]) -> String {
+    [NUMERIC, ELEMENT, OP, OPERATION, ACTIVATION].concat() + &rest.concat()
+}
+
 /// By [`activation_kinds`].
 pub(crate) fn activations() -> Vec<Shader> {
     let vectors = [ACTIVATION_QUICK, ACTIVATION_NATIVE, ACTIVATION_VECTORS].concat();
@@ -116,7 +121,7 @@ pub(crate) fn activations() -> Vec<Shader> {
             constants.push(("ONE_ROW", 1.0));
         }
         Shader {
-            source: [NUMERIC, ELEMENT, OP, OPERATION, ACTIVATION, text].concat(),
+            source: activation_text(&[text]),
             entry,
             constants,
             checks: Checks::All,
@@ -128,17 +133,7 @@ pub(crate) fn activations() -> Vec<Shader> {
 /// The fused kernels by compute type, then the one that quantises a matrix of any type.
 pub(crate) fn quantisations() -> Vec<Shader> {
     let shader = |dtype, elements: &[&str]| Shader {
-        source: [
-            NUMERIC,
-            ELEMENT,
-            OP,
-            OPERATION,
-            ACTIVATION,
-            QUANT_SCALES,
-            QUANT,
-        ]
-        .concat()
-            + &elements.concat(),
+        source: activation_text(&[QUANT_SCALES, QUANT]) + &elements.concat(),
         entry: "quantise",
         constants: activation_constants(dtype, false),
         checks: Checks::All,
@@ -157,16 +152,7 @@ pub(crate) fn quantisations() -> Vec<Shader> {
 /// Codes times scales, to any type.
 pub(crate) fn dequantisation() -> Shader {
     Shader {
-        source: [
-            NUMERIC,
-            ELEMENT,
-            OP,
-            OPERATION,
-            ACTIVATION,
-            QUANT_SCALES,
-            DEQUANT,
-        ]
-        .concat(),
+        source: activation_text(&[QUANT_SCALES, DEQUANT]),
         entry: "dequantise",
         constants: activation_constants(DType::F32, false),
         checks: Checks::All,

@@ -1,6 +1,6 @@
 //! Bindings: windows on a buffer that fit the device's limit and start where it allows.
 
-use swiglu_core::{DType, Error, RowLayout};
+use swiglu_core::{DType, Error, RowLayout, Tensor};
 
 use crate::device::Device;
 use crate::{Buffer, Result};
@@ -45,6 +45,16 @@ pub(crate) struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
+    pub(crate) const fn new(matrix: &Tensor<'a, Buffer>, first: usize, span: usize) -> Self {
+        Self {
+            buffer: matrix.buffer,
+            dtype: matrix.dtype,
+            layout: matrix.layout,
+            first,
+            span,
+        }
+    }
+
     /// How many rows fit into one binding: none where one row is too long.
     pub(crate) fn rows_per_window(&self, device: &Device) -> usize {
         let size = self.dtype.size() as u64;
