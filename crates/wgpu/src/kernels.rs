@@ -1,13 +1,14 @@
-//! The compute pipelines. All are made when a backend is, or for one width when a weight is loaded, so
-//! that no call compiles.
+//! Which pipelines there are. All are made when a backend is, or for one width when a weight is loaded,
+//! so that no call compiles.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 
 use swiglu_core::DType;
 
-use crate::device::{Device, IMMEDIATE_BYTES};
-use crate::shaders::{self, ActivationKind, Checks, GATED_INVOCATIONS, RowKind, Shader, Tier};
+use crate::device::Device;
+use crate::pipelines::PipelineBuilder;
+use crate::shaders::{self, ActivationKind, GATED_INVOCATIONS, RowKind, Shader, Tier};
 use crate::{Result, WgpuError};
 
 /// The pipelines of one device.
@@ -55,51 +56,60 @@ pub(crate) struct QuantKernels {
 /// Storage buffers of the kernels that quantise.
 pub(crate) const QUANT_BUFFERS: u32 = 6;
 
+impl QuantKernels {
+    fn new(device: &Device, builder: &PipelineBuilder<'_>) -> Result<Self> {
+        let (layout, back_layout) = (builder.bindings(3, 3)?, builder.bindings(2, 1)?);
+        let back = shaders::dequantisation();
+        let [pipelines] = builder.build([(&layout, shaders::quantisations())])?;
+        Ok(Self {
+            pipelines,
+            back: builder.build_one(&back_layout, &back)?,
+            layout,
+            back_layout,
+            unused: device.create_buffer(16, wgpu::BufferUsages::STORAGE)?,
+        })
+    }
+}
+
+fn only_if(there: bool, list: Vec<Shader>) -> Vec<Shader> {
+    if there { list } else { Vec::new() }
+}
+
 fn place<T: PartialEq>(all: &[T], one: T) -> Option<usize> {
     all.iter().position(|other| *other == one)
 }
 
 impl Kernels {
     pub(crate) fn new(device: &Device, tier: Tier) -> Result<Self> {
-        let unused = device.create_buffer(16, wgpu::BufferUsages::STORAGE)?;
-        device.scoped("building the pipelines", || {
-            let builder = PipelineBuilder::new(device);
-            let activation_layout = builder.bindings(2, 1);
-            let product_layout = builder.bindings(3, 1);
-            let build = |layout: &wgpu::BindGroupLayout, list: Vec<Shader>| {
-                builder.build_all(layout, &list)
-            };
-            let quant = (device.storage_buffers() >= QUANT_BUFFERS).then(|| {
-                let (layout, back_layout) = (builder.bindings(3, 3), builder.bindings(2, 1));
-                QuantKernels {
-                    pipelines: build(&layout, shaders::quantisations()),
-                    back: builder.build(&back_layout, &shaders::dequantisation()),
-                    layout,
-                    back_layout,
-                    unused,
-                }
-            });
-            let cooperative = device.has_cooperative_matrices();
-            let cooperative =
-                cooperative.then(|| builder.build(&product_layout, &shaders::cooperative(None)));
-            let gated = if device.invocations() >= GATED_INVOCATIONS {
-                build(&product_layout, shaders::gated(tier))
-            } else {
-                Vec::new()
-            };
-            Self {
-                native: true,
-                gated,
-                large_tiles: !device.is_software(),
-                cooperative,
-                dense: Mutex::default(),
-                quant,
-                activation: build(&activation_layout, shaders::activations()),
-                rows: build(&product_layout, shaders::rows(tier)),
-                tiles: build(&product_layout, shaders::tiles(tier)),
-                activation_layout,
-                product_layout,
-            }
+        let builder = PipelineBuilder::new(device)?;
+        let activation_layout = builder.bindings(2, 1)?;
+        let product_layout = builder.bindings(3, 1)?;
+        let gates = device.invocations() >= GATED_INVOCATIONS;
+        let multiplies = device.has_cooperative_matrices();
+        let [activation, rows, tiles, gated, cooperative] = builder.build([
+            (&activation_layout, shaders::activations()),
+            (&product_layout, shaders::rows(tier)),
+            (&product_layout, shaders::tiles(tier)),
+            (&product_layout, only_if(gates, shaders::gated(tier))),
+            (
+                &product_layout,
+                only_if(multiplies, vec![shaders::cooperative(None)]),
+            ),
+        ])?;
+        let quantises = device.storage_buffers() >= QUANT_BUFFERS;
+        let quant = quantises.then(|| QuantKernels::new(device, &builder));
+        Ok(Self {
+            native: true,
+            large_tiles: !device.is_software(),
+            cooperative: cooperative.into_iter().next(),
+            dense: Mutex::default(),
+            quant: quant.transpose()?,
+            activation_layout,
+            product_layout,
+            activation,
+            rows,
+            tiles,
+            gated,
         })
     }
 
@@ -137,10 +147,8 @@ impl Kernels {
         if let Some(pipeline) = dense.get(&k) {
             return Ok(pipeline.clone());
         }
-        let pipeline = device.scoped("building a pipeline", || {
-            let shader = shaders::cooperative(Some(k));
-            PipelineBuilder::new(device).build(&self.product_layout, &shader)
-        })?;
+        let shader = shaders::cooperative(Some(k));
+        let pipeline = PipelineBuilder::new(device)?.build_one(&self.product_layout, &shader)?;
         dense.insert(k, pipeline.clone());
         Ok(pipeline)
     }
@@ -159,121 +167,5 @@ impl Kernels {
             .and_then(|(kind, w)| self.tiles.get(w * shaders::TILE_KINDS.len() + kind))
             .map(|pipeline| (pipeline, shaders::TILES[size]))
             .ok_or_else(|| WgpuError::failed("choosing a kernel", weight))
-    }
-}
-
-struct PipelineBuilder<'a> {
-    device: &'a wgpu::Device,
-    cache: Option<wgpu::PipelineCache>,
-}
-
-impl<'a> PipelineBuilder<'a> {
-    fn new(device: &'a Device) -> Self {
-        let device = device.raw();
-        let cached = device.features().contains(wgpu::Features::PIPELINE_CACHE);
-        let cache = cached.then(|| {
-            let descriptor = wgpu::PipelineCacheDescriptor {
-                label: Some("swiglu"),
-                data: None,
-                fallback: true,
-            };
-            // SAFETY: the obligation is on the initial data, of which there is none.
-            unsafe { device.create_pipeline_cache(&descriptor) }
-        });
-        Self { device, cache }
-    }
-
-    /// So many read-only buffers, then those to be written.
-    fn bindings(&self, inputs: u32, outputs: u32) -> wgpu::BindGroupLayout {
-        let entries: Vec<_> = (0..inputs + outputs)
-            .map(|binding| wgpu::BindGroupLayoutEntry {
-                binding,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage {
-                        read_only: binding < inputs,
-                    },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
-                count: None,
-            })
-            .collect();
-        self.device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label: Some("swiglu"),
-                entries: &entries,
-            })
-    }
-
-    fn layout(&self, bindings: &wgpu::BindGroupLayout) -> wgpu::PipelineLayout {
-        self.device
-            .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: Some("swiglu"),
-                bind_group_layouts: &[Some(bindings)],
-                immediate_size: IMMEDIATE_BYTES,
-            })
-    }
-
-    fn pipeline(
-        &self,
-        layout: &wgpu::PipelineLayout,
-        module: &wgpu::ShaderModule,
-        shader: &Shader,
-    ) -> wgpu::ComputePipeline {
-        self.device
-            .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(shader.entry),
-                layout: Some(layout),
-                module,
-                entry_point: Some(shader.entry),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: &shader.constants,
-                    zero_initialize_workgroup_memory: false,
-                },
-                cache: self.cache.as_ref(),
-            })
-    }
-
-    fn build(&self, bindings: &wgpu::BindGroupLayout, shader: &Shader) -> wgpu::ComputePipeline {
-        self.pipeline(&self.layout(bindings), &self.module(shader), shader)
-    }
-
-    fn build_all(
-        &self,
-        bindings: &wgpu::BindGroupLayout,
-        shaders: &[Shader],
-    ) -> Vec<wgpu::ComputePipeline> {
-        let layout = self.layout(bindings);
-        // Most shaders differ from the one before in their constants only.
-        let mut module: Option<(&str, wgpu::ShaderModule)> = None;
-        shaders
-            .iter()
-            .map(|shader| {
-                let same = module.take().filter(|(source, _)| *source == shader.source);
-                let (_, module) =
-                    module.insert(same.unwrap_or_else(|| (&shader.source, self.module(shader))));
-                self.pipeline(&layout, module, shader)
-            })
-            .collect()
-    }
-
-    fn module(&self, shader: &Shader) -> wgpu::ShaderModule {
-        let descriptor = wgpu::ShaderModuleDescriptor {
-            label: Some(shader.entry),
-            source: wgpu::ShaderSource::Wgsl(shader.source.as_str().into()),
-        };
-        let checks = wgpu::ShaderRuntimeChecks {
-            bounds_checks: shader.checks != Checks::None,
-            int_div_checks: shader.checks == Checks::All,
-            force_loop_bounding: false,
-            ..wgpu::ShaderRuntimeChecks::checked()
-        };
-        // SAFETY: counters of loops keep drivers from unrolling; every loop of the shaders counts up
-        // to a bound and ends. Of bounds and divisors only products go unchecked: they read rows,
-        // tokens and scales below the numbers in the call, which the host compares with the extents
-        // of the bindings, and divide by sizes of blocks, which are above 0. Those that activate as
-        // well index nothing else but eight words of a workgroup's memory for each token.
-        unsafe { self.device.create_shader_module_trusted(descriptor, checks) }
     }
 }

@@ -38,6 +38,7 @@ mod error;
 mod gated;
 mod kernels;
 mod matmul;
+mod pipelines;
 mod quant;
 mod queue;
 mod self_test;

@@ -66,7 +66,7 @@ pub(crate) struct Shader {
 }
 
 /// What is compared at run time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Checks {
     /// Indices with bounds, and divisors with 0.
     All,
