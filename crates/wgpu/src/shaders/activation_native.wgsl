@@ -1,12 +1,6 @@
 // silu of 16-bit elements by the device's own exp2, division and conversions of f16. WGSL promises
 // little of these; where a test of every gate finds them right, they take a third of the work.
 
-struct Native {
-    y: vec4<u32>,
-    // Whether every element of the vector could be computed so.
-    sound: bool,
-}
-
 // 2^-104: takes what is below 2^-22 to what is below the smallest normal number.
 const SMALL_TO_SUBNORMAL: f32 = 4.930380657631324e-32;
 
@@ -33,7 +27,7 @@ fn clamped_up(up: vec4<f32>) -> vec4<f32> {
     return max(min(up, vec4(call.op.limit)), vec4(-call.op.limit)) + vec4(call.op.up_add);
 }
 
-fn native_vector(gate: vec4<u32>, up: vec4<u32>) -> Native {
+fn native_vector(gate: vec4<u32>, up: vec4<u32>) -> Attempt {
     let gate_low = widen_low(gate);
     let gate_high = widen_high(gate);
     let up_low = widen_low(up);
@@ -54,7 +48,7 @@ fn native_vector(gate: vec4<u32>, up: vec4<u32>) -> Native {
         let least = min(min(abs(y_low), abs(y_high)), least_gate);
         sound &= magnitude(min(min(least.x, least.y), min(least.z, least.w))) >= 0x00800000u;
     }
-    return Native(narrow_native(y_low, y_high), sound);
+    return Attempt(narrow_native(y_low, y_high), sound);
 }
 
 fn all_finite(pair: u32) -> bool {

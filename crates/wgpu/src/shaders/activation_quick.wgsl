@@ -168,20 +168,32 @@ fn gated_one_by_one(gate: vec4<u32>, up: vec4<u32>) -> vec4<u32> {
     return y;
 }
 
+// What a fast path makes of a vector, and whether that holds for each of its elements.
+struct Attempt {
+    y: vec4<u32>,
+    sound: bool,
+}
+
+fn quick_vector(gate: vec4<u32>, up: vec4<u32>) -> Attempt {
+    if !takes(gate, up) {
+        return Attempt(vec4(0u), false);
+    }
+    var y: vec4<u32>;
+    if DTYPE == 0u {
+        y = gated_quick(bitcast<vec4<f32>>(gate), bitcast<vec4<f32>>(up));
+    } else {
+        let low = gated_quick(widen_low(gate), widen_low(up));
+        let high = gated_quick(widen_high(gate), widen_high(up));
+        y = low | (high << vec4(16u));
+    }
+    return Attempt(y, !has_tiny(y));
+}
+
 // One vector of the output.
 fn gated_vector(gate: vec4<u32>, up: vec4<u32>) -> vec4<u32> {
-    if takes(gate, up) {
-        var y: vec4<u32>;
-        if DTYPE == 0u {
-            y = gated_quick(bitcast<vec4<f32>>(gate), bitcast<vec4<f32>>(up));
-        } else {
-            let low = gated_quick(widen_low(gate), widen_low(up));
-            let high = gated_quick(widen_high(gate), widen_high(up));
-            y = low | (high << vec4(16u));
-        }
-        if !has_tiny(y) {
-            return y;
-        }
+    let quick = quick_vector(gate, up);
+    if quick.sound {
+        return quick.y;
     }
     return gated_one_by_one(gate, up);
 }

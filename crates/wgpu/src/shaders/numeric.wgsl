@@ -66,9 +66,15 @@ fn upper(x: f32) -> f32 {
     return bitcast<f32>(bitcast<u32>(x) & 0xfffff000u);
 }
 
+// x, rounded before what is done with it: a compiler may make one operation of a product and a sum,
+// unless it cannot know that these bits stay as they are. Functions are numbered from 0.
+fn kept(x: f32) -> f32 {
+    return bitcast<f32>(bitcast<u32>(x) | (call.op.function >> 31u));
+}
+
 // a * b as a sum of two.
 fn exact_product(a: f32, b: f32) -> vec2<f32> {
-    let p = a * b;
+    let p = kept(a * b);
     let ah = upper(a);
     let bh = upper(b);
     let al = a - ah;

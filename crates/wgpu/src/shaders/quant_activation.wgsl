@@ -36,44 +36,33 @@ fn routed(gate_bits: u32, up_bits: u32, route: f32) -> f32 {
     return widen_as(dtype, narrow_scaled(dtype, y));
 }
 
-fn routed_four(gate: vec4<u32>, up: vec4<u32>, route: f32) -> vec4<f32> {
-    return vec4(
-        routed(gate.x, up.x, route),
-        routed(gate.y, up.y, route),
-        routed(gate.z, up.z, route),
-        routed(gate.w, up.w, route),
-    );
+struct AttemptedEight {
+    y: Eight,
+    // Of the low four and of the high ones.
+    sound: vec2<bool>,
 }
 
-// As the activation's own kernels compute it.
-fn plain(gate: array<vec4<u32>, 2>, up: array<vec4<u32>, 2>) -> Eight {
-    let vectors = call.quant.path != 0u;
+// By the fast path that the activation's own kernel takes.
+fn attempted(gate: array<vec4<u32>, 2>, up: array<vec4<u32>, 2>) -> AttemptedEight {
     if DTYPE == 0u {
-        if vectors {
-            let low = gated_vector(gate[0], up[0]);
-            return Eight(bitcast<vec4<f32>>(low), bitcast<vec4<f32>>(gated_vector(gate[1], up[1])));
-        }
-        let low = gated_one_by_one(gate[0], up[0]);
-        return Eight(bitcast<vec4<f32>>(low), bitcast<vec4<f32>>(gated_one_by_one(gate[1], up[1])));
+        let low = quick_vector(gate[0], up[0]);
+        let high = quick_vector(gate[1], up[1]);
+        let y = Eight(bitcast<vec4<f32>>(low.y), bitcast<vec4<f32>>(high.y));
+        return AttemptedEight(y, vec2(low.sound, high.sound));
     }
     let g = vec4(gate[0].xz | (gate[0].yw << vec2(16u)), gate[1].xz | (gate[1].yw << vec2(16u)));
     let u = vec4(up[0].xz | (up[0].yw << vec2(16u)), up[1].xz | (up[1].yw << vec2(16u)));
-    var y: vec4<u32>;
+    var both: Attempt;
     if call.quant.path == 1u {
-        y = gated_vector(g, u);
+        both = quick_vector(g, u);
     } else {
-        var native: Native;
-        if call.quant.path == 2u {
-            native = native_vector(g, u);
-        }
-        y = native.y;
-        if !native.sound {
-            y = gated_one_by_one(g, u);
-        }
+        both = native_vector(g, u);
     }
-    return Eight(widen_pairs(DTYPE, y.xy), widen_pairs(DTYPE, y.zw));
+    let y = Eight(widen_pairs(DTYPE, both.y.xy), widen_pairs(DTYPE, both.y.zw));
+    return AttemptedEight(y, vec2(both.sound));
 }
 
+// Those beyond count are 0.
 fn elements(row: u32, first: u32, count: u32) -> Eight {
     var gate: array<vec4<u32>, 2>;
     var up: array<vec4<u32>, 2>;
@@ -87,21 +76,24 @@ fn elements(row: u32, first: u32, count: u32) -> Eight {
             count_hits(widen_as(DTYPE, g), widen_as(DTYPE, u));
         }
     }
-    if call.quant.has_route == 0u && call.quant.rounded_to == DTYPE {
-        return plain(gate, up);
+    var y: array<vec4<f32>, 2>;
+    var sound = vec2(false);
+    let plain = call.quant.has_route == 0u && call.quant.rounded_to == DTYPE;
+    if plain && call.quant.path != 0u {
+        let fast = attempted(gate, up);
+        sound = fast.sound;
+        y[0] = select(vec4(0.0), fast.y.low, sound.x);
+        y[1] = select(vec4(0.0), fast.y.high, sound.y);
     }
     var route = 1.0;
     if call.quant.has_route == 1u {
         route = routes[call.quant.first_row + row];
     }
-    var y = Eight(routed_four(gate[0], up[0], route), routed_four(gate[1], up[1], route));
-    // A weight without end makes NaN of the zeros that stand beyond the row.
-    for (var i = count; i < PER; i++) {
-        if i < 4u {
-            y.low[i] = 0.0;
-        } else {
-            y.high[i - 4u] = 0.0;
+    // One by one: drivers would compile eight copies of the whole operation for seconds.
+    for (var i = 0u; i < count; i++) {
+        if !sound[i / 4u] {
+            y[i / 4u][i % 4u] = routed(gate[i / 4u][i % 4u], up[i / 4u][i % 4u], route);
         }
     }
-    return y;
+    return Eight(y[0], y[1]);
 }
