@@ -336,6 +336,8 @@ fn main() -> Result<()> {
     println!("{}\n", bench.backend.description());
     println!("| what | µs | beside |\n|---|---|---|");
     let small = bench.software();
+    // What a process measures first reads two or three times too long.
+    bench.nothing()?;
     let empty = bench.nothing()?;
     println!("| an empty dispatch | {empty:.2} | |");
     let one = bench.activation(DType::BF16, 1, 2048, 200)?;

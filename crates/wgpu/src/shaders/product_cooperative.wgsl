@@ -2,8 +2,8 @@
 // four subgroups makes a tile of 128 tokens and 128 rows, a subgroup a quarter of it in 4 x 4
 // matrices of 16 x 16. Everything is in variables of its own: drivers keep arrays in memory.
 //
-// k is a multiple of 32, and the weight's rows are that long. There are at least 128 tokens and rows: the last tile starts earlier where
-// it would not be full, and makes some outputs a second time.
+// k is a multiple of 32, and the weight's rows are that long. There are at least 128 tokens and rows:
+// the last tile starts earlier where it would not be full, and makes some outputs a second time.
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f16>>;
 @group(0) @binding(1) var<storage, read> weights: array<vec4<f16>>;
@@ -116,25 +116,24 @@ fn product_cooperative(
         w_tile[bring_to + 6u * BROUGHT * LINE] = w6;
         w_tile[bring_to + 7u * BROUGHT * LINE] = w7;
         workgroupBarrier();
-        let next = step + DEPTH + own_k;
-        if step + DEPTH < vectors {
-            x0 = x[x_from + next];
-            x1 = x[x_from + BROUGHT * x_stride + next];
-            x2 = x[x_from + 2u * BROUGHT * x_stride + next];
-            x3 = x[x_from + 3u * BROUGHT * x_stride + next];
-            x4 = x[x_from + 4u * BROUGHT * x_stride + next];
-            x5 = x[x_from + 5u * BROUGHT * x_stride + next];
-            x6 = x[x_from + 6u * BROUGHT * x_stride + next];
-            x7 = x[x_from + 7u * BROUGHT * x_stride + next];
-            w0 = weights[w_from + next];
-            w1 = weights[w_from + BROUGHT * w_stride + next];
-            w2 = weights[w_from + 2u * BROUGHT * w_stride + next];
-            w3 = weights[w_from + 3u * BROUGHT * w_stride + next];
-            w4 = weights[w_from + 4u * BROUGHT * w_stride + next];
-            w5 = weights[w_from + 5u * BROUGHT * w_stride + next];
-            w6 = weights[w_from + 6u * BROUGHT * w_stride + next];
-            w7 = weights[w_from + 7u * BROUGHT * w_stride + next];
-        }
+        // After the last step the first vectors are brought again: a branch would cost more.
+        let next = select(0u, step + DEPTH, step + DEPTH < vectors) + own_k;
+        x0 = x[x_from + next];
+        x1 = x[x_from + BROUGHT * x_stride + next];
+        x2 = x[x_from + 2u * BROUGHT * x_stride + next];
+        x3 = x[x_from + 3u * BROUGHT * x_stride + next];
+        x4 = x[x_from + 4u * BROUGHT * x_stride + next];
+        x5 = x[x_from + 5u * BROUGHT * x_stride + next];
+        x6 = x[x_from + 6u * BROUGHT * x_stride + next];
+        x7 = x[x_from + 7u * BROUGHT * x_stride + next];
+        w0 = weights[w_from + next];
+        w1 = weights[w_from + BROUGHT * w_stride + next];
+        w2 = weights[w_from + 2u * BROUGHT * w_stride + next];
+        w3 = weights[w_from + 3u * BROUGHT * w_stride + next];
+        w4 = weights[w_from + 4u * BROUGHT * w_stride + next];
+        w5 = weights[w_from + 5u * BROUGHT * w_stride + next];
+        w6 = weights[w_from + 6u * BROUGHT * w_stride + next];
+        w7 = weights[w_from + 7u * BROUGHT * w_stride + next];
         {
             let a0 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line], LINE);
             let a1 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line + 16u * LINE], LINE);
