@@ -295,10 +295,10 @@ mod tests {
     use swiglu_testing::inputs::push;
 
     use crate::WgpuBackend;
+    use crate::shaders::Tier;
 
     const TOKENS: usize = MANY + 9;
     const ROWS: usize = MANY + 3;
-    const COLS: usize = 80;
 
     /// Whole numbers from -3 to 3 in any type.
     fn numbers(dtype: DType, count: usize) -> Vec<u8> {
@@ -309,42 +309,60 @@ mod tests {
         bytes
     }
 
-    /// Software takes small tiles: here it is made to take large ones too.
+    /// Software takes small tiles with two buffers: here it is made to take others too.
     #[test]
-    fn large_tiles_equal_small_ones() {
+    fn tiles_of_any_size_and_buffers_are_equal() {
         let mut backend = match WgpuBackend::builder().allow_software(true).build() {
             Ok(backend) => backend,
             Err(reason) => return swiglu_testing::may_skip("wgpu", &reason.to_string(), "tiles"),
         };
-        for dtype in crate::shaders::WEIGHTS {
-            let x_dtype = usual_x(dtype);
-            let data = numbers(dtype, ROWS * COLS);
-            let scales: Vec<u8> = (0..ROWS.div_ceil(32) * COLS.div_ceil(32))
-                .map(|i| 126 + (i % 3) as u8)
-                .collect();
-            let scales = (dtype == DType::F8E4M3).then_some(BlockScales {
-                data: &scales,
-                dtype: DType::E8M0,
-                block: [32, 32],
-            });
-            let host = HostWeight::new(ROWS, COLS, dtype, &data, scales).unwrap();
-            let weight = backend.load_weight(&[host]).unwrap();
-            let x = numbers(x_dtype, TOKENS * COLS);
-            let mut on_device = backend.alloc(x.len()).unwrap();
-            backend.upload(&mut on_device, &x).unwrap();
-            let mut tiled = |large| {
-                backend.kernels.large_tiles = large;
-                let mut y = backend.alloc(TOKENS * ROWS * 4).unwrap();
-                let x = Tensor::contiguous(&on_device, x_dtype, TOKENS, COLS);
-                let to = TensorMut::contiguous(&mut y, DType::F32, TOKENS, ROWS);
-                backend.matmul(x, &weight, to).unwrap();
-                let mut got = vec![0_u8; TOKENS * ROWS * 4];
-                backend.download(&y, &mut got).unwrap();
-                got
+        // Of large tiles' steps 80 columns are an even number, 72 an odd one.
+        let cases: Vec<_> = crate::shaders::WEIGHTS
+            .into_iter()
+            .flat_map(|dtype| [80, 72].map(|cols| (dtype, cols)))
+            .collect();
+        let expected: Vec<_> = cases.iter().map(|case| product(&backend, *case)).collect();
+        for two_buffers in [true, false] {
+            let tier = Tier {
+                subgroups: false,
+                e4m3_as_f16: false,
+                two_buffers,
             };
-            let (small, large) = (tiled(false), tiled(true));
-            assert!(small == large, "{dtype}");
-            assert!(small.iter().any(|byte| *byte != 0), "{dtype}");
+            backend.kernels = Kernels::new(backend.device(), tier).unwrap();
+            for large in [false, true] {
+                backend.kernels.large_tiles = large;
+                for (case, expected) in cases.iter().zip(&expected) {
+                    let got = product(&backend, *case);
+                    assert!(got == *expected, "{case:?}, {large}, {two_buffers}");
+                }
+            }
         }
+    }
+
+    /// The bytes of a product in f32 of whole numbers, which is exact, with columns of the weight.
+    fn product(backend: &WgpuBackend, (dtype, cols): (DType, usize)) -> Vec<u8> {
+        let x_dtype = usual_x(dtype);
+        let data = numbers(dtype, ROWS * cols);
+        let scales: Vec<u8> = (0..ROWS.div_ceil(32) * cols.div_ceil(32))
+            .map(|i| 126 + (i % 3) as u8)
+            .collect();
+        let scales = (dtype == DType::F8E4M3).then_some(BlockScales {
+            data: &scales,
+            dtype: DType::E8M0,
+            block: [32, 32],
+        });
+        let host = HostWeight::new(ROWS, cols, dtype, &data, scales).unwrap();
+        let weight = backend.load_weight(&[host]).unwrap();
+        let x = numbers(x_dtype, TOKENS * cols);
+        let mut on_device = backend.alloc(x.len()).unwrap();
+        backend.upload(&mut on_device, &x).unwrap();
+        let mut y = backend.alloc(TOKENS * ROWS * 4).unwrap();
+        let x = Tensor::contiguous(&on_device, x_dtype, TOKENS, cols);
+        let to = TensorMut::contiguous(&mut y, DType::F32, TOKENS, ROWS);
+        backend.matmul(x, &weight, to).unwrap();
+        let mut got = vec![0_u8; TOKENS * ROWS * 4];
+        backend.download(&y, &mut got).unwrap();
+        assert!(got.iter().any(|byte| *byte != 0), "{dtype}");
+        got
     }
 }

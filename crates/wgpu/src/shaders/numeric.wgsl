@@ -83,7 +83,7 @@ fn exact_product(a: f32, b: f32) -> vec2<f32> {
 }
 
 fn divide(a: f32, b: f32) -> f32 {
-    let q = a / b;
+    let q = kept(a / b);
     let exponent = magnitude(q) >> 23u;
     // Where the correction would leave the range of f32, and for infinity.
     if exponent < 30u || exponent > 200u {

@@ -39,8 +39,18 @@ pub(crate) const TILES: [u32; 2] = [64, 128];
 /// Elements of a row that a tile takes at a time.
 pub(crate) const TILE_DEPTH: [u32; 2] = [16, 8];
 
-/// Bytes of a workgroup's memory that tiles kept twice take.
-pub(crate) const TWO_BUFFERS: u32 = 2 * 2 * 4 * TILES[1] * TILE_DEPTH[1];
+/// Bytes of a workgroup's memory that tiles kept twice take: those of either size, whose lines are a
+/// vector longer than the tile.
+pub(crate) const TWO_BUFFERS: u32 = {
+    const fn bytes(size: usize) -> u32 {
+        2 * 2 * 4 * (TILES[size] + 4) * TILE_DEPTH[size]
+    }
+    if bytes(0) > bytes(1) {
+        bytes(0)
+    } else {
+        bytes(1)
+    }
+};
 
 /// Which kernels are built, where there is a choice.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +59,7 @@ pub(crate) struct Tier {
     pub(crate) subgroups: bool,
     /// E4M3 decoded as f16.
     pub(crate) e4m3_as_f16: bool,
-    /// Tiles kept twice in a workgroup's memory, 16 KiB in all.
+    /// Tiles kept twice in a workgroup's memory.
     pub(crate) two_buffers: bool,
 }
 
