@@ -288,7 +288,7 @@ fn dispatch(
         [x, y, 1]
     };
     let bindings = [gate.binding(), up.binding(), output.binding()];
-    let bind_group = bind(device, &kernels.activation_layout, bindings);
+    let bind_group = bind(device, &kernels.activation_layout, bindings)?;
     let from_starts = [call.gate_offset, call.up_offset, call.out_offset] == [0; 3];
     let one_row = call.rows == 1 && from_starts && call.row_units.is_multiple_of(VECTOR_WORKGROUP);
     let kind = match (aligned, call.op.function) {

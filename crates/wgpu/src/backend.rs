@@ -10,7 +10,7 @@ use crate::kernels::Kernels;
 use crate::quant::{self, QuantCall};
 use crate::shaders::{TWO_BUFFERS, Tier};
 use crate::weight::Weight;
-use crate::{Buffer, Builder, Result, activation, gated, matmul, self_test};
+use crate::{Buffer, Builder, Result, WgpuError, activation, gated, matmul, self_test};
 
 /// Gated activations and products on a wgpu device.
 ///
@@ -61,22 +61,28 @@ impl WgpuBackend {
             e4m3_as_f16: true,
             two_buffers: device.workgroup_storage() >= TWO_BUFFERS,
         };
+        let plain = Tier {
+            subgroups: false,
+            e4m3_as_f16: false,
+            two_buffers: best.two_buffers,
+        };
+        let wanted = match refusal {
+            None => "subgroups".to_owned(),
+            Some(reason) => format!("no subgroups: {reason}"),
+        };
+        let instead = |error: WgpuError| format!("plain kernels: {error}");
+        let (kernels, tier) = match Kernels::new(&device, best) {
+            Ok(kernels) => (kernels, wanted),
+            Err(error) => (Kernels::new(&device, plain)?, instead(error)),
+        };
         let mut backend = Self {
-            kernels: Kernels::new(&device, best)?,
             device,
-            tier: match refusal {
-                None => "subgroups".to_owned(),
-                Some(reason) => format!("no subgroups: {reason}"),
-            },
+            kernels,
+            tier,
         };
         if let Err(error) = self_test::run(&backend) {
-            let plain = Tier {
-                subgroups: false,
-                e4m3_as_f16: false,
-                two_buffers: best.two_buffers,
-            };
             backend.kernels = Kernels::new(&backend.device, plain)?;
-            backend.tier = format!("plain kernels: {error}");
+            backend.tier = instead(error);
             self_test::run(&backend)?;
         }
         self_test::cooperative(&backend)?;

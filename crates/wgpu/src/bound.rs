@@ -24,10 +24,10 @@ impl Bound {
     pub(crate) fn last_or(
         &self,
         ends: [Window<'_>; 2],
-        make: impl FnOnce() -> wgpu::BindGroup,
+        make: impl FnOnce() -> Result<wgpu::BindGroup>,
     ) -> Result<wgpu::BindGroup> {
         if ends.iter().any(|w| w.buffer().size() > LARGEST_KEPT) {
-            return Ok(make());
+            return make();
         }
         let mut last = self.0.lock()?;
         if let Some(last) = &*last
@@ -39,7 +39,7 @@ impl Bound {
         {
             return Ok(last.group.clone());
         }
-        let group = make();
+        let group = make()?;
         *last = Some(Last {
             ends: ends.map(|w| (w.buffer().clone(), w.range())),
             group: group.clone(),

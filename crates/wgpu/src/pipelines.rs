@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::device::{Device, IMMEDIATE_BYTES};
-use crate::shaders::{Checks, Shader};
+use crate::shaders::Shader;
 use crate::{Result, WgpuError};
 
 const BUILDING: &str = "building the pipelines";
@@ -72,7 +72,7 @@ impl<'a> PipelineBuilder<'a> {
         for (list, (bindings, shaders)) in lists.iter().enumerate() {
             for shader in shaders {
                 let place = *places
-                    .entry((&shader.source, shader.checks))
+                    .entry((&shader.source, shader.checked))
                     .or_insert_with(|| {
                         modules.push(shader);
                         modules.len() - 1
@@ -132,16 +132,16 @@ impl<'a> PipelineBuilder<'a> {
             source: wgpu::ShaderSource::Wgsl(shader.source.as_str().into()),
         };
         let checks = wgpu::ShaderRuntimeChecks {
-            bounds_checks: shader.checks != Checks::None,
-            int_div_checks: shader.checks == Checks::All,
+            bounds_checks: shader.checked,
+            int_div_checks: shader.checked,
             force_loop_bounding: false,
             ..wgpu::ShaderRuntimeChecks::checked()
         };
         // SAFETY: counters of loops keep drivers from unrolling; every loop of the shaders counts up
-        // to a bound and ends. Of bounds and divisors only products go unchecked: they read rows,
-        // tokens and scales below the numbers in the call, which the host compares with the extents
-        // of the bindings, and divide by sizes of blocks, which are above 0. Those that activate as
-        // well index nothing else but eight words of a workgroup's memory for each token.
+        // to a bound and ends. Only products go unchecked: they read rows, tokens and scales below the
+        // numbers in the call, which the host compares with the extents of the bindings, and divide
+        // by sizes of blocks, which are above 0. A workgroup's memory they index by places that
+        // follow from the invocation's and from constants.
         self.device.scoped(BUILDING, || unsafe {
             self.device
                 .raw()

@@ -202,7 +202,7 @@ impl<'a> QuantCall<'a> {
                     .map_or(&kernels.unused, Buffer::raw)
                     .as_entire_buffer_binding(),
             ];
-            let group = bind(device, &kernels.layout, bindings);
+            let group = bind(device, &kernels.layout, bindings)?;
             let (nx, ny) = workgroups(device, call.rows * call.row_units);
             pass.set_pipeline(pipeline);
             pass.set_bind_group(0, &group, &[]);
@@ -266,7 +266,7 @@ pub(crate) fn record_dequantise(
         call.out_offset = y.offset;
         call.quant.first_row = int(row)?;
         let bindings = [x.binding(), scales_binding(device, scales)?, y.binding()];
-        let group = bind(device, &kernels.back_layout, bindings);
+        let group = bind(device, &kernels.back_layout, bindings)?;
         let (nx, ny) = workgroups(device, call.units.div_ceil(INVOCATIONS));
         pass.set_pipeline(&kernels.back);
         pass.set_bind_group(0, &group, &[]);

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const IMPATIENCE: Duration = Duration::from_millis(2);
 
 /// How long to leave the device, and its locks, alone between.
-const BETWEEN_QUESTIONS: Duration = Duration::from_micros(2);
+const BETWEEN_QUESTIONS: Duration = Duration::from_nanos(500);
 
 /// Kernels recorded one after another into one pass; one submission runs them all.
 #[derive(Debug, Default)]
@@ -41,18 +41,22 @@ fn encoder(device: &Device) -> wgpu::CommandEncoder {
         })
 }
 
-impl Pending {
-    fn pass(&mut self, device: &Device) -> &mut wgpu::ComputePass<'static> {
-        let recording = self.recording.get_or_insert_with(|| {
-            let mut encoder = encoder(device);
-            let pass = encoder
-                .begin_compute_pass(&wgpu::ComputePassDescriptor::default())
-                .forget_lifetime();
-            Recording { pass, encoder }
-        });
-        &mut recording.pass
-    }
+/// A recording where there was none.
+fn begin<'a>(
+    empty: &'a mut Option<Recording>,
+    device: &Device,
+) -> Result<&'a mut wgpu::ComputePass<'static>> {
+    let recording = device.scoped("recording", || {
+        let mut encoder = encoder(device);
+        let pass = encoder
+            .begin_compute_pass(&wgpu::ComputePassDescriptor::default())
+            .forget_lifetime();
+        Recording { pass, encoder }
+    })?;
+    Ok(&mut empty.insert(recording).pass)
+}
 
+impl Pending {
     /// The encoder of what was recorded, or a new one.
     fn take(&mut self, device: &Device) -> wgpu::CommandEncoder {
         match self.recording.take() {
@@ -99,12 +103,19 @@ impl Device {
         f: impl FnOnce(&mut wgpu::ComputePass<'static>) -> Result<()>,
     ) -> Result<()> {
         let mut pending = self.pending.lock()?;
-        // What joins a recording need not ask the device again.
-        match pending.recording {
-            Some(_) => self.check()?,
-            None => drop(self.poll(wgpu::PollType::Poll)?),
-        }
-        self.scoped("recording", || f(pending.pass(self)))?
+        // What joins a recording need not ask the device again. wgpu tells what is wrong with the
+        // commands in a pass when the encoder is finished.
+        let pass = match &mut pending.recording {
+            Some(recording) => {
+                self.check()?;
+                &mut recording.pass
+            }
+            empty => {
+                self.poll(wgpu::PollType::Poll)?;
+                begin(empty, self)?
+            }
+        };
+        f(pass)
     }
 
     /// Submits what was recorded, without waiting for it.

@@ -62,18 +62,8 @@ pub(crate) struct Shader {
     pub(crate) source: String,
     pub(crate) entry: &'static str,
     pub(crate) constants: Vec<(&'static str, f64)>,
-    pub(crate) checks: Checks,
-}
-
-/// What is compared at run time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Checks {
-    /// Indices with bounds, and divisors with 0.
-    All,
-    /// Indices: divisors follow from what the host has checked.
-    Indices,
-    /// Nothing: indices do so too.
-    None,
+    /// Whether indices are compared with bounds, and divisors with 0, at run time.
+    pub(crate) checked: bool,
 }
 
 /// The number that stands for a type in the shaders.
@@ -124,7 +114,7 @@ pub(crate) fn activations() -> Vec<Shader> {
             source: activation_text(&[text]),
             entry,
             constants,
-            checks: Checks::All,
+            checked: true,
         }
     };
     activation_kinds().into_iter().map(shader).collect()
@@ -136,7 +126,7 @@ pub(crate) fn quantisations() -> Vec<Shader> {
         source: activation_text(&[QUANT_SCALES, QUANT]) + &elements.concat(),
         entry: "quantise",
         constants: activation_constants(dtype, false),
-        checks: Checks::All,
+        checked: true,
     };
     let fused = |dtype| {
         shader(
@@ -155,7 +145,7 @@ pub(crate) fn dequantisation() -> Shader {
         source: activation_text(&[QUANT_SCALES, DEQUANT]),
         entry: "dequantise",
         constants: activation_constants(DType::F32, false),
-        checks: Checks::All,
+        checked: true,
     }
 }
 

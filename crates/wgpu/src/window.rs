@@ -104,11 +104,14 @@ pub(crate) fn workgroups(device: &Device, count: u32) -> (u32, u32) {
 }
 
 /// Buffers as the bindings 0, 1, ….
+///
+/// # Errors
+/// What wgpu finds wrong with them.
 pub(crate) fn bind<const N: usize>(
     device: &Device,
     layout: &wgpu::BindGroupLayout,
     bindings: [wgpu::BufferBinding<'_>; N],
-) -> wgpu::BindGroup {
+) -> Result<wgpu::BindGroup> {
     let mut binding = 0;
     let entries = bindings.map(|buffer| {
         let entry = wgpu::BindGroupEntry {
@@ -118,9 +121,11 @@ pub(crate) fn bind<const N: usize>(
         binding += 1;
         entry
     });
-    device.raw().create_bind_group(&wgpu::BindGroupDescriptor {
-        label: None,
-        layout,
-        entries: &entries,
+    device.scoped("binding buffers", || {
+        device.raw().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout,
+            entries: &entries,
+        })
     })
 }

@@ -3,7 +3,7 @@
 use swiglu_core::DType;
 
 use super::{
-    ACTIVATION_NATIVE, ACTIVATION_QUICK, Checks, ELEMENT, NUMERIC, OP, OPERATION, Shader,
+    ACTIVATION_NATIVE, ACTIVATION_QUICK, ELEMENT, NUMERIC, OP, OPERATION, Shader,
     activation_constants, dtype_code, flag,
 };
 
@@ -155,7 +155,7 @@ pub(crate) fn rows(tier: Tier) -> Vec<Shader> {
             source: row_text(ROWS, tier) + &text,
             entry,
             constants: product_constants((weight, x), aligned, tier),
-            checks: Checks::None,
+            checked: false,
         }
     };
     WEIGHTS
@@ -181,7 +181,7 @@ pub(crate) fn gated(tier: Tier) -> Vec<Shader> {
                 + PRODUCT_ROW_GATED,
             entry: "product_gated",
             constants,
-            checks: Checks::None,
+            checked: false,
         }
     };
     GATED_WEIGHTS
@@ -212,8 +212,7 @@ pub(crate) fn tiles(tier: Tier) -> Vec<Shader> {
             aligned,
             tier,
         ),
-        // Tiles in f32 were measured to run an eighth faster with checks than without.
-        checks: Checks::Indices,
+        checked: false,
     };
     WEIGHTS
         .into_iter()
@@ -235,7 +234,7 @@ pub(crate) fn cooperative(k: Option<u32>) -> Shader {
         .concat(),
         entry: "product_cooperative",
         constants: vec![("K", f64::from(k.unwrap_or(0)))],
-        checks: Checks::None,
+        checked: false,
     }
 }
 
