@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use swiglu_core::DType;
 
 use crate::device::Device;
+use crate::matmul::MANY_TILES;
 use crate::pipelines::PipelineBuilder;
 use crate::shaders::{self, ActivationKind, GATED_INVOCATIONS, RowKind, Shader, Tier};
 use crate::{Result, WgpuError};
@@ -31,8 +32,9 @@ pub(crate) struct Kernels {
     pub(crate) gated: Vec<wgpu::ComputePipeline>,
     /// By weight type and [`shaders::TILE_KINDS`].
     tiles: Vec<wgpu::ComputePipeline>,
-    /// Whether large tiles pay: software has no use for many invocations.
-    pub(crate) large_tiles: bool,
+    /// The number of large tiles from which on they pay: never in software, which has no use for
+    /// many invocations.
+    pub(crate) least_large_tiles: u32,
     /// Tiles of f16 by f16 on cooperative matrices, where the device has them.
     pub(crate) cooperative: Option<wgpu::ComputePipeline>,
     /// The same for dense rows of so many elements.
@@ -100,7 +102,11 @@ impl Kernels {
         let quant = quantises.then(|| QuantKernels::new(device, &builder));
         Ok(Self {
             native: true,
-            large_tiles: !device.is_software(),
+            least_large_tiles: if device.is_software() {
+                u32::MAX
+            } else {
+                MANY_TILES
+            },
             cooperative: cooperative.into_iter().next(),
             dense: Mutex::default(),
             quant: quant.transpose()?,

@@ -39,14 +39,15 @@ pub(crate) struct Call {
 }
 
 /// Up to so many tokens the matrix-vector kernels of the usual type, which read the weight once for
-/// each eight, are faster than tiles; in software up to half as many.
-pub(crate) const FEW_USUAL: usize = 32;
+/// each eight, are faster than tiles; in software up to a third as many.
+pub(crate) const FEW_USUAL: usize = 48;
 
 /// Up to so many tokens those of any type, which read it once for each four, are faster than tiles.
 const FEW_ANY: usize = 8;
 
-/// Tokens and rows from which on large tiles pay: they need many invocations at work.
-const MANY: usize = 4 * TILES[1] as usize;
+/// The number of large tiles from which on they pay: fewer leave parts of a large device idle, which
+/// four times as many small ones do not.
+pub(crate) const MANY_TILES: u32 = 96;
 
 /// A product: how its operands suit the kernels.
 pub(crate) struct Product<'a> {
@@ -81,7 +82,7 @@ impl<'a> Product<'a> {
             by_usual_rows,
             few: match (by_usual_rows, device.is_software()) {
                 (true, false) => FEW_USUAL,
-                (true, true) => FEW_USUAL / 2,
+                (true, true) => FEW_USUAL / 3,
                 (false, _) => FEW_ANY,
             },
         }
@@ -203,10 +204,10 @@ impl<'a> Product<'a> {
         if let Some(pipeline) = self.cooperative(kernels, call) {
             return Ok((pipeline, tiles(COOPERATIVE_TILE)));
         }
-        let large = kernels.large_tiles
-            && self.usual
+        let (across, down) = tiles(TILES[1]);
+        let large = self.usual
             && call.k.is_multiple_of(TILE_DEPTH[1])
-            && tokens.min(call.rows as usize) >= MANY;
+            && across.saturating_mul(down) >= kernels.least_large_tiles;
         let (pipeline, side) = kernels.tiles(self.weight.dtype, large, self.aligned)?;
         Ok((pipeline, tiles(side)))
     }
@@ -297,8 +298,8 @@ mod tests {
     use crate::WgpuBackend;
     use crate::shaders::Tier;
 
-    const TOKENS: usize = MANY + 9;
-    const ROWS: usize = MANY + 3;
+    const TOKENS: usize = 265;
+    const ROWS: usize = 259;
 
     /// Whole numbers from -3 to 3 in any type.
     fn numbers(dtype: DType, count: usize) -> Vec<u8> {
@@ -329,11 +330,11 @@ mod tests {
                 two_buffers,
             };
             backend.kernels = Kernels::new(backend.device(), tier).unwrap();
-            for large in [false, true] {
-                backend.kernels.large_tiles = large;
+            for least in [1, u32::MAX] {
+                backend.kernels.least_large_tiles = least;
                 for (case, expected) in cases.iter().zip(&expected) {
                     let got = product(&backend, *case);
-                    assert!(got == *expected, "{case:?}, {large}, {two_buffers}");
+                    assert!(got == *expected, "{case:?}, {least}, {two_buffers}");
                 }
             }
         }
