@@ -39,8 +39,8 @@ pub(crate) struct Call {
 }
 
 /// Up to so many tokens the matrix-vector kernels of the usual type, which read the weight once for
-/// each eight, are faster than tiles; in software up to a third as many.
-pub(crate) const FEW_USUAL: usize = 48;
+/// each eight, are faster than tiles; in software up to half as many.
+pub(crate) const FEW_USUAL: usize = 32;
 
 /// Up to so many tokens those of any type, which read it once for each four, are faster than tiles.
 const FEW_ANY: usize = 8;
@@ -82,7 +82,7 @@ impl<'a> Product<'a> {
             by_usual_rows,
             few: match (by_usual_rows, device.is_software()) {
                 (true, false) => FEW_USUAL,
-                (true, true) => FEW_USUAL / 3,
+                (true, true) => FEW_USUAL / 2,
                 (false, _) => FEW_ANY,
             },
         }
