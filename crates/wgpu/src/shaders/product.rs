@@ -122,37 +122,52 @@ pub(crate) const ROW_KINDS: [RowKind; 5] = [
     RowKind::Any { aligned: false },
 ];
 
-/// What every matrix-vector kernel starts with.
-fn row_text(rows: u32, tier: Tier) -> String {
+/// The text of a product: its constants, what all share, and its own parts.
+fn text(constants: &[(&str, u32)], own: &[&str]) -> String {
+    let constants: String = constants
+        .iter()
+        .map(|(name, value)| format!("const {name}: u32 = {value}u;\n"))
+        .collect();
+    constants + &[NUMERIC, ELEMENT, OP, PRODUCT_CALL].concat() + &own.concat()
+}
+
+/// The text of a matrix-vector kernel whose workgroups have [`LANES`] invocations for each of `rows`.
+fn row_text(rows: u32, tier: Tier, own: &[&str]) -> String {
     let reduce = if tier.subgroups {
         REDUCE_SUBGROUP
     } else {
         REDUCE_WORKGROUP
     };
-    format!(
-        "const LANES: u32 = {LANES}u;\nconst ROWS: u32 = {rows}u;\n\
-         {NUMERIC}{ELEMENT}{OP}{PRODUCT_CALL}{PRODUCT}{reduce}"
-    )
+    let own = [&[PRODUCT, reduce], own].concat();
+    text(&[("LANES", LANES), ("ROWS", rows)], &own)
 }
 
-fn usual_row_text(tokens: u32) -> String {
-    format!("const TOKENS: u32 = {tokens}u;\n") + &for_tokens(tokens, PRODUCT_ROW)
+/// The same for up to so many tokens of the usual type.
+fn usual_row_text(rows: u32, tier: Tier, tokens: u32, own: &[&str]) -> String {
+    let count = format!("const TOKENS: u32 = {tokens}u;\n");
+    let of_tokens = for_tokens(tokens, PRODUCT_ROW);
+    row_text(rows, tier, &[&[&count, of_tokens.as_str()], own].concat())
 }
 
 /// By weight type and [`ROW_KINDS`].
 pub(crate) fn rows(tier: Tier) -> Vec<Shader> {
     let shader = |weight, kind| {
-        let (entry, text, x, aligned) = match kind {
+        let (entry, source, x, aligned) = match kind {
             RowKind::Usual(tokens) => (
                 "product_row",
-                usual_row_text(tokens) + PRODUCT_ROW_PLAIN,
+                usual_row_text(ROWS, tier, tokens, &[PRODUCT_ROW_PLAIN]),
                 Some(usual_x(weight)),
                 true,
             ),
-            RowKind::Any { aligned } => ("product_rows", PRODUCT_ROWS.to_owned(), None, aligned),
+            RowKind::Any { aligned } => (
+                "product_rows",
+                row_text(ROWS, tier, &[PRODUCT_ROWS]),
+                None,
+                aligned,
+            ),
         };
         Shader {
-            source: row_text(ROWS, tier) + &text,
+            source,
             entry,
             constants: product_constants((weight, x), aligned, tier),
             checked: false,
@@ -169,16 +184,18 @@ pub(crate) const GATED_WEIGHTS: [DType; 3] = [DType::F16, DType::BF16, DType::F8
 
 /// Few tokens and the native activation, by [`GATED_WEIGHTS`] and [`USUAL_TOKENS`].
 pub(crate) fn gated(tier: Tier) -> Vec<Shader> {
-    let activation = [OPERATION, ACTIVATION_QUICK, ACTIVATION_NATIVE].concat();
+    let own = [
+        OPERATION,
+        ACTIVATION_QUICK,
+        ACTIVATION_NATIVE,
+        PRODUCT_ROW_GATED,
+    ];
     let shader = |weight, tokens| {
         let x = usual_x(weight);
         let mut constants = product_constants((weight, Some(x)), true, tier);
         constants.extend(activation_constants(x, true));
         Shader {
-            source: row_text(GATED_ROWS, tier)
-                + &usual_row_text(tokens)
-                + &activation
-                + PRODUCT_ROW_GATED,
+            source: usual_row_text(GATED_ROWS, tier, tokens, &own),
             entry: "product_gated",
             constants,
             checked: false,
@@ -197,14 +214,13 @@ pub(crate) const TILE_KINDS: [(usize, bool); 3] = [(0, true), (1, true), (0, fal
 /// By weight type and [`TILE_KINDS`].
 pub(crate) fn tiles(tier: Tier) -> Vec<Shader> {
     let shader = |weight, (size, aligned): (usize, bool)| Shader {
-        source: format!(
-            "const TILE: u32 = {}u;\nconst DEPTH: u32 = {}u;\nconst BUFFERS: u32 = {}u;\n\
-             const WHOLE: bool = {};\n\
-             {NUMERIC}{ELEMENT}{OP}{PRODUCT_CALL}{PRODUCT}{PRODUCT_TILES}",
-            TILES[size],
-            TILE_DEPTH[size],
-            1 + u32::from(tier.two_buffers),
-            size == 1
+        source: text(
+            &[
+                ("TILE", TILES[size]),
+                ("DEPTH", TILE_DEPTH[size]),
+                ("BUFFERS", 1 + u32::from(tier.two_buffers)),
+            ],
+            &[PRODUCT, PRODUCT_TILES],
         ),
         entry: "product_tiles",
         constants: product_constants(
@@ -223,15 +239,8 @@ pub(crate) fn tiles(tier: Tier) -> Vec<Shader> {
 /// The tiles of f16 by f16 on cooperative matrices, for any rows or for dense ones of `k` elements.
 pub(crate) fn cooperative(k: Option<u32>) -> Shader {
     Shader {
-        source: [
-            "enable f16;\nenable wgpu_cooperative_matrix;\n",
-            NUMERIC,
-            ELEMENT,
-            OP,
-            PRODUCT_CALL,
-            PRODUCT_COOPERATIVE,
-        ]
-        .concat(),
+        source: "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned()
+            + &text(&[], &[PRODUCT_COOPERATIVE]),
         entry: "product_cooperative",
         constants: vec![("K", f64::from(k.unwrap_or(0)))],
         checked: false,

@@ -1,8 +1,10 @@
 // For many tokens: a workgroup makes a tile of TILE tokens and TILE rows of the weight; 16 x 16
 // invocations make 4 x 4 outputs each, or four times that. Everything is in variables of its own:
-// drivers keep arrays in memory. Where WHOLE, k is a multiple of DEPTH, and nothing is compared with it.
+// drivers keep arrays in memory.
 
 const GROUPS: u32 = TILE / 64u;
+// Whether k is a multiple of DEPTH, as it is where large tiles are chosen: then nothing is compared with it.
+const WHOLE: bool = GROUPS > 1u;
 // Vectors in a line, one of them unused: neighbours that store the same four columns four lines apart
 // shall not meet in a bank.
 const PITCH: u32 = TILE / 4u + 1u;
