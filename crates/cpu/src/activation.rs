@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use swiglu_core::{Clamp, DType, Function, GatedActivation, Layout, Rounding, RowLayout};
+use swiglu_core::{Clamp, Function, GatedActivation, Layout, Rounding, RowLayout};
 
 use crate::simd::{self, Kernel, Simd};
 use crate::{InstructionSet, cache};
@@ -15,7 +15,7 @@ mod formula;
 mod lanes;
 mod output;
 
-use approximate::{Approximate, Gelu, GeluTanh, Mended, Nowhere, Situ};
+use approximate::{Approximate, Gelu, GeluTanh, Mended, Situ};
 pub(crate) use columns::{Columns, Visit};
 use formula::{FatRelu, Formula, Plain, Silu};
 use lanes::HIGHEST;
@@ -132,12 +132,6 @@ impl<T: Lanes, O: Output<T>> Kernel for Piece<'_, T, O> {
                 }
             }
             (Function::FatRelu { threshold }, _) => self.each(s, FatRelu { threshold }),
-            // f32 has no room for what vectors lose on the way.
-            (Function::Gelu | Function::GeluTanh | Function::Situ { .. }, _)
-                if T::DTYPE == DType::F32 =>
-            {
-                self.mended(s, Nowhere, eager);
-            }
             (Function::Gelu, _) => self.mended(s, Gelu, eager),
             (Function::GeluTanh, _) => self.mended(s, GeluTanh, eager),
             (Function::Situ { beta, up_bound }, _) => {

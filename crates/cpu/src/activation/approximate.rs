@@ -1,18 +1,29 @@
-//! The functions that few models use. For types of 16 bits they are vectors, and the reference
-//! computes the lanes that these do not hold for; in f32 it computes all of them.
+//! The functions that few models use. They are vectors, and the reference computes the lanes that
+//! these do not hold for; of SiTU in f32 all of them.
+
+use swiglu_core::DType;
 
 use super::lanes::{Lanes, UNIT};
 use super::{Output, Piece, Visit};
-use crate::math::{gelu, gelu_tanh, sigmoid, tanh};
+use crate::math::{gelu, gelu_tanh, normal, normal_tanh, sigmoid, tanh};
 use crate::simd::{Rare, Simd};
 
-/// f(gate) · g(up) on vectors, rounded rightly to 16 bits almost everywhere.
+/// f(gate) · g(up) on vectors.
 pub(super) trait Approximate: Copy {
-    /// Where it holds, with a sign: gates above this, which are together with their ups below
-    /// [`HUGE`].
-    const ABOVE: f32;
+    /// Where [`Self::of`] and [`Self::share`] hold, with a sign: gates above this, which are together
+    /// with their ups below [`HUGE`].
+    const ABOVE: [f32; 2];
 
+    /// f and g, rounded rightly to 16 bits almost everywhere.
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2];
+
+    /// What of the gate f is, for results of f32.
+    fn share<S: Simd>(self, s: S, gate: S::F) -> S::F;
+}
+
+/// Where a function holds for a type.
+const fn above<T: Lanes, F: Approximate>() -> f32 {
+    F::ABOVE[matches!(T::DTYPE, DType::F32) as usize]
 }
 
 /// What neither half may reach: NaN and what overflows on the way is beyond.
@@ -23,11 +34,16 @@ const HUGE: f32 = 1e30;
 pub(super) struct Gelu;
 
 impl Approximate for Gelu {
-    const ABOVE: f32 = -12.6;
+    const ABOVE: [f32; 2] = [-12.6, -5.0];
 
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
         [gelu(s, gate), up]
+    }
+
+    #[inline(always)]
+    fn share<S: Simd>(self, s: S, gate: S::F) -> S::F {
+        normal(s, gate)
     }
 }
 
@@ -36,11 +52,16 @@ impl Approximate for Gelu {
 pub(super) struct GeluTanh;
 
 impl Approximate for GeluTanh {
-    const ABOVE: f32 = -9.6;
+    const ABOVE: [f32; 2] = [-9.6, -4.5];
 
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
         [gelu_tanh(s, gate), up]
+    }
+
+    #[inline(always)]
+    fn share<S: Simd>(self, s: S, gate: S::F) -> S::F {
+        normal_tanh(s, gate)
     }
 }
 
@@ -52,7 +73,8 @@ pub(super) struct Situ {
 }
 
 impl Approximate for Situ {
-    const ABOVE: f32 = -79.0;
+    // f32 has no room for what two tanh and a sigmoid lose.
+    const ABOVE: [f32; 2] = [-79.0, f32::INFINITY];
 
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
@@ -62,6 +84,11 @@ impl Approximate for Situ {
         };
         [s.mul(bounded(s, gate, self.beta), sigmoid(s, gate)), up]
     }
+
+    #[inline(always)]
+    fn share<S: Simd>(self, s: S, _: S::F) -> S::F {
+        s.splat(0.0)
+    }
 }
 
 /// bound · tanh(x/bound).
@@ -69,19 +96,6 @@ impl Approximate for Situ {
 fn bounded<S: Simd>(s: S, x: S::F, bound: f32) -> S::F {
     let bound = s.splat(bound);
     s.mul(bound, tanh(s, s.div(x, bound)))
-}
-
-/// No function: the reference computes every lane.
-#[derive(Clone, Copy)]
-pub(super) struct Nowhere;
-
-impl Approximate for Nowhere {
-    const ABOVE: f32 = f32::INFINITY;
-
-    #[inline(always)]
-    fn of<S: Simd>(self, s: S, _: S::F, _: S::F) -> [S::F; 2] {
-        [s.splat(0.0); 2]
-    }
 }
 
 /// Stores a function's values, and the reference's where it does not hold.
@@ -100,7 +114,7 @@ impl<S: Simd, T: Lanes, O: Output<T>, F: Approximate> Visit<S> for Mended<'_, '_
         ];
         // SAFETY: the columns are the piece's own.
         unsafe { self.piece.output.store(s, j, y, count) };
-        if !(holds::<S, F>(s, gates[0], ups[0]) && holds::<S, F>(s, gates[1], ups[1])) {
+        if !(holds::<S, T, F>(s, gates[0], ups[0]) && holds::<S, T, F>(s, gates[1], ups[1])) {
             s.apart(Mend::<T, O, F> {
                 piece: self.piece,
                 columns: j..j + count.min(UNIT),
@@ -113,6 +127,15 @@ impl<S: Simd, T: Lanes, O: Output<T>, F: Approximate> Visit<S> for Mended<'_, '_
 impl<T: Lanes, O, F: Approximate> Mended<'_, '_, T, O, F> {
     #[inline(always)]
     fn product<S: Simd>(&self, s: S, gate: S::F, up: S::F) -> S::F {
+        if T::DTYPE == DType::F32 {
+            let share = self.function.share(s, gate);
+            // Unless that is asked for, f is not rounded: that of the least gates would lose bits.
+            return if self.eager {
+                s.mul(s.mul(share, gate), up)
+            } else {
+                s.mul(share, s.mul(gate, up))
+            };
+        }
         let [f, up] = self.function.of(s, gate, up);
         if self.eager {
             s.mul(T::round(s, f), T::round(s, up))
@@ -124,9 +147,9 @@ impl<T: Lanes, O, F: Approximate> Mended<'_, '_, T, O, F> {
 
 /// Whether a function holds for every lane.
 #[inline(always)]
-fn holds<S: Simd, F: Approximate>(s: S, gate: S::F, up: S::F) -> bool {
+fn holds<S: Simd, T: Lanes, F: Approximate>(s: S, gate: S::F, up: S::F) -> bool {
     let larger = s.float(s.max_u32(s.bits(s.abs(gate)), s.bits(s.abs(up))));
-    s.all(s.lt(s.splat(F::ABOVE), gate)) && s.all(s.lt(larger, s.splat(HUGE)))
+    s.all(s.lt(s.splat(above::<T, F>()), gate)) && s.all(s.lt(larger, s.splat(HUGE)))
 }
 
 /// The lanes of a unit that the function does not hold for.
@@ -146,7 +169,7 @@ impl<S: Simd, T: Lanes, O: Output<T>, F: Approximate> Rare<S> for Mend<'_, '_, T
             let (gate, up) = from.pair(j);
             let [x, u] = [gate.to_f32(), up.to_f32()];
             // A lane's bits do not depend on the others.
-            if !(x > F::ABOVE && x.abs() < HUGE && u.abs() < HUGE) {
+            if !(x > above::<T, F>() && x.abs() < HUGE && u.abs() < HUGE) {
                 // SAFETY: the columns are the piece's own.
                 unsafe { output.evaluate(j, from.op(), gate, up) };
             }
