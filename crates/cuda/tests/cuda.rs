@@ -2,7 +2,7 @@
 //! beyond 2^31 elements.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut, sys};
 use half::bf16;
@@ -10,8 +10,8 @@ use swiglu_core::{DType, Element, GatedActivation, Rounding, RowLayout, referenc
 use swiglu_cuda::{Activations, LaunchOptions, RawCall, cudarc, probe};
 use swiglu_testing::inputs::Numbers;
 
-/// One test at a time: work that one does on the context spoils what another captures.
-static TURN: Mutex<()> = Mutex::new(());
+mod common;
+use common::turn;
 
 struct Gpu {
     _turn: MutexGuard<'static, ()>,
@@ -21,7 +21,7 @@ struct Gpu {
 
 /// The device, or a skip by name.
 fn gpu() -> Option<Gpu> {
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let turn = turn();
     let open = || -> Result<Gpu, Box<dyn std::error::Error>> {
         let context = CudaContext::new(probe()?.ordinal)?;
         // SAFETY: every slice is used on one stream alone.

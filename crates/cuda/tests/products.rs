@@ -2,8 +2,6 @@
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use half::{bf16, f16};
 use swiglu_core::{
     Backend, BlockScales, DType, E4M3, Element, HostWeight, Matmul, RowLayout, Tensor, TensorMut,
@@ -11,19 +9,8 @@ use swiglu_core::{
 use swiglu_cuda::{CudaBackend, Route};
 use swiglu_testing::inputs::Numbers;
 
-static TURN: Mutex<()> = Mutex::new(());
-
-/// The device, or a skip by name.
-fn open() -> Option<(CudaBackend, MutexGuard<'static, ()>)> {
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    match CudaBackend::open() {
-        Ok(backend) => Some((backend, turn)),
-        Err(reason) => {
-            swiglu_testing::may_skip("cuda", &reason.to_string(), "products");
-            None
-        }
-    }
-}
+mod common;
+use common::open;
 
 type Format = (DType, Option<(DType, [usize; 2])>);
 
@@ -207,7 +194,7 @@ fn sweep<X: Element>(way: (&CudaBackend, Route)) -> (usize, usize) {
 
 #[test]
 fn few_rows_of_every_pair_of_types() {
-    let Some((backend, _turn)) = open() else {
+    let Some((backend, _turn)) = open("products") else {
         return;
     };
     for (taken, all) in [
@@ -221,7 +208,7 @@ fn few_rows_of_every_pair_of_types() {
 
 #[test]
 fn tiles_of_every_pair_of_types() {
-    let Some((backend, _turn)) = open() else {
+    let Some((backend, _turn)) = open("products") else {
         return;
     };
     for (taken, all) in [
@@ -235,7 +222,7 @@ fn tiles_of_every_pair_of_types() {
 
 #[test]
 fn the_way_without_tensor_cores() {
-    let Some((backend, _turn)) = open() else {
+    let Some((backend, _turn)) = open("products") else {
         return;
     };
     let (taken, all) = sweep::<bf16>((&backend, Route::Any));
@@ -251,7 +238,7 @@ fn the_way_without_tensor_cores() {
 /// Weights decoded first: as exact, since it is done for powers of two alone.
 #[test]
 fn decoded_weights() {
-    let Some((backend, _turn)) = open() else {
+    let Some((backend, _turn)) = open("products") else {
         return;
     };
     let (taken, all) = sweep::<bf16>((&backend, Route::Decode));
@@ -263,7 +250,7 @@ fn decoded_weights() {
 #[test]
 fn a_nan_stays_in_its_row() {
     for route in [Route::Rows, Route::Tiles, Route::Any] {
-        let Some((backend, _turn)) = open() else {
+        let Some((backend, _turn)) = open("products") else {
             return;
         };
         for format in FORMATS {

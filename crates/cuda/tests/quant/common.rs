@@ -1,6 +1,6 @@
 //! The device, its buffers, and what it is compared with.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use swiglu_core::reference::Reference;
 use swiglu_core::{
@@ -9,21 +9,13 @@ use swiglu_core::{
 use swiglu_cuda::CudaBackend;
 use swiglu_testing::{Expectations, Harness, Outcome, QuantCase};
 
-pub const POISON: u8 = 0xa5;
+use crate::device;
 
-/// One test at a time: work that one does on the context spoils what another captures.
-static TURN: Mutex<()> = Mutex::new(());
+pub const POISON: u8 = 0xa5;
 
 /// The device, or a skip by name.
 pub fn open() -> Option<(CudaBackend, MutexGuard<'static, ()>)> {
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    match CudaBackend::open() {
-        Ok(backend) => Some((backend, turn)),
-        Err(reason) => {
-            swiglu_testing::may_skip("cuda", &reason.to_string(), "quant");
-            None
-        }
-    }
+    device::open("quant")
 }
 
 /// A buffer of these bytes.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "../common/mod.rs"]
+mod device;
 mod mlp;
 mod products;
 mod raw;
