@@ -70,21 +70,14 @@ impl WgpuBackend {
             None => "subgroups".to_owned(),
             Some(reason) => format!("no subgroups: {reason}"),
         };
-        let instead = |error: WgpuError| format!("plain kernels: {error}");
-        let (kernels, tier) = match Kernels::new(&device, best) {
-            Ok(kernels) => (kernels, wanted),
-            Err(error) => (Kernels::new(&device, plain)?, instead(error)),
+        let mut backend = match Self::tried(device, best, wanted) {
+            Ok(backend) => backend,
+            Err(failed) => {
+                let (device, error) = *failed;
+                let instead = format!("plain kernels: {error}");
+                Self::tried(device, plain, instead).map_err(|failed| failed.1)?
+            }
         };
-        let mut backend = Self {
-            device,
-            kernels,
-            tier,
-        };
-        if let Err(error) = self_test::run(&backend) {
-            backend.kernels = Kernels::new(&backend.device, plain)?;
-            backend.tier = instead(error);
-            self_test::run(&backend)?;
-        }
         self_test::cooperative(&backend)?;
         if let Err(error) = self_test::native(&backend) {
             backend.kernels.native = false;
@@ -94,6 +87,28 @@ impl WgpuBackend {
             backend.tier = format!("{}; the gated half in two kernels: {error}", backend.tier);
         }
         Ok(backend)
+    }
+
+    /// A backend with these kernels, if they compile and compute what they should; or the device, to
+    /// try others on.
+    fn tried(
+        device: Device,
+        kernels: Tier,
+        tier: String,
+    ) -> std::result::Result<Self, Box<(Device, WgpuError)>> {
+        let kernels = match Kernels::new(&device, kernels) {
+            Ok(kernels) => kernels,
+            Err(error) => return Err(Box::new((device, error))),
+        };
+        let backend = Self {
+            device,
+            kernels,
+            tier,
+        };
+        match self_test::run(&backend) {
+            Ok(()) => Ok(backend),
+            Err(error) => Err(Box::new((backend.device, error))),
+        }
     }
 
     /// With more said of what was taken.
