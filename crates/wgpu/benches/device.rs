@@ -12,6 +12,7 @@ use swiglu_core::{
     Backend, BlockScales, DType, GatedActivation, GatedMatmul, HostWeight, Matmul, Tensor,
     TensorMut,
 };
+use swiglu_testing::filled;
 use swiglu_wgpu::{Buffer, Weight, WgpuBackend, wgpu};
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -201,9 +202,7 @@ impl Bench {
 
     /// A buffer of numbers of ordinary size in each of the types.
     fn noise(&self, bytes: usize) -> Result<Buffer> {
-        let mut buffer = self.backend.alloc(bytes)?;
-        self.backend.upload(&mut buffer, &noise(bytes))?;
-        Ok(buffer)
+        Ok(filled(&self.backend, &noise(bytes))?)
     }
 
     /// Elements of bf16 with which the weights here make gates of ordinary size: beyond 88 most silu
@@ -214,9 +213,7 @@ impl Bench {
             // By two of the exponent's upper bits: a sixteenth.
             *high -= 2;
         }
-        let mut buffer = self.backend.alloc(bytes.len())?;
-        self.backend.upload(&mut buffer, &bytes)?;
-        Ok(buffer)
+        Ok(filled(&self.backend, &bytes)?)
     }
 
     fn activation(&self, dtype: DType, rows: usize, d: usize, count: usize) -> Result<f64> {

@@ -88,11 +88,11 @@ fn product_constants(
     ]
 }
 
-/// The text with its lines that contain `#t` once for each token.
-fn for_tokens(tokens: u32, text: &str) -> String {
+/// The text with its lines that contain `#t` so many times, numbered there.
+fn repeated(count: u32, text: &str) -> String {
     let mut all = String::new();
     for line in text.split_inclusive('\n') {
-        let times = if line.contains("#t") { tokens } else { 1 };
+        let times = if line.contains("#t") { count } else { 1 };
         all.extend((0..times).map(|t| line.replace("#t", &t.to_string())));
     }
     all
@@ -145,7 +145,7 @@ fn row_text(rows: u32, tier: Tier, own: &[&str]) -> String {
 /// The same for up to so many tokens of the usual type.
 fn usual_row_text(rows: u32, tier: Tier, tokens: u32, own: &[&str]) -> String {
     let count = format!("const TOKENS: u32 = {tokens}u;\n");
-    let of_tokens = for_tokens(tokens, PRODUCT_ROW);
+    let of_tokens = repeated(tokens, PRODUCT_ROW);
     row_text(rows, tier, &[&[&count, of_tokens.as_str()], own].concat())
 }
 
@@ -240,7 +240,7 @@ pub(crate) fn tiles(tier: Tier) -> Vec<Shader> {
 pub(crate) fn cooperative(k: Option<u32>) -> Shader {
     Shader {
         source: "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned()
-            + &text(&[], &[PRODUCT_COOPERATIVE]),
+            + &text(&[], &[&repeated(COOPERATIVE_VECTORS, PRODUCT_COOPERATIVE)]),
         entry: "product_cooperative",
         constants: vec![("K", f64::from(k.unwrap_or(0)))],
         checked: false,
@@ -253,6 +253,9 @@ pub(crate) const COOPERATIVE_TILE: u32 = 128;
 /// Elements of a row that it takes at a time.
 pub(crate) const COOPERATIVE_DEPTH: u32 = 32;
 
+/// Vectors of four that each of its 128 invocations brings of x, and of the weight, at a time.
+const COOPERATIVE_VECTORS: u32 = COOPERATIVE_TILE * COOPERATIVE_DEPTH / 4 / 128;
+
 /// Bytes of a workgroup's memory that it takes.
 pub(crate) const COOPERATIVE_STORAGE: u32 = 2 * COOPERATIVE_TILE * 10 * 8 + 4 * 16 * 16 * 4;
 
@@ -263,6 +266,6 @@ mod tests {
     #[test]
     fn lines_of_tokens_are_repeated() {
         let text = "a\nb#t = #tu;\nc\n";
-        assert_eq!(for_tokens(2, text), "a\nb0 = 0u;\nb1 = 1u;\nc\n");
+        assert_eq!(repeated(2, text), "a\nb0 = 0u;\nb1 = 1u;\nc\n");
     }
 }

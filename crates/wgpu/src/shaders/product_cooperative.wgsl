@@ -1,6 +1,7 @@
 // For many tokens, x and weight in f16, on matrices that a subgroup holds together: a workgroup of
 // four subgroups makes a tile of 128 tokens and 128 rows, a subgroup a quarter of it in 4 x 4
-// matrices of 16 x 16. Everything is in variables of its own: drivers keep arrays in memory.
+// matrices of 16 x 16. Everything is in variables of its own: drivers keep arrays in memory. A line
+// with #t is there for each of the TILE / BROUGHT vectors that an invocation brings of either side.
 //
 // k is a multiple of 32, and the weight's rows are that long. There are at least 128 tokens and rows:
 // the last tile starts earlier where it would not be full, and makes some outputs a second time.
@@ -81,59 +82,17 @@ fn product_cooperative(
     var c31 = Sums();
     var c32 = Sums();
     var c33 = Sums();
-    var x0 = x[x_from + own_k];
-    var x1 = x[x_from + BROUGHT * x_stride + own_k];
-    var x2 = x[x_from + 2u * BROUGHT * x_stride + own_k];
-    var x3 = x[x_from + 3u * BROUGHT * x_stride + own_k];
-    var x4 = x[x_from + 4u * BROUGHT * x_stride + own_k];
-    var x5 = x[x_from + 5u * BROUGHT * x_stride + own_k];
-    var x6 = x[x_from + 6u * BROUGHT * x_stride + own_k];
-    var x7 = x[x_from + 7u * BROUGHT * x_stride + own_k];
-    var w0 = weights[w_from + own_k];
-    var w1 = weights[w_from + BROUGHT * w_stride + own_k];
-    var w2 = weights[w_from + 2u * BROUGHT * w_stride + own_k];
-    var w3 = weights[w_from + 3u * BROUGHT * w_stride + own_k];
-    var w4 = weights[w_from + 4u * BROUGHT * w_stride + own_k];
-    var w5 = weights[w_from + 5u * BROUGHT * w_stride + own_k];
-    var w6 = weights[w_from + 6u * BROUGHT * w_stride + own_k];
-    var w7 = weights[w_from + 7u * BROUGHT * w_stride + own_k];
+    var x#t = x[x_from + #tu * BROUGHT * x_stride + own_k];
+    var w#t = weights[w_from + #tu * BROUGHT * w_stride + own_k];
     for (var step = 0u; step < vectors; step += DEPTH) {
         workgroupBarrier();
-        x_tile[bring_to] = x0;
-        x_tile[bring_to + BROUGHT * LINE] = x1;
-        x_tile[bring_to + 2u * BROUGHT * LINE] = x2;
-        x_tile[bring_to + 3u * BROUGHT * LINE] = x3;
-        x_tile[bring_to + 4u * BROUGHT * LINE] = x4;
-        x_tile[bring_to + 5u * BROUGHT * LINE] = x5;
-        x_tile[bring_to + 6u * BROUGHT * LINE] = x6;
-        x_tile[bring_to + 7u * BROUGHT * LINE] = x7;
-        w_tile[bring_to] = w0;
-        w_tile[bring_to + BROUGHT * LINE] = w1;
-        w_tile[bring_to + 2u * BROUGHT * LINE] = w2;
-        w_tile[bring_to + 3u * BROUGHT * LINE] = w3;
-        w_tile[bring_to + 4u * BROUGHT * LINE] = w4;
-        w_tile[bring_to + 5u * BROUGHT * LINE] = w5;
-        w_tile[bring_to + 6u * BROUGHT * LINE] = w6;
-        w_tile[bring_to + 7u * BROUGHT * LINE] = w7;
+        x_tile[bring_to + #tu * BROUGHT * LINE] = x#t;
+        w_tile[bring_to + #tu * BROUGHT * LINE] = w#t;
         workgroupBarrier();
         // After the last step the first vectors are brought again: a branch would cost more.
         let next = select(0u, step + DEPTH, step + DEPTH < vectors) + own_k;
-        x0 = x[x_from + next];
-        x1 = x[x_from + BROUGHT * x_stride + next];
-        x2 = x[x_from + 2u * BROUGHT * x_stride + next];
-        x3 = x[x_from + 3u * BROUGHT * x_stride + next];
-        x4 = x[x_from + 4u * BROUGHT * x_stride + next];
-        x5 = x[x_from + 5u * BROUGHT * x_stride + next];
-        x6 = x[x_from + 6u * BROUGHT * x_stride + next];
-        x7 = x[x_from + 7u * BROUGHT * x_stride + next];
-        w0 = weights[w_from + next];
-        w1 = weights[w_from + BROUGHT * w_stride + next];
-        w2 = weights[w_from + 2u * BROUGHT * w_stride + next];
-        w3 = weights[w_from + 3u * BROUGHT * w_stride + next];
-        w4 = weights[w_from + 4u * BROUGHT * w_stride + next];
-        w5 = weights[w_from + 5u * BROUGHT * w_stride + next];
-        w6 = weights[w_from + 6u * BROUGHT * w_stride + next];
-        w7 = weights[w_from + 7u * BROUGHT * w_stride + next];
+        x#t = x[x_from + #tu * BROUGHT * x_stride + next];
+        w#t = weights[w_from + #tu * BROUGHT * w_stride + next];
         {
             let a0 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line], LINE);
             let a1 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line + 16u * LINE], LINE);
