@@ -10,9 +10,12 @@ use crate::simd::{Rare, Simd};
 
 /// f(gate) · g(up) on vectors.
 pub(super) trait Approximate: Copy {
-    /// Where [`Self::of`] and [`Self::share`] hold, with a sign: gates above this, which are together
-    /// with their ups below [`HUGE`].
-    const ABOVE: [f32; 2];
+    /// Where [`Self::of`] holds, with a sign: gates above this, which are together with their ups
+    /// below [`HUGE`].
+    const ABOVE: f32;
+
+    /// The same of [`Self::share`].
+    const ABOVE_IN_F32: f32;
 
     /// f and g, rounded rightly to 16 bits almost everywhere.
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2];
@@ -23,7 +26,10 @@ pub(super) trait Approximate: Copy {
 
 /// Where a function holds for a type.
 const fn above<T: Lanes, F: Approximate>() -> f32 {
-    F::ABOVE[matches!(T::DTYPE, DType::F32) as usize]
+    match T::DTYPE {
+        DType::F32 => F::ABOVE_IN_F32,
+        _ => F::ABOVE,
+    }
 }
 
 /// What neither half may reach: NaN and what overflows on the way is beyond.
@@ -34,7 +40,8 @@ const HUGE: f32 = 1e30;
 pub(super) struct Gelu;
 
 impl Approximate for Gelu {
-    const ABOVE: [f32; 2] = [-12.6, -5.0];
+    const ABOVE: f32 = -12.6;
+    const ABOVE_IN_F32: f32 = -5.0;
 
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
@@ -52,7 +59,8 @@ impl Approximate for Gelu {
 pub(super) struct GeluTanh;
 
 impl Approximate for GeluTanh {
-    const ABOVE: [f32; 2] = [-9.6, -4.5];
+    const ABOVE: f32 = -9.6;
+    const ABOVE_IN_F32: f32 = -4.5;
 
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
@@ -73,8 +81,9 @@ pub(super) struct Situ {
 }
 
 impl Approximate for Situ {
-    // f32 has no room for what two tanh and a sigmoid lose.
-    const ABOVE: [f32; 2] = [-79.0, f32::INFINITY];
+    const ABOVE: f32 = -79.0;
+    // Nowhere: f32 has no room for what two tanh and a sigmoid lose.
+    const ABOVE_IN_F32: f32 = f32::INFINITY;
 
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {

@@ -84,8 +84,7 @@ impl<'a, T: Lanes> Columns<'a, T> {
     #[inline(always)]
     pub(crate) fn each<S: Simd>(&self, s: S, lead: usize, visit: &mut impl Visit<S>) {
         let Range { start, end } = self.range;
-        let (gates, ups) = self.op.positions(self.row.len() / 2, 0);
-        let first = [gates, ups];
+        let first = self.starts();
         let next = self.next_row::<S>();
         let mut j = start;
         let mut room = if lead == 0 { UNIT } else { lead };
@@ -103,11 +102,15 @@ impl<'a, T: Lanes> Columns<'a, T> {
         }
     }
 
+    /// The places of the gate and the up of column 0.
+    #[inline(always)]
+    fn starts(&self) -> [usize; 2] {
+        self.op.positions(self.row.len() / 2, 0).into()
+    }
+
     /// Where the gates and the ups of a row begin that has them in halves.
     pub(super) fn halves(&self) -> [*const T; 2] {
-        let (gates, ups) = self.op.positions(self.row.len() / 2, 0);
-        let row = self.row.as_ptr();
-        [row.wrapping_add(gates), row.wrapping_add(ups)]
+        self.starts().map(|at| self.row.as_ptr().wrapping_add(at))
     }
 
     /// What is asked for while this row is gone through.
