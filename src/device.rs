@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    ActShape, DType, Dispatch, Element, Error, GatedActivation, Quantisation, Registry, Rejection,
+    ActShape, DType, Dispatch, Element, Error, GatedActivation, Quantization, Registry, Rejection,
     Report, Result, Support, bf16, reference::Reference,
 };
 use swiglu_mlp::{MlpConfig, SharedExpert};
@@ -55,14 +55,14 @@ impl Dispatcher {
         self.select(op, |b| b.supports(op, dtype))
     }
 
-    /// The device that runs this activation in this type and quantises what it gives.
+    /// The device that runs this activation in this type and quantizes what it gives.
     ///
     /// # Errors
     /// As [`Registry::select`].
     pub fn quant_device(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         dtype: DType,
     ) -> Result<Device> {
         self.select(op, |b| {
@@ -70,7 +70,7 @@ impl Dispatcher {
         })
     }
 
-    /// The device that runs an MLP with this activation, its products' inputs quantised or not, and
+    /// The device that runs an MLP with this activation, its products' inputs quantized or not, and
     /// weights stored in this type.
     ///
     /// # Errors
@@ -78,12 +78,12 @@ impl Dispatcher {
     pub fn mlp_device(
         &self,
         op: &GatedActivation,
-        quant: Option<&Quantisation>,
+        quant: Option<&Quantization>,
         weights: DType,
     ) -> Result<Device> {
         self.select(op, |b| {
             let products = match quant {
-                Some(quant) => b.supports_quantised(quant, weights),
+                Some(quant) => b.supports_quantized(quant, weights),
                 None => b.supports_weight(weights),
             };
             worse(products, b.supports(op, DType::BF16))
@@ -171,8 +171,8 @@ impl Device {
         )
     }
 
-    /// Runs an activation over host memory and quantises what it gives: input \[T, 2d\] to codes
-    /// \[T, d\] and scales \[T, G\], all contiguous, the scales as bytes of the quantisation's
+    /// Runs an activation over host memory and quantizes what it gives: input \[T, 2d\] to codes
+    /// \[T, d\] and scales \[T, G\], all contiguous, the scales as bytes of the quantization's
     /// format.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl Device {
     pub fn act_and_mul_quant<T: Element>(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: &[T],
         codes: &mut [u8],
         scales: &mut [u8],

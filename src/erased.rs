@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    ActShape, DType, GatedActivation, GatedMatmul, QuantOptions, Quantisation, QuantisedMut,
+    ActShape, DType, GatedActivation, GatedMatmul, QuantOptions, Quantization, QuantizedMut,
     Result, ScalesMut, Support, Tensor, TensorMut,
 };
 use swiglu_mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert};
@@ -29,11 +29,11 @@ pub trait AnyBackend: Send + Sync {
     /// Whether products run with weights stored in this type.
     fn supports_weight(&self, dtype: DType) -> Support;
 
-    /// Whether this quantisation runs, fused with the activation of values of this type.
-    fn supports_quant(&self, quant: &Quantisation, dtype: DType) -> Support;
+    /// Whether this quantization runs, fused with the activation of values of this type.
+    fn supports_quant(&self, quant: &Quantization, dtype: DType) -> Support;
 
-    /// Whether products of quantised rows run with weights stored in this type.
-    fn supports_quantised(&self, quant: &Quantisation, weight: DType) -> Support;
+    /// Whether products of quantized rows run with weights stored in this type.
+    fn supports_quantized(&self, quant: &Quantization, weight: DType) -> Support;
 
     /// Runs an activation over contiguous rows: input \[rows, 2d\], output \[rows, d\], both as
     /// bytes of `dtype`.
@@ -49,9 +49,9 @@ pub trait AnyBackend: Send + Sync {
         output: &mut [u8],
     ) -> Result<()>;
 
-    /// Runs an activation and quantises what it gives, over contiguous rows: input \[rows, 2d\] as
+    /// Runs an activation and quantizes what it gives, over contiguous rows: input \[rows, 2d\] as
     /// bytes of `dtype`, codes \[rows, d\] of one byte each, scales \[rows, G\] row-major in the
-    /// quantisation's format.
+    /// quantization's format.
     ///
     /// # Errors
     /// As [`swiglu_core::ActAndMulQuant::act_and_mul_quant`].
@@ -62,7 +62,7 @@ pub trait AnyBackend: Send + Sync {
     fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         dtype: DType,
         shape: ActShape,
         input: &[u8],
@@ -79,7 +79,7 @@ pub trait AnyBackend: Send + Sync {
     fn load_act(
         self: Arc<Self>,
         op: &GatedActivation,
-        quant: Option<&Quantisation>,
+        quant: Option<&Quantization>,
         dtype: DType,
         shape: ActShape,
         input: &[u8],
@@ -114,12 +114,12 @@ impl<B: GatedMatmul> AnyBackend for B {
         swiglu_core::Matmul::supports_weight(self, dtype)
     }
 
-    fn supports_quant(&self, quant: &Quantisation, dtype: DType) -> Support {
+    fn supports_quant(&self, quant: &Quantization, dtype: DType) -> Support {
         swiglu_core::ActAndMulQuant::supports_quant(self, quant, dtype)
     }
 
-    fn supports_quantised(&self, quant: &Quantisation, weight: DType) -> Support {
-        swiglu_core::QuantisedMatmul::supports_quantised(self, quant, weight)
+    fn supports_quantized(&self, quant: &Quantization, weight: DType) -> Support {
+        swiglu_core::QuantizedMatmul::supports_quantized(self, quant, weight)
     }
 
     fn act_and_mul(
@@ -143,7 +143,7 @@ impl<B: GatedMatmul> AnyBackend for B {
     fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         dtype: DType,
         shape: ActShape,
         input: &[u8],
@@ -156,7 +156,7 @@ impl<B: GatedMatmul> AnyBackend for B {
         let mut device_scales = self.alloc(scales.len())?;
         self.upload(&mut device_input, input)?;
         let input = Tensor::contiguous(&device_input, dtype, rows, 2 * d);
-        let output = QuantisedMut {
+        let output = QuantizedMut {
             codes: TensorMut::contiguous(&mut device_codes, DType::F8E4M3, rows, d),
             scales: ScalesMut {
                 buffer: &mut device_scales,
@@ -172,7 +172,7 @@ impl<B: GatedMatmul> AnyBackend for B {
     fn load_act(
         self: Arc<Self>,
         op: &GatedActivation,
-        quant: Option<&Quantisation>,
+        quant: Option<&Quantization>,
         dtype: DType,
         shape: ActShape,
         input: &[u8],

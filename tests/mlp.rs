@@ -12,7 +12,7 @@ use swiglu_testing::relative_error;
 mod common;
 use common::platforms;
 
-/// As the demo's: without a quantisation, or with another, the error is ten times as large.
+/// As the demo's: without a quantization, or with another, the error is ten times as large.
 const TOLERANCE: f64 = 3e-3;
 
 fn form(hidden: usize, intermediate: usize, block: usize, scales: DType) -> SyntheticConfig {

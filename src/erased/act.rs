@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    ActShape, DType, Error, GatedActivation, GatedMatmul, QuantOptions, Quantisation, QuantisedMut,
+    ActShape, DType, Error, GatedActivation, GatedMatmul, QuantOptions, Quantization, QuantizedMut,
     Result, ScaleLayout, ScaleOrder, ScalesMut, Tensor, TensorMut,
 };
 
@@ -25,7 +25,7 @@ pub trait AnyAct: Send {
 }
 
 /// Where the scales of `shape` lie in host memory.
-pub(super) const fn scales(quant: &Quantisation, shape: ActShape) -> ScaleLayout {
+pub(super) const fn scales(quant: &Quantization, shape: ActShape) -> ScaleLayout {
     let groups = quant.groups(shape.d);
     ScaleLayout::contiguous(quant.format(), ScaleOrder::RowMajor, shape.rows, groups)
 }
@@ -40,7 +40,7 @@ struct Matrices<Buffer> {
 pub(super) struct Act<B: GatedMatmul> {
     backend: Arc<B>,
     op: GatedActivation,
-    quant: Option<Quantisation>,
+    quant: Option<Quantization>,
     dtype: DType,
     shape: ActShape,
     copies: Vec<Matrices<B::Buffer>>,
@@ -51,7 +51,7 @@ impl<B: GatedMatmul> Act<B> {
     pub(super) fn new(
         backend: Arc<B>,
         op: &GatedActivation,
-        quant: Option<&Quantisation>,
+        quant: Option<&Quantization>,
         dtype: DType,
         shape: ActShape,
         input: &[u8],
@@ -100,7 +100,7 @@ impl<B: GatedMatmul> AnyAct for Act<B> {
         let input = Tensor::contiguous(&copy.input, self.dtype, rows, 2 * d);
         match (&self.quant, &mut copy.scales) {
             (Some(quant), Some(buffer)) => {
-                let output = QuantisedMut {
+                let output = QuantizedMut {
                     codes: TensorMut::contiguous(&mut copy.output, DType::F8E4M3, rows, d),
                     scales: ScalesMut {
                         buffer,

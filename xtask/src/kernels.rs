@@ -35,7 +35,7 @@ const SOURCES: [&str; 6] = [
     "product",
     "product_rows",
     "product_tiles",
-    "quantise",
+    "quantize",
 ];
 
 const FLAGS: [&str; 11] = [

@@ -10,7 +10,7 @@ use crate::tensor_file::{self, HostTensor};
 /// `swiglu act`.
 pub fn act(arguments: &Act, out: &mut impl Write) -> Result<()> {
     let op = arguments.settings.activation(&arguments.op)?;
-    let quant = arguments.quant.quantisation()?;
+    let quant = arguments.quant.quantization()?;
     // Before a device is opened: a mistake should not have to wait for that.
     if let Some(quant) = &quant {
         quant.check_rounding(op.rounding())?;

@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use swiglu::mlp::ActivationQuant;
-use swiglu::{DType, GatedActivation, Parameters, Quantisation, ScaleFormat};
+use swiglu::{DType, GatedActivation, Parameters, Quantization, ScaleFormat};
 
 /// Gated activations and the DeepSeek-V4 MLP, on every platform of this machine.
 ///
@@ -64,7 +64,7 @@ pub struct Run {
     /// auto, or a platform's name.
     #[arg(long)]
     pub platform: Option<String>,
-    /// Also writes `gate_up` [T, 2I] and `act` [T, I], the latter before it is quantised.
+    /// Also writes `gate_up` [T, 2I] and `act` [T, I], the latter before it is quantized.
     #[arg(long)]
     pub stages: bool,
 }
@@ -82,7 +82,7 @@ pub struct Act {
     /// The input; a name picks one of several tensors.
     #[arg(long, value_name = "FILE[:NAME]")]
     pub input: String,
-    /// Takes the output [.., d] as tensor `y`; if quantised, as `codes` [.., d] and `scales` [.., G].
+    /// Takes the output [.., d] as tensor `y`; if quantized, as `codes` [.., d] and `scales` [.., G].
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
     /// auto, or a platform's name.
@@ -231,10 +231,10 @@ impl From<TypeArgument> for DType {
     }
 }
 
-/// How an activation's output is quantised.
+/// How an activation's output is quantized.
 #[derive(Debug, Args)]
 pub struct QuantSettings {
-    /// Quantises the output in the same pass.
+    /// Quantizes the output in the same pass.
     #[arg(long, value_enum)]
     pub quant: Option<QuantArgument>,
     /// Elements of a row that share a scale: 128 (unless given), 64 or 32.
@@ -252,11 +252,11 @@ pub struct QuantSettings {
 }
 
 impl QuantSettings {
-    /// The quantisation, if one is asked for.
+    /// The quantization, if one is asked for.
     ///
     /// # Errors
-    /// As [`Quantisation::new`] and [`Quantisation::with_floor`].
-    pub fn quantisation(&self) -> swiglu::Result<Option<Quantisation>> {
+    /// As [`Quantization::new`] and [`Quantization::with_floor`].
+    pub fn quantization(&self) -> swiglu::Result<Option<Quantization>> {
         let Some(QuantArgument::Fp8) = self.quant else {
             return Ok(None);
         };
@@ -264,9 +264,9 @@ impl QuantSettings {
             ScalesArgument::Ue8m0 => ScaleFormat::Ue8m0,
             ScalesArgument::F32 => ScaleFormat::F32,
         };
-        Quantisation::new(self.group.unwrap_or(128), format)?
+        Quantization::new(self.group.unwrap_or(128), format)?
             .with_materialize(self.materialize.unwrap_or(true))
-            .with_floor(self.floor.unwrap_or(Quantisation::FLOOR))
+            .with_floor(self.floor.unwrap_or(Quantization::FLOOR))
             .map(Some)
     }
 }
@@ -350,7 +350,7 @@ impl From<ActivationsArgument> for ActivationQuant {
     }
 }
 
-/// What an output is quantised to.
+/// What an output is quantized to.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum QuantArgument {
     /// E4M3 codes with a scale for each group.

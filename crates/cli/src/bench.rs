@@ -6,7 +6,7 @@ use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint}
 use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
 use swiglu::{
     ActShape, AnyBackend, AnyMlp, DType, Device, Element, GatedActivation, Parameters,
-    Quantisation, bf16, f16,
+    Quantization, bf16, f16,
 };
 
 use crate::act::dispatcher;
@@ -77,7 +77,7 @@ pub fn bench(arguments: &Bench, out: &mut impl Write) -> Result<()> {
 enum Subject {
     Act {
         op: GatedActivation,
-        quant: Option<Quantisation>,
+        quant: Option<Quantization>,
         dtype: DType,
     },
     Mlp {
@@ -88,7 +88,7 @@ enum Subject {
 
 fn subjects(arguments: &Bench) -> Result<Vec<Subject>> {
     let both = arguments.op.is_none() && !arguments.mlp;
-    let quant = arguments.quant.quantisation()?;
+    let quant = arguments.quant.quantization()?;
     let mut subjects = Vec::new();
     if arguments.op.is_some() || both {
         let dtype = arguments.dtype.unwrap_or(TypeArgument::Bf16);
@@ -135,7 +135,7 @@ fn device(arguments: &Bench, subjects: &[Subject]) -> Result<Device> {
     Ok(match subjects.last() {
         Some(Subject::Mlp { weights, config }) => dispatcher.mlp_device(
             &config.activation()?,
-            config.quantisation()?.as_ref(),
+            config.quantization()?.as_ref(),
             weights.weights,
         )?,
         Some(Subject::Act {
@@ -177,7 +177,7 @@ impl Timer<'_> {
     fn act(
         &self,
         op: &GatedActivation,
-        quant: Option<&Quantisation>,
+        quant: Option<&Quantization>,
         dtype: DType,
     ) -> Result<Vec<Row>> {
         let d = self.shape.intermediate;
@@ -230,7 +230,7 @@ impl Timer<'_> {
             mlps.push(load()?);
         }
         let (h, i) = (config.hidden_size, config.intermediate_size);
-        let products = match config.quantisation()? {
+        let products = match config.quantization()? {
             Some(quant) => quant.to_string(),
             None => "bf16".to_owned(),
         };

@@ -6,7 +6,7 @@ use swiglu::mlp::{
     ActivationQuant, Checkpoint, MlpConfig, ModelConfig, SharedExpert,
     synthetic::{SyntheticConfig, synthetic_input, write_checkpoint},
 };
-use swiglu::{AnyBackend, AnyMlp, DType, Quantisation, Support, bf16};
+use swiglu::{AnyBackend, AnyMlp, DType, Quantization, Support, bf16};
 use swiglu_testing::relative_error;
 
 use crate::act::{compared, dispatcher};
@@ -117,7 +117,7 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
 /// The MLP with one kind of activations, and what the reference makes of the input.
 struct Mode {
     config: MlpConfig,
-    quant: Option<Quantisation>,
+    quant: Option<Quantization>,
     reference: Oracle,
 }
 
@@ -133,7 +133,7 @@ impl Mode {
             ..config.clone()
         };
         Ok(Self {
-            quant: config.quantisation()?,
+            quant: config.quantization()?,
             reference: Oracle::run(&config, expert, x)?,
             config,
         })
@@ -169,7 +169,7 @@ impl Trial<'_> {
         let mut plain = Vec::new();
         for mode in self.modes {
             let quant = mode.quant.as_ref();
-            match quant.map(|q| backend.supports_quantised(q, DType::F8E4M3)) {
+            match quant.map(|q| backend.supports_quantized(q, DType::F8E4M3)) {
                 Some(Support::No(reason)) => {
                     let note = format!("{platform}: {} not run, {reason}", mode.name());
                     self.notes.push(note);

@@ -24,7 +24,7 @@ pub fn run(arguments: &Run, out: &mut impl Write) -> Result<()> {
         activation_quant: arguments.activations.into(),
         ..model.mlp_config(&arguments.prefix)
     };
-    let (op, quant) = (config.activation()?, config.quantisation()?);
+    let (op, quant) = (config.activation()?, config.quantization()?);
     let x = tensor_file::read(&arguments.input)?;
     let [tokens, _] = input_shape(&x, config.hidden_size)?;
 

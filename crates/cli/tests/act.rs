@@ -5,7 +5,7 @@ mod common;
 
 use common::{Folder, expect, read, swiglu, write};
 use safetensors::Dtype;
-use swiglu::{E8M0, Element, GatedActivation, Quantisation, ScaleFormat, bf16, f16, reference};
+use swiglu::{E8M0, Element, GatedActivation, Quantization, ScaleFormat, bf16, f16, reference};
 
 /// Values on both sides of ±10, in rows of 2d = 6, for shape [2, 3, 6].
 const VALUES: [f32; 36] = [
@@ -88,7 +88,7 @@ fn one_operation_in_each_type_and_rounding() {
 }
 
 /// Codes and scales are those of the plain output, group by group, the last of them short.
-fn check_quantised<T: Element>(dtype: Dtype, flags: &[&str], quant: &Quantisation) {
+fn check_quantized<T: Element>(dtype: Dtype, flags: &[&str], quant: &Quantization) {
     const D: usize = 150;
     let folder = Folder::new();
     let (input, output) = (folder.path("in"), folder.path("out"));
@@ -128,7 +128,7 @@ fn check_quantised<T: Element>(dtype: Dtype, flags: &[&str], quant: &Quantisatio
     for (y, (codes, scales)) in y.chunks(D).zip(rows) {
         let y: Vec<f32> = y.iter().map(|y| y.to_f32()).collect();
         let mut expected = vec![0; D];
-        reference::quantise_row(quant, &y, &mut expected, |g, scale| {
+        reference::quantize_row(quant, &y, &mut expected, |g, scale| {
             let got = match quant.format() {
                 ScaleFormat::F32 => bytemuck::pod_read_unaligned(&scales[4 * g..4 * g + 4]),
                 ScaleFormat::Ue8m0 => E8M0(scales[g]).to_f32(),
@@ -140,16 +140,16 @@ fn check_quantised<T: Element>(dtype: Dtype, flags: &[&str], quant: &Quantisatio
 }
 
 #[test]
-fn the_output_is_quantised_in_groups() {
-    let v4 = Quantisation::deepseek_v4();
-    check_quantised::<bf16>(Dtype::BF16, &["--quant", "fp8"], &v4);
+fn the_output_is_quantized_in_groups() {
+    let v4 = Quantization::deepseek_v4();
+    check_quantized::<bf16>(Dtype::BF16, &["--quant", "fp8"], &v4);
     let flags = ["--quant", "fp8", "--group", "128", "--scales", "ue8m0"];
-    check_quantised::<f16>(Dtype::F16, &flags, &v4);
+    check_quantized::<f16>(Dtype::F16, &flags, &v4);
     let flags = [
         "--quant", "fp8", "--group", "32", "--scales", "f32", "--floor", "100",
     ];
-    let high = Quantisation::new(32, ScaleFormat::F32).unwrap();
-    check_quantised::<bf16>(Dtype::BF16, &flags, &high.with_floor(100.0).unwrap());
+    let high = Quantization::new(32, ScaleFormat::F32).unwrap();
+    check_quantized::<bf16>(Dtype::BF16, &flags, &high.with_floor(100.0).unwrap());
     let flags = [
         "--quant",
         "fp8",
@@ -160,8 +160,8 @@ fn the_output_is_quantised_in_groups() {
         "--materialize",
         "true",
     ];
-    let middle = Quantisation::new(64, ScaleFormat::F32).unwrap();
-    check_quantised::<f32>(Dtype::F32, &flags, &middle);
+    let middle = Quantization::new(64, ScaleFormat::F32).unwrap();
+    check_quantized::<f32>(Dtype::F32, &flags, &middle);
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn a_line_for_each_number_of_tokens_says_how_it_was_measured() {
         printed.lines().filter(begins).count()
     };
     assert_eq!((lines("1"), lines("3")), (2, 2), "{printed}");
-    let quantised = [
+    let quantized = [
         "2",
         "--shape",
         "64x64",
@@ -44,7 +44,7 @@ fn a_line_for_each_number_of_tokens_says_how_it_was_measured() {
         "--quant",
         "fp8",
     ];
-    let printed = bench(0, &quantised);
+    let printed = bench(0, &quantized);
     assert!(
         printed.contains("fp8(group=128, scales=ue8m0) in bf16"),
         "{printed}"

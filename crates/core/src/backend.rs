@@ -4,7 +4,7 @@ use crate::{ActShape, DType, GatedActivation, HostWeight, Result, RowLayout};
 
 mod quant;
 
-pub use quant::{ActAndMulQuant, Batch, QuantOptions, Quantised, QuantisedMatmul, QuantisedMut};
+pub use quant::{ActAndMulQuant, Batch, QuantOptions, Quantized, QuantizedMatmul, QuantizedMut};
 
 /// Whether a platform runs an operation, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -245,7 +245,7 @@ pub trait Matmul: Backend {
 
 /// A backend that runs the gated half of an MLP: the product with the merged gate and up weight,
 /// then the activation.
-pub trait GatedMatmul: QuantisedMatmul {
+pub trait GatedMatmul: QuantizedMatmul {
     /// Brings the gate and up weights, each [I, H], to the device as one of [2I, H], gate rows first.
     ///
     /// # Errors

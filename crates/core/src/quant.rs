@@ -48,23 +48,23 @@ impl fmt::Display for ScaleFormat {
 /// formula is DeepSeek's; `materialize` and the floor are where engines differ.
 ///
 /// ```
-/// use swiglu_core::{Quantisation, ScaleFormat};
+/// use swiglu_core::{Quantization, ScaleFormat};
 /// # fn main() -> swiglu_core::Result<()> {
-/// let vllm = Quantisation::new(128, ScaleFormat::F32)?.with_floor(1e-10)?;
+/// let vllm = Quantization::new(128, ScaleFormat::F32)?.with_floor(1e-10)?;
 /// assert_eq!(vllm.groups(300), 3);
-/// assert!(Quantisation::new(100, ScaleFormat::F32).is_err());
+/// assert!(Quantization::new(100, ScaleFormat::F32).is_err());
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Quantisation {
+pub struct Quantization {
     group: usize,
     format: ScaleFormat,
     floor: f32,
     materialize: bool,
 }
 
-impl Quantisation {
+impl Quantization {
     /// The groups' lengths that kernels exist for.
     pub const GROUPS: [usize; 3] = [128, 64, 32];
     /// DeepSeek's least amax.
@@ -189,7 +189,7 @@ impl Quantisation {
 }
 
 /// The name and what is set, such as `fp8(group=128, scales=ue8m0)`.
-impl fmt::Display for Quantisation {
+impl fmt::Display for Quantization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "fp8(group={}, scales={}", self.group, self.format)?;
         if self.floor != Self::FLOOR {
@@ -208,14 +208,14 @@ mod tests {
 
     #[test]
     fn scales_are_floored_and_rounded_up_to_powers_of_two() {
-        let v4 = Quantisation::deepseek_v4();
+        let v4 = Quantization::deepseek_v4();
         assert_eq!(v4.scale(448.0), 1.0);
         assert_eq!(v4.scale(448.0_f32.next_up()), 2.0);
         assert_eq!(v4.scale(448.0_f32.next_down()), 1.0);
         assert_eq!(v4.scale(224.0), 0.5);
         // 1e-4/448 = 2.2e-7 lies between 2^-23 and 2^-22.
         assert_eq!(v4.scale(0.0), 2f32.powi(-22));
-        let f32s = Quantisation::new(64, ScaleFormat::F32).unwrap();
+        let f32s = Quantization::new(64, ScaleFormat::F32).unwrap();
         assert_eq!(f32s.scale(0.0), 1e-4 / 448.0);
         assert_eq!(f32s.with_floor(1e-10).unwrap().scale(0.0), 1e-10 / 448.0);
         assert_eq!(f32s.scale(100.0), 100.0 / 448.0);
@@ -223,12 +223,12 @@ mod tests {
 
     #[test]
     fn a_group_that_is_not_finite_shows_it() {
-        let v4 = Quantisation::deepseek_v4();
+        let v4 = Quantization::deepseek_v4();
         assert!(v4.scale(f32::NAN).is_nan());
         assert!(v4.scale(f32::INFINITY).is_nan());
         assert_eq!(v4.code(1.0, f32::NAN).0, 0x7f);
         assert_eq!(v4.code(-1.0, -f32::NAN).0, 0x7f);
-        let f32s = Quantisation::new(32, ScaleFormat::F32).unwrap();
+        let f32s = Quantization::new(32, ScaleFormat::F32).unwrap();
         assert_eq!(f32s.scale(f32::INFINITY), f32::INFINITY);
         assert_eq!(f32s.scale(f32::NAN).to_bits(), 0x7fc0_0000);
     }
@@ -236,10 +236,10 @@ mod tests {
     #[test]
     fn what_no_kernel_has_is_refused() {
         for group in [0, 1, 16, 100, 256] {
-            assert!(Quantisation::new(group, ScaleFormat::F32).is_err());
+            assert!(Quantization::new(group, ScaleFormat::F32).is_err());
         }
         for floor in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-38] {
-            assert!(Quantisation::deepseek_v4().with_floor(floor).is_err());
+            assert!(Quantization::deepseek_v4().with_floor(floor).is_err());
         }
     }
 

@@ -11,7 +11,7 @@ mod backend;
 mod quant;
 
 pub use backend::{Reference, ReferenceWeight};
-pub use quant::{clamp_hits, gated_routed, quantise_row};
+pub use quant::{clamp_hits, gated_routed, quantize_row};
 
 /// The arithmetic of the formulas, in f64 or in f32.
 trait Real: Copy + PartialOrd {

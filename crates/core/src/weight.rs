@@ -2,7 +2,7 @@ use half::{bf16, f16};
 
 use crate::{DType, E4M3, E8M0, Error, Result};
 
-/// The scales of a weight that is quantised in blocks: one for each `block[0]` rows and `block[1]`
+/// The scales of a weight that is quantized in blocks: one for each `block[0]` rows and `block[1]`
 /// columns, row-major, `[ceil(rows/block[0]), ceil(cols/block[1])]`. They multiply.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockScales<'a> {
@@ -119,7 +119,7 @@ impl<'a> HostWeight<'a> {
         self.data
     }
 
-    /// The scales of a quantised weight.
+    /// The scales of a quantized weight.
     pub const fn scales(&self) -> Option<&BlockScales<'a>> {
         self.scales.as_ref()
     }

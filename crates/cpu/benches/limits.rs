@@ -1,4 +1,4 @@
-//! Activations, alone and with quantisation, beside what the memory allows, on each instruction set
+//! Activations, alone and with quantization, beside what the memory allows, on each instruction set
 //! of this machine: each round runs the limits and all cases in turn, and medians are compared.
 //!
 //! `cargo bench -p swiglu-cpu --bench limits [-- words that a case's name must contain]`
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, Backend, DType, Element, GatedActivation, HostBuffer, QuantOptions,
-    Quantisation, QuantisedMut, ScaleFormat, ScaleLayout, ScaleOrder, ScalesMut, Tensor, TensorMut,
+    Quantization, QuantizedMut, ScaleFormat, ScaleLayout, ScaleOrder, ScalesMut, Tensor, TensorMut,
     bf16, f16,
 };
 use swiglu_cpu::limits::{Pattern, Traffic};
@@ -75,10 +75,10 @@ fn activation<'a>(
     }
 }
 
-fn quantised<'a>(
+fn quantized<'a>(
     set: InstructionSet,
     op: &'a GatedActivation,
-    quant: Quantisation,
+    quant: Quantization,
     x: &'a HostBuffer,
     dtype: DType,
     [rows, d]: [usize; 2],
@@ -92,7 +92,7 @@ fn quantised<'a>(
         name: format!("{} {dtype} {set} {quant}", op.name()),
         bytes: rows * d * (2 * dtype.size() + 1) + layout.bytes().unwrap(),
         run: Box::new(move || {
-            let output = QuantisedMut {
+            let output = QuantizedMut {
                 codes: TensorMut::contiguous(&mut codes, DType::F8E4M3, rows, d),
                 scales: ScalesMut {
                     buffer: &mut scales,
@@ -136,9 +136,9 @@ fn main() {
         (DType::F32, input::<f32>(4096 * 2 * 3072)),
     ];
     let quants = [
-        Quantisation::deepseek_v4(),
-        Quantisation::deepseek_v4_1(),
-        Quantisation::new(128, ScaleFormat::F32).unwrap(),
+        Quantization::deepseek_v4(),
+        Quantization::deepseek_v4_1(),
+        Quantization::new(128, ScaleFormat::F32).unwrap(),
     ];
     println!("us, GB/s, of the limit TwoReadsOneStream, of TwoReadsOneWrite of as many bytes");
     for (dtype, x) in &x {
@@ -153,7 +153,7 @@ fn main() {
                 for set in InstructionSet::ALL.into_iter().filter(|s| s.available()) {
                     cases.push(activation(set, op, x, *dtype, shape));
                     for quant in quants {
-                        cases.push(quantised(set, op, quant, x, *dtype, shape));
+                        cases.push(quantized(set, op, quant, x, *dtype, shape));
                     }
                 }
             }

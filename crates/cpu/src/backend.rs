@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::ThreadPool;
 use swiglu_core::{
     ActAndMul, ActShape, Backend, DType, Element, GatedActivation, GatedMatmul, HostBuffer,
-    HostWeight, Layout, Matmul, QuantisedMatmul, Result, RowLayout, Rows, RowsMut, Support, Tensor,
+    HostWeight, Layout, Matmul, QuantizedMatmul, Result, RowLayout, Rows, RowsMut, Support, Tensor,
     TensorMut, bf16, f16,
 };
 
@@ -281,7 +281,7 @@ impl Matmul for CpuBackend {
     }
 }
 
-impl QuantisedMatmul for CpuBackend {}
+impl QuantizedMatmul for CpuBackend {}
 
 impl GatedMatmul for CpuBackend {
     fn load_gate_up(&self, gate: HostWeight<'_>, up: HostWeight<'_>) -> Result<PackedWeight> {

@@ -1,12 +1,12 @@
-//! Quantisation to FP8 and back: a row, or a part of a long one, at a time on one thread. What an
-//! activation gives stays in the first-level cache until it is quantised.
+//! Quantization to FP8 and back: a row, or a part of a long one, at a time on one thread. What an
+//! activation gives stays in the first-level cache until it is quantized.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use swiglu_core::{
-    ActAndMulQuant, Batch, DType, E8M0, GatedActivation, HostBuffer, QuantOptions, Quantisation,
-    Quantised, QuantisedMut, Result, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, Scales,
+    ActAndMulQuant, Batch, DType, E8M0, GatedActivation, HostBuffer, QuantOptions, Quantization,
+    Quantized, QuantizedMut, Result, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, Scales,
     Support, Tensor, TensorMut, bf16, f16,
 };
 
@@ -20,7 +20,7 @@ mod rows;
 
 use fused::Fused;
 use hits::Hits;
-use rows::{Dequantise, Quantise};
+use rows::{Dequantize, Quantize};
 
 /// Codes and scales of a matrix, of which tasks write disjoint parts.
 struct Target {
@@ -31,7 +31,7 @@ struct Target {
 }
 
 impl Target {
-    fn new(output: QuantisedMut<'_, HostBuffer>) -> Self {
+    fn new(output: QuantizedMut<'_, HostBuffer>) -> Self {
         Self {
             layout: output.codes.layout,
             codes: Shared(output.codes.buffer.bytes_mut().as_mut_ptr()),
@@ -109,9 +109,9 @@ fn in_use(row: usize, batch: Option<&Batch<'_, HostBuffer>>) -> bool {
 fn act_quant<T: Lanes>(
     set: InstructionSet,
     op: &GatedActivation,
-    quant: &Quantisation,
+    quant: &Quantization,
     input: &Tensor<'_, HostBuffer>,
-    output: QuantisedMut<'_, HostBuffer>,
+    output: QuantizedMut<'_, HostBuffer>,
     options: QuantOptions<'_, HostBuffer>,
 ) {
     let QuantOptions { route, batch, hits } = options;
@@ -150,15 +150,15 @@ fn act_quant<T: Lanes>(
     }
 }
 
-fn quantise<T: Lanes>(
+fn quantize<T: Lanes>(
     set: InstructionSet,
-    quant: &Quantisation,
+    quant: &Quantization,
     input: &Tensor<'_, HostBuffer>,
-    output: QuantisedMut<'_, HostBuffer>,
+    output: QuantizedMut<'_, HostBuffer>,
 ) {
     let (x, target) = (input.buffer.typed::<T>(), Target::new(output));
     activation::split(&target.layout, |row, range| {
-        let quantise = Quantise {
+        let quantize = Quantize {
             quant,
             values: &x[input.layout.row(row)],
             range,
@@ -166,20 +166,20 @@ fn quantise<T: Lanes>(
             to: unsafe { target.row(row) },
         };
         // SAFETY: `set` is only given out for machines that have it.
-        unsafe { simd::dispatch(set, quantise) }
+        unsafe { simd::dispatch(set, quantize) }
     });
 }
 
-fn dequantise<T: Lanes>(
+fn dequantize<T: Lanes>(
     set: InstructionSet,
-    quant: &Quantisation,
-    input: &Quantised<'_, HostBuffer>,
+    quant: &Quantization,
+    input: &Quantized<'_, HostBuffer>,
     output: TensorMut<'_, HostBuffer>,
 ) {
     let (codes, layout) = (&input.codes, output.layout);
     let y = Shared(output.buffer.typed_mut::<T>().as_mut_ptr());
     activation::split(&layout, |row, range| {
-        let dequantise = Dequantise {
+        let dequantize = Dequantize {
             group: quant.group(),
             codes: &codes.buffer.bytes()[codes.layout.row(row)],
             range,
@@ -188,7 +188,7 @@ fn dequantise<T: Lanes>(
             to: unsafe { y.get().add(layout.row(row).start) },
         };
         // SAFETY: `set` is only given out for machines that have it.
-        unsafe { simd::dispatch(set, dequantise) }
+        unsafe { simd::dispatch(set, dequantize) }
     });
 }
 
@@ -205,7 +205,7 @@ macro_rules! typed {
 }
 
 impl ActAndMulQuant for CpuBackend {
-    fn supports_quant(&self, _quant: &Quantisation, dtype: DType) -> Support {
+    fn supports_quant(&self, _quant: &Quantization, dtype: DType) -> Support {
         if DType::COMPUTE.contains(&dtype) {
             Support::Native
         } else {
@@ -216,9 +216,9 @@ impl ActAndMulQuant for CpuBackend {
     fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, HostBuffer>,
-        output: QuantisedMut<'_, HostBuffer>,
+        output: QuantizedMut<'_, HostBuffer>,
         options: QuantOptions<'_, HostBuffer>,
     ) -> Result<()> {
         self.check_act_quant(op, quant, &input, &output, &options)?;
@@ -232,30 +232,30 @@ impl ActAndMulQuant for CpuBackend {
         Ok(())
     }
 
-    fn quantise(
+    fn quantize(
         &self,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, HostBuffer>,
-        output: QuantisedMut<'_, HostBuffer>,
+        output: QuantizedMut<'_, HostBuffer>,
     ) -> Result<()> {
         self.check_quant(quant, &input, &output)?;
         let (set, layout) = (self.instruction_set(), output.codes.layout);
         self.for_rows(&layout, || {
-            typed!(input.dtype, quantise(set, quant, &input, output));
+            typed!(input.dtype, quantize(set, quant, &input, output));
         });
         Ok(())
     }
 
-    fn dequantise(
+    fn dequantize(
         &self,
-        quant: &Quantisation,
-        input: Quantised<'_, HostBuffer>,
+        quant: &Quantization,
+        input: Quantized<'_, HostBuffer>,
         output: TensorMut<'_, HostBuffer>,
     ) -> Result<()> {
         self.check_dequant(quant, &input, &output)?;
         let (set, layout) = (self.instruction_set(), output.layout);
         self.for_rows(&layout, || {
-            typed!(output.dtype, dequantise(set, quant, &input, output));
+            typed!(output.dtype, dequantize(set, quant, &input, output));
         });
         Ok(())
     }

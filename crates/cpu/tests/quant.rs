@@ -1,4 +1,4 @@
-//! Quantisation: bit for bit the reference's, in two steps and fused, on every instruction set of
+//! Quantization: bit for bit the reference's, in two steps and fused, on every instruction set of
 //! this machine and whatever the number of threads.
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
@@ -7,12 +7,12 @@ use std::sync::{Arc, LazyLock};
 
 use swiglu_core::reference::Reference;
 use swiglu_core::{
-    ActAndMulQuant, Batch, DType, GatedActivation, HostBuffer, QuantOptions, Quantisation,
-    Quantised, QuantisedMut, ScaleFormat, ScaleLayout, ScaleOrder, Scales, ScalesMut, Tensor,
+    ActAndMulQuant, Batch, DType, GatedActivation, HostBuffer, QuantOptions, Quantization,
+    Quantized, QuantizedMut, ScaleFormat, ScaleLayout, ScaleOrder, Scales, ScalesMut, Tensor,
     TensorMut, bf16,
 };
 use swiglu_cpu::{CpuBackend, InstructionSet};
-use swiglu_testing::inputs::{Numbers, quantisations};
+use swiglu_testing::inputs::{Numbers, quantizations};
 use swiglu_testing::{Check, Expectations, Harness, QuantCase, checks};
 
 const POISON: u8 = 0xa5;
@@ -45,8 +45,8 @@ fn on_every_backend(check: Check<CpuBackend>) {
 }
 
 #[test]
-fn matrices_are_quantised() {
-    on_every_backend(checks::matrices_are_quantised);
+fn matrices_are_quantized() {
+    on_every_backend(checks::matrices_are_quantized);
 }
 
 #[test]
@@ -55,19 +55,19 @@ fn quotients_are_rounded_once() {
 }
 
 #[test]
-fn activations_of_exact_products_are_quantised() {
-    on_every_backend(checks::quantised_activations_of_exact_products);
+fn activations_of_exact_products_are_quantized() {
+    on_every_backend(checks::quantized_activations_of_exact_products);
 }
 
 #[test]
 fn the_fused_pass_is_the_two_step_path() {
-    on_every_backend(checks::fused_quantisation_equals_two_steps);
+    on_every_backend(checks::fused_quantization_equals_two_steps);
 }
 
 /// Groups whose largest magnitude is each float around 448 times each power of two.
 #[test]
 fn scales_step_where_448_times_a_power_of_two_does() {
-    let quant = Quantisation::new(32, ScaleFormat::Ue8m0).unwrap();
+    let quant = Quantization::new(32, ScaleFormat::Ue8m0).unwrap();
     let quant = quant.with_floor(1e-30).unwrap();
     let mut x = Vec::new();
     for exponent in -90..119 {
@@ -95,7 +95,7 @@ fn scales_step_where_448_times_a_power_of_two_does() {
 fn sweep_scales(backend: &CpuBackend, step: u32) -> u64 {
     const GROUPS: usize = 1 << 16;
     let floor = 1e-30_f32;
-    let quant = Quantisation::new(32, ScaleFormat::Ue8m0).unwrap();
+    let quant = Quantization::new(32, ScaleFormat::Ue8m0).unwrap();
     let quant = quant.with_floor(floor).unwrap();
     let layout = ScaleLayout::contiguous(ScaleFormat::Ue8m0, ScaleOrder::RowMajor, 1, GROUPS);
     let mut x = HostBuffer::zeroed(4 * 32 * GROUPS).unwrap();
@@ -109,7 +109,7 @@ fn sweep_scales(backend: &CpuBackend, step: u32) -> u64 {
             group.fill(0.0);
             group[bits(g) as usize % 32] = f32::from_bits(bits(g));
         }
-        let output = QuantisedMut {
+        let output = QuantizedMut {
             codes: TensorMut::contiguous(&mut codes, DType::F8E4M3, 1, 32 * GROUPS),
             scales: ScalesMut {
                 buffer: &mut scales,
@@ -117,7 +117,7 @@ fn sweep_scales(backend: &CpuBackend, step: u32) -> u64 {
             },
         };
         let input = Tensor::contiguous(&x, DType::F32, 1, 32 * GROUPS);
-        backend.quantise(&quant, input, output).unwrap();
+        backend.quantize(&quant, input, output).unwrap();
         for (g, &byte) in scales.bytes().iter().enumerate() {
             let amax = f64::from(f32::from_bits(bits(g)).max(floor));
             let largest = 448.0 * 2f64.powi(i32::from(byte) - 127);
@@ -147,7 +147,7 @@ fn the_exponents_are_exact_for_every_positive_float() {
 fn all_backends_give_the_same_codes() {
     let op = GatedActivation::deepseek_v4();
     let x: Vec<bf16> = Numbers::new(3).values(64 * 2 * 2048, 15.0);
-    for (quant, order) in quantisations().unwrap() {
+    for (quant, order) in quantizations().unwrap() {
         for materialize in [true, false] {
             let kind = (quant.with_materialize(materialize), order);
             let case = QuantCase {
@@ -171,7 +171,7 @@ fn all_backends_give_the_same_codes() {
 fn codes_are_widened_as_the_reference_does() {
     fn widened<B: ActAndMulQuant<Buffer = HostBuffer>>(
         backend: &B,
-        quant: &Quantisation,
+        quant: &Quantization,
         order: ScaleOrder,
         dtype: DType,
         d: usize,
@@ -195,7 +195,7 @@ fn codes_are_widened_as_the_reference_does() {
         };
         let (codes, scales) = (filled(&codes), filled(&scales));
         let mut y = filled(&vec![POISON; rows * d * dtype.size() + 2]);
-        let input = Quantised {
+        let input = Quantized {
             codes: Tensor::contiguous(&codes, DType::F8E4M3, rows, d),
             scales: Scales {
                 buffer: &scales,
@@ -203,10 +203,10 @@ fn codes_are_widened_as_the_reference_does() {
             },
         };
         let output = TensorMut::contiguous(&mut y, dtype, rows, d);
-        backend.dequantise(quant, input, output).unwrap();
+        backend.dequantize(quant, input, output).unwrap();
         y.bytes().to_vec()
     }
-    for (quant, order) in quantisations().unwrap() {
+    for (quant, order) in quantizations().unwrap() {
         for dtype in DType::COMPUTE {
             for d in [1, 255, 2304] {
                 let want = widened(&Reference, &quant, order, dtype, d);
@@ -223,13 +223,13 @@ fn codes_are_widened_as_the_reference_does() {
 /// Arguments that do not fit are refused by name before anything is written.
 #[test]
 fn arguments_are_named() {
-    let (quant, backend) = (Quantisation::deepseek_v4(), &HARNESSES[0].1.backend);
+    let (quant, backend) = (Quantization::deepseek_v4(), &HARNESSES[0].1.backend);
     let x = HostBuffer::zeroed(2 * 256 * 2).unwrap();
     let refused = |codes: usize, order, stride: usize, counts: Option<&HostBuffer>| {
         let mut codes = filled(&vec![POISON; codes]);
         let mut scales = filled(&[POISON; 2]);
         let layout = ScaleLayout::contiguous(quant.format(), order, 2, 1).with_stride(stride);
-        let output = QuantisedMut {
+        let output = QuantizedMut {
             codes: TensorMut::contiguous(&mut codes, DType::F8E4M3, 2, 128),
             scales: ScalesMut {
                 buffer: &mut scales,

@@ -1,5 +1,5 @@
 """Times what else computes DeepSeek-V4's activation on this GPU: PyTorch eager, torch.compile, and a
-Triton kernel of the usual shape (flat, fused, clamp before silu), alone and with quantisation to FP8.
+Triton kernel of the usual shape (flat, fused, clamp before silu), alone and with quantization to FP8.
 
     python3 crates/cuda/benches/peers.py
 
@@ -82,7 +82,7 @@ def median(call, inputs, bytes_of_call):
 
 def main():
     print(torch.__version__, "triton", triton.__version__, torch.cuda.get_device_name())
-    print("| T x d, bf16 | eager | torch.compile | Triton, fused | torch.compile with quantisation |")
+    print("| T x d, bf16 | eager | torch.compile | Triton, fused | torch.compile with quantization |")
     print("|---|---|---|---|---|")
     for t, d in SHAPES:
         bytes_of_call = 6 * t * d

@@ -1,6 +1,6 @@
-// The activation and the quantisation of what it gives in one pass: y goes from its registers to
+// The activation and the quantization of what it gives in one pass: y goes from its registers to
 // codes, and no matrix of y is written.
-#include "quantise.cuh"
+#include "quantize.cuh"
 
 // Adds up the hits of a block, and then to the counters once. All threads of the block take part.
 __device__ __forceinline__ void add_hits(uint32_t* counters, uint32_t hits) {
@@ -22,7 +22,7 @@ __device__ __forceinline__ void add_hits(uint32_t* counters, uint32_t hits) {
 
 template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, typename P, bool ALIGNED, bool HITS,
           Known KNOWN>
-__device__ __forceinline__ void act_and_quantise(const QuantParams& p) {
+__device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
     constexpr int N = P::N, VECTORS = P::VECTORS;
     Place<N> at = place<N, VECTORS>(p);
     constexpr uint64_t APART = INTERLEAVED ? 2 : 1;
@@ -69,7 +69,7 @@ __device__ __forceinline__ void act_and_quantise(const QuantParams& p) {
             for (int j = 0; j < VECTORS * N; j += 2) round_pair<T>(y[j], y[j + 1]);
         }
     }
-    write_quantised<N, VECTORS, ALIGNED, KNOWN>(p, at, y);
+    write_quantized<N, VECTORS, ALIGNED, KNOWN>(p, at, y);
     if constexpr (HITS) {
         if (p.hits != nullptr) add_hits(p.hits, hits);
     }
@@ -82,7 +82,7 @@ __device__ __forceinline__ void act_and_quantise(const QuantParams& p) {
 #define KERNEL(NAME, BOUNDS, ELEMENTS, ALIGNED, HITS, KNOWN, F, C, T, EAGER, INTERLEAVED)          \
     extern "C" __global__ void __launch_bounds__ BOUNDS NAME(const __grid_constant__ QuantParams p) { \
         using P = Part<T, ELEMENTS>;                                                              \
-        act_and_quantise<F, Clamp::C, T, EAGER, INTERLEAVED, P, ALIGNED, HITS, Known::KNOWN>(p);  \
+        act_and_quantize<F, Clamp::C, T, EAGER, INTERLEAVED, P, ALIGNED, HITS, Known::KNOWN>(p);  \
     }
 #define UNCLAMPED(NAME, ...)                                                  \
     KERNEL(NAME##_element, (1024, 1), 4, false, false, Nothing, __VA_ARGS__)  \

@@ -1,4 +1,4 @@
-// E4M3 codes and the scales of their groups, bit for bit as core's `Quantisation` has them.
+// E4M3 codes and the scales of their groups, bit for bit as core's `Quantization` has them.
 #pragma once
 #include "numbers.cuh"
 

@@ -3,13 +3,13 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, Backend, DType, Error as CoreError, GatedActivation, GatedMatmul,
-    HostWeight, Matmul, QuantOptions, Quantisation, Quantised, QuantisedMatmul, QuantisedMut,
+    HostWeight, Matmul, QuantOptions, Quantization, Quantized, QuantizedMatmul, QuantizedMut,
     Support, Tensor, TensorMut,
 };
 
 use crate::{
-    Activations, Batches, CudaBuffer, CudaWeight, Error, LaunchOptions, PLATFORM, Quantisers,
-    RawCall, RawMatrix, RawQuantCall, RawQuantised, Result, Route, error::Doing, probe::probe,
+    Activations, Batches, CudaBuffer, CudaWeight, Error, LaunchOptions, PLATFORM, Quantizers,
+    RawCall, RawMatrix, RawQuantCall, RawQuantized, Result, Route, error::Doing, probe::probe,
     product::Products, weight::to_device,
 };
 
@@ -27,7 +27,7 @@ use crate::{
 pub struct CudaBackend {
     stream: Arc<CudaStream>,
     activations: Activations,
-    quantisers: Quantisers,
+    quantizers: Quantizers,
     products: Products,
     options: LaunchOptions,
     fp8_tensor_cores: bool,
@@ -59,7 +59,7 @@ impl CudaBackend {
         let library = products.library();
         Ok(Self {
             activations,
-            quantisers: Quantisers::new(context)?,
+            quantizers: Quantizers::new(context)?,
             description: format!("{name}, sm_{major}{minor}, {library}"),
             products,
             options: LaunchOptions::default(),
@@ -77,7 +77,7 @@ impl CudaBackend {
     /// The same backend, which multiplies codes on FP8 tensor cores where it can, for speed at the
     /// cost of precision: they keep about 14 bits of a sum, and f32 only from one 128 of k to the
     /// next. On an H200, ‖error‖/‖sum‖ was 4e-4, against 1e-6 without, and 3e-3 after a whole MLP
-    /// whose products are so. Off by default: see [`QuantisedMatmul::matmul_quantised`] below.
+    /// whose products are so. Off by default: see [`QuantizedMatmul::matmul_quantized`] below.
     #[must_use]
     pub fn with_fp8_tensor_cores(self, on: bool) -> Self {
         Self {
@@ -112,9 +112,9 @@ impl CudaBackend {
         &self.activations
     }
 
-    /// The kernels that quantise, for calls beside this backend's buffers.
-    pub const fn quantisers(&self) -> &Quantisers {
-        &self.quantisers
+    /// The kernels that quantize, for calls beside this backend's buffers.
+    pub const fn quantizers(&self) -> &Quantizers {
+        &self.quantizers
     }
 }
 
@@ -134,8 +134,8 @@ fn matrix(tensor: &Tensor<'_, CudaBuffer>) -> RawMatrix {
     }
 }
 
-fn quantised(matrix: &Quantised<'_, CudaBuffer>) -> RawQuantised {
-    RawQuantised {
+fn quantized(matrix: &Quantized<'_, CudaBuffer>) -> RawQuantized {
+    RawQuantized {
         codes: matrix.codes.buffer.address(),
         codes_layout: matrix.codes.layout,
         scales: matrix.scales.buffer.address(),
@@ -271,7 +271,7 @@ impl Matmul for CudaBackend {
 }
 
 impl ActAndMulQuant for CudaBackend {
-    fn supports_quant(&self, _quant: &Quantisation, dtype: DType) -> Support {
+    fn supports_quant(&self, _quant: &Quantization, dtype: DType) -> Support {
         if DType::COMPUTE.contains(&dtype) {
             Support::Native
         } else {
@@ -282,15 +282,15 @@ impl ActAndMulQuant for CudaBackend {
     fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, CudaBuffer>,
-        output: QuantisedMut<'_, CudaBuffer>,
+        output: QuantizedMut<'_, CudaBuffer>,
         extra: QuantOptions<'_, CudaBuffer>,
     ) -> swiglu_core::Result<()> {
         self.check_act_quant(op, quant, &input, &output, &extra)?;
         let call = RawQuantCall {
             input: matrix(&input),
-            output: quantised(&output.as_ref()),
+            output: quantized(&output.as_ref()),
             route: extra.route.map(CudaBuffer::address),
             batches: extra.batch.map(|b| Batches {
                 rows: b.rows,
@@ -302,50 +302,50 @@ impl ActAndMulQuant for CudaBackend {
         // SAFETY: the call has been checked against the buffers, which the driver frees only
         // after the stream's work.
         unsafe {
-            self.quantisers
+            self.quantizers
                 .act_and_mul_quant_raw(stream, op, quant, &call, options)
         }?;
         Ok(())
     }
 
-    fn quantise(
+    fn quantize(
         &self,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, CudaBuffer>,
-        output: QuantisedMut<'_, CudaBuffer>,
+        output: QuantizedMut<'_, CudaBuffer>,
     ) -> swiglu_core::Result<()> {
         self.check_quant(quant, &input, &output)?;
         let (stream, options) = (self.stream.cu_stream(), self.options);
-        let (input, output) = (matrix(&input), quantised(&output.as_ref()));
+        let (input, output) = (matrix(&input), quantized(&output.as_ref()));
         // SAFETY: the call has been checked against the buffers, which the driver frees only
         // after the stream's work.
         unsafe {
-            self.quantisers
-                .quantise_raw(stream, quant, &input, &output, options)
+            self.quantizers
+                .quantize_raw(stream, quant, &input, &output, options)
         }?;
         Ok(())
     }
 
-    fn dequantise(
+    fn dequantize(
         &self,
-        quant: &Quantisation,
-        input: Quantised<'_, CudaBuffer>,
+        quant: &Quantization,
+        input: Quantized<'_, CudaBuffer>,
         output: TensorMut<'_, CudaBuffer>,
     ) -> swiglu_core::Result<()> {
         self.check_dequant(quant, &input, &output)?;
         let (stream, options) = (self.stream.cu_stream(), self.options);
-        let (input, output) = (quantised(&input), matrix(&output.as_ref()));
+        let (input, output) = (quantized(&input), matrix(&output.as_ref()));
         // SAFETY: as above.
         unsafe {
-            self.quantisers
-                .dequantise_raw(stream, quant, &input, &output, options)
+            self.quantizers
+                .dequantize_raw(stream, quant, &input, &output, options)
         }?;
         Ok(())
     }
 }
 
-impl QuantisedMatmul for CudaBackend {
-    fn supports_quantised(&self, quant: &Quantisation, weight: DType) -> Support {
+impl QuantizedMatmul for CudaBackend {
+    fn supports_quantized(&self, quant: &Quantization, weight: DType) -> Support {
         let tensor_cores = self.fp8_tensor_cores && self.products.multiplies_codes();
         let codes = tensor_cores && quant.group() == 128;
         match self.supports_weight(weight) {
@@ -355,16 +355,16 @@ impl QuantisedMatmul for CudaBackend {
         }
     }
 
-    /// Multiplies what [`ActAndMulQuant::dequantise`] writes to `widened`: sums are those of f32.
+    /// Multiplies what [`ActAndMulQuant::dequantize`] writes to `widened`: sums are those of f32.
     ///
     /// With [`Self::with_fp8_tensor_cores`], on Hopper with cublasLt from 12.9 on, codes in groups
     /// of 128 are multiplied as they are by FP8 weights in blocks of 128 x 128, where T is a
     /// multiple of 4, N of 4 and K of 16 and rows begin at multiples of 16 bytes. Scales that are
     /// not f32 in columns without gaps are written to `widened` as such first, if that has no gaps.
-    fn matmul_quantised(
+    fn matmul_quantized(
         &self,
-        quant: &Quantisation,
-        x: Quantised<'_, CudaBuffer>,
+        quant: &Quantization,
+        x: Quantized<'_, CudaBuffer>,
         weight: &CudaWeight,
         mut widened: TensorMut<'_, CudaBuffer>,
         y: TensorMut<'_, CudaBuffer>,
@@ -372,7 +372,7 @@ impl QuantisedMatmul for CudaBackend {
         self.check_matmul(&widened.as_ref(), weight, &y)?;
         self.check_dequant(quant, &x, &widened)?;
         let (from, room, to) = (
-            quantised(&x),
+            quantized(&x),
             matrix(&widened.as_ref()),
             matrix(&y.as_ref()),
         );
@@ -381,9 +381,9 @@ impl QuantisedMatmul for CudaBackend {
             // SAFETY: the call has been checked against the buffers, which the driver frees only
             // after the stream's work.
             let done = unsafe {
-                self.products.quantised_product(
+                self.products.quantized_product(
                     stream,
-                    &self.quantisers,
+                    &self.quantizers,
                     quant,
                     &from,
                     weight,
@@ -395,7 +395,7 @@ impl QuantisedMatmul for CudaBackend {
                 return Ok(());
             }
         }
-        self.dequantise(quant, x, widened.reborrow())?;
+        self.dequantize(quant, x, widened.reborrow())?;
         self.matmul(widened.as_ref(), weight, y)
     }
 }

@@ -4,7 +4,7 @@
 //! - [`CudaBackend`]: the backend, on the caller's own stream;
 //! - [`Activations`]: the activation alone, over cudarc's streams and slices, or over bare device
 //!   pointers and a stream handle, for engines with their own memory;
-//! - [`Quantisers`]: the activation that gives FP8 codes with their scales, and quantisation alone
+//! - [`Quantizers`]: the activation that gives FP8 codes with their scales, and quantization alone
 //!   and back, over bare device pointers.
 //!
 //! The kernels are CUDA C++ templates in `kernels/`, compiled ahead into the fatbins of `fatbin/`:
@@ -60,8 +60,8 @@ pub use probe::{DeviceInfo, NotAvailable, probe};
 pub use product::RawMatrix;
 #[doc(hidden)]
 pub use product::Route;
-pub use quant::{Quantisers, RawQuantCall};
-pub use quant_plan::RawQuantised;
+pub use quant::{Quantizers, RawQuantCall};
+pub use quant_plan::RawQuantized;
 pub use weight::CudaWeight;
 
 /// The platform's name.

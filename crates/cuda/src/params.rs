@@ -64,7 +64,7 @@ pub(crate) struct ActParams {
     pub(crate) scalars: Scalars,
 }
 
-/// `QuantParams` of `quantise.cuh`.
+/// `QuantParams` of `quantize.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct QuantParams {

@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaStream, sys};
 use swiglu_core::{
-    DType, Error as CoreError, Quantisation, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder,
+    DType, Error as CoreError, Quantization, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder,
 };
 
 use crate::{
-    CudaBuffer, CudaWeight, Quantisers, RawQuantised, Result,
+    CudaBuffer, CudaWeight, Quantizers, RawQuantized, Result,
     error::Doing,
     lt::{Addresses, CublasLt, Shape, alignment},
     probe::has_cublaslt,
@@ -248,12 +248,12 @@ impl Products {
     /// # Safety
     /// As [`Self::product`]; `room` is \[T, K\] of at least 16 bits.
     #[allow(clippy::too_many_arguments)]
-    pub(crate) unsafe fn quantised_product(
+    pub(crate) unsafe fn quantized_product(
         &self,
         stream: sys::CUstream,
-        quantisers: &Quantisers,
-        quant: &Quantisation,
-        x: &RawQuantised,
+        quantizers: &Quantizers,
+        quant: &Quantization,
+        x: &RawQuantized,
         weight: &CudaWeight,
         room: &RawMatrix,
         y: &RawMatrix,
@@ -284,7 +284,7 @@ impl Products {
         } else {
             let fits = room.layout.stride == k && room.first().is_multiple_of(16);
             // SAFETY: by this function's contract; T · K / 128 floats are less than T · K halves.
-            if !fits || !unsafe { quantisers.scales_to_columns(stream, quant, x, room)? } {
+            if !fits || !unsafe { quantizers.scales_to_columns(stream, quant, x, room)? } {
                 return Ok(false);
             }
             room.first()

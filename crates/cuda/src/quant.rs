@@ -1,14 +1,14 @@
-//! Quantisation to FP8 and back.
+//! Quantization to FP8 and back.
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, sys};
 use swiglu_core::{
-    ActShape, DType, Error as CoreError, GatedActivation, Quantisation, Rounding, ScaleFormat,
+    ActShape, DType, Error as CoreError, GatedActivation, Quantization, Rounding, ScaleFormat,
 };
 
 use crate::{
-    Batches, LaunchOptions, RawMatrix, RawQuantised, Result,
+    Batches, LaunchOptions, RawMatrix, RawQuantized, Result,
     activation::unsupported,
     driver::{Function, Module},
     error::Doing,
@@ -18,16 +18,16 @@ use crate::{
     select::{self, SHAPES, TYPES},
 };
 
-static FATBIN: &[u8] = include_bytes!("../fatbin/quantise.fatbin");
+static FATBIN: &[u8] = include_bytes!("../fatbin/quantize.fatbin");
 static FUSED: &[u8] = include_bytes!("../fatbin/act_quant.fatbin");
 
-/// A fused activation and quantisation over bare device memory.
+/// A fused activation and quantization over bare device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawQuantCall {
     /// \[T, 2d\].
     pub input: RawMatrix,
     /// \[T, d\].
-    pub output: RawQuantised,
+    pub output: RawQuantized,
     /// Address of an f32 for each row, that multiplies it before it is rounded.
     pub route: Option<u64>,
     /// Whether only some rows of each batch are in use.
@@ -37,7 +37,7 @@ pub struct RawQuantCall {
 }
 
 impl RawQuantCall {
-    fn check(&self, op: &GatedActivation, quant: &Quantisation) -> Result<ActShape> {
+    fn check(&self, op: &GatedActivation, quant: &Quantization) -> Result<ActShape> {
         let shape = ActShape::of_input(self.input.dtype, &self.input.layout)?;
         check_aligned("input", &self.input)?;
         self.output.check(quant, shape)?;
@@ -156,7 +156,7 @@ impl Fused {
         Ok(Self { plain, hits, quick })
     }
 
-    fn kernel(&self, quant: &Quantisation, call: &RawQuantCall, vectors: bool) -> Kernel {
+    fn kernel(&self, quant: &Quantization, call: &RawQuantCall, vectors: bool) -> Kernel {
         let count = (call.input.layout.rows * call.output.codes_layout.cols) as u64;
         // Without a clamp nothing is hit.
         if let Some(counting) = self.hits.filter(|_| call.hits.is_some()) {
@@ -178,13 +178,13 @@ impl Fused {
 /// Threads of a block that counts: a block adds to the counters once.
 const COUNTING_THREADS: u32 = 512;
 
-/// The kernels that quantise, loaded into a context.
+/// The kernels that quantize, loaded into a context.
 #[derive(Debug)]
-pub struct Quantisers {
+pub struct Quantizers {
     context: Arc<CudaContext>,
     /// By [`DType::COMPUTE`]'s order.
-    quantise: Vec<Accesses>,
-    dequantise: Vec<Accesses>,
+    quantize: Vec<Accesses>,
+    dequantize: Vec<Accesses>,
     columns: Function,
     /// By [`SHAPES`] and then [`TYPES`].
     fused: Vec<Fused>,
@@ -198,7 +198,7 @@ fn place(argument: &'static str, dtype: DType) -> Result<usize> {
     place.ok_or_else(|| CoreError::argument(argument, "f32, f16 or bf16", dtype).into())
 }
 
-impl Quantisers {
+impl Quantizers {
     /// Loads the kernels. This allocates; nothing after it does.
     ///
     /// # Errors
@@ -213,8 +213,8 @@ impl Quantisers {
         };
         Ok(Self {
             context: context.clone(),
-            quantise: of_types("quantise")?,
-            dequantise: of_types("dequantise")?,
+            quantize: of_types("quantize")?,
+            dequantize: of_types("dequantize")?,
             columns: module.function("scales_to_f32_columns")?,
             fused: (0..SHAPES.len() * TYPES.len())
                 .map(|i| Fused::load(&fused, i / TYPES.len(), i % TYPES.len()))
@@ -230,13 +230,13 @@ impl Quantisers {
     /// As [`crate::Activations::act_and_mul_raw`], for all the addresses of the call.
     ///
     /// # Errors
-    /// As [`ActShape::of_input`] and [`Self::quantise_raw`]; a route weight or `materialize` =
+    /// As [`ActShape::of_input`] and [`Self::quantize_raw`]; a route weight or `materialize` =
     /// false with [`Rounding::Eager`]; an activation that no kernel was compiled for.
     pub unsafe fn act_and_mul_quant_raw(
         &self,
         stream: sys::CUstream,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         call: &RawQuantCall,
         options: LaunchOptions,
     ) -> Result<()> {
@@ -273,15 +273,15 @@ impl Quantisers {
     ///
     /// # Errors
     /// A matrix whose type, shape, strides or alignment do not fit, or a failure of the driver.
-    pub unsafe fn quantise_raw(
+    pub unsafe fn quantize_raw(
         &self,
         stream: sys::CUstream,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: &RawMatrix,
-        output: &RawQuantised,
+        output: &RawQuantized,
         options: LaunchOptions,
     ) -> Result<()> {
-        let kernels = &self.quantise[place("input", input.dtype)?];
+        let kernels = &self.quantize[place("input", input.dtype)?];
         check_numbers("input", quant, input, output)?;
         let params = QuantParams::new(quant, input, output)?;
         let (rows, d) = (input.layout.rows, input.layout.cols);
@@ -297,16 +297,16 @@ impl Quantisers {
     /// As [`crate::Activations::act_and_mul_raw`].
     ///
     /// # Errors
-    /// As [`Self::quantise_raw`].
-    pub unsafe fn dequantise_raw(
+    /// As [`Self::quantize_raw`].
+    pub unsafe fn dequantize_raw(
         &self,
         stream: sys::CUstream,
-        quant: &Quantisation,
-        input: &RawQuantised,
+        quant: &Quantization,
+        input: &RawQuantized,
         output: &RawMatrix,
         options: LaunchOptions,
     ) -> Result<()> {
-        let kernels = &self.dequantise[place("output", output.dtype)?];
+        let kernels = &self.dequantize[place("output", output.dtype)?];
         check_numbers("output", quant, output, input)?;
         let params = QuantParams::new(quant, output, input)?;
         let (rows, d) = (output.layout.rows, output.layout.cols);
@@ -320,12 +320,12 @@ impl Quantisers {
     /// are too many for one launch.
     ///
     /// # Safety
-    /// As [`Self::quantise_raw`]; there is room for a scale of 4 bytes for each group.
+    /// As [`Self::quantize_raw`]; there is room for a scale of 4 bytes for each group.
     pub(crate) unsafe fn scales_to_columns(
         &self,
         stream: sys::CUstream,
-        quant: &Quantisation,
-        from: &RawQuantised,
+        quant: &Quantization,
+        from: &RawQuantized,
         to: &RawMatrix,
     ) -> Result<bool> {
         let (rows, groups) = (from.scales_layout.rows, from.scales_layout.groups);
@@ -350,7 +350,7 @@ impl Quantisers {
         &self,
         stream: sys::CUstream,
         kernel: Kernel,
-        quant: &Quantisation,
+        quant: &Quantization,
         params: QuantParams,
         numbers: &RawMatrix,
         options: LaunchOptions,
@@ -376,9 +376,9 @@ impl Quantisers {
 /// Checks a matrix of numbers and one of codes against each other.
 fn check_numbers(
     argument: &'static str,
-    quant: &Quantisation,
+    quant: &Quantization,
     numbers: &RawMatrix,
-    quantised: &RawQuantised,
+    quantized: &RawQuantized,
 ) -> Result<()> {
     let layout = &numbers.layout;
     if layout.cols == 0 {
@@ -387,5 +387,5 @@ fn check_numbers(
     layout.end(argument)?;
     check_aligned(argument, numbers)?;
     let (rows, d) = (layout.rows, layout.cols);
-    quantised.check(quant, ActShape { rows, d })
+    quantized.check(quant, ActShape { rows, d })
 }

@@ -1,7 +1,7 @@
-//! A quantisation cut into launches, and where its scales lie.
+//! A quantization cut into launches, and where its scales lie.
 
 use swiglu_core::{
-    ActShape, DType, Error as CoreError, Quantisation, RowLayout, ScaleLayout, ScaleOrder,
+    ActShape, DType, Error as CoreError, Quantization, RowLayout, ScaleLayout, ScaleOrder,
 };
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 
 /// A matrix of E4M3 codes and their scales in bare device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RawQuantised {
+pub struct RawQuantized {
     /// Address of the codes' buffer.
     pub codes: u64,
     /// \[T, d\].
@@ -23,9 +23,9 @@ pub struct RawQuantised {
     pub scales_layout: ScaleLayout,
 }
 
-impl RawQuantised {
+impl RawQuantized {
     /// Checks the shapes, the strides and the addresses' alignment.
-    pub(crate) fn check(&self, quant: &Quantisation, shape: ActShape) -> Result<()> {
+    pub(crate) fn check(&self, quant: &Quantization, shape: ActShape) -> Result<()> {
         let ActShape { rows, d } = shape;
         let (codes, scales) = (&self.codes_layout, &self.scales_layout);
         if (codes.rows, codes.cols) != (rows, d) {
@@ -63,11 +63,11 @@ impl QuantParams {
     /// All rows, of a matrix of numbers of this type and stride: no activation, every row in use,
     /// one element a thread. The caller has checked the matrices.
     pub(crate) fn new(
-        quant: &Quantisation,
+        quant: &Quantization,
         numbers: &RawMatrix,
-        quantised: &RawQuantised,
+        quantized: &RawQuantized,
     ) -> Result<Self> {
-        let (codes, scales) = (&quantised.codes_layout, &quantised.scales_layout);
+        let (codes, scales) = (&quantized.codes_layout, &quantized.scales_layout);
         // So that a thread's column, in the last group's rest too, is a u32.
         if codes.cols >= 1 << 31 {
             let expected = "fewer than 2^31 columns";
@@ -82,8 +82,8 @@ impl QuantParams {
         let params = Self {
             gate: numbers.first(),
             up: 0,
-            codes: quantised.codes + codes.offset as u64,
-            scales: quantised.scales,
+            codes: quantized.codes + codes.offset as u64,
+            scales: quantized.scales,
             route: 0,
             counts: 0,
             hits: 0,
@@ -110,7 +110,7 @@ impl QuantParams {
     }
 
     /// The same with so many elements a thread.
-    pub(crate) fn with_elements(self, quant: &Quantisation, elements: usize) -> Self {
+    pub(crate) fn with_elements(self, quant: &Quantization, elements: usize) -> Self {
         let group_threads = (quant.group() / elements) as u32;
         let row_threads = self.groups * group_threads;
         Self {
@@ -170,19 +170,19 @@ mod tests {
     use super::*;
 
     fn params(rows: usize, d: usize, order: ScaleOrder, dtype: DType) -> QuantParams {
-        let quant = Quantisation::deepseek_v4();
+        let quant = Quantization::deepseek_v4();
         let numbers = RawMatrix {
             address: 0x1000,
             dtype,
             layout: RowLayout::contiguous(rows, d),
         };
-        let quantised = RawQuantised {
+        let quantized = RawQuantized {
             codes: 0x2000,
             codes_layout: RowLayout::contiguous(rows, d),
             scales: 0x3000,
             scales_layout: ScaleLayout::contiguous(quant.format(), order, rows, quant.groups(d)),
         };
-        QuantParams::new(&quant, &numbers, &quantised)
+        QuantParams::new(&quant, &numbers, &quantized)
             .unwrap()
             .with_elements(&quant, 8)
     }
@@ -192,7 +192,7 @@ mod tests {
         for order in ScaleOrder::ALL {
             let (rows, d) = (5, 128 * 6 + 1);
             let p = params(rows, d, order, DType::BF16);
-            let quant = Quantisation::deepseek_v4();
+            let quant = Quantization::deepseek_v4();
             let layout = ScaleLayout::contiguous(quant.format(), order, rows, quant.groups(d));
             for (row, group) in (0..5).flat_map(|r| (0..7).map(move |g| (r, g))) {
                 let word = (group as u64 >> p.word_log) * p.scale_word;

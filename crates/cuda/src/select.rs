@@ -51,7 +51,7 @@ pub(crate) const SHAPES: [&str; 9] = [
 /// The instances that have a form of 32-byte accesses, in mode `Official`.
 const WIDE: usize = 2;
 
-/// The instances whose quantising forms know their scales.
+/// The instances whose quantizing forms know their scales.
 pub(crate) const QUICK: usize = 2;
 
 /// Types with the rounding modes that differ in them: f32 rounds to itself.
@@ -112,7 +112,7 @@ pub(crate) fn name(shape: usize, typed: usize, access: Access) -> Option<String>
     ))
 }
 
-/// The name of the kernels that quantise as well, without the access; whether some count hits.
+/// The name of the kernels that quantize as well, without the access; whether some count hits.
 pub(crate) fn quant_name(shape: usize, typed: usize) -> (String, bool) {
     let (dtype, rounding) = TYPES[typed];
     let mode = match rounding {

@@ -8,7 +8,7 @@ use swiglu_core::{Limit, Rounding};
 use crate::json::{as_number, mark_python_numbers};
 use crate::{ActivationQuant, Error, HiddenAct, MlpConfig, Result, Shard};
 
-/// The sizes, the activation and the quantisation of a model's shared experts.
+/// The sizes, the activation and the quantization of a model's shared experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// `model_type`, such as `deepseek_v4`, where it is given.
@@ -21,7 +21,7 @@ pub struct ModelConfig {
     pub hidden_act: HiddenAct,
     /// `swiglu_limit`; absent, null, 0 and infinity are `None`.
     pub limit: Option<Limit>,
-    /// Rows and columns that share a scale, where weights are quantised.
+    /// Rows and columns that share a scale, where weights are quantized.
     pub block: Option<[usize; 2]>,
 }
 
@@ -60,7 +60,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// Text that is no JSON object; a size that is missing, 0 or too large; an activation other than
-    /// `silu`; a limit that is NaN or negative; a quantisation that is not known.
+    /// `silu`; a limit that is NaN or negative; a quantization that is not known.
     pub fn from_json(text: &str) -> Result<Self> {
         let root: Value = serde_json::from_str(&mark_python_numbers(text))
             .map_err(|e| Error::config("config", "JSON", e))?;
@@ -84,8 +84,8 @@ impl ModelConfig {
             let expected = format!("{} · n_shared_experts within range", names.intermediate);
             Error::config("n_shared_experts", expected, experts)
         })?;
-        let quantised = present(text, "quantization_config");
-        let block = match quantised.or_else(|| present(&root, "quantization_config")) {
+        let quantized = present(text, "quantization_config");
+        let block = match quantized.or_else(|| present(&root, "quantization_config")) {
             Some(Value::Object(q)) => Some(hugging_face_block(q)?),
             Some(other) => {
                 let expected = "an object or null";

@@ -1,5 +1,5 @@
 use safetensors::Dtype;
-use swiglu_core::{BlockScales, DType, HostWeight, Quantisation};
+use swiglu_core::{BlockScales, DType, HostWeight, Quantization};
 
 use crate::checkpoint::Stored;
 use crate::shard::{Axis, OwnedWeight};
@@ -98,12 +98,12 @@ impl<'a> SharedExpert<'a> {
         Ok(())
     }
 
-    /// Checks that these are weights whose products read quantised rows: FP8, in blocks as wide as
+    /// Checks that these are weights whose products read quantized rows: FP8, in blocks as wide as
     /// the rows' groups.
     ///
     /// # Errors
     /// The first that is not.
-    pub(crate) fn check_quantised(&self, quant: &Quantisation) -> Result<()> {
+    pub(crate) fn check_quantized(&self, quant: &Quantization) -> Result<()> {
         for (name, weight) in [("gate", &self.gate), ("up", &self.up), ("down", &self.down)] {
             let Some(scales) = weight.scales() else {
                 let expected = format!("none, as the {name} weight is not FP8");

@@ -1,17 +1,17 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    DType, Error as CoreError, GatedActivation, GatedMatmul, QuantOptions, Quantisation, RowLayout,
+    DType, Error as CoreError, GatedActivation, GatedMatmul, QuantOptions, Quantization, RowLayout,
     Support, Tensor, TensorMut,
 };
 
-use crate::workspace::QuantisedSlots;
+use crate::workspace::QuantizedSlots;
 use crate::{MlpConfig, Result, SharedExpert, Workspace};
 
 /// The MLP of a DeepSeek-V4 shared expert: x \[T, H\] → `gate_up` \[T, 2I\] → `act` \[T, I\] →
 /// y \[T, H\], bf16 between the stages.
 ///
-/// With [`crate::ActivationQuant::Fp8Block`] both products read FP8: x is quantised, and so is
+/// With [`crate::ActivationQuant::Fp8Block`] both products read FP8: x is quantized, and so is
 /// `act`, in the pass that computes it.
 ///
 /// I is this rank's share: see [`Self::intermediate_size`]. With several ranks y is a partial sum;
@@ -19,7 +19,7 @@ use crate::{MlpConfig, Result, SharedExpert, Workspace};
 pub struct DeepseekV4Mlp<B: GatedMatmul> {
     backend: Arc<B>,
     op: GatedActivation,
-    quant: Option<Quantisation>,
+    quant: Option<Quantization>,
     gate_up: B::Weight,
     down: B::Weight,
     hidden: usize,
@@ -30,14 +30,14 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
     /// Brings this rank's part of the weights to the backend.
     ///
     /// # Errors
-    /// As [`MlpConfig::check`] and [`SharedExpert::check`], an activation, a quantisation or a type
-    /// of weight that the backend does not support, quantised activations with weights that are not
+    /// As [`MlpConfig::check`] and [`SharedExpert::check`], an activation, a quantization or a type
+    /// of weight that the backend does not support, quantized activations with weights that are not
     /// FP8 in blocks as wide as `config.block` says, or a failure of the device.
     pub fn load(backend: Arc<B>, config: &MlpConfig, weights: &SharedExpert<'_>) -> Result<Self> {
         config.check()?;
         weights.check(config.hidden_size, config.intermediate_size)?;
         let op = config.activation()?;
-        let quant = config.quantisation()?;
+        let quant = config.quantization()?;
         supported(
             &*backend,
             op.name(),
@@ -53,12 +53,12 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
             )?;
         }
         if let Some(quant) = &quant {
-            weights.check_quantised(quant)?;
+            weights.check_quantized(quant)?;
             supported(
                 &*backend,
                 &format!("a product with {quant}"),
                 DType::F8E4M3,
-                backend.supports_quantised(quant, DType::F8E4M3),
+                backend.supports_quantized(quant, DType::F8E4M3),
             )?;
         }
         let cut = weights.shard(config.shard)?;
@@ -96,7 +96,7 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
         let Workspace {
             gate_up,
             act,
-            quantised,
+            quantized,
         } = workspace;
         let mut gate_up = gate_up.matrix(backend, DType::BF16, rows, 2 * i)?;
         let Some(quant) = &self.quant else {
@@ -104,17 +104,17 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
             backend.matmul_act_and_mul(&self.op, x, &self.gate_up, gate_up, act.reborrow())?;
             return Ok(backend.matmul(act.as_ref(), &self.down, y)?);
         };
-        quantised.reserve(backend, quant, rows, self.hidden.max(i))?;
-        self.product(x, &self.gate_up, gate_up.reborrow(), quantised)?;
-        let (mut act, widened) = quantised.matrix(backend, quant, rows, i)?;
+        quantized.reserve(backend, quant, rows, self.hidden.max(i))?;
+        self.product(x, &self.gate_up, gate_up.reborrow(), quantized)?;
+        let (mut act, widened) = quantized.matrix(backend, quant, rows, i)?;
         let options = QuantOptions::default();
         backend.act_and_mul_quant(&self.op, quant, gate_up.as_ref(), act.reborrow(), options)?;
-        Ok(backend.matmul_quantised(quant, act.as_ref(), &self.down, widened, y)?)
+        Ok(backend.matmul_quantized(quant, act.as_ref(), &self.down, widened, y)?)
     }
 
     /// As [`Self::forward`], stage by stage into the caller's memory and never fused: `gate_up`
     /// \[T, 2I\] and `act` \[T, I\] are bf16 and hold what the stages gave, `act` before it is
-    /// quantised.
+    /// quantized.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -141,20 +141,20 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
         if rows == 0 {
             return Ok(());
         }
-        let slots = &mut workspace.quantised;
+        let slots = &mut workspace.quantized;
         self.product(x, &self.gate_up, gate_up.reborrow(), slots)?;
         self.backend
             .act_and_mul(&self.op, gate_up.as_ref(), act.reborrow())?;
         self.product(act.as_ref(), &self.down, y, slots)
     }
 
-    /// y = x · wᵀ, of x quantised where activations are.
+    /// y = x · wᵀ, of x quantized where activations are.
     fn product(
         &self,
         x: Tensor<'_, B::Buffer>,
         weight: &B::Weight,
         y: TensorMut<'_, B::Buffer>,
-        slots: &mut QuantisedSlots<B::Buffer>,
+        slots: &mut QuantizedSlots<B::Buffer>,
     ) -> Result<()> {
         let backend = &*self.backend;
         let Some(quant) = &self.quant else {
@@ -162,8 +162,8 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
         };
         let RowLayout { rows, cols, .. } = x.layout;
         let (mut codes, widened) = slots.matrix(backend, quant, rows, cols)?;
-        backend.quantise(quant, x, codes.reborrow())?;
-        Ok(backend.matmul_quantised(quant, codes.as_ref(), weight, widened, y)?)
+        backend.quantize(quant, x, codes.reborrow())?;
+        Ok(backend.matmul_quantized(quant, codes.as_ref(), weight, widened, y)?)
     }
 
     /// Elements in a row of x and y (H).
@@ -186,8 +186,8 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
         &self.op
     }
 
-    /// How the inputs of the products are quantised, if they are.
-    pub const fn quantisation(&self) -> Option<&Quantisation> {
+    /// How the inputs of the products are quantized, if they are.
+    pub const fn quantization(&self) -> Option<&Quantization> {
         self.quant.as_ref()
     }
 

@@ -1,6 +1,6 @@
 use std::str::FromStr;
 
-use swiglu_core::{GatedActivation, Limit, Quantisation, Rounding, ScaleFormat};
+use swiglu_core::{GatedActivation, Limit, Quantization, Rounding, ScaleFormat};
 
 use crate::{Error, Result, Shard};
 
@@ -33,7 +33,7 @@ pub enum ActivationQuant {
     #[default]
     None,
     /// FP8, as DeepSeek runs its FP8 weights: each row in groups as wide as the weights' blocks,
-    /// scales powers of two. See [`MlpConfig::quantisation`].
+    /// scales powers of two. See [`MlpConfig::quantization`].
     Fp8Block,
 }
 
@@ -53,7 +53,7 @@ pub struct MlpConfig {
     pub rounding: Rounding,
     /// Rows and columns that share a scale: needed for FP8 weights, of no effect for others.
     pub block: Option<[usize; 2]>,
-    /// Whether the inputs of the products are quantised, which takes FP8 weights.
+    /// Whether the inputs of the products are quantized, which takes FP8 weights.
     pub activation_quant: ActivationQuant,
     /// Whether the ranks' partial sums are to be added up here. That needs communication, which
     /// does not exist yet: with more than one rank this must be false, and the caller adds them.
@@ -82,13 +82,13 @@ impl MlpConfig {
         Ok(op.with_rounding(self.rounding))
     }
 
-    /// How the inputs of both products are quantised, if they are: [`Quantisation::deepseek_v4`]
-    /// with blocks 128 wide, [`Quantisation::deepseek_v4_1`] with 32.
+    /// How the inputs of both products are quantized, if they are: [`Quantization::deepseek_v4`]
+    /// with blocks 128 wide, [`Quantization::deepseek_v4_1`] with 32.
     ///
     /// # Errors
     /// [`ActivationQuant::Fp8Block`] without [`Self::block`], or with blocks of a width for which
     /// there are no groups.
-    pub fn quantisation(&self) -> Result<Option<Quantisation>> {
+    pub fn quantization(&self) -> Result<Option<Quantization>> {
         if self.activation_quant == ActivationQuant::None {
             return Ok(None);
         }
@@ -96,7 +96,7 @@ impl MlpConfig {
             let expected = "none with weights that are not FP8 in blocks";
             return Err(Error::config("activation_quant", expected, "Fp8Block"));
         };
-        match Quantisation::new(width, ScaleFormat::Ue8m0) {
+        match Quantization::new(width, ScaleFormat::Ue8m0) {
             Ok(quant) => Ok(Some(quant)),
             Err(_) => {
                 let expected = "a width of 128, 64 or 32 for FP8 activations";
@@ -109,7 +109,7 @@ impl MlpConfig {
     ///
     /// # Errors
     /// A size of 0, a block outside 1 to [`Self::MAX_BLOCK`], a rank outside its world, results
-    /// to be reduced over several ranks, and as [`Self::quantisation`].
+    /// to be reduced over several ranks, and as [`Self::quantization`].
     pub fn check(&self) -> Result<()> {
         for (field, size) in [
             ("hidden_size", self.hidden_size),
@@ -126,7 +126,7 @@ impl MlpConfig {
                 return Err(Error::config("block", expected, format!("{r} x {c}")));
             }
         }
-        self.quantisation()?;
+        self.quantization()?;
         self.shard.check()?;
         if self.reduce_results && self.shard.is_split() {
             return Err(Error::config(

@@ -1,5 +1,5 @@
 use swiglu_core::{
-    Backend, DType, Error, Quantisation, QuantisedMut, Result, ScaleLayout, ScaleOrder, ScalesMut,
+    Backend, DType, Error, Quantization, QuantizedMut, Result, ScaleLayout, ScaleOrder, ScalesMut,
     TensorMut,
 };
 
@@ -9,7 +9,7 @@ use swiglu_core::{
 pub struct Workspace<B: Backend> {
     pub(crate) gate_up: Slot<B::Buffer>,
     pub(crate) act: Slot<B::Buffer>,
-    pub(crate) quantised: QuantisedSlots<B::Buffer>,
+    pub(crate) quantized: QuantizedSlots<B::Buffer>,
 }
 
 impl<B: Backend> Workspace<B> {
@@ -18,7 +18,7 @@ impl<B: Backend> Workspace<B> {
         Self {
             gate_up: Slot(None),
             act: Slot(None),
-            quantised: QuantisedSlots {
+            quantized: QuantizedSlots {
                 codes: Slot(None),
                 scales: Slot(None),
                 widened: Slot(None),
@@ -75,28 +75,28 @@ impl<Buffer> Slot<Buffer> {
 /// The input of a product as codes and scales, and the room to widen it. Both products use the
 /// same memory: the first has read its input before the second's is written.
 #[derive(Debug)]
-pub(crate) struct QuantisedSlots<Buffer> {
+pub(crate) struct QuantizedSlots<Buffer> {
     codes: Slot<Buffer>,
     scales: Slot<Buffer>,
     widened: Slot<Buffer>,
 }
 
-impl<Buffer> QuantisedSlots<Buffer> {
+impl<Buffer> QuantizedSlots<Buffer> {
     /// Room for a matrix of codes with scales, and for the same in bf16, which holds a code times
     /// a power of two exactly.
     pub(crate) fn matrix<B>(
         &mut self,
         backend: &B,
-        quant: &Quantisation,
+        quant: &Quantization,
         rows: usize,
         cols: usize,
-    ) -> Result<(QuantisedMut<'_, Buffer>, TensorMut<'_, Buffer>)>
+    ) -> Result<(QuantizedMut<'_, Buffer>, TensorMut<'_, Buffer>)>
     where
         B: Backend<Buffer = Buffer>,
     {
         let groups = quant.groups(cols);
         let layout = ScaleLayout::contiguous(quant.format(), ScaleOrder::RowMajor, rows, groups);
-        let matrix = QuantisedMut {
+        let matrix = QuantizedMut {
             codes: self.codes.matrix(backend, DType::F8E4M3, rows, cols)?,
             scales: ScalesMut {
                 buffer: self.scales.reserve(backend, layout.bytes()?)?,
@@ -111,7 +111,7 @@ impl<Buffer> QuantisedSlots<Buffer> {
     pub(crate) fn reserve<B>(
         &mut self,
         backend: &B,
-        quant: &Quantisation,
+        quant: &Quantization,
         rows: usize,
         cols: usize,
     ) -> Result<()>

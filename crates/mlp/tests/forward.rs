@@ -145,7 +145,7 @@ fn shards_are_the_whole() {
 }
 
 #[test]
-fn shards_of_quantised_activations_are_the_whole() {
+fn shards_of_quantized_activations_are_the_whole() {
     let narrow = SyntheticConfig {
         intermediate: 90,
         block: 32,

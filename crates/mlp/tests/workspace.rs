@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use swiglu_core::reference::{Reference, ReferenceWeight};
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, Backend, DType, GatedActivation, GatedMatmul, HostBuffer,
-    HostWeight, Matmul, QuantOptions, Quantisation, Quantised, QuantisedMatmul, QuantisedMut,
+    HostWeight, Matmul, QuantOptions, Quantization, Quantized, QuantizedMatmul, QuantizedMut,
     Result, Support, Tensor, TensorMut,
 };
 use swiglu_mlp::synthetic::SyntheticConfig;
@@ -17,11 +17,11 @@ use swiglu_mlp::{ActivationQuant, DeepseekV4Mlp, MlpConfig, Workspace};
 mod common;
 use common::{tiny, with};
 
-/// The reference, counting; one that does not quantise on request.
+/// The reference, counting; one that does not quantize on request.
 #[derive(Default)]
 struct Counting {
     allocations: AtomicUsize,
-    quantises: bool,
+    quantizes: bool,
 }
 
 impl Backend for Counting {
@@ -93,8 +93,8 @@ impl Matmul for Counting {
 }
 
 impl ActAndMulQuant for Counting {
-    fn supports_quant(&self, quant: &Quantisation, dtype: DType) -> Support {
-        if self.quantises {
+    fn supports_quant(&self, quant: &Quantization, dtype: DType) -> Support {
+        if self.quantizes {
             return Reference.supports_quant(quant, dtype);
         }
         Support::No("it was asked not to".to_owned())
@@ -102,32 +102,32 @@ impl ActAndMulQuant for Counting {
     fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, HostBuffer>,
-        output: QuantisedMut<'_, HostBuffer>,
+        output: QuantizedMut<'_, HostBuffer>,
         options: QuantOptions<'_, HostBuffer>,
     ) -> Result<()> {
         Reference.act_and_mul_quant(op, quant, input, output, options)
     }
-    fn quantise(
+    fn quantize(
         &self,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, HostBuffer>,
-        output: QuantisedMut<'_, HostBuffer>,
+        output: QuantizedMut<'_, HostBuffer>,
     ) -> Result<()> {
-        Reference.quantise(quant, input, output)
+        Reference.quantize(quant, input, output)
     }
-    fn dequantise(
+    fn dequantize(
         &self,
-        quant: &Quantisation,
-        input: Quantised<'_, HostBuffer>,
+        quant: &Quantization,
+        input: Quantized<'_, HostBuffer>,
         output: TensorMut<'_, HostBuffer>,
     ) -> Result<()> {
-        Reference.dequantise(quant, input, output)
+        Reference.dequantize(quant, input, output)
     }
 }
 
-impl QuantisedMatmul for Counting {}
+impl QuantizedMatmul for Counting {}
 
 impl GatedMatmul for Counting {}
 
@@ -139,7 +139,7 @@ fn count(form: &SyntheticConfig, quant: ActivationQuant, passes: &[(usize, usize
             ..config
         };
         let backend = Arc::new(Counting {
-            quantises: true,
+            quantizes: true,
             ..Counting::default()
         });
         let mlp = DeepseekV4Mlp::load(Arc::clone(&backend), &config, &expert).unwrap();
@@ -171,7 +171,7 @@ fn only_a_larger_pass_allocates() {
 }
 
 #[test]
-fn only_a_larger_quantised_pass_allocates() {
+fn only_a_larger_quantized_pass_allocates() {
     let form = |hidden, intermediate| SyntheticConfig {
         hidden,
         intermediate,
@@ -185,7 +185,7 @@ fn only_a_larger_quantised_pass_allocates() {
 }
 
 #[test]
-fn a_backend_that_does_not_quantise_is_named() {
+fn a_backend_that_does_not_quantize_is_named() {
     let form = SyntheticConfig {
         block: 32,
         ..tiny()

@@ -7,7 +7,7 @@ mod fused;
 mod products;
 mod quant_arguments;
 mod quant_products;
-mod quantise;
+mod quantize;
 mod random;
 mod shapes;
 mod shards;
@@ -15,9 +15,9 @@ mod values;
 mod weights;
 
 pub use act_quant::{
-    batches_equal_a_loop, fused_quantisation_equals_two_steps,
-    quantised_activations_against_the_reference, quantised_activations_of_exact_products,
-    random_quantised_batches,
+    batches_equal_a_loop, fused_quantization_equals_two_steps,
+    quantized_activations_against_the_reference, quantized_activations_of_exact_products,
+    random_quantized_batches,
 };
 pub use arguments::{arguments_are_named, product_arguments_are_named};
 pub use clamp::{
@@ -28,9 +28,9 @@ pub use fused::fused_equals_unfused;
 pub use products::{
     a_nan_scale_stays_in_its_block, products_of_exact_sums, products_within_the_bound,
 };
-pub use quant_arguments::quantisation_arguments_are_named;
+pub use quant_arguments::quantization_arguments_are_named;
 pub use quant_products::products_of_codes;
-pub use quantise::{codes_are_widened, matrices_are_quantised, quotients_are_rounded_once};
+pub use quantize::{codes_are_widened, matrices_are_quantized, quotients_are_rounded_once};
 pub use random::{SEED, random_shapes_and_values};
 pub use shapes::{
     layouts_agree, no_rows_write_nothing, offsets_beyond_31_bits, rows_alone_equal_the_batch,

@@ -1,7 +1,7 @@
 //! The values that checks compute on.
 
 use swiglu_core::{
-    Clamp, DType, E4M3, E8M0, Element, Error, GatedActivation, Quantisation, ScaleFormat,
+    Clamp, DType, E4M3, E8M0, Element, Error, GatedActivation, Quantization, ScaleFormat,
     ScaleOrder, bf16, f16,
 };
 
@@ -133,11 +133,11 @@ pub fn orders(format: ScaleFormat) -> impl Iterator<Item = ScaleOrder> {
 ///
 /// # Errors
 /// None: core's own groups are ones that it takes.
-pub fn quantisations() -> Result<Vec<(Quantisation, ScaleOrder)>, Error> {
+pub fn quantizations() -> Result<Vec<(Quantization, ScaleOrder)>, Error> {
     let mut all = Vec::new();
-    for group in Quantisation::GROUPS {
+    for group in Quantization::GROUPS {
         for format in [ScaleFormat::F32, ScaleFormat::Ue8m0] {
-            let quant = Quantisation::new(group, format)?;
+            let quant = Quantization::new(group, format)?;
             all.extend(orders(format).map(|order| (quant, order)));
         }
     }

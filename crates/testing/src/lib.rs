@@ -117,15 +117,15 @@ macro_rules! __for_each_check {
             product_arguments_are_named
             fused_equals_unfused
             shards_equal_the_whole
-            matrices_are_quantised
+            matrices_are_quantized
             quotients_are_rounded_once
             codes_are_widened
-            quantised_activations_of_exact_products
-            quantised_activations_against_the_reference
-            fused_quantisation_equals_two_steps
+            quantized_activations_of_exact_products
+            quantized_activations_against_the_reference
+            fused_quantization_equals_two_steps
             batches_equal_a_loop
-            random_quantised_batches
-            quantisation_arguments_are_named
+            random_quantized_batches
+            quantization_arguments_are_named
             products_of_codes
             offsets_beyond_31_bits
         }

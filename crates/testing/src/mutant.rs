@@ -102,9 +102,9 @@ faults! {
     FusedSkipsRounding,
     /// The fused path knows no limit.
     FusedSkipsClamp,
-    /// The fused quantisation knows no limit. From here on the faults are of quantisation.
+    /// The fused quantization knows no limit. From here on the faults are of quantization.
     QuantSkipsClamp,
-    /// y is rounded before the quantisation where it should not be, and not where it should.
+    /// y is rounded before the quantization where it should not be, and not where it should.
     MaterializeReversed,
     /// The least amax is that of nobody.
     FloorIgnored,
@@ -130,13 +130,13 @@ faults! {
     HitsOverwritten,
     /// Codes are widened without their scales.
     WidenedWithoutScales,
-    /// A quantisation that does not fit is left out in silence.
+    /// A quantization that does not fit is left out in silence.
     QuantArgumentsUnchecked,
 }
 
 impl Fault {
-    /// Whether only a backend that quantises can have it.
-    pub const fn is_of_quantisation(self) -> bool {
+    /// Whether only a backend that quantizes can have it.
+    pub const fn is_of_quantization(self) -> bool {
         self as u32 >= Self::QuantSkipsClamp as u32
     }
 }

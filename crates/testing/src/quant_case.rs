@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use swiglu_core::{
-    ActAndMulQuant, Batch, DType, E4M3, Element, GatedActivation, QuantOptions, Quantisation,
-    QuantisedMut, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, ScalesMut, Support, Tensor,
+    ActAndMulQuant, Batch, DType, E4M3, Element, GatedActivation, QuantOptions, Quantization,
+    QuantizedMut, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, ScalesMut, Support, Tensor,
     TensorMut,
 };
 
@@ -20,13 +20,13 @@ const CANARY: usize = 24;
 /// What the counters of hits hold before a call, which adds to them and wraps around.
 const HITS: [u32; 3] = [1, 20, u32::MAX];
 
-/// One quantisation: of what an activation gives, or of a matrix.
+/// One quantization: of what an activation gives, or of a matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantCase<'a> {
-    /// None: the input is quantised as it is.
+    /// None: the input is quantized as it is.
     pub op: Option<&'a GatedActivation>,
     /// How.
-    pub quant: Quantisation,
+    pub quant: Quantization,
     /// How the scales lie.
     pub order: ScaleOrder,
     /// T.
@@ -60,7 +60,7 @@ impl<'a> QuantCase<'a> {
     /// Rows without gaps, all of them in use, and no options.
     pub const fn new(
         op: Option<&'a GatedActivation>,
-        (quant, order): (Quantisation, ScaleOrder),
+        (quant, order): (Quantization, ScaleOrder),
         rows: usize,
         d: usize,
     ) -> Self {
@@ -129,7 +129,7 @@ impl<'a> QuantCase<'a> {
             dtype: T::DTYPE,
             layout,
         };
-        let output = QuantisedMut {
+        let output = QuantizedMut {
             codes: TensorMut {
                 buffer: &mut codes,
                 dtype: DType::F8E4M3,
@@ -141,7 +141,7 @@ impl<'a> QuantCase<'a> {
             },
         };
         match self.op {
-            None => h.backend.quantise(&self.quant, input, output)?,
+            None => h.backend.quantize(&self.quant, input, output)?,
             Some(op) => {
                 let batch = self.batch.zip(counts.as_ref());
                 let options = QuantOptions {
@@ -235,17 +235,17 @@ impl fmt::Display for QuantCase<'_> {
     }
 }
 
-/// Every group, format and order of scales that the backend quantises to. What it does not is
+/// Every group, format and order of scales that the backend quantizes to. What it does not is
 /// skipped by name.
-pub(crate) fn quantisations<B: ActAndMulQuant>(
+pub(crate) fn quantizations<B: ActAndMulQuant>(
     h: &Harness<B>,
     dtype: DType,
     check: &str,
-) -> Result<Vec<(Quantisation, ScaleOrder)>, Failure> {
+) -> Result<Vec<(Quantization, ScaleOrder)>, Failure> {
     let (mut all, mut refused) = (Vec::new(), BTreeMap::new());
-    for group in Quantisation::GROUPS {
+    for group in Quantization::GROUPS {
         for format in [ScaleFormat::F32, ScaleFormat::Ue8m0] {
-            let quant = Quantisation::new(group, format)?;
+            let quant = Quantization::new(group, format)?;
             if let Support::No(reason) = h.backend.supports_quant(&quant, dtype) {
                 *refused.entry(reason).or_insert(0) += 1;
                 continue;
@@ -254,7 +254,7 @@ pub(crate) fn quantisations<B: ActAndMulQuant>(
         }
     }
     for (reason, count) in refused {
-        let what = format!("{count} quantisations of {dtype}: {reason}");
+        let what = format!("{count} quantizations of {dtype}: {reason}");
         skip(h.backend.platform(), &what, check);
     }
     Ok(all)

@@ -1,7 +1,7 @@
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, ActShape, Backend, DType, Element, Error, GatedActivation,
-    GatedMatmul, HostWeight, Matmul, QuantOptions, Quantisation, Quantised, QuantisedMatmul,
-    QuantisedMut, Support, Tensor, TensorMut,
+    GatedMatmul, HostWeight, Matmul, QuantOptions, Quantization, Quantized, QuantizedMatmul,
+    QuantizedMut, Support, Tensor, TensorMut,
 };
 
 use crate::device::Device;
@@ -354,7 +354,7 @@ impl Matmul for WgpuBackend {
 }
 
 impl ActAndMulQuant for WgpuBackend {
-    fn supports_quant(&self, _quant: &Quantisation, dtype: DType) -> Support {
+    fn supports_quant(&self, _quant: &Quantization, dtype: DType) -> Support {
         match &self.kernels.quant {
             _ if !DType::COMPUTE.contains(&dtype) => {
                 Support::No(format!("{dtype} is storage only"))
@@ -367,9 +367,9 @@ impl ActAndMulQuant for WgpuBackend {
     fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, Buffer>,
-        output: QuantisedMut<'_, Buffer>,
+        output: QuantizedMut<'_, Buffer>,
         options: QuantOptions<'_, Buffer>,
     ) -> swiglu_core::Result<()> {
         self.check_act_quant(op, quant, &input, &output, &options)?;
@@ -384,11 +384,11 @@ impl ActAndMulQuant for WgpuBackend {
         })?)
     }
 
-    fn quantise(
+    fn quantize(
         &self,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, Buffer>,
-        output: QuantisedMut<'_, Buffer>,
+        output: QuantizedMut<'_, Buffer>,
     ) -> swiglu_core::Result<()> {
         self.check_quant(quant, &input, &output)?;
         let Some(kernels) = &self.kernels.quant else {
@@ -402,10 +402,10 @@ impl ActAndMulQuant for WgpuBackend {
         })?)
     }
 
-    fn dequantise(
+    fn dequantize(
         &self,
-        quant: &Quantisation,
-        input: Quantised<'_, Buffer>,
+        quant: &Quantization,
+        input: Quantized<'_, Buffer>,
         output: TensorMut<'_, Buffer>,
     ) -> swiglu_core::Result<()> {
         self.check_dequant(quant, &input, &output)?;
@@ -414,12 +414,12 @@ impl ActAndMulQuant for WgpuBackend {
         };
         let device = &self.device;
         Ok(device.record(|pass| {
-            quant::record_dequantise(device, kernels, pass, quant, &input, &output.as_ref())
+            quant::record_dequantize(device, kernels, pass, quant, &input, &output.as_ref())
         })?)
     }
 }
 
-impl QuantisedMatmul for WgpuBackend {}
+impl QuantizedMatmul for WgpuBackend {}
 
 impl GatedMatmul for WgpuBackend {
     /// `gate_up` is left unwritten where one kernel does both: few tokens in whole vectors of f16

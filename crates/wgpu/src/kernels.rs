@@ -41,7 +41,7 @@ pub(crate) struct Kernels {
     dense: Mutex<HashMap<u32, wgpu::ComputePipeline>>,
 }
 
-/// The pipelines that quantise, and back.
+/// The pipelines that quantize, and back.
 #[derive(Debug)]
 pub(crate) struct QuantKernels {
     /// Three inputs, then codes, scales and counters.
@@ -55,14 +55,14 @@ pub(crate) struct QuantKernels {
     pub(crate) unused: wgpu::Buffer,
 }
 
-/// Storage buffers of the kernels that quantise.
+/// Storage buffers of the kernels that quantize.
 pub(crate) const QUANT_BUFFERS: u32 = 6;
 
 impl QuantKernels {
     fn new(device: &Device, builder: &PipelineBuilder<'_>) -> Result<Self> {
         let (layout, back_layout) = (builder.bindings(3, 3)?, builder.bindings(2, 1)?);
-        let back = shaders::dequantisation();
-        let [pipelines] = builder.build([(&layout, shaders::quantisations())])?;
+        let back = shaders::dequantization();
+        let [pipelines] = builder.build([(&layout, shaders::quantizations())])?;
         Ok(Self {
             pipelines,
             back: builder.build_one(&back_layout, &back)?,
@@ -98,8 +98,8 @@ impl Kernels {
                 only_if(multiplies, vec![shaders::cooperative(None)]),
             ),
         ])?;
-        let quantises = device.storage_buffers() >= QUANT_BUFFERS;
-        let quant = quantises.then(|| QuantKernels::new(device, &builder));
+        let quantizes = device.storage_buffers() >= QUANT_BUFFERS;
+        let quant = quantizes.then(|| QuantKernels::new(device, &builder));
         Ok(Self {
             native: true,
             least_large_tiles: if device.is_software() {

@@ -1,7 +1,7 @@
-//! Quantisation to FP8 and back as dispatches.
+//! Quantization to FP8 and back as dispatches.
 
 use swiglu_core::{
-    DType, Error, Function, GatedActivation, Order, QuantOptions, Quantisation, Quantised,
+    DType, Error, Function, GatedActivation, Order, QuantOptions, Quantization, Quantized,
     ScaleFormat, ScaleLayout, ScaleOrder, Scales, Tensor,
 };
 
@@ -12,7 +12,7 @@ use crate::shaders::dtype_code;
 use crate::window::{Columns, bind, stride, workgroups};
 use crate::{Buffer, Result};
 
-/// Elements of a row that a workgroup quantises.
+/// Elements of a row that a workgroup quantizes.
 const PER_WORKGROUP: usize = 8 * INVOCATIONS as usize;
 
 fn int(n: usize) -> Result<u32> {
@@ -21,7 +21,7 @@ fn int(n: usize) -> Result<u32> {
 }
 
 impl Quant {
-    fn of(quant: &Quantisation, layout: &ScaleLayout, rounded_to: DType) -> Result<Self> {
+    fn of(quant: &Quantization, layout: &ScaleLayout, rounded_to: DType) -> Result<Self> {
         Ok(Self {
             group: int(quant.group())?,
             groups: int(layout.groups)?,
@@ -72,11 +72,11 @@ fn columns<'a>(matrix: &Tensor<'a, Buffer>) -> Columns<'a> {
     Columns::new(matrix, 0, matrix.layout.cols)
 }
 
-/// A quantisation, of what an activation gives or of a matrix.
+/// A quantization, of what an activation gives or of a matrix.
 #[derive(Debug)]
 pub(crate) struct QuantCall<'a> {
     op: Option<&'a GatedActivation>,
-    quant: &'a Quantisation,
+    quant: &'a Quantization,
     /// What y, or the matrix, is rounded to.
     rounded_to: DType,
     route: Option<&'a Buffer>,
@@ -87,7 +87,7 @@ pub(crate) struct QuantCall<'a> {
 impl<'a> QuantCall<'a> {
     pub(crate) fn fused(
         op: &'a GatedActivation,
-        quant: &'a Quantisation,
+        quant: &'a Quantization,
         input: &Tensor<'_, Buffer>,
         options: &'a QuantOptions<'_, Buffer>,
     ) -> Self {
@@ -105,7 +105,7 @@ impl<'a> QuantCall<'a> {
         }
     }
 
-    pub(crate) fn plain(quant: &'a Quantisation, input: &Tensor<'_, Buffer>) -> Self {
+    pub(crate) fn plain(quant: &'a Quantization, input: &Tensor<'_, Buffer>) -> Self {
         Self {
             op: None,
             quant,
@@ -135,9 +135,9 @@ impl<'a> QuantCall<'a> {
         (kernels, native): (&QuantKernels, bool),
         pass: &mut wgpu::ComputePass<'_>,
         input: &Tensor<'_, Buffer>,
-        output: &Quantised<'_, Buffer>,
+        output: &Quantized<'_, Buffer>,
     ) -> Result<()> {
-        let Quantised { codes, scales } = output;
+        let Quantized { codes, scales } = output;
         let read = [Some(input.buffer), self.route, self.counts.map(|c| c.1)];
         let read: Vec<_> = read.into_iter().flatten().collect();
         check_distinct("codes", codes.buffer, &read)?;
@@ -231,15 +231,15 @@ impl<'a> QuantCall<'a> {
 }
 
 /// Records output = code · scale.
-pub(crate) fn record_dequantise(
+pub(crate) fn record_dequantize(
     device: &Device,
     kernels: &QuantKernels,
     pass: &mut wgpu::ComputePass<'_>,
-    quant: &Quantisation,
-    input: &Quantised<'_, Buffer>,
+    quant: &Quantization,
+    input: &Quantized<'_, Buffer>,
     output: &Tensor<'_, Buffer>,
 ) -> Result<()> {
-    let Quantised { codes, scales } = input;
+    let Quantized { codes, scales } = input;
     check_distinct("output", output.buffer, &[codes.buffer, scales.buffer])?;
     let (from, to) = (columns(codes), columns(output));
     let (rows, d) = (codes.layout.rows, codes.layout.cols);

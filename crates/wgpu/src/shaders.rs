@@ -120,11 +120,11 @@ pub(crate) fn activations() -> Vec<Shader> {
     activation_kinds().into_iter().map(shader).collect()
 }
 
-/// The fused kernels by compute type, then the one that quantises a matrix of any type.
-pub(crate) fn quantisations() -> Vec<Shader> {
+/// The fused kernels by compute type, then the one that quantizes a matrix of any type.
+pub(crate) fn quantizations() -> Vec<Shader> {
     let shader = |dtype, elements: &[&str]| Shader {
         source: activation_text(&[QUANT_SCALES, QUANT]) + &elements.concat(),
-        entry: "quantise",
+        entry: "quantize",
         constants: activation_constants(dtype, false),
         checked: true,
     };
@@ -140,10 +140,10 @@ pub(crate) fn quantisations() -> Vec<Shader> {
 }
 
 /// Codes times scales, to any type.
-pub(crate) fn dequantisation() -> Shader {
+pub(crate) fn dequantization() -> Shader {
     Shader {
         source: activation_text(&[QUANT_SCALES, DEQUANT]),
-        entry: "dequantise",
+        entry: "dequantize",
         constants: activation_constants(DType::F32, false),
         checked: true,
     }
@@ -167,8 +167,8 @@ mod tests {
         let both = [false, true].map(tier);
         let all = [
             activations(),
-            quantisations(),
-            vec![dequantisation(), cooperative(None), cooperative(Some(7168))],
+            quantizations(),
+            vec![dequantization(), cooperative(None), cooperative(Some(7168))],
             both.map(rows).concat(),
             both.map(gated).concat(),
             both.map(tiles).concat(),

@@ -3,7 +3,7 @@
 //! `tests/suite.rs` proves it with one line.
 //!
 //! It activates rows on several threads by the formulas of the reference. Products it leaves to
-//! the reference, and it does not quantise: both say so in `supports_weight` and `supports_quant`.
+//! the reference, and it does not quantize: both say so in `supports_weight` and `supports_quant`.
 #![forbid(unsafe_code)]
 
 use std::num::NonZero;
@@ -13,7 +13,7 @@ use std::thread;
 use swiglu_core::reference::{self, Reference, ReferenceWeight};
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, ActShape, Backend, DType, Element, Error, GatedActivation,
-    GatedMatmul, HostBuffer, HostWeight, Matmul, QuantisedMatmul, Registry, Result, RowLayout,
+    GatedMatmul, HostBuffer, HostWeight, Matmul, QuantizedMatmul, Registry, Result, RowLayout,
     Support, Tensor, TensorMut, bf16, f16,
 };
 
@@ -179,5 +179,5 @@ impl Matmul for Threads {
 }
 
 impl ActAndMulQuant for Threads {}
-impl QuantisedMatmul for Threads {}
+impl QuantizedMatmul for Threads {}
 impl GatedMatmul for Threads {}

@@ -136,7 +136,7 @@ mod tests {
 
     use swiglu::mlp::{MlpConfig, SharedExpert};
     use swiglu::{
-        ActAndMul, ActShape, AnyAct, AnyBackend, AnyMlp, Backend, HostBuffer, Quantisation,
+        ActAndMul, ActShape, AnyAct, AnyBackend, AnyMlp, Backend, HostBuffer, Quantization,
         Support, Tensor, TensorMut, reference::Reference,
     };
 
@@ -168,11 +168,11 @@ mod tests {
             Support::No("has no products".to_owned())
         }
 
-        fn supports_quant(&self, _: &Quantisation, _: DType) -> Support {
-            Support::No("does not quantise".to_owned())
+        fn supports_quant(&self, _: &Quantization, _: DType) -> Support {
+            Support::No("does not quantize".to_owned())
         }
 
-        fn supports_quantised(&self, _: &Quantisation, _: DType) -> Support {
+        fn supports_quantized(&self, _: &Quantization, _: DType) -> Support {
             Support::No("has no products".to_owned())
         }
 
@@ -212,7 +212,7 @@ mod tests {
         fn act_and_mul_quant(
             &self,
             _: &GatedActivation,
-            quant: &Quantisation,
+            quant: &Quantization,
             _: DType,
             _: ActShape,
             _: &[u8],
@@ -225,7 +225,7 @@ mod tests {
         fn load_act(
             self: Arc<Self>,
             _: &GatedActivation,
-            _: Option<&Quantisation>,
+            _: Option<&Quantization>,
             _: DType,
             _: ActShape,
             _: &[u8],

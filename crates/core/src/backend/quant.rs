@@ -1,5 +1,5 @@
 use crate::{
-    ActAndMul, ActShape, DType, Error, GatedActivation, Matmul, Quantisation, Result, Rounding,
+    ActAndMul, ActShape, DType, Error, GatedActivation, Matmul, Quantization, Result, Rounding,
     ScaleLayout, Scales, ScalesMut, Support, Tensor, TensorMut,
 };
 
@@ -13,7 +13,7 @@ pub struct Batch<'a, Buffer> {
     pub counts: &'a Buffer,
 }
 
-/// What a fused activation and quantisation does besides.
+/// What a fused activation and quantization does besides.
 #[derive(Debug)]
 pub struct QuantOptions<'a, Buffer> {
     /// One f32 for each row, T in all, that multiplies it before it is rounded.
@@ -37,7 +37,7 @@ impl<Buffer> Default for QuantOptions<'_, Buffer> {
 
 /// A matrix of [`DType::F8E4M3`] codes with their scales, to be read.
 #[derive(Debug)]
-pub struct Quantised<'a, Buffer> {
+pub struct Quantized<'a, Buffer> {
     /// The codes, \[T, d\].
     pub codes: Tensor<'a, Buffer>,
     /// The scales, \[T, G\].
@@ -46,45 +46,45 @@ pub struct Quantised<'a, Buffer> {
 
 /// A matrix of [`DType::F8E4M3`] codes with their scales, to be written.
 #[derive(Debug)]
-pub struct QuantisedMut<'a, Buffer> {
+pub struct QuantizedMut<'a, Buffer> {
     /// The codes, \[T, d\].
     pub codes: TensorMut<'a, Buffer>,
     /// The scales, \[T, G\].
     pub scales: ScalesMut<'a, Buffer>,
 }
 
-impl<Buffer> QuantisedMut<'_, Buffer> {
+impl<Buffer> QuantizedMut<'_, Buffer> {
     /// The same matrix, borrowed for one call.
-    pub const fn reborrow(&mut self) -> QuantisedMut<'_, Buffer> {
-        QuantisedMut {
+    pub const fn reborrow(&mut self) -> QuantizedMut<'_, Buffer> {
+        QuantizedMut {
             codes: self.codes.reborrow(),
             scales: self.scales.reborrow(),
         }
     }
 
     /// The same matrix, to be read.
-    pub const fn as_ref(&self) -> Quantised<'_, Buffer> {
-        Quantised {
+    pub const fn as_ref(&self) -> Quantized<'_, Buffer> {
+        Quantized {
             codes: self.codes.as_ref(),
             scales: self.scales.as_ref(),
         }
     }
 }
 
-/// A backend that quantises what its activations give. The arithmetic is [`Quantisation`]'s.
+/// A backend that quantizes what its activations give. The arithmetic is [`Quantization`]'s.
 ///
 /// Every method has a default that refuses, so a backend without it writes
 /// `impl ActAndMulQuant for Mine {}`.
 pub trait ActAndMulQuant: ActAndMul {
-    /// Whether this quantisation runs, on its own and fused with every supported activation.
-    fn supports_quant(&self, quant: &Quantisation, dtype: DType) -> Support {
+    /// Whether this quantization runs, on its own and fused with every supported activation.
+    fn supports_quant(&self, quant: &Quantization, dtype: DType) -> Support {
         let _ = (quant, dtype);
-        Support::No("this backend does not quantise".to_owned())
+        Support::No("this backend does not quantize".to_owned())
     }
 
     /// Enqueues `output = quant(op(input))` in one pass: input \[T, 2d\], output \[T, d\] and its
-    /// scales \[T, G\]. With [`Quantisation::materialize`], codes and scales are bit for bit those
-    /// of [`ActAndMul::act_and_mul`] followed by [`Self::quantise`].
+    /// scales \[T, G\]. With [`Quantization::materialize`], codes and scales are bit for bit those
+    /// of [`ActAndMul::act_and_mul`] followed by [`Self::quantize`].
     ///
     /// # Errors
     /// As [`Self::check_act_quant`], [`Error::Unsupported`] where [`Self::supports_quant`] or
@@ -92,9 +92,9 @@ pub trait ActAndMulQuant: ActAndMul {
     fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, Self::Buffer>,
-        output: QuantisedMut<'_, Self::Buffer>,
+        output: QuantizedMut<'_, Self::Buffer>,
         options: QuantOptions<'_, Self::Buffer>,
     ) -> Result<()> {
         let _ = (op, output, options);
@@ -106,11 +106,11 @@ pub trait ActAndMulQuant: ActAndMul {
     /// # Errors
     /// As [`Self::check_quant`], [`Error::Unsupported`] where [`Self::supports_quant`] says no, or
     /// a failure of the device.
-    fn quantise(
+    fn quantize(
         &self,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, Self::Buffer>,
-        output: QuantisedMut<'_, Self::Buffer>,
+        output: QuantizedMut<'_, Self::Buffer>,
     ) -> Result<()> {
         let _ = output;
         Err(self.no_quant(quant, input.dtype))
@@ -120,12 +120,12 @@ pub trait ActAndMulQuant: ActAndMul {
     /// and in bf16 too, this is exact under [`crate::ScaleFormat::Ue8m0`].
     ///
     /// # Errors
-    /// As [`Self::check_quantised`], [`Error::Unsupported`] where [`Self::supports_quant`] says no,
+    /// As [`Self::check_quantized`], [`Error::Unsupported`] where [`Self::supports_quant`] says no,
     /// or a failure of the device.
-    fn dequantise(
+    fn dequantize(
         &self,
-        quant: &Quantisation,
-        input: Quantised<'_, Self::Buffer>,
+        quant: &Quantization,
+        input: Quantized<'_, Self::Buffer>,
         output: TensorMut<'_, Self::Buffer>,
     ) -> Result<()> {
         let _ = input;
@@ -133,7 +133,7 @@ pub trait ActAndMulQuant: ActAndMul {
     }
 
     /// The error of a call that [`Self::supports_quant`] says no to.
-    fn no_quant(&self, quant: &Quantisation, dtype: DType) -> Error {
+    fn no_quant(&self, quant: &Quantization, dtype: DType) -> Error {
         let reason = match self.supports_quant(quant, dtype) {
             Support::No(reason) => reason,
             Support::Native | Support::Emulated(_) => "the call is missing".to_owned(),
@@ -150,20 +150,20 @@ pub trait ActAndMulQuant: ActAndMul {
     ///
     /// # Errors
     /// An argument's name with what was expected of it: as [`ActShape::of_input`] and
-    /// [`Self::check_quantised`]; a route weight or `materialize` = false with
+    /// [`Self::check_quantized`]; a route weight or `materialize` = false with
     /// [`Rounding::Eager`], which has no place for either; options whose buffers are too short.
     fn check_act_quant(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: &Tensor<'_, Self::Buffer>,
-        output: &QuantisedMut<'_, Self::Buffer>,
+        output: &QuantizedMut<'_, Self::Buffer>,
         options: &QuantOptions<'_, Self::Buffer>,
     ) -> Result<ActShape> {
         let shape = ActShape::of_input(input.dtype, &input.layout)?;
         let len = self.len(input.buffer) / input.dtype.size();
         input.layout.check("input", len)?;
-        self.check_quantised(quant, shape, &output.as_ref())?;
+        self.check_quantized(quant, shape, &output.as_ref())?;
         quant.check_rounding(op.rounding())?;
         if op.rounding() == Rounding::Eager && options.route.is_some() {
             let expected = "none in eager rounding, which does not define its place";
@@ -193,34 +193,34 @@ pub trait ActAndMulQuant: ActAndMul {
         Ok(shape)
     }
 
-    /// Checks a call of [`Self::quantise`].
+    /// Checks a call of [`Self::quantize`].
     ///
     /// # Errors
     /// A type that is storage only, and as [`crate::RowLayout::check`] and
-    /// [`Self::check_quantised`].
+    /// [`Self::check_quantized`].
     fn check_quant(
         &self,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: &Tensor<'_, Self::Buffer>,
-        output: &QuantisedMut<'_, Self::Buffer>,
+        output: &QuantizedMut<'_, Self::Buffer>,
     ) -> Result<ActShape> {
         let shape = self.check_values("input", input)?;
-        self.check_quantised(quant, shape, &output.as_ref())?;
+        self.check_quantized(quant, shape, &output.as_ref())?;
         Ok(shape)
     }
 
-    /// Checks a call of [`Self::dequantise`].
+    /// Checks a call of [`Self::dequantize`].
     ///
     /// # Errors
     /// As [`Self::check_quant`].
     fn check_dequant(
         &self,
-        quant: &Quantisation,
-        input: &Quantised<'_, Self::Buffer>,
+        quant: &Quantization,
+        input: &Quantized<'_, Self::Buffer>,
         output: &TensorMut<'_, Self::Buffer>,
     ) -> Result<ActShape> {
         let shape = self.check_values("output", &output.as_ref())?;
-        self.check_quantised(quant, shape, input)?;
+        self.check_quantized(quant, shape, input)?;
         Ok(shape)
     }
 
@@ -251,14 +251,14 @@ pub trait ActAndMulQuant: ActAndMul {
     ///
     /// # Errors
     /// Codes that are not [`DType::F8E4M3`], codes or scales of another shape, scales in another
-    /// format than the quantisation's, strides or buffers that are too short.
-    fn check_quantised(
+    /// format than the quantization's, strides or buffers that are too short.
+    fn check_quantized(
         &self,
-        quant: &Quantisation,
+        quant: &Quantization,
         shape: ActShape,
-        matrix: &Quantised<'_, Self::Buffer>,
+        matrix: &Quantized<'_, Self::Buffer>,
     ) -> Result<()> {
-        let Quantised { codes, scales } = matrix;
+        let Quantized { codes, scales } = matrix;
         if codes.dtype != DType::F8E4M3 {
             return Err(Error::argument("codes", DType::F8E4M3.name(), codes.dtype));
         }
@@ -290,10 +290,10 @@ pub trait ActAndMulQuant: ActAndMul {
     }
 }
 
-/// A backend that multiplies quantised rows by a weight.
-pub trait QuantisedMatmul: Matmul + ActAndMulQuant {
-    /// Whether [`Self::matmul_quantised`] runs on codes as they are, or widens them first.
-    fn supports_quantised(&self, quant: &Quantisation, weight: DType) -> Support {
+/// A backend that multiplies quantized rows by a weight.
+pub trait QuantizedMatmul: Matmul + ActAndMulQuant {
+    /// Whether [`Self::matmul_quantized`] runs on codes as they are, or widens them first.
+    fn supports_quantized(&self, quant: &Quantization, weight: DType) -> Support {
         match (
             self.supports_quant(quant, DType::BF16),
             self.supports_weight(weight),
@@ -308,17 +308,17 @@ pub trait QuantisedMatmul: Matmul + ActAndMulQuant {
     /// backend that does without may leave it unwritten.
     ///
     /// # Errors
-    /// As [`ActAndMulQuant::dequantise`] and [`Matmul::matmul`].
-    fn matmul_quantised(
+    /// As [`ActAndMulQuant::dequantize`] and [`Matmul::matmul`].
+    fn matmul_quantized(
         &self,
-        quant: &Quantisation,
-        x: Quantised<'_, Self::Buffer>,
+        quant: &Quantization,
+        x: Quantized<'_, Self::Buffer>,
         weight: &Self::Weight,
         mut widened: TensorMut<'_, Self::Buffer>,
         y: TensorMut<'_, Self::Buffer>,
     ) -> Result<()> {
         self.check_matmul(&widened.as_ref(), weight, &y)?;
-        self.dequantise(quant, x, widened.reborrow())?;
+        self.dequantize(quant, x, widened.reborrow())?;
         self.matmul(widened.as_ref(), weight, y)
     }
 }

@@ -3,7 +3,7 @@ use half::{bf16, f16};
 use super::{Reference, product_in};
 use crate::{
     ActAndMulQuant, Clamp, DType, E4M3, E8M0, Element, Error, GatedActivation, HostBuffer,
-    QuantOptions, Quantisation, Quantised, QuantisedMatmul, QuantisedMut, Result, ScaleFormat,
+    QuantOptions, Quantization, Quantized, QuantizedMatmul, QuantizedMut, Result, ScaleFormat,
     ScaleLayout, ScaleOrder, Support, Tensor, TensorMut,
 };
 
@@ -32,9 +32,9 @@ pub fn clamp_hits<T: Element>(op: &GatedActivation, gate: T, up: T) -> [bool; 3]
     [gate > limit, up > limit, up < -limit]
 }
 
-/// Quantises one row of `values`: the codes into `codes`, the scale of each group to `scale`.
-pub fn quantise_row(
-    quant: &Quantisation,
+/// Quantizes one row of `values`: the codes into `codes`, the scale of each group to `scale`.
+pub fn quantize_row(
+    quant: &Quantization,
     values: &[f32],
     codes: &mut [u8],
     mut scale: impl FnMut(usize, f32),
@@ -77,15 +77,15 @@ fn read_scale(bytes: &[u8], layout: &ScaleLayout, row: usize, group: usize) -> f
 }
 
 fn write_row(
-    quant: &Quantisation,
+    quant: &Quantization,
     row: usize,
     values: &[f32],
-    output: &mut QuantisedMut<'_, HostBuffer>,
+    output: &mut QuantizedMut<'_, HostBuffer>,
 ) {
-    let QuantisedMut { codes, scales } = output;
+    let QuantizedMut { codes, scales } = output;
     let place = codes.layout.row(row);
     let (layout, bytes) = (scales.layout, scales.buffer.bytes_mut());
-    quantise_row(
+    quantize_row(
         quant,
         values,
         &mut codes.buffer.bytes_mut()[place],
@@ -110,9 +110,9 @@ fn in_use(row: usize, batch: Option<(usize, &[i32])>) -> bool {
 impl Reference {
     fn act_quant<T: Element>(
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: &Tensor<'_, HostBuffer>,
-        output: &mut QuantisedMut<'_, HostBuffer>,
+        output: &mut QuantizedMut<'_, HostBuffer>,
         options: QuantOptions<'_, HostBuffer>,
     ) {
         let d = output.codes.layout.cols;
@@ -159,7 +159,7 @@ impl Reference {
 }
 
 impl ActAndMulQuant for Reference {
-    fn supports_quant(&self, _quant: &Quantisation, dtype: DType) -> Support {
+    fn supports_quant(&self, _quant: &Quantization, dtype: DType) -> Support {
         if DType::COMPUTE.contains(&dtype) {
             Support::Native
         } else {
@@ -170,9 +170,9 @@ impl ActAndMulQuant for Reference {
     fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, HostBuffer>,
-        mut output: QuantisedMut<'_, HostBuffer>,
+        mut output: QuantizedMut<'_, HostBuffer>,
         options: QuantOptions<'_, HostBuffer>,
     ) -> Result<()> {
         self.check_act_quant(op, quant, &input, &output, &options)?;
@@ -187,11 +187,11 @@ impl ActAndMulQuant for Reference {
         Ok(())
     }
 
-    fn quantise(
+    fn quantize(
         &self,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, HostBuffer>,
-        mut output: QuantisedMut<'_, HostBuffer>,
+        mut output: QuantizedMut<'_, HostBuffer>,
     ) -> Result<()> {
         fn widened<T: Element>(input: &Tensor<'_, HostBuffer>, row: usize) -> Vec<f32> {
             let row = &input.buffer.typed::<T>()[input.layout.row(row)];
@@ -209,14 +209,14 @@ impl ActAndMulQuant for Reference {
         Ok(())
     }
 
-    fn dequantise(
+    fn dequantize(
         &self,
-        quant: &Quantisation,
-        input: Quantised<'_, HostBuffer>,
+        quant: &Quantization,
+        input: Quantized<'_, HostBuffer>,
         mut output: TensorMut<'_, HostBuffer>,
     ) -> Result<()> {
         self.check_dequant(quant, &input, &output)?;
-        let Quantised { codes, scales } = input;
+        let Quantized { codes, scales } = input;
         for row in 0..codes.layout.rows {
             let codes = &codes.buffer.bytes()[codes.layout.row(row)];
             for (j, &code) in codes.iter().enumerate() {
@@ -230,7 +230,7 @@ impl ActAndMulQuant for Reference {
     }
 }
 
-impl QuantisedMatmul for Reference {}
+impl QuantizedMatmul for Reference {}
 
 #[cfg(test)]
 mod tests {
@@ -238,7 +238,7 @@ mod tests {
     use crate::ActAndMul;
 
     /// Codes and scales of `values` as one row of bf16.
-    fn quantise(quant: &Quantisation, values: &[f32], order: ScaleOrder) -> (Vec<u8>, Vec<u8>) {
+    fn quantize(quant: &Quantization, values: &[f32], order: ScaleOrder) -> (Vec<u8>, Vec<u8>) {
         let values: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
         let d = values.len();
         let input = HostBuffer::from_slice(&values).unwrap();
@@ -247,10 +247,10 @@ mod tests {
         let mut scales = HostBuffer::zeroed(layout.bytes().unwrap()).unwrap();
         scales.bytes_mut().fill(0xee);
         Reference
-            .quantise(
+            .quantize(
                 quant,
                 Tensor::contiguous(&input, DType::BF16, 1, d),
-                QuantisedMut {
+                QuantizedMut {
                     codes: TensorMut::contiguous(&mut codes, DType::F8E4M3, 1, d),
                     scales: crate::ScalesMut {
                         buffer: &mut scales,
@@ -264,13 +264,13 @@ mod tests {
 
     #[test]
     fn a_group_answers_for_itself_alone() {
-        let v41 = Quantisation::deepseek_v4_1();
+        let v41 = Quantization::deepseek_v4_1();
         let mut values = vec![1.0; 32 * 4 + 5];
         values[32] = 448.0;
         values[64..96].fill(0.0);
         values[64] = -0.0;
         values[97] = f32::NAN;
-        let (codes, scales) = quantise(&v41, &values, ScaleOrder::Packed);
+        let (codes, scales) = quantize(&v41, &values, ScaleOrder::Packed);
         // 1/448 rounds up to 2^-8, and 256 is an E4M3.
         assert_eq!(scales, [119, 127, 105, 255, 119, 0, 0, 0]);
         assert!(codes[..32].iter().all(|&c| E4M3(c).to_f32() == 256.0));
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn the_fused_pass_is_the_two_step_path_and_masks_rows() {
         let op = GatedActivation::deepseek_v4();
-        let quant = Quantisation::new(32, ScaleFormat::F32).unwrap();
+        let quant = Quantization::new(32, ScaleFormat::F32).unwrap();
         let (rows, d) = (4, 70);
         let mut x: Vec<bf16> = (0..rows * 2 * d)
             .map(|i| bf16::from_f32((i as f32 * 0.37).sin() * 30.0))
@@ -302,7 +302,7 @@ mod tests {
             codes.bytes_mut().fill(0xee);
             let mut scales = HostBuffer::zeroed(layout.bytes().unwrap()).unwrap();
             let mut hits = HostBuffer::zeroed(12).unwrap();
-            let output = QuantisedMut {
+            let output = QuantizedMut {
                 codes: TensorMut::contiguous(&mut codes, DType::F8E4M3, rows, d),
                 scales: crate::ScalesMut {
                     buffer: &mut scales,
@@ -316,7 +316,7 @@ mod tests {
             };
             match y {
                 Some(y) => {
-                    Reference.quantise(&quant, Tensor::contiguous(y, DType::BF16, rows, d), output)
+                    Reference.quantize(&quant, Tensor::contiguous(y, DType::BF16, rows, d), output)
                 }
                 None => Reference.act_and_mul_quant(&op, &quant, input(), output, options),
             }

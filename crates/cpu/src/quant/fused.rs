@@ -1,17 +1,17 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use swiglu_core::{DType, GatedActivation, Quantisation, reference};
+use swiglu_core::{DType, GatedActivation, Quantization, reference};
 
 use super::TargetRow;
 use super::rows::{CHUNK, Row, Values, groups};
 use crate::activation::{Columns, Lanes, Output, Piece, UNIT};
 use crate::simd::{Kernel, Simd};
 
-/// The activation of a run of columns and its quantisation.
+/// The activation of a run of columns and its quantization.
 pub(super) struct Fused<'a, T> {
     pub(super) from: Columns<'a, T>,
-    pub(super) quant: &'a Quantisation,
+    pub(super) quant: &'a Quantization,
     pub(super) route: Option<f32>,
     pub(super) to: TargetRow<'a>,
 }
@@ -23,7 +23,7 @@ impl<T: Lanes> Kernel for Fused<'_, T> {
     fn run<S: Simd>(self, s: S) {
         let Self { from, quant, .. } = self;
         let all = from.range();
-        // What is rounded to T and then quantised is kept as T.
+        // What is rounded to T and then quantized is kept as T.
         if quant.materialize() && self.route.is_none() && T::DTYPE != DType::F32 {
             let mut room = [T::default(); CHUNK];
             for start in all.clone().step_by(CHUNK) {

@@ -1,13 +1,13 @@
 use std::ops::Range;
 
-use swiglu_core::{DType, E4M3, Element, Quantisation, ScaleFormat};
+use swiglu_core::{DType, E4M3, Element, Quantization, ScaleFormat};
 
 use super::TargetRow;
 use crate::activation::{Lanes, Output, UNIT};
 use crate::e4m3;
 use crate::simd::{Kernel, Simd};
 
-/// Columns that are quantised together: whole groups, and 4 KiB of f32.
+/// Columns that are quantized together: whole groups, and 4 KiB of f32.
 pub(super) const CHUNK: usize = 1024;
 
 /// The [`UNIT`] elements from `from[j]` on, of which only `count` are there; the others are the
@@ -30,7 +30,7 @@ pub(super) trait Values {
     unsafe fn unit(&self, j: usize, count: usize, room: &mut [Self::Of; UNIT]) -> *const Self::Of;
 }
 
-/// Quantises a run of at most [`CHUNK`] columns, in whole groups but for a row's last, from units in
+/// Quantizes a run of at most [`CHUNK`] columns, in whole groups but for a row's last, from units in
 /// T's order.
 ///
 /// # Safety
@@ -38,7 +38,7 @@ pub(super) trait Values {
 #[inline(always)]
 pub(super) unsafe fn groups<S: Simd, T: Lanes, V: Values>(
     s: S,
-    quant: &Quantisation,
+    quant: &Quantization,
     range: Range<usize>,
     to: &TargetRow<'_>,
     from: &V,
@@ -151,15 +151,15 @@ unsafe fn store_codes<S: Simd, T: Lanes, V: Values, const HOW: u8>(
     unsafe { T::store_bytes(s, to, code) }
 }
 
-/// The quantisation of a run of a row's values.
-pub(super) struct Quantise<'a, T> {
-    pub(super) quant: &'a Quantisation,
+/// The quantization of a run of a row's values.
+pub(super) struct Quantize<'a, T> {
+    pub(super) quant: &'a Quantization,
     pub(super) values: &'a [T],
     pub(super) range: Range<usize>,
     pub(super) to: TargetRow<'a>,
 }
 
-impl<T: Lanes> Kernel for Quantise<'_, T> {
+impl<T: Lanes> Kernel for Quantize<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -202,7 +202,7 @@ impl<T: Lanes> Values for Row<'_, T> {
 }
 
 /// The values of a run of a row's codes.
-pub(super) struct Dequantise<'a, T, F> {
+pub(super) struct Dequantize<'a, T, F> {
     pub(super) group: usize,
     pub(super) codes: &'a [u8],
     pub(super) range: Range<usize>,
@@ -215,7 +215,7 @@ pub(super) struct Dequantise<'a, T, F> {
 /// Scales from which products with codes, and what those lose in rounding, are normal numbers.
 const LEAST: f32 = f32::from_bits((127 - 80) << 23);
 
-impl<T: Lanes, F: Fn(usize) -> f32> Kernel for Dequantise<'_, T, F> {
+impl<T: Lanes, F: Fn(usize) -> f32> Kernel for Dequantize<'_, T, F> {
     type Output = ();
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, sys};
 use swiglu_core::DType;
-use swiglu_cuda::{Activations, CudaBackend, Quantisers, cudarc};
+use swiglu_cuda::{Activations, CudaBackend, Quantizers, cudarc};
 
 pub type Failure = Box<dyn std::error::Error>;
 
@@ -24,7 +24,7 @@ pub struct Case {
 pub struct Gpu {
     pub stream: Arc<CudaStream>,
     pub activations: Activations,
-    pub quantisers: Quantisers,
+    pub quantizers: Quantizers,
     pub backend: CudaBackend,
     /// The same, with products of codes on FP8 tensor cores.
     pub tensor_cores: CudaBackend,
@@ -42,7 +42,7 @@ impl Gpu {
         println!("{}\n", swiglu_core::Backend::description(&backend));
         Ok(Self {
             activations: Activations::new(&context)?,
-            quantisers: Quantisers::new(&context)?,
+            quantizers: Quantizers::new(&context)?,
             backend,
             tensor_cores: CudaBackend::new(stream.clone())?.with_fp8_tensor_cores(true),
             stream,

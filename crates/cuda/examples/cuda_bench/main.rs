@@ -1,6 +1,6 @@
 //! Times activations, products and MLPs against their limits, in CUDA graphs, on cold buffers:
 //!
-//!     cargo run --release -p swiglu-cuda --example cuda_bench [limit | quantised | products | blocks | few]…
+//!     cargo run --release -p swiglu-cuda --example cuda_bench [limit | quantized | products | blocks | few]…
 //!
 //! Each graph holds many calls over a ring of buffers larger than the L2; a time is the median
 //! over replays, divided by the calls. The limit of an activation is a kernel of the same shape
@@ -17,7 +17,7 @@ use gpu::{Failure, Gpu};
 fn main() -> Result<(), Failure> {
     let mut asked: Vec<String> = std::env::args().skip(1).collect();
     if asked.is_empty() {
-        asked = ["limit", "quantised", "products"]
+        asked = ["limit", "quantized", "products"]
             .map(str::to_owned)
             .to_vec();
     }
@@ -25,7 +25,7 @@ fn main() -> Result<(), Failure> {
     for table in asked {
         match table.as_str() {
             "limit" => rows::limit(&gpu)?,
-            "quantised" => rows::quantised(&gpu)?,
+            "quantized" => rows::quantized(&gpu)?,
             "blocks" => rows::blocks(&gpu)?,
             "few" => products::few(&gpu)?,
             "products" => {

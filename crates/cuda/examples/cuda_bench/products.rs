@@ -2,7 +2,7 @@
 
 use swiglu_core::{
     ActAndMul, ActAndMulQuant, Backend, BlockScales, DType, E4M3, GatedActivation, HostWeight,
-    Matmul, QuantOptions, Quantisation, Quantised, QuantisedMatmul, QuantisedMut, ScaleFormat,
+    Matmul, QuantOptions, Quantization, Quantized, QuantizedMatmul, QuantizedMut, ScaleFormat,
     ScaleLayout, ScaleOrder, Scales, ScalesMut, Tensor, TensorMut,
 };
 use swiglu_cuda::{CudaBuffer, CudaWeight, Route};
@@ -60,7 +60,7 @@ struct Codes {
 impl Codes {
     fn new(
         gpu: &Gpu,
-        quant: Quantisation,
+        quant: Quantization,
         order: ScaleOrder,
         [t, k]: [usize; 2],
     ) -> Result<Self, Failure> {
@@ -77,9 +77,9 @@ impl Codes {
         })
     }
 
-    fn read(&self) -> Quantised<'_, CudaBuffer> {
+    fn read(&self) -> Quantized<'_, CudaBuffer> {
         let [t, k] = self.shape;
-        Quantised {
+        Quantized {
             codes: Tensor::contiguous(&self.codes, DType::F8E4M3, t, k),
             scales: Scales {
                 buffer: &self.scales,
@@ -88,9 +88,9 @@ impl Codes {
         }
     }
 
-    fn write(&mut self) -> QuantisedMut<'_, CudaBuffer> {
+    fn write(&mut self) -> QuantizedMut<'_, CudaBuffer> {
         let [t, k] = self.shape;
-        QuantisedMut {
+        QuantizedMut {
             codes: TensorMut::contiguous(&mut self.codes, DType::F8E4M3, t, k),
             scales: ScalesMut {
                 buffer: &mut self.scales,
@@ -127,8 +127,8 @@ pub fn products(gpu: &Gpu) -> Result<(), Failure> {
         "| product | T | weight | floor | as chosen | decode | rows | tiles | no tensor cores |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    let v4 = Quantisation::deepseek_v4();
-    let f32s = Quantisation::new(128, ScaleFormat::F32)?;
+    let v4 = Quantization::deepseek_v4();
+    let f32s = Quantization::new(128, ScaleFormat::F32)?;
     for (name, [n, k]) in SHAPES {
         let kinds = [
             ("bf16", DType::BF16, None),
@@ -199,7 +199,7 @@ pub fn products(gpu: &Gpu) -> Result<(), Failure> {
                         let mut call = |place: usize| {
                             let room = TensorMut::contiguous(&mut room, DType::BF16, t, k);
                             let y = TensorMut::contiguous(&mut y, DType::BF16, t, n);
-                            backend.matmul_quantised(&quant, codes.read(), &weights[place], room, y)
+                            backend.matmul_quantized(&quant, codes.read(), &weights[place], room, y)
                         };
                         call(0)?;
                         let case = gpu.case(weights.len(), bytes, |i| Ok(call(i)?))?;
@@ -216,14 +216,14 @@ pub fn products(gpu: &Gpu) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whole MLPs with FP8 weights: the input as it is, and quantised before both products.
+/// Whole MLPs with FP8 weights: the input as it is, and quantized before both products.
 pub fn mlps(gpu: &Gpu) -> Result<(), Failure> {
     println!("\nmicroseconds for a whole MLP with FP8 weights, E8M0 scales, medians\n");
     println!(
         "| model | T | weights at 4.39 TB/s | bf16 activations | FP8, widened | FP8, tensor cores |"
     );
     println!("|---|---|---|---|---|---|");
-    let (op, quant) = (GatedActivation::deepseek_v4(), Quantisation::deepseek_v4());
+    let (op, quant) = (GatedActivation::deepseek_v4(), Quantization::deepseek_v4());
     for (name, [h, i]) in [("Pro", [7168, 3072]), ("Flash", [4096, 2048])] {
         let scales = Some(DType::E8M0);
         let gate_up = weights(gpu, [2 * i, h], DType::F8E4M3, scales)?;
@@ -262,16 +262,16 @@ pub fn mlps(gpu: &Gpu) -> Result<(), Failure> {
             let mut cases = vec![gpu.case(copies, bytes, &mut plain)?];
             for b in [&gpu.backend, &gpu.tensor_cores] {
                 let mut fp8 = |place: usize| -> Result<(), Failure> {
-                    b.quantise(&quant, Tensor::contiguous(&x, bf16, t, h), codes_x.write())?;
+                    b.quantize(&quant, Tensor::contiguous(&x, bf16, t, h), codes_x.write())?;
                     let to = TensorMut::contiguous(wide, bf16, t, 2 * i);
                     let space = TensorMut::contiguous(room, bf16, t, h);
-                    b.matmul_quantised(&quant, codes_x.read(), &gate_up[place], space, to)?;
+                    b.matmul_quantized(&quant, codes_x.read(), &gate_up[place], space, to)?;
                     let from = Tensor::contiguous(wide, bf16, t, 2 * i);
                     let options = QuantOptions::default();
                     b.act_and_mul_quant(&op, &quant, from, codes_act.write(), options)?;
                     let to = TensorMut::contiguous(y, bf16, t, h);
                     let space = TensorMut::contiguous(room, bf16, t, i);
-                    b.matmul_quantised(&quant, codes_act.read(), &down[place], space, to)?;
+                    b.matmul_quantized(&quant, codes_act.read(), &down[place], space, to)?;
                     Ok(())
                 };
                 fp8(0)?;
@@ -298,7 +298,7 @@ pub fn accuracy(gpu: &Gpu) -> Result<(), Failure> {
     );
     println!("|---|---|---|");
     let [t, n, k] = [64, 128, 7168];
-    let quant = Quantisation::new(128, ScaleFormat::F32)?;
+    let quant = Quantization::new(128, ScaleFormat::F32)?;
     let scales = Some(DType::F32);
     let weight = &weights(gpu, [n, k], DType::F8E4M3, scales)?[0];
     let codes = Codes::new(gpu, quant, ScaleOrder::ColumnMajor, [t, k])?;
@@ -325,7 +325,7 @@ pub fn accuracy(gpu: &Gpu) -> Result<(), Failure> {
             &gpu.backend
         };
         let space = TensorMut::contiguous(&mut room, DType::F32, t, k);
-        b.matmul_quantised(&quant, codes.read(), weight, space, to)?;
+        b.matmul_quantized(&quant, codes.read(), weight, space, to)?;
         let mut got = vec![0; t * n * 4];
         gpu.backend.download(&y, &mut got)?;
         let (mut wrong, mut size, mut worst) = (0.0_f64, 0.0_f64, 0.0_f64);

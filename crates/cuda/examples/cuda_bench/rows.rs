@@ -1,10 +1,10 @@
-//! Activations, plain and quantising, against the limit of the memory.
+//! Activations, plain and quantizing, against the limit of the memory.
 
 use cudarc::driver::DevicePtr;
 use swiglu_core::{
-    DType, GatedActivation, Quantisation, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder,
+    DType, GatedActivation, Quantization, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder,
 };
-use swiglu_cuda::{LaunchOptions, RawCall, RawMatrix, RawQuantCall, RawQuantised, cudarc};
+use swiglu_cuda::{LaunchOptions, RawCall, RawMatrix, RawQuantCall, RawQuantized, cudarc};
 
 use crate::gpu::{COLD, Case, Failure, Gpu};
 
@@ -26,7 +26,7 @@ const UNALIGNED: [(usize, usize); 4] = [(1, 2049), (64, 3071), (512, 3071), (409
 #[derive(Clone, Copy)]
 enum Kernel {
     Activation(GatedActivation),
-    Quantised(GatedActivation, Quantisation, ScaleOrder),
+    Quantized(GatedActivation, Quantization, ScaleOrder),
     Copy,
 }
 
@@ -107,7 +107,7 @@ impl<'a> Memory<'a> {
                         let activations = &self.gpu.activations;
                         activations.act_and_mul_raw(stream, &op, &call, options)?;
                     }
-                    Kernel::Quantised(op, quant, order) => {
+                    Kernel::Quantized(op, quant, order) => {
                         // Codes in the first half of a slot for y, scales in the second.
                         let call = RawQuantCall {
                             input: RawMatrix {
@@ -115,7 +115,7 @@ impl<'a> Memory<'a> {
                                 dtype: self.dtype,
                                 layout: input_layout,
                             },
-                            output: RawQuantised {
+                            output: RawQuantized {
                                 codes: output,
                                 codes_layout: RowLayout::contiguous(t, d),
                                 scales: output + (t * d).next_multiple_of(16) as u64,
@@ -130,8 +130,8 @@ impl<'a> Memory<'a> {
                             batches: None,
                             hits: None,
                         };
-                        let quantisers = &self.gpu.quantisers;
-                        quantisers.act_and_mul_quant_raw(stream, &op, &quant, &call, options)?;
+                        let quantizers = &self.gpu.quantizers;
+                        quantizers.act_and_mul_quant_raw(stream, &op, &quant, &call, options)?;
                     }
                 }
             }
@@ -204,22 +204,22 @@ pub fn limit(gpu: &Gpu) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The activation that quantises beside the one that does not.
-pub fn quantised(gpu: &Gpu) -> Result<(), Failure> {
+/// The activation that quantizes beside the one that does not.
+pub fn quantized(gpu: &Gpu) -> Result<(), Failure> {
     println!("microseconds a call, medians; the ratio is that of groups of 128, UE8M0\n");
     println!(
         "| T x d | type | launch | clamp | quant 128 UE8M0 | packed | 128 f32 columns | 32 UE8M0 | quant/clamp |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     let op = GatedActivation::deepseek_v4();
-    let v4 = Quantisation::deepseek_v4();
-    let f32s = Quantisation::new(128, ScaleFormat::F32)?;
+    let v4 = Quantization::deepseek_v4();
+    let f32s = Quantization::new(128, ScaleFormat::F32)?;
     let kernels = [
         Kernel::Activation(op),
-        Kernel::Quantised(op, v4, ScaleOrder::RowMajor),
-        Kernel::Quantised(op, v4, ScaleOrder::Packed),
-        Kernel::Quantised(op, f32s, ScaleOrder::ColumnMajor),
-        Kernel::Quantised(op, Quantisation::deepseek_v4_1(), ScaleOrder::RowMajor),
+        Kernel::Quantized(op, v4, ScaleOrder::RowMajor),
+        Kernel::Quantized(op, v4, ScaleOrder::Packed),
+        Kernel::Quantized(op, f32s, ScaleOrder::ColumnMajor),
+        Kernel::Quantized(op, Quantization::deepseek_v4_1(), ScaleOrder::RowMajor),
     ];
     for dtype in DType::COMPUTE {
         for (t, d) in ROWS {
@@ -240,7 +240,7 @@ pub fn quantised(gpu: &Gpu) -> Result<(), Failure> {
 pub fn blocks(gpu: &Gpu) -> Result<(), Failure> {
     let sizes = [64, 128, 192, 256, 384, 512];
     let op = GatedActivation::deepseek_v4();
-    let quant = Kernel::Quantised(op, Quantisation::deepseek_v4(), ScaleOrder::RowMajor);
+    let quant = Kernel::Quantized(op, Quantization::deepseek_v4(), ScaleOrder::RowMajor);
     for (t, d) in ROWS {
         println!("{t} x {d} bf16, PDL, threads {sizes:?}");
         let memory = Memory::new(gpu, DType::BF16, (t, d), [0, 0])?;

@@ -4,7 +4,7 @@ use std::sync::MutexGuard;
 
 use swiglu_core::reference::Reference;
 use swiglu_core::{
-    ActAndMul, Backend, Element, GatedActivation, Quantisation, ScaleOrder, Tensor, TensorMut,
+    ActAndMul, Backend, Element, GatedActivation, Quantization, ScaleOrder, Tensor, TensorMut,
 };
 use swiglu_cuda::CudaBackend;
 use swiglu_testing::{Expectations, Harness, Outcome, QuantCase};
@@ -45,8 +45,8 @@ pub fn activated<T: Element>(
     chunks.map(bytemuck::pod_read_unaligned).collect()
 }
 
-/// Rows of y as the reference quantises them.
-pub fn quantised<T: Element>(kind: (Quantisation, ScaleOrder), d: usize, y: &[T]) -> Outcome {
+/// Rows of y as the reference quantizes them.
+pub fn quantized<T: Element>(kind: (Quantization, ScaleOrder), d: usize, y: &[T]) -> Outcome {
     let reference = Harness::new(Reference, Expectations::exact());
     let case = QuantCase::new(None, kind, y.len() / d, d);
     case.run(&reference, y).unwrap()

@@ -1,4 +1,4 @@
-//! Quantisation beyond the common suite: bare pointers, captured calls, and products of codes.
+//! Quantization beyond the common suite: bare pointers, captured calls, and products of codes.
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 

@@ -1,9 +1,9 @@
-//! The MLP as DeepSeek runs it: both products on codes, quantised on the way.
+//! The MLP as DeepSeek runs it: both products on codes, quantized on the way.
 
 use swiglu_core::reference::Reference;
 use swiglu_core::{
-    BlockScales, DType, E4M3, GatedActivation, HostWeight, QuantOptions, Quantisation, Quantised,
-    QuantisedMatmul, QuantisedMut, ScaleFormat, ScaleLayout, ScaleOrder, Scales, ScalesMut, Tensor,
+    BlockScales, DType, E4M3, GatedActivation, HostWeight, QuantOptions, Quantization, Quantized,
+    QuantizedMatmul, QuantizedMut, ScaleFormat, ScaleLayout, ScaleOrder, Scales, ScalesMut, Tensor,
     TensorMut, bf16,
 };
 use swiglu_testing::{inputs::Numbers, relative_error};
@@ -11,7 +11,7 @@ use swiglu_testing::{inputs::Numbers, relative_error};
 use crate::common::{bytes, filled, open};
 
 struct Mlp {
-    quant: Quantisation,
+    quant: Quantization,
     block: usize,
     t: usize,
     h: usize,
@@ -22,7 +22,7 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn new(quant: Quantisation, block: usize, [t, h, i]: [usize; 3]) -> Self {
+    fn new(quant: Quantization, block: usize, [t, h, i]: [usize; 3]) -> Self {
         let mut numbers = Numbers::new(t as u64);
         let mut weight = |n: usize, k: usize| {
             let code = |_| E4M3::from_f32_saturating(numbers.within(400.0)).0;
@@ -56,7 +56,7 @@ impl Mlp {
     }
 
     /// The gate and up halves, and the result.
-    fn run<B: QuantisedMatmul>(&self, b: &B) -> [Vec<bf16>; 2] {
+    fn run<B: QuantizedMatmul>(&self, b: &B) -> [Vec<bf16>; 2] {
         let &Self { quant, t, h, i, .. } = self;
         let gate_up = b.load_weight(&[self.view(0), self.view(1)]).unwrap();
         let down = b.load_weight(&[self.view(2)]).unwrap();
@@ -68,7 +68,7 @@ impl Mlp {
             ScaleLayout::contiguous(quant.format(), ScaleOrder::RowMajor, t, quant.groups(cols))
         };
 
-        let to = QuantisedMut {
+        let to = QuantizedMut {
             codes: TensorMut::contiguous(&mut codes, DType::F8E4M3, t, h),
             scales: ScalesMut {
                 buffer: &mut scales,
@@ -76,8 +76,8 @@ impl Mlp {
             },
         };
         let from = Tensor::contiguous(&x, DType::BF16, t, h);
-        b.quantise(&quant, from, to).unwrap();
-        let from = Quantised {
+        b.quantize(&quant, from, to).unwrap();
+        let from = Quantized {
             codes: Tensor::contiguous(&codes, DType::F8E4M3, t, h),
             scales: Scales {
                 buffer: &scales,
@@ -86,11 +86,11 @@ impl Mlp {
         };
         let space = TensorMut::contiguous(&mut room, DType::BF16, t, h);
         let to = TensorMut::contiguous(&mut wide, DType::BF16, t, 2 * i);
-        b.matmul_quantised(&quant, from, &gate_up, space, to)
+        b.matmul_quantized(&quant, from, &gate_up, space, to)
             .unwrap();
 
         let op = GatedActivation::deepseek_v4();
-        let to = QuantisedMut {
+        let to = QuantizedMut {
             codes: TensorMut::contiguous(&mut codes, DType::F8E4M3, t, i),
             scales: ScalesMut {
                 buffer: &mut scales,
@@ -100,7 +100,7 @@ impl Mlp {
         let from = Tensor::contiguous(&wide, DType::BF16, t, 2 * i);
         b.act_and_mul_quant(&op, &quant, from, to, QuantOptions::default())
             .unwrap();
-        let from = Quantised {
+        let from = Quantized {
             codes: Tensor::contiguous(&codes, DType::F8E4M3, t, i),
             scales: Scales {
                 buffer: &scales,
@@ -109,7 +109,7 @@ impl Mlp {
         };
         let space = TensorMut::contiguous(&mut room, DType::BF16, t, i);
         let to = TensorMut::contiguous(&mut y, DType::BF16, t, h);
-        b.matmul_quantised(&quant, from, &down, space, to).unwrap();
+        b.matmul_quantized(&quant, from, &down, space, to).unwrap();
         [wide, y].map(|buffer| {
             let all = bytes(b, &buffer);
             all.chunks_exact(2)
@@ -120,7 +120,7 @@ impl Mlp {
 }
 
 /// The errors of the gate and up halves and of the result, the largest of a few sizes.
-fn errors(quant: Quantisation, block: usize, tensor_cores: bool) -> Option<[f64; 2]> {
+fn errors(quant: Quantization, block: usize, tensor_cores: bool) -> Option<[f64; 2]> {
     let (backend, _turn) = open()?;
     let backend = backend.with_fp8_tensor_cores(tensor_cores);
     let mut worst = [0.0_f64; 2];
@@ -143,11 +143,11 @@ fn errors(quant: Quantisation, block: usize, tensor_cores: bool) -> Option<[f64;
 
 #[test]
 fn an_mlp_on_codes_is_the_references() {
-    let f32s = |group| Quantisation::new(group, ScaleFormat::F32).unwrap();
+    let f32s = |group| Quantization::new(group, ScaleFormat::F32).unwrap();
     for (quant, block) in [
-        (Quantisation::deepseek_v4(), 128),
+        (Quantization::deepseek_v4(), 128),
         (f32s(128), 128),
-        (Quantisation::deepseek_v4_1(), 32),
+        (Quantization::deepseek_v4_1(), 32),
         (f32s(64), 64),
     ] {
         let Some(worst) = errors(quant, block, false) else {
@@ -162,7 +162,7 @@ fn an_mlp_on_codes_is_the_references() {
 /// On FP8 tensor cores one result of bf16 in twenty is off by its last bit, and codes after it.
 #[test]
 fn an_mlp_on_tensor_cores_is_close() {
-    let Some(worst) = errors(Quantisation::deepseek_v4(), 128, true) else {
+    let Some(worst) = errors(Quantization::deepseek_v4(), 128, true) else {
         return;
     };
     assert!(worst.iter().all(|&e| e < 1e-2), "{worst:?}");

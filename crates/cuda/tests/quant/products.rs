@@ -2,14 +2,14 @@
 
 use swiglu_core::reference::Reference;
 use swiglu_core::{
-    BlockScales, DType, E4M3, HostWeight, Quantisation, Quantised, QuantisedMatmul, ScaleFormat,
+    BlockScales, DType, E4M3, HostWeight, Quantization, Quantized, QuantizedMatmul, ScaleFormat,
     ScaleLayout, ScaleOrder, Scales, Support, Tensor, TensorMut,
 };
 
 use crate::common::{POISON, bytes, filled, open};
 
 struct Product {
-    quant: Quantisation,
+    quant: Quantization,
     order: ScaleOrder,
     t: usize,
     k: usize,
@@ -30,7 +30,7 @@ fn random(seed: u32, i: usize) -> u32 {
 impl Product {
     /// Codes and powers of two, out of which `codes` and `powers` choose by random numbers.
     fn new(
-        (quant, order): (Quantisation, ScaleOrder),
+        (quant, order): (Quantization, ScaleOrder),
         [t, k]: [usize; 2],
         code: impl Fn(u32) -> u8,
         power: impl Fn(u32) -> u8,
@@ -60,7 +60,7 @@ impl Product {
     }
 
     /// y in f32, and the room for widened codes.
-    fn run<B: QuantisedMatmul>(&self, backend: &B, widened: DType) -> (Vec<f32>, Vec<u8>) {
+    fn run<B: QuantizedMatmul>(&self, backend: &B, widened: DType) -> (Vec<f32>, Vec<u8>) {
         let (t, k) = (self.t, self.k);
         let parts = [0, 1].map(|i| {
             let scales = BlockScales {
@@ -76,7 +76,7 @@ impl Product {
         let (codes, scales) = (filled(backend, &self.codes), filled(backend, &self.scales));
         let mut room = filled(backend, &vec![POISON; t * k * widened.size()]);
         let mut y = filled(backend, &vec![POISON; t * 2 * N * 4]);
-        let x = Quantised {
+        let x = Quantized {
             codes: Tensor::contiguous(&codes, DType::F8E4M3, t, k),
             scales: Scales {
                 buffer: &scales,
@@ -86,7 +86,7 @@ impl Product {
         let widened = TensorMut::contiguous(&mut room, widened, t, k);
         let to = TensorMut::contiguous(&mut y, DType::F32, t, 2 * N);
         backend
-            .matmul_quantised(&self.quant, x, &weight, widened, to)
+            .matmul_quantized(&self.quant, x, &weight, widened, to)
             .unwrap();
         let y = bytes(backend, &y);
         let y = y.chunks_exact(4).map(bytemuck::pod_read_unaligned);
@@ -94,12 +94,12 @@ impl Product {
     }
 }
 
-fn quantisations() -> [(Quantisation, ScaleOrder); 6] {
-    let f32s = |group| Quantisation::new(group, ScaleFormat::F32).unwrap();
+fn quantizations() -> [(Quantization, ScaleOrder); 6] {
+    let f32s = |group| Quantization::new(group, ScaleFormat::F32).unwrap();
     [
-        (Quantisation::deepseek_v4(), ScaleOrder::RowMajor),
-        (Quantisation::deepseek_v4(), ScaleOrder::ColumnMajor),
-        (Quantisation::deepseek_v4(), ScaleOrder::Packed),
+        (Quantization::deepseek_v4(), ScaleOrder::RowMajor),
+        (Quantization::deepseek_v4(), ScaleOrder::ColumnMajor),
+        (Quantization::deepseek_v4(), ScaleOrder::Packed),
         (f32s(128), ScaleOrder::ColumnMajor),
         (f32s(128), ScaleOrder::RowMajor),
         (f32s(32), ScaleOrder::RowMajor),
@@ -117,7 +117,7 @@ fn both<T: Copy, const N: usize>(all: [T; N]) -> impl Iterator<Item = (bool, T)>
 /// out of its place shows.
 #[test]
 fn products_of_whole_numbers_are_exact() {
-    for (tensor_cores, which) in both(quantisations()) {
+    for (tensor_cores, which) in both(quantizations()) {
         let Some((backend, _turn)) = open() else {
             return;
         };
@@ -139,7 +139,7 @@ fn products_of_whole_numbers_are_exact() {
 /// Every finite code: sums of products within the precision of f32, or of tensor cores.
 #[test]
 fn products_of_any_codes_are_close() {
-    for (tensor_cores, which) in both(quantisations()) {
+    for (tensor_cores, which) in both(quantizations()) {
         let Some((backend, _turn)) = open() else {
             return;
         };
@@ -172,11 +172,11 @@ fn codes_are_multiplied_where_the_backend_says_so() {
     let Some((backend, _turn)) = open() else {
         return;
     };
-    let f32s = Quantisation::new(128, ScaleFormat::F32).unwrap();
-    let asked = backend.supports_quantised(&f32s, DType::F8E4M3);
+    let f32s = Quantization::new(128, ScaleFormat::F32).unwrap();
+    let asked = backend.supports_quantized(&f32s, DType::F8E4M3);
     assert!(matches!(asked, Support::Emulated(_)), "unasked: {asked}");
     let backend = backend.with_fp8_tensor_cores(true);
-    let native = backend.supports_quantised(&f32s, DType::F8E4M3) == Support::Native;
+    let native = backend.supports_quantized(&f32s, DType::F8E4M3) == Support::Native;
     let of = |t| {
         Product::new(
             (f32s, ScaleOrder::ColumnMajor),
@@ -194,7 +194,7 @@ fn codes_are_multiplied_where_the_backend_says_so() {
     };
     assert_eq!(written(64), !native);
     assert!(written(63));
-    let groups = Quantisation::new(32, ScaleFormat::F32).unwrap();
-    let support = backend.supports_quantised(&groups, DType::F8E4M3);
+    let groups = Quantization::new(32, ScaleFormat::F32).unwrap();
+    let support = backend.supports_quantized(&groups, DType::F8E4M3);
     assert!(matches!(support, Support::Emulated(_)));
 }

@@ -4,13 +4,13 @@ use std::io::Write;
 
 use cudarc::driver::{DevicePtr, sys};
 use swiglu_core::{
-    Backend, DType, GatedActivation, Quantisation, Rounding, RowLayout, ScaleFormat, ScaleLayout,
+    Backend, DType, GatedActivation, Quantization, Rounding, RowLayout, ScaleFormat, ScaleLayout,
     ScaleOrder, bf16,
 };
-use swiglu_cuda::{LaunchOptions, RawMatrix, RawQuantCall, RawQuantised, cudarc};
+use swiglu_cuda::{LaunchOptions, RawMatrix, RawQuantCall, RawQuantized, cudarc};
 use swiglu_testing::inputs::Numbers;
 
-use crate::common::{activated, bytes, open, quantised};
+use crate::common::{activated, bytes, open, quantized};
 
 /// Captured calls through bare pointers replay on new values, the second launch waiting for the
 /// first.
@@ -19,7 +19,7 @@ fn captured_calls_replay_with_and_without_programmatic_launch() {
     let Some((backend, _turn)) = open() else {
         return;
     };
-    let (op, quant) = (GatedActivation::deepseek_v4(), Quantisation::deepseek_v4());
+    let (op, quant) = (GatedActivation::deepseek_v4(), Quantization::deepseek_v4());
     let (rows, d) = (33, 2304);
     let scales_layout =
         ScaleLayout::contiguous(quant.format(), ScaleOrder::Packed, rows, quant.groups(d));
@@ -34,7 +34,7 @@ fn captured_calls_replay_with_and_without_programmatic_launch() {
     };
     let call = RawQuantCall {
         input: matrix(x.address(), 2 * d),
-        output: RawQuantised {
+        output: RawQuantized {
             codes: codes.address(),
             codes_layout: RowLayout::contiguous(rows, d),
             scales: scales.address(),
@@ -51,12 +51,12 @@ fn captured_calls_replay_with_and_without_programmatic_launch() {
         stream.begin_capture(mode).unwrap();
         // SAFETY: the buffers hold the matrices and outlive the graph.
         unsafe {
-            let kernels = backend.quantisers();
+            let kernels = backend.quantizers();
             kernels
                 .act_and_mul_quant_raw(cu, &op, &quant, &call, options)
                 .unwrap();
             kernels
-                .dequantise_raw(cu, &quant, &call.output, &matrix(y.address(), d), options)
+                .dequantize_raw(cu, &quant, &call.output, &matrix(y.address(), d), options)
                 .unwrap();
         }
         let flags = sys::CUgraphInstantiate_flags(0);
@@ -67,7 +67,7 @@ fn captured_calls_replay_with_and_without_programmatic_launch() {
             graph.launch().unwrap();
             let got = bytes(&backend, &y);
             let want = activated(&backend, &op, &new, d);
-            let want = quantised((quant, ScaleOrder::Packed), d, &want);
+            let want = quantized((quant, ScaleOrder::Packed), d, &want);
             assert_eq!(bytes(&backend, &codes), want.codes[..rows * d]);
             let got: &[bf16] = bytemuck::cast_slice(&got);
             assert!(got.iter().any(|y| y.to_f32() > 1.0) && got.iter().all(|y| y.is_finite()));
@@ -81,7 +81,7 @@ fn offsets_beyond_2_to_the_31_are_reached() {
     let Some((backend, _turn)) = open() else {
         return;
     };
-    let (op, quant) = (GatedActivation::deepseek_v4(), Quantisation::deepseek_v4());
+    let (op, quant) = (GatedActivation::deepseek_v4(), Quantization::deepseek_v4());
     let stream = backend.device();
     for (rows, d) in [((1 << 18) + 1, 4096), (1_048_592, 1025)] {
         let scales_layout =
@@ -103,7 +103,7 @@ fn offsets_beyond_2_to_the_31_are_reached() {
                 dtype: DType::BF16,
                 layout: RowLayout::contiguous(rows, 2 * d),
             },
-            output: RawQuantised {
+            output: RawQuantized {
                 codes: codes.device_ptr(stream).0,
                 codes_layout: RowLayout::contiguous(rows, d),
                 scales: scales.device_ptr(stream).0,
@@ -114,11 +114,11 @@ fn offsets_beyond_2_to_the_31_are_reached() {
             hits: None,
         };
         let (cu, options) = (stream.cu_stream(), LaunchOptions::default());
-        let kernels = backend.quantisers();
+        let kernels = backend.quantizers();
         // SAFETY: the slices hold the matrices.
         unsafe { kernels.act_and_mul_quant_raw(cu, &op, &quant, &call, options) }.unwrap();
         let y = activated(&backend, &op, &row, d);
-        let want = quantised((quant, ScaleOrder::RowMajor), d, &y);
+        let want = quantized((quant, ScaleOrder::RowMajor), d, &y);
         let got = stream.clone_dtoh(&codes.slice((rows - 1) * d..)).unwrap();
         assert_eq!(got, want.codes[..d]);
         let groups = quant.groups(d);
@@ -136,7 +136,7 @@ fn wrong_calls_are_named() {
     let Some((backend, _turn)) = open() else {
         return;
     };
-    let (op, quant) = (GatedActivation::deepseek_v4(), Quantisation::deepseek_v4());
+    let (op, quant) = (GatedActivation::deepseek_v4(), Quantization::deepseek_v4());
     let memory = backend.alloc(1 << 16).unwrap();
     let at = memory.address();
     let good = RawQuantCall {
@@ -145,7 +145,7 @@ fn wrong_calls_are_named() {
             dtype: DType::BF16,
             layout: RowLayout::contiguous(2, 256),
         },
-        output: RawQuantised {
+        output: RawQuantized {
             codes: at + 4096,
             codes_layout: RowLayout::contiguous(2, 128),
             scales: at + 8192,
@@ -155,9 +155,9 @@ fn wrong_calls_are_named() {
         batches: None,
         hits: None,
     };
-    let run = |op: &GatedActivation, quant: &Quantisation, call: &RawQuantCall| {
+    let run = |op: &GatedActivation, quant: &Quantization, call: &RawQuantCall| {
         let (cu, options) = (backend.device().cu_stream(), LaunchOptions::default());
-        let kernels = backend.quantisers();
+        let kernels = backend.quantizers();
         // SAFETY: the memory holds what the call names, or the call is refused.
         unsafe { kernels.act_and_mul_quant_raw(cu, op, quant, call, options) }
             .map_err(|e| e.to_string())
@@ -169,7 +169,7 @@ fn wrong_calls_are_named() {
     let mut narrow = good;
     narrow.output.codes_layout.cols = 64;
     assert!(run(&op, &quant, &narrow).unwrap_err().starts_with("codes"));
-    let other = Quantisation::new(64, ScaleFormat::Ue8m0).unwrap();
+    let other = Quantization::new(64, ScaleFormat::Ue8m0).unwrap();
     assert!(run(&op, &other, &good).unwrap_err().starts_with("scales"));
     let hits = RawQuantCall {
         hits: Some(at + 2),

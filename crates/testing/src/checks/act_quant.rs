@@ -5,23 +5,23 @@ use swiglu_core::{
 };
 
 use super::in_every_type;
-use super::quantise::on_reference;
+use super::quantize::on_reference;
 use super::random::on_random_cases;
 use crate::compare::pairs_of_rows;
 use crate::inputs::{Numbers, telling};
-use crate::quant_case::{Outcome, QuantCase, quantisations};
+use crate::quant_case::{Outcome, QuantCase, quantizations};
 use crate::{ActLayouts, Failure, Harness};
 
-/// The fused pass is the backend's own activation and then its own quantisation, bit for bit; the
+/// The fused pass is the backend's own activation and then its own quantization, bit for bit; the
 /// hits of the clamp are the reference's, and counting them changes nothing.
 ///
 /// # Errors
 /// The first difference.
-pub fn fused_quantisation_equals_two_steps<B: ActAndMulQuant>(
+pub fn fused_quantization_equals_two_steps<B: ActAndMulQuant>(
     h: &Harness<B>,
 ) -> Result<(), Failure> {
     fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
-        let kinds = quantisations(h, T::DTYPE, "fused_quantisation_equals_two_steps")?;
+        let kinds = quantizations(h, T::DTYPE, "fused_quantization_equals_two_steps")?;
         let low = GatedActivation::silu_and_mul_with_clamp(0.5, 1.702, 1.0)?;
         let every = h.expectations.size.pick(4, 1);
         let ops = h.activations(T::DTYPE).into_iter().chain([low]);
@@ -67,18 +67,18 @@ pub fn fused_quantisation_equals_two_steps<B: ActAndMulQuant>(
 
 /// An activation whose products f32 rounds as the reference does: its codes and scales are the
 /// reference's, with route weights that are powers of two, rows that are not in use, rounded
-/// before the quantisation and not.
+/// before the quantization and not.
 ///
 /// # Errors
 /// The first difference.
-pub fn quantised_activations_of_exact_products<B: ActAndMulQuant>(
+pub fn quantized_activations_of_exact_products<B: ActAndMulQuant>(
     h: &Harness<B>,
 ) -> Result<(), Failure> {
     fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
-        let check = "quantised_activations_of_exact_products";
+        let check = "quantized_activations_of_exact_products";
         let op = GatedActivation::fatrelu_and_mul(0.25)?;
         let route: Vec<f32> = (0..12).map(|t| [0.5, 4.0, -2.0][t % 3]).collect();
-        for (quant, order) in quantisations(h, T::DTYPE, check)? {
+        for (quant, order) in quantizations(h, T::DTYPE, check)? {
             for materialize in [true, false] {
                 for (d, gap, offset) in [(72, 0, 0), (256, 16, 16), (301, 1, 3)] {
                     let kind = (quant.with_materialize(materialize), order);
@@ -124,11 +124,11 @@ fn moved(x: f32, dtype: DType, ulps: i64) -> f32 {
 ///
 /// # Errors
 /// The first code or scale that no allowed value explains, or too many that differ.
-pub fn quantised_activations_against_the_reference<B: ActAndMulQuant>(
+pub fn quantized_activations_against_the_reference<B: ActAndMulQuant>(
     h: &Harness<B>,
 ) -> Result<(), Failure> {
     fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
-        let check = "quantised_activations_against_the_reference";
+        let check = "quantized_activations_against_the_reference";
         let (rows, d) = (16, 1024 + 40);
         let seed = 3;
         let x: Vec<T> = Numbers::new(seed).values(rows * 2 * d, 15.0);
@@ -138,7 +138,7 @@ pub fn quantised_activations_against_the_reference<B: ActAndMulQuant>(
             GatedActivation::gpt_oss(),
             GatedActivation::step_3_5(),
         ];
-        for (quant, order) in quantisations(h, T::DTYPE, check)? {
+        for (quant, order) in quantizations(h, T::DTYPE, check)? {
             let quick = h.expectations.size == crate::Size::Quick;
             if quick && (order == ScaleOrder::ColumnMajor || quant.group() == 64) {
                 continue;
@@ -246,7 +246,7 @@ fn scale_at(case: &QuantCase<'_>, outcome: &Outcome, row: usize, group: usize) -
 pub fn batches_equal_a_loop<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
     fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
         for op in [GatedActivation::deepseek_v4(), GatedActivation::gpt_oss()] {
-            for kind in quantisations(h, T::DTYPE, "batches_equal_a_loop")? {
+            for kind in quantizations(h, T::DTYPE, "batches_equal_a_loop")? {
                 for (d, gap) in [(128, 0), (301, 5)] {
                     let case = QuantCase {
                         gap,
@@ -318,8 +318,8 @@ fn against_a_loop<T: Element, B: ActAndMulQuant>(
 ///
 /// # Errors
 /// The smallest failing case found.
-pub fn random_quantised_batches<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
-    let kinds = quantisations(h, DType::BF16, "random_quantised_batches")?;
+pub fn random_quantized_batches<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
+    let kinds = quantizations(h, DType::BF16, "random_quantized_batches")?;
     if kinds.is_empty() {
         return Ok(());
     }

@@ -1,5 +1,5 @@
 use swiglu_core::{
-    ActAndMulQuant, Batch, DType, GatedActivation, QuantOptions, Quantisation, QuantisedMut,
+    ActAndMulQuant, Batch, DType, GatedActivation, QuantOptions, Quantization, QuantizedMut,
     Rounding, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, ScalesMut, Support, Tensor,
     TensorMut,
 };
@@ -12,7 +12,7 @@ use crate::{Failure, Harness};
 #[derive(Clone, Copy)]
 struct Call {
     op: GatedActivation,
-    quant: Quantisation,
+    quant: Quantization,
     input: (DType, RowLayout),
     codes: (DType, RowLayout),
     scales: ScaleLayout,
@@ -30,7 +30,7 @@ impl Call {
         let (mut codes, mut scales) = (h.backend.alloc(256)?, h.backend.alloc(4)?);
         let (route, mut hits) = (alloc(self.route)?, alloc(self.hits)?);
         let counts = alloc(self.batch.map(|b| b.1))?;
-        let output = QuantisedMut {
+        let output = QuantizedMut {
             codes: TensorMut {
                 buffer: &mut codes,
                 dtype: self.codes.0,
@@ -59,14 +59,14 @@ impl Call {
     }
 }
 
-/// Calls of the fused quantisation that do not fit are refused, by the name of the argument.
+/// Calls of the fused quantization that do not fit are refused, by the name of the argument.
 ///
 /// # Errors
 /// The first that is accepted, or whose error names something else.
-pub fn quantisation_arguments_are_named<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
-    let quant = Quantisation::deepseek_v4();
+pub fn quantization_arguments_are_named<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
+    let quant = Quantization::deepseek_v4();
     if let Support::No(reason) = h.backend.supports_quant(&quant, DType::BF16) {
-        let check = "quantisation_arguments_are_named";
+        let check = "quantization_arguments_are_named";
         skip(h.backend.platform(), &format!("{quant}: {reason}"), check);
         return Ok(());
     }

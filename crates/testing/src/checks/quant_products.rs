@@ -1,13 +1,13 @@
 use swiglu_core::reference::Reference;
 use swiglu_core::{
-    DType, E4M3, Element, Quantised, QuantisedMatmul, RowLayout, ScaleFormat, Scales, Support,
+    DType, E4M3, Element, Quantized, QuantizedMatmul, RowLayout, ScaleFormat, Scales, Support,
     Tensor, TensorMut, bf16,
 };
 
 use super::weights::{FORMATS, Stored, Values};
 use crate::compare::shown;
 use crate::inputs::Numbers;
-use crate::quant_case::{QuantCase, quantisations};
+use crate::quant_case::{QuantCase, quantizations};
 use crate::suite::skip;
 use crate::{Failure, Harness};
 
@@ -17,13 +17,13 @@ use crate::{Failure, Harness};
 ///
 /// # Errors
 /// The first difference.
-pub fn products_of_codes<B: QuantisedMatmul>(h: &Harness<B>) -> Result<(), Failure> {
+pub fn products_of_codes<B: QuantizedMatmul>(h: &Harness<B>) -> Result<(), Failure> {
     let reference = Harness::new(Reference, h.expectations);
     let check = "products_of_codes";
     let (n, k) = (72, 400);
-    for kind in quantisations(h, DType::BF16, check)? {
+    for kind in quantizations(h, DType::BF16, check)? {
         for format in FORMATS {
-            if let Support::No(reason) = h.backend.supports_quantised(&kind.0, format.0) {
+            if let Support::No(reason) = h.backend.supports_quantized(&kind.0, format.0) {
                 let what = format!("{} by {}: {reason}", kind.0, format.0);
                 skip(h.backend.platform(), &what, check);
                 continue;
@@ -51,7 +51,7 @@ pub fn products_of_codes<B: QuantisedMatmul>(h: &Harness<B>) -> Result<(), Failu
 }
 
 /// y of one product, in f32.
-fn product<B: QuantisedMatmul>(
+fn product<B: QuantizedMatmul>(
     h: &Harness<B>,
     case: &QuantCase<'_>,
     weight: &Stored,
@@ -77,9 +77,9 @@ fn product<B: QuantisedMatmul>(
         .with_stride(weight.shape[0] + 5)
         .with_offset(1);
     let mut y = h.poisoned::<f32>(&to)?;
-    h.backend.matmul_quantised(
+    h.backend.matmul_quantized(
         &case.quant,
-        Quantised {
+        Quantized {
             codes: Tensor::contiguous(&codes, DType::F8E4M3, rows, k),
             scales: Scales {
                 buffer: &scales,

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use swiglu_core::{DType, GatedMatmul, Quantisation, Support};
+use swiglu_core::{DType, GatedMatmul, Quantization, Support};
 
 use super::{Fault, Mutant};
 use crate::suite::{may_skip, skip};
@@ -16,10 +16,10 @@ const ALPHA: &str = "alpha_and_beta";
 const ALONE: &str = "rows_alone_equal_the_batch";
 const EXACT: &str = "products_of_exact_sums";
 const FUSED: &str = "fused_equals_unfused";
-const MATRICES: &str = "matrices_are_quantised";
-const TWO_STEPS: &str = "fused_quantisation_equals_two_steps";
-const EXACT_QUANT: &str = "quantised_activations_of_exact_products";
-const QUANT: &str = "quantised_activations_against_the_reference";
+const MATRICES: &str = "matrices_are_quantized";
+const TWO_STEPS: &str = "fused_quantization_equals_two_steps";
+const EXACT_QUANT: &str = "quantized_activations_of_exact_products";
+const QUANT: &str = "quantized_activations_against_the_reference";
 const LOOP: &str = "batches_equal_a_loop";
 
 /// Every fault with the checks that are made for it. The list is that of the enumeration, so that
@@ -70,14 +70,14 @@ pub const CAUGHT: &[(Fault, &[&str])] = &[
     (Fault::LastGroupSharesItsScale, &[MATRICES, QUANT]),
     (Fault::ScaleOrderIgnored, &[MATRICES, EXACT_QUANT]),
     (Fault::PackedPaddingLeft, &[MATRICES, EXACT_QUANT]),
-    (Fault::CountsIgnored, &[LOOP, "random_quantised_batches"]),
+    (Fault::CountsIgnored, &[LOOP, "random_quantized_batches"]),
     (Fault::RouteIgnored, &[QUANT, EXACT_QUANT]),
     (Fault::RouteAfterRounding, &[QUANT]),
     (Fault::HitsOverwritten, &[TWO_STEPS]),
     (Fault::WidenedWithoutScales, &["codes_are_widened"]),
     (
         Fault::QuantArgumentsUnchecked,
-        &["quantisation_arguments_are_named"],
+        &["quantization_arguments_are_named"],
     ),
 ];
 
@@ -102,11 +102,11 @@ fn fails<B: GatedMatmul>(
 /// The faults of the backend that a check made for them did not see.
 pub fn missed<B: GatedMatmul>(backend: B, expectations: Expectations) -> Vec<String> {
     let backend = Arc::new(backend);
-    let quantises = backend.supports_quant(&Quantisation::deepseek_v4(), DType::BF16);
+    let quantizes = backend.supports_quant(&Quantization::deepseek_v4(), DType::BF16);
     let mut missed = Vec::new();
     let mut skipped = 0;
     for (fault, checks) in CAUGHT.iter().filter(|(f, _)| is_fault(*f, &expectations)) {
-        if fault.is_of_quantisation() && !quantises.runs() {
+        if fault.is_of_quantization() && !quantizes.runs() {
             skipped += 1;
             continue;
         }
@@ -114,8 +114,8 @@ pub fn missed<B: GatedMatmul>(backend: B, expectations: Expectations) -> Vec<Str
         let unseen = checks.iter().filter(|name| !seen(name));
         missed.extend(unseen.map(|name| format!("{fault:?} passed {name}")));
     }
-    if let Support::No(reason) = quantises {
-        let what = format!("{skipped} faults of quantisation");
+    if let Support::No(reason) = quantizes {
+        let what = format!("{skipped} faults of quantization");
         skip(backend.platform(), &reason, &what);
     }
     missed

@@ -1,24 +1,24 @@
-//! Quantisation with a fault.
+//! Quantization with a fault.
 
 use swiglu_core::{
-    ActAndMulQuant, DType, E4M3, Element, GatedActivation, GatedMatmul, QuantOptions, Quantisation,
-    Quantised, QuantisedMatmul, QuantisedMut, Result, ScaleFormat, ScaleLayout, ScaleOrder, Scales,
+    ActAndMulQuant, DType, E4M3, Element, GatedActivation, GatedMatmul, QuantOptions, Quantization,
+    Quantized, QuantizedMatmul, QuantizedMut, Result, ScaleFormat, ScaleLayout, ScaleOrder, Scales,
     Support, Tensor, TensorMut, bf16, f16,
 };
 
 use super::{Fault, Mutant, unclamped};
 
 impl<B: GatedMatmul> ActAndMulQuant for Mutant<B> {
-    fn supports_quant(&self, quant: &Quantisation, dtype: DType) -> Support {
+    fn supports_quant(&self, quant: &Quantization, dtype: DType) -> Support {
         self.inner.supports_quant(quant, dtype)
     }
 
     fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, B::Buffer>,
-        mut output: QuantisedMut<'_, B::Buffer>,
+        mut output: QuantizedMut<'_, B::Buffer>,
         mut options: QuantOptions<'_, B::Buffer>,
     ) -> Result<()> {
         let checked = self
@@ -72,27 +72,27 @@ impl<B: GatedMatmul> ActAndMulQuant for Mutant<B> {
         self.spoil(&mut output, &poison)
     }
 
-    fn quantise(
+    fn quantize(
         &self,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, B::Buffer>,
-        output: QuantisedMut<'_, B::Buffer>,
+        output: QuantizedMut<'_, B::Buffer>,
     ) -> Result<()> {
         match input.dtype {
-            DType::F32 => self.quantise_as::<f32>(quant, input, output),
-            DType::F16 => self.quantise_as::<f16>(quant, input, output),
-            _ => self.quantise_as::<bf16>(quant, input, output),
+            DType::F32 => self.quantize_as::<f32>(quant, input, output),
+            DType::F16 => self.quantize_as::<f16>(quant, input, output),
+            _ => self.quantize_as::<bf16>(quant, input, output),
         }
     }
 
-    fn dequantise(
+    fn dequantize(
         &self,
-        quant: &Quantisation,
-        input: Quantised<'_, B::Buffer>,
+        quant: &Quantization,
+        input: Quantized<'_, B::Buffer>,
         output: TensorMut<'_, B::Buffer>,
     ) -> Result<()> {
         if self.fault != Fault::WidenedWithoutScales {
-            return self.inner.dequantise(quant, input, output);
+            return self.inner.dequantize(quant, input, output);
         }
         let layout = input.scales.layout;
         let bytes = match layout.format {
@@ -106,24 +106,24 @@ impl<B: GatedMatmul> ActAndMulQuant for Mutant<B> {
             layout,
         };
         self.inner
-            .dequantise(quant, Quantised { scales, ..input }, output)
+            .dequantize(quant, Quantized { scales, ..input }, output)
     }
 }
 
-impl<B: GatedMatmul> QuantisedMatmul for Mutant<B> {
-    fn supports_quantised(&self, quant: &Quantisation, weight: DType) -> Support {
-        self.inner.supports_quantised(quant, weight)
+impl<B: GatedMatmul> QuantizedMatmul for Mutant<B> {
+    fn supports_quantized(&self, quant: &Quantization, weight: DType) -> Support {
+        self.inner.supports_quantized(quant, weight)
     }
 
-    fn matmul_quantised(
+    fn matmul_quantized(
         &self,
-        quant: &Quantisation,
-        x: Quantised<'_, B::Buffer>,
+        quant: &Quantization,
+        x: Quantized<'_, B::Buffer>,
         weight: &B::Weight,
         widened: TensorMut<'_, B::Buffer>,
         y: TensorMut<'_, B::Buffer>,
     ) -> Result<()> {
-        self.inner.matmul_quantised(quant, x, weight, widened, y)
+        self.inner.matmul_quantized(quant, x, weight, widened, y)
     }
 }
 
@@ -141,8 +141,8 @@ impl<B: GatedMatmul> Mutant<B> {
         Ok(bytes)
     }
 
-    /// The quantisation that the fault makes of this one.
-    fn altered(&self, quant: &Quantisation) -> Result<Quantisation> {
+    /// The quantization that the fault makes of this one.
+    fn altered(&self, quant: &Quantization) -> Result<Quantization> {
         match self.fault {
             Fault::FloorIgnored => quant.with_floor(1e-30),
             Fault::MaterializeReversed => Ok(quant.with_materialize(!quant.materialize())),
@@ -150,11 +150,11 @@ impl<B: GatedMatmul> Mutant<B> {
         }
     }
 
-    fn quantise_as<T: Element>(
+    fn quantize_as<T: Element>(
         &self,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, B::Buffer>,
-        mut output: QuantisedMut<'_, B::Buffer>,
+        mut output: QuantizedMut<'_, B::Buffer>,
     ) -> Result<()> {
         self.inner.check_quant(quant, &input, &output)?;
         let quant = self.altered(quant)?;
@@ -167,9 +167,9 @@ impl<B: GatedMatmul> Mutant<B> {
                 buffer: &self.buffer(&x)?,
                 ..input
             };
-            return self.inner.quantise(&quant, input, output);
+            return self.inner.quantize(&quant, input, output);
         }
-        self.inner.quantise(&quant, input, output.reborrow())?;
+        self.inner.quantize(&quant, input, output.reborrow())?;
         if self.fault == Fault::QuotientByReciprocal && quant.format() == ScaleFormat::F32 {
             let x = self.read::<T>(x)?;
             let mut codes = self.read_bytes(output.codes.buffer)?;
@@ -189,7 +189,7 @@ impl<B: GatedMatmul> Mutant<B> {
 
     /// What the fault makes of codes and scales that are right; `before` is what the scales'
     /// buffer held.
-    fn spoil(&self, output: &mut QuantisedMut<'_, B::Buffer>, before: &[u8]) -> Result<()> {
+    fn spoil(&self, output: &mut QuantizedMut<'_, B::Buffer>, before: &[u8]) -> Result<()> {
         let (codes, layout) = (output.codes.layout, output.scales.layout);
         let groups = layout.groups;
         if self.fault == Fault::SaturatesToNan {
@@ -234,13 +234,13 @@ impl<B: GatedMatmul> Mutant<B> {
         self.inner.upload(output.scales.buffer, &wrong)
     }
 
-    /// y rounded, times the route weight, rounded again, and quantised.
+    /// y rounded, times the route weight, rounded again, and quantized.
     fn routed(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, B::Buffer>,
-        output: QuantisedMut<'_, B::Buffer>,
+        output: QuantizedMut<'_, B::Buffer>,
         route: &B::Buffer,
     ) -> Result<()> {
         match input.dtype {
@@ -253,9 +253,9 @@ impl<B: GatedMatmul> Mutant<B> {
     fn routed_as<T: Element>(
         &self,
         op: &GatedActivation,
-        quant: &Quantisation,
+        quant: &Quantization,
         input: Tensor<'_, B::Buffer>,
-        output: QuantisedMut<'_, B::Buffer>,
+        output: QuantizedMut<'_, B::Buffer>,
         route: &B::Buffer,
     ) -> Result<()> {
         let (rows, d) = (output.codes.layout.rows, output.codes.layout.cols);
@@ -271,6 +271,6 @@ impl<B: GatedMatmul> Mutant<B> {
         }
         self.write(&mut y, &values)?;
         let from = Tensor::contiguous(&y, T::DTYPE, rows, d);
-        self.inner.quantise(quant, from, output)
+        self.inner.quantize(quant, from, output)
     }
 }

@@ -22,7 +22,7 @@ struct Call {
     quant: Quant,
 }
 
-// What a fused quantisation adds to a call.
+// What a fused quantization adds to a call.
 struct Quant {
     // Elements that share a scale, and such groups in a row.
     group: u32,

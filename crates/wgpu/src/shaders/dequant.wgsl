@@ -50,7 +50,7 @@ fn store_half(at: u32, bits: u32) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn dequantise(
+fn dequantize(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,

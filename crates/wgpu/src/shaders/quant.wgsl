@@ -1,4 +1,4 @@
-// Quantisation of rows to FP8: an invocation takes eight elements of a row, a workgroup 2048 of
+// Quantization of rows to FP8: an invocation takes eight elements of a row, a workgroup 2048 of
 // them, all of whose groups it sees whole. What gives the elements is another file.
 
 struct Eight {
@@ -71,7 +71,7 @@ fn store_scale(row: u32, group: u32, stored: u32) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn quantise(
+fn quantize(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,

@@ -1,4 +1,4 @@
-// The elements that are quantised: outputs of the activation.
+// The elements that are quantized: outputs of the activation.
 
 fn count_hits(gate: f32, up: f32) {
     if call.op.clamp_place == 0u {

@@ -1,4 +1,4 @@
-// The elements that are quantised: a matrix, of the type that call.quant.rounded_to numbers.
+// The elements that are quantized: a matrix, of the type that call.quant.rounded_to numbers.
 
 fn elements(row: u32, first: u32, count: u32) -> Eight {
     let dtype = call.quant.rounded_to;

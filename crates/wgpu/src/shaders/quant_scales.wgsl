@@ -1,4 +1,4 @@
-// Scales and codes of FP8, as swiglu_core::Quantisation has them, on the bits.
+// Scales and codes of FP8, as swiglu_core::Quantization has them, on the bits.
 
 // amax / 448, rounded right: the significand is divided, the exponent added.
 fn scale_of(amax: u32) -> u32 {

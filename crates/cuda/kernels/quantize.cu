@@ -1,9 +1,9 @@
 // A matrix to codes and scales, and back.
-#include "quantise.cuh"
+#include "quantize.cuh"
 #include <cuda_fp8.h>
 
 template <typename T, typename P, bool ALIGNED>
-__device__ __forceinline__ void quantise(const QuantParams& p) {
+__device__ __forceinline__ void quantize(const QuantParams& p) {
     constexpr int N = P::N, VECTORS = P::VECTORS;
     const Place<N> at = place<N, VECTORS>(p);
     const uint64_t from = at.row * p.input_stride + at.column;
@@ -22,7 +22,7 @@ __device__ __forceinline__ void quantise(const QuantParams& p) {
             }
         }
     }
-    write_quantised<N, VECTORS, ALIGNED, Known::Nothing>(p, at, (float(&)[N * VECTORS])y);
+    write_quantized<N, VECTORS, ALIGNED, Known::Nothing>(p, at, (float(&)[N * VECTORS])y);
 }
 
 // code * scale, rounded once.
@@ -51,7 +51,7 @@ scales_to_f32_columns(const __grid_constant__ QuantParams p) {
 
 // The way back: `gate` is what is written, with `input_stride`.
 template <typename T, typename P, bool ALIGNED>
-__device__ __forceinline__ void dequantise(const QuantParams& p) {
+__device__ __forceinline__ void dequantize(const QuantParams& p) {
     constexpr int N = P::N, VECTORS = P::VECTORS;
     const Place<N> at = place<N, VECTORS>(p);
     begin();
@@ -83,15 +83,15 @@ __device__ __forceinline__ void dequantise(const QuantParams& p) {
     }
 }
 
-// Kernels are named quantise_<type>_<access> and dequantise_<type>_<access>.
+// Kernels are named quantize_<type>_<access> and dequantize_<type>_<access>.
 #define KERNEL(T, ACCESS, ELEMENTS, ALIGNED)                                    \
     extern "C" __global__ void __launch_bounds__(1024)                          \
-    quantise_##T##_##ACCESS(const __grid_constant__ QuantParams p) {            \
-        quantise<T, Part<T, ELEMENTS>, ALIGNED>(p);                             \
+    quantize_##T##_##ACCESS(const __grid_constant__ QuantParams p) {            \
+        quantize<T, Part<T, ELEMENTS>, ALIGNED>(p);                             \
     }                                                                           \
     extern "C" __global__ void __launch_bounds__(1024)                          \
-    dequantise_##T##_##ACCESS(const __grid_constant__ QuantParams p) {          \
-        dequantise<T, Part<T, ELEMENTS>, ALIGNED>(p);                           \
+    dequantize_##T##_##ACCESS(const __grid_constant__ QuantParams p) {          \
+        dequantize<T, Part<T, ELEMENTS>, ALIGNED>(p);                           \
     }
 using f32 = float;
 #define ACCESSES(T)              \

@@ -1,13 +1,13 @@
 use swiglu_core::reference::Reference;
 use swiglu_core::{
-    ActAndMulQuant, DType, Element, Quantisation, Quantised, RowLayout, ScaleFormat, ScaleOrder,
+    ActAndMulQuant, DType, Element, Quantization, Quantized, RowLayout, ScaleFormat, ScaleOrder,
     Scales, Tensor, TensorMut, bf16, f16,
 };
 
 use super::in_every_type;
 use crate::compare::shown;
 use crate::inputs::{Numbers, telling};
-use crate::quant_case::{Outcome, QuantCase, quantisations};
+use crate::quant_case::{Outcome, QuantCase, quantizations};
 use crate::{Failure, Harness, Size};
 
 /// The same case on the reference.
@@ -34,7 +34,7 @@ fn as_the_reference<T: Element, B: ActAndMulQuant>(
 ///
 /// # Errors
 /// The first difference.
-pub fn matrices_are_quantised<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
+pub fn matrices_are_quantized<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
     fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
         let shapes = [
             (0, 128),
@@ -46,7 +46,7 @@ pub fn matrices_are_quantised<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), F
             (83, 128),
             (2, 16_500),
         ];
-        for kind in quantisations(h, T::DTYPE, "matrices_are_quantised")? {
+        for kind in quantizations(h, T::DTYPE, "matrices_are_quantized")? {
             for (rows, d) in shapes {
                 for (gap, offset) in [(0, 0), (16, 16), (3, 1)] {
                     let case = QuantCase {
@@ -86,10 +86,10 @@ pub fn quotients_are_rounded_once<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(
         x
     }
     fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>, x: &[T]) -> Result<(), Failure> {
-        let floors = [Quantisation::FLOOR, 1e-30, 1e-10, 1e30];
+        let floors = [Quantization::FLOOR, 1e-30, 1e-10, 1e30];
         let floors = &floors[..h.expectations.size.pick(2, 4)];
         let (rows, d) = (2, x.len() / 2);
-        for (quant, order) in quantisations(h, T::DTYPE, "quotients_are_rounded_once")? {
+        for (quant, order) in quantizations(h, T::DTYPE, "quotients_are_rounded_once")? {
             let other = quant.group() == 64 || order != ScaleOrder::RowMajor;
             if other && h.expectations.size == Size::Quick {
                 continue;
@@ -131,7 +131,7 @@ pub fn codes_are_widened<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failur
                 .collect(),
         };
         let (codes, scales) = (h.upload_bytes(&codes)?, h.upload_bytes(&scales)?);
-        let input = Quantised {
+        let input = Quantized {
             codes: Tensor {
                 buffer: &codes,
                 dtype: DType::F8E4M3,
@@ -151,12 +151,12 @@ pub fn codes_are_widened<B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failur
             dtype: T::DTYPE,
             layout,
         };
-        h.backend.dequantise(&case.quant, input, output)?;
+        h.backend.dequantize(&case.quant, input, output)?;
         h.collect(&layout, &y)
     }
     fn check<T: Element, B: ActAndMulQuant>(h: &Harness<B>) -> Result<(), Failure> {
         let reference = Harness::new(Reference, h.expectations);
-        for kind in quantisations(h, T::DTYPE, "codes_are_widened")? {
+        for kind in quantizations(h, T::DTYPE, "codes_are_widened")? {
             for (rows, d, gap) in [(7, 255, 0), (3, 1024, 0), (5, 301, 3)] {
                 let case = QuantCase {
                     gap,

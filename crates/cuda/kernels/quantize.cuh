@@ -105,7 +105,7 @@ __device__ __forceinline__ uint32_t group_max(uint32_t x, uint32_t group_log) {
 // Writes a thread's codes and, once for each group, the scale. y is 0 beyond the end of a row.
 // All threads of the warp take part.
 template <int N, int VECTORS, bool ALIGNED, Known KNOWN>
-__device__ __forceinline__ void write_quantised(
+__device__ __forceinline__ void write_quantized(
     const QuantParams& p, const Place<N>& at, float (&y)[N * VECTORS]) {
     constexpr int ELEMENTS = N * VECTORS;
     float largest[ELEMENTS / 2];

@@ -22,7 +22,7 @@ struct Plain {
     group: usize,
     floor: f64,
     powers_of_two: bool,
-    quantises: [bool; 2],
+    quantizes: [bool; 2],
     limit: f64,
 }
 
@@ -32,14 +32,14 @@ impl Plain {
             group,
             floor: 1e-4,
             powers_of_two: true,
-            quantises: [true; 2],
+            quantizes: [true; 2],
             limit: 10.0,
         }
     }
 
     /// Rows of `cols` values as an FP8 product sees them: through the nearest of all codes, found
     /// by looking at each.
-    fn quantised(&self, x: &[f64], cols: usize) -> Vec<f64> {
+    fn quantized(&self, x: &[f64], cols: usize) -> Vec<f64> {
         let group = |x: &[f64]| {
             let amax = x.iter().fold(self.floor, |a, v| a.max(v.abs()));
             let mut scale = amax / 448.0;
@@ -60,10 +60,10 @@ impl Plain {
     }
 
     fn forward(&self, expert: &SharedExpert<'_>, x: &[bf16]) -> Vec<f64> {
-        let [first, second] = self.quantises;
+        let [first, second] = self.quantizes;
         let mut x: Vec<f64> = x.iter().map(|v| v.to_f64()).collect();
         if first {
-            x = self.quantised(&x, expert.gate().cols());
+            x = self.quantized(&x, expert.gate().cols());
         }
         let gate = rounded(product(&x, expert.gate()));
         let up = rounded(product(&x, expert.up()));
@@ -73,7 +73,7 @@ impl Plain {
         });
         let mut act = rounded(act.collect());
         if second {
-            act = self.quantised(&act, expert.down().cols());
+            act = self.quantized(&act, expert.down().cols());
         }
         rounded(product(&act, expert.down()))
     }
@@ -93,7 +93,7 @@ fn nearest(x: f64) -> f64 {
     f64::from(E4M3(code).to_f32()).copysign(x)
 }
 
-/// As the released models are quantised, and ragged: the last block of each dimension is partial.
+/// As the released models are quantized, and ragged: the last block of each dimension is partial.
 fn forms() -> [SyntheticConfig; 4] {
     let form = |hidden, intermediate, block, scales| SyntheticConfig {
         hidden,
@@ -110,7 +110,7 @@ fn forms() -> [SyntheticConfig; 4] {
     ]
 }
 
-fn quantised(config: MlpConfig) -> MlpConfig {
+fn quantized(config: MlpConfig) -> MlpConfig {
     MlpConfig {
         activation_quant: ActivationQuant::Fp8Block,
         ..config
@@ -121,7 +121,7 @@ fn quantised(config: MlpConfig) -> MlpConfig {
 fn each(test: impl Fn(&SyntheticConfig, &DeepseekV4Mlp<Reference>, &SharedExpert<'_>, &[bf16])) {
     for form in forms() {
         with(&form, |config, expert| {
-            let mlp = load(&quantised(config), &expert);
+            let mlp = load(&quantized(config), &expert);
             let x = synthetic_input(4, form.hidden, 9);
             let (gate_up, ..) = stages(&mlp, &x);
             assert!(gate_up.iter().any(|v| v.to_f32().abs() > 10.0));
@@ -139,15 +139,15 @@ fn it_is_the_definition_and_no_mistake_is() {
         assert!(off < 1e-4, "{form:?}: {off}");
         let mistakes = [
             Plain {
-                quantises: [false; 2],
+                quantizes: [false; 2],
                 ..plain
             },
             Plain {
-                quantises: [true, false],
+                quantizes: [true, false],
                 ..plain
             },
             Plain {
-                quantises: [false, true],
+                quantizes: [false, true],
                 ..plain
             },
             Plain {
@@ -306,7 +306,7 @@ fn nan_and_infinity_stay_in_their_row() {
 fn what_is_not_fp8_in_blocks_is_refused_by_name() {
     let refused = |form: &SyntheticConfig, change: &dyn Fn(&mut MlpConfig), message: &str| {
         with(form, |config, expert| {
-            let mut config = quantised(config);
+            let mut config = quantized(config);
             change(&mut config);
             let mlp = DeepseekV4Mlp::load(Arc::new(Reference), &config, &expert);
             let error = mlp.err().unwrap().to_string();
@@ -344,7 +344,7 @@ fn a_down_weight_in_another_form_is_refused() {
         let (h, i) = (form.hidden, form.intermediate);
         let load = |down| {
             let mixed = SharedExpert::new(*expert.gate(), *expert.up(), down);
-            let mlp = DeepseekV4Mlp::load(Arc::new(Reference), &quantised(config.clone()), &mixed);
+            let mlp = DeepseekV4Mlp::load(Arc::new(Reference), &quantized(config.clone()), &mixed);
             mlp.err().unwrap().to_string()
         };
         let halves = vec![0; 2 * h * i];
