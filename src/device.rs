@@ -1,23 +1,36 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    ActShape, DType, Dispatch, Element, Error, GatedActivation, Quantization, Registry, Rejection,
-    Report, Result, Support, bf16, reference::Reference,
+    Accumulation, ActShape, Dispatch, Element, Error, Float, GateUp, GatedActivation, Quantization,
+    Registry, Rejection, Report, Request, Result, RowLayout, Shape, Support, Tensor, TensorMut,
+    WeightFormat, reference::Reference,
 };
 use swiglu_mlp::{MlpConfig, SharedExpert};
 
-use crate::{AnyBackend, AnyMlp, built_in};
+use crate::erased::quantized_mut;
+use crate::{AnyBackend, Mlp, built_in};
 
 /// Chooses the backend that runs an operation: the platforms there are, and what the caller and
 /// the environment say about them.
+///
+/// ```
+/// use swiglu::{Dispatcher, Float, GatedActivation};
+/// # fn main() -> swiglu::Result<()> {
+/// let op = GatedActivation::deepseek_v4();
+/// let device = Dispatcher::from_env()?.platform("reference").device(&op, Float::BF16)?;
+/// assert_eq!(device.report().chosen, "reference");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Dispatcher {
-    registry: Registry<dyn AnyBackend>,
+    registry: Registry<AnyBackend>,
     dispatch: Dispatch,
 }
 
 impl Dispatcher {
-    /// The [`built_in`] platforms, under what `SWIGLU_PLATFORM` and `SWIGLU_OPS` say.
+    /// The [`built_in`] platforms, under what `SWIGLU_PLATFORM`, `SWIGLU_OPS` and
+    /// `SWIGLU_ACCUMULATION` say.
     ///
     /// # Errors
     /// As [`Dispatch::from_env`].
@@ -26,7 +39,7 @@ impl Dispatcher {
     }
 
     /// The caller's own registry, such as [`built_in`] with a backend from outside registered.
-    pub const fn new(registry: Registry<dyn AnyBackend>, dispatch: Dispatch) -> Self {
+    pub const fn new(registry: Registry<AnyBackend>, dispatch: Dispatch) -> Self {
         Self { registry, dispatch }
     }
 
@@ -37,72 +50,73 @@ impl Dispatcher {
         self
     }
 
+    /// The least exact class of sums that matmuls may use.
+    #[must_use]
+    pub fn accumulation(mut self, accumulation: Accumulation) -> Self {
+        self.dispatch.open = self.dispatch.open.with_accumulation(accumulation);
+        self
+    }
+
     /// The platform that is asked for; none for any.
     pub fn asked_for(&self) -> Option<&str> {
         self.dispatch.platform.as_deref()
     }
 
-    /// The platforms that can be chosen.
-    pub const fn registry(&self) -> &Registry<dyn AnyBackend> {
-        &self.registry
+    /// What decides which backend runs.
+    pub const fn dispatch(&self) -> &Dispatch {
+        &self.dispatch
+    }
+
+    /// Opens the platforms of these names, and touches no other: each one's device, or why there
+    /// is none.
+    pub fn probe(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Vec<(&str, std::result::Result<Arc<AnyBackend>, String>)> {
+        self.registry.probe(&self.dispatch.open, wanted)
     }
 
     /// The device that runs this activation in this type.
     ///
     /// # Errors
     /// As [`Registry::select`].
-    pub fn device(&self, op: &GatedActivation, dtype: DType) -> Result<Device> {
-        self.select(op, |b| b.supports(op, dtype))
+    pub fn device(&self, op: &GatedActivation, float: Float) -> Result<Device> {
+        self.device_for(&[Request::Activation { op: *op, float }])
     }
 
-    /// The device that runs this activation in this type and quantizes what it gives.
+    /// The device that runs an MLP of this configuration with weights stored so.
     ///
     /// # Errors
-    /// As [`Registry::select`].
-    pub fn quant_device(
-        &self,
-        op: &GatedActivation,
-        quant: &Quantization,
-        dtype: DType,
-    ) -> Result<Device> {
-        self.select(op, |b| {
-            worse(b.supports(op, dtype), b.supports_quant(quant, dtype))
-        })
-    }
-
-    /// The device that runs an MLP with this activation, its products' inputs quantized or not, and
-    /// weights stored in this type.
-    ///
-    /// # Errors
-    /// As [`Registry::select`].
+    /// A configuration that is not valid, and as [`Registry::select`].
     pub fn mlp_device(
         &self,
-        op: &GatedActivation,
-        quant: Option<&Quantization>,
-        weights: DType,
-    ) -> Result<Device> {
-        self.select(op, |b| {
-            let products = match quant {
-                Some(quant) => b.supports_quantized(quant, weights),
-                None => b.supports_weight(weights),
-            };
-            worse(products, b.supports(op, DType::BF16))
-        })
+        config: &MlpConfig,
+        gate_up: WeightFormat,
+        down: WeightFormat,
+    ) -> std::result::Result<Device, swiglu_mlp::Error> {
+        Ok(self.device_for(&config.requests(gate_up, down)?)?)
     }
 
-    fn select(
-        &self,
-        op: &GatedActivation,
-        supports: impl Fn(&(dyn AnyBackend + 'static)) -> Support,
-    ) -> Result<Device> {
+    /// The device that runs all of these.
+    ///
+    /// # Errors
+    /// As [`Registry::select`].
+    pub fn device_for(&self, requests: &[Request]) -> Result<Device> {
+        let supports = |backend: &AnyBackend| {
+            let answers = requests.iter().map(|request| backend.supports(request));
+            answers.fold(Support::Native, Support::and)
+        };
         let (mut backend, mut report) = self.registry.select(&self.dispatch, supports)?;
-        if !self.dispatch.ops.enabled(op.operator()) {
-            let off = Rejection {
+        let off = requests
+            .iter()
+            .filter_map(activation)
+            .find(|op| !self.dispatch.ops.enabled(op.operator()));
+        if let Some(op) = off {
+            report.rejected.push(Rejection {
                 platform: report.chosen,
                 reason: format!("{} is switched off", op.name()),
-            };
-            report.rejected.push(off);
-            backend = Arc::new(Reference);
+            });
+            backend = Arc::new(AnyBackend::new(Reference));
             report.chosen = backend.platform().to_owned();
             report.support = Support::Native;
         }
@@ -110,19 +124,21 @@ impl Dispatcher {
     }
 }
 
-/// Of two answers the one that promises less; of equals the first.
-fn worse(a: Support, b: Support) -> Support {
-    match (&a, &b) {
-        (Support::No(_), _) | (_, Support::Native) => a,
-        (_, Support::No(_)) | (Support::Native, _) => b,
-        (Support::Emulated(_), Support::Emulated(_)) => a,
+/// The activation that a request runs, if it runs one.
+const fn activation(request: &Request) -> Option<&GatedActivation> {
+    match request {
+        Request::Activation { op, .. }
+        | Request::ActivationQuant { op, .. }
+        | Request::GatedMatmul { op, .. } => Some(op),
+        // Of what core adds later the facade knows no activation.
+        _ => None,
     }
 }
 
 /// A chosen backend and the report on how it was chosen.
 #[derive(Clone)]
 pub struct Device {
-    backend: Arc<dyn AnyBackend>,
+    backend: Arc<AnyBackend>,
     report: Report,
 }
 
@@ -138,13 +154,25 @@ impl Device {
         &self.report
     }
 
+    /// The report with the kernels of these calls, a line each.
+    pub fn report_for(&self, calls: &[(Request, Shape)]) -> Report {
+        let line = |(request, shape): &(Request, Shape)| {
+            let plan = self.backend.plan(request, shape)?;
+            Some(format!("{request} {shape}: {plan}"))
+        };
+        Report {
+            plan: calls.iter().filter_map(line).collect(),
+            ..self.report.clone()
+        }
+    }
+
     /// The backend.
-    pub const fn backend(&self) -> &Arc<dyn AnyBackend> {
+    pub const fn backend(&self) -> &Arc<AnyBackend> {
         &self.backend
     }
 
-    /// Runs an activation over host memory, copying as the device needs: input \[T, 2d\] to output
-    /// \[T, d\], contiguous.
+    /// Runs an activation over host memory: input \[T, 2d\] to output \[T, d\], contiguous. A device
+    /// with memory of its own copies there and back; the CPU runs on the slices.
     ///
     /// # Errors
     /// An input that is no whole number of rows, an output of another length, or a failure of the
@@ -156,19 +184,39 @@ impl Device {
         output: &mut [T],
         d: usize,
     ) -> Result<()> {
-        let (rows, _) = GatedActivation::contiguous(input.len(), d)?;
-        let shape = ActShape { rows: rows.rows, d };
-        if output.len() != shape.rows * d {
-            let expected = format!("{} x {d} elements", shape.rows);
-            return Err(Error::argument("output", expected, output.len()));
+        let (from, to) = GatedActivation::contiguous(input.len(), d)?;
+        has_length("output", output.len(), to.rows * d)?;
+        let input = Tensor::from_slice(input, from);
+        self.backend
+            .act_and_mul(op, input.into(), TensorMut::from_slice(output, to))
+    }
+
+    /// As [`Self::act_and_mul`] with the halves apart: gate and up \[T, d\] each.
+    ///
+    /// # Errors
+    /// Halves of different lengths or that are no whole number of rows, an output of another
+    /// length, or a failure of the device.
+    pub fn act_and_mul_split<T: Element>(
+        &self,
+        op: &GatedActivation,
+        gate: &[T],
+        up: &[T],
+        output: &mut [T],
+        d: usize,
+    ) -> Result<()> {
+        if d == 0 || !gate.len().is_multiple_of(d) {
+            let expected = format!("whole rows of d elements, d = {d} and at least 1");
+            return Err(Error::argument("gate", expected, gate.len()));
         }
-        self.backend.act_and_mul(
-            op,
-            T::DTYPE,
-            shape,
-            bytemuck::cast_slice(input),
-            bytemuck::cast_slice_mut(output),
-        )
+        has_length("up", up.len(), gate.len())?;
+        has_length("output", output.len(), gate.len())?;
+        let rows = RowLayout::contiguous(gate.len() / d, d);
+        let input = GateUp::Split {
+            gate: Tensor::from_slice(gate, rows),
+            up: Tensor::from_slice(up, rows),
+        };
+        self.backend
+            .act_and_mul(op, input, TensorMut::from_slice(output, rows))
     }
 
     /// Runs an activation over host memory and quantizes what it gives: input \[T, 2d\] to codes
@@ -186,20 +234,15 @@ impl Device {
         scales: &mut [u8],
         d: usize,
     ) -> Result<()> {
-        let (rows, _) = GatedActivation::contiguous(input.len(), d)?;
-        let shape = ActShape { rows: rows.rows, d };
-        let scale_bytes = rows.rows * quant.groups(d) * quant.format().size();
-        for (argument, got, expected) in [
-            ("codes", codes.len(), rows.rows * d),
-            ("scales", scales.len(), scale_bytes),
-        ] {
-            if got != expected {
-                return Err(Error::argument(argument, format!("{expected} bytes"), got));
-            }
-        }
-        let input = bytemuck::cast_slice(input);
+        let (from, to) = GatedActivation::contiguous(input.len(), d)?;
+        let shape = ActShape { rows: to.rows, d };
+        let scale_bytes = to.rows * quant.groups(d) * quant.format().size();
+        has_length("codes", codes.len(), to.rows * d)?;
+        has_length("scales", scales.len(), scale_bytes)?;
+        let input = Tensor::from_slice(input, from);
+        let output = quantized_mut(quant, shape, codes, scales);
         self.backend
-            .act_and_mul_quant(op, quant, T::DTYPE, shape, input, codes, scales)
+            .act_and_mul_quant(op, quant, input.into(), output)
     }
 
     /// Brings an MLP's weights to the device.
@@ -211,48 +254,14 @@ impl Device {
         config: &MlpConfig,
         weights: &SharedExpert<'_>,
     ) -> Result<Mlp, swiglu_mlp::Error> {
-        let mlp = Arc::clone(&self.backend).load_mlp(config, weights)?;
-        Ok(Mlp(mlp))
+        self.backend.load_mlp(config, weights)
     }
 }
 
-/// The DeepSeek-V4 MLP on a device, fed from host memory: for tools and tests. An engine uses
-/// [`swiglu_mlp::DeepseekV4Mlp`] with its own buffers.
-pub struct Mlp(Box<dyn AnyMlp>);
-
-impl std::fmt::Debug for Mlp {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Mlp({} bytes of weights)", self.weight_bytes())
+fn has_length(argument: &'static str, got: usize, expected: usize) -> Result<()> {
+    if got == expected {
+        return Ok(());
     }
-}
-
-impl Mlp {
-    /// The bytes of weights that a forward pass reads.
-    pub fn weight_bytes(&self) -> usize {
-        self.0.weight_bytes()
-    }
-
-    /// y = mlp(x): x \[T, H\] to y \[T, H\].
-    ///
-    /// # Errors
-    /// A length that is no multiple of H, or a failure of the device.
-    pub fn forward(&mut self, x: &[bf16]) -> Result<Vec<bf16>, swiglu_mlp::Error> {
-        self.0.write_input(x)?;
-        self.0.run()?;
-        self.0.read_output()
-    }
-
-    /// As [`Self::forward`] up to the second product: `gate_up` \[T, 2I\] and `act` \[T, I\].
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
-    pub fn stages(&mut self, x: &[bf16]) -> Result<(Vec<bf16>, Vec<bf16>), swiglu_mlp::Error> {
-        self.0.write_input(x)?;
-        self.0.stages()
-    }
-
-    /// The steps of [`Self::forward`] one by one, for timing.
-    pub fn steps(&mut self) -> &mut dyn AnyMlp {
-        &mut *self.0
-    }
+    let expected = format!("{expected} elements");
+    Err(Error::argument(argument, expected, got))
 }

@@ -1,193 +1,351 @@
+//! A backend whose type is forgotten, fed from host memory: what the registry holds.
+
+use std::fmt;
 use std::sync::Arc;
 
+use swiglu_core::reference::Reference;
 use swiglu_core::{
-    ActShape, DType, GatedActivation, GatedMatmul, QuantOptions, Quantization, QuantizedMut,
-    Result, ScalesMut, Support, Tensor, TensorMut,
+    Accuracy, ActAndMul, ActShape, Backend, GateUp, GatedActivation, Matmul, QuantOptions,
+    Quantization, Quantize, QuantizedMut, Request, Result, RowLayout, Shape, Support, Tensor,
+    TensorMut, check,
 };
 use swiglu_mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert};
 
-mod act;
-mod mlp;
+use crate::Mlp;
+use crate::mlp_on_host::HostFed;
 
-pub use act::AnyAct;
-pub use mlp::AnyMlp;
+/// Host memory: the reference's views are plain slices.
+pub(crate) type Host = Reference;
 
-/// A backend whose type is forgotten: what the registry holds. Every [`GatedMatmul`] is one, so
-/// that a backend from outside the workspace registers itself as the built-in ones are.
+/// A backend of any type. Its calls take host memory: a backend that reads host memory runs on the
+/// caller's slices as they are, any other copies there and back and waits.
 ///
-/// These calls take host memory, copy and wait; they are for whole tensors, tools and tests.
-pub trait AnyBackend: Send + Sync {
+/// ```
+/// use swiglu::{AnyBackend, GatedActivation, RowLayout, Tensor, TensorMut, reference::Reference};
+/// # fn main() -> swiglu::Result<()> {
+/// let backend = AnyBackend::new(Reference);
+/// let (x, mut y) = ([20.0_f32, -30.0], [0.0_f32]);
+/// let (from, to) = (RowLayout::contiguous(1, 2), RowLayout::contiguous(1, 1));
+/// backend.act_and_mul(
+///     &GatedActivation::deepseek_v4(),
+///     Tensor::from_slice(&x, from).into(),
+///     TensorMut::from_slice(&mut y, to),
+/// )?;
+/// assert!((y[0] + 99.9955).abs() < 1e-4);
+/// # Ok(())
+/// # }
+/// ```
+pub struct AnyBackend(Box<dyn Erased>);
+
+impl fmt::Debug for AnyBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.platform(), self.description())
+    }
+}
+
+impl AnyBackend {
+    /// Forgets a backend's type.
+    pub fn new<B: ActAndMul + Quantize + Matmul>(backend: B) -> Self {
+        Self(Box::new(Opened(Arc::new(backend))))
+    }
+
     /// The platform's name, such as `cpu`.
-    fn platform(&self) -> &'static str;
+    pub fn platform(&self) -> &'static str {
+        self.0.platform()
+    }
 
     /// The device and what of it is used, on one line.
-    fn description(&self) -> String;
+    pub fn description(&self) -> String {
+        self.0.description()
+    }
 
-    /// Whether this activation runs in this type.
-    fn supports(&self, op: &GatedActivation, dtype: DType) -> Support;
+    /// How exact its results are.
+    pub fn accuracy(&self) -> Accuracy {
+        self.0.accuracy()
+    }
 
-    /// Whether products run with weights stored in this type.
-    fn supports_weight(&self, dtype: DType) -> Support;
+    /// Whether a request runs, and how.
+    pub fn supports(&self, request: &Request) -> Support {
+        self.0.supports(request)
+    }
 
-    /// Whether this quantization runs, fused with the activation of values of this type.
-    fn supports_quant(&self, quant: &Quantization, dtype: DType) -> Support;
+    /// Which kernels a request of this shape runs, on one line.
+    pub fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
+        self.0.plan(request, shape)
+    }
 
-    /// Whether products of quantized rows run with weights stored in this type.
-    fn supports_quantized(&self, quant: &Quantization, weight: DType) -> Support;
-
-    /// Runs an activation over contiguous rows: input \[rows, 2d\], output \[rows, d\], both as
-    /// bytes of `dtype`.
+    /// Runs an activation: input \[T, 2d\], or gate and up \[T, d\] each, to output \[T, d\].
     ///
     /// # Errors
-    /// As [`swiglu_core::ActAndMul::act_and_mul`].
-    fn act_and_mul(
+    /// As [`ActAndMul::act_and_mul`].
+    pub fn act_and_mul(
         &self,
         op: &GatedActivation,
-        dtype: DType,
-        shape: ActShape,
-        input: &[u8],
-        output: &mut [u8],
-    ) -> Result<()>;
+        input: GateUp<'_, Reference>,
+        output: TensorMut<'_, Reference>,
+    ) -> Result<()> {
+        self.0.act_and_mul(op, input, output)
+    }
 
-    /// Runs an activation and quantizes what it gives, over contiguous rows: input \[rows, 2d\] as
-    /// bytes of `dtype`, codes \[rows, d\] of one byte each, scales \[rows, G\] row-major in the
-    /// quantization's format.
+    /// Runs an activation and quantizes its results: codes \[T, d\] and scales \[T, G\].
     ///
     /// # Errors
-    /// As [`swiglu_core::ActAndMulQuant::act_and_mul_quant`].
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "a matrix is a type, a shape and bytes here"
-    )]
-    fn act_and_mul_quant(
+    /// As [`Quantize::act_and_mul_quant`].
+    pub fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
         quant: &Quantization,
-        dtype: DType,
-        shape: ActShape,
-        input: &[u8],
-        codes: &mut [u8],
-        scales: &mut [u8],
-    ) -> Result<()>;
-
-    /// Brings `copies` copies of an activation's input to the device, \[rows, 2d\] as bytes of
-    /// `dtype`, and makes room for their outputs: to be timed. Passes take the copies in turn, so
-    /// that with enough of them each finds its input in memory and not in a cache.
-    ///
-    /// # Errors
-    /// No copies, sizes out of range, or a failure of the device.
-    fn load_act(
-        self: Arc<Self>,
-        op: &GatedActivation,
-        quant: Option<&Quantization>,
-        dtype: DType,
-        shape: ActShape,
-        input: &[u8],
-        copies: usize,
-    ) -> Result<Box<dyn AnyAct>>;
+        input: GateUp<'_, Reference>,
+        output: QuantizedMut<'_, Reference>,
+    ) -> Result<()> {
+        self.0.act_and_mul_quant(op, quant, input, output)
+    }
 
     /// Brings an MLP's weights to the device.
     ///
     /// # Errors
     /// As [`DeepseekV4Mlp::load`].
-    fn load_mlp(
-        self: Arc<Self>,
+    pub fn load_mlp(
+        &self,
         config: &MlpConfig,
         weights: &SharedExpert<'_>,
-    ) -> Result<Box<dyn AnyMlp>, swiglu_mlp::Error>;
+    ) -> std::result::Result<Mlp, swiglu_mlp::Error> {
+        self.0.load_mlp(config, weights)
+    }
 }
 
-impl<B: GatedMatmul> AnyBackend for B {
+/// [`AnyBackend`]'s calls.
+trait Erased: Send + Sync {
+    fn platform(&self) -> &'static str;
+    fn description(&self) -> String;
+    fn accuracy(&self) -> Accuracy;
+    fn supports(&self, request: &Request) -> Support;
+    fn plan(&self, request: &Request, shape: &Shape) -> Option<String>;
+    fn act_and_mul(
+        &self,
+        op: &GatedActivation,
+        input: GateUp<'_, Host>,
+        output: TensorMut<'_, Host>,
+    ) -> Result<()>;
+    fn act_and_mul_quant(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantization,
+        input: GateUp<'_, Host>,
+        output: QuantizedMut<'_, Host>,
+    ) -> Result<()>;
+    fn load_mlp(
+        &self,
+        config: &MlpConfig,
+        weights: &SharedExpert<'_>,
+    ) -> std::result::Result<Mlp, swiglu_mlp::Error>;
+}
+
+struct Opened<B>(Arc<B>);
+
+impl<B: ActAndMul + Quantize + Matmul> Erased for Opened<B> {
     fn platform(&self) -> &'static str {
-        swiglu_core::Backend::platform(self)
+        self.0.platform()
     }
 
     fn description(&self) -> String {
-        swiglu_core::Backend::description(self)
+        self.0.description()
     }
 
-    fn supports(&self, op: &GatedActivation, dtype: DType) -> Support {
-        swiglu_core::Backend::supports(self, op, dtype)
+    fn accuracy(&self) -> Accuracy {
+        self.0.accuracy()
     }
 
-    fn supports_weight(&self, dtype: DType) -> Support {
-        swiglu_core::Matmul::supports_weight(self, dtype)
+    fn supports(&self, request: &Request) -> Support {
+        self.0.supports(request)
     }
 
-    fn supports_quant(&self, quant: &Quantization, dtype: DType) -> Support {
-        swiglu_core::ActAndMulQuant::supports_quant(self, quant, dtype)
-    }
-
-    fn supports_quantized(&self, quant: &Quantization, weight: DType) -> Support {
-        swiglu_core::QuantizedMatmul::supports_quantized(self, quant, weight)
+    fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
+        self.0.plan(request, shape)
     }
 
     fn act_and_mul(
         &self,
         op: &GatedActivation,
-        dtype: DType,
-        shape: ActShape,
-        input: &[u8],
-        output: &mut [u8],
+        input: GateUp<'_, Host>,
+        output: TensorMut<'_, Host>,
     ) -> Result<()> {
-        let ActShape { rows, d } = shape;
-        let mut device_input = self.alloc(input.len())?;
-        let mut device_output = self.alloc(output.len())?;
-        self.upload(&mut device_input, input)?;
-        let input = Tensor::contiguous(&device_input, dtype, rows, 2 * d);
-        let target = TensorMut::contiguous(&mut device_output, dtype, rows, d);
-        swiglu_core::ActAndMul::act_and_mul(self, op, input, target)?;
-        self.download(&device_output, output)
+        let backend = &*self.0;
+        let (float, layout) = (output.float, output.layout);
+        if B::host_view(&[]).is_none() {
+            let shape = check::act(&input, &output)?;
+            let input = OnDevice::new(backend, &input)?;
+            let mut y = backend.alloc(shape.rows * shape.d * float.size())?;
+            let to = TensorMut::contiguous(B::view_mut(&mut y), float, shape.rows, shape.d);
+            backend.act_and_mul(op, input.gate_up(), to)?;
+            return gather(backend, &y, float.size(), &layout, output.view);
+        }
+        let no_view = || backend_without_views(backend);
+        let input = in_place(&input).ok_or_else(no_view)?;
+        let view = B::host_view_mut(output.view).ok_or_else(no_view)?;
+        backend.act_and_mul(op, input, TensorMut::new(view, float, layout))
     }
 
     fn act_and_mul_quant(
         &self,
         op: &GatedActivation,
         quant: &Quantization,
-        dtype: DType,
-        shape: ActShape,
-        input: &[u8],
-        codes: &mut [u8],
-        scales: &mut [u8],
+        input: GateUp<'_, Host>,
+        output: QuantizedMut<'_, Host>,
     ) -> Result<()> {
-        let ActShape { rows, d } = shape;
-        let mut device_input = self.alloc(input.len())?;
-        let mut device_codes = self.alloc(codes.len())?;
-        let mut device_scales = self.alloc(scales.len())?;
-        self.upload(&mut device_input, input)?;
-        let input = Tensor::contiguous(&device_input, dtype, rows, 2 * d);
-        let output = QuantizedMut {
-            codes: TensorMut::contiguous(&mut device_codes, DType::F8E4M3, rows, d),
-            scales: ScalesMut {
-                buffer: &mut device_scales,
-                layout: act::scales(quant, shape),
-            },
-        };
+        let backend = &*self.0;
+        let (layout, scale_layout) = (output.layout, output.scale_layout);
         let options = QuantOptions::default();
-        swiglu_core::ActAndMulQuant::act_and_mul_quant(self, op, quant, input, output, options)?;
-        self.download(&device_codes, codes)?;
-        self.download(&device_scales, scales)
-    }
-
-    fn load_act(
-        self: Arc<Self>,
-        op: &GatedActivation,
-        quant: Option<&Quantization>,
-        dtype: DType,
-        shape: ActShape,
-        input: &[u8],
-        copies: usize,
-    ) -> Result<Box<dyn AnyAct>> {
-        let act = act::Act::new(self, op, quant, dtype, shape, input, copies)?;
-        Ok(Box::new(act))
+        if B::host_view(&[]).is_none() {
+            let ActShape { rows, d } =
+                check::act_quant(op, quant, &input, &output, &QuantOptions::default())?;
+            let input = OnDevice::new(backend, &input)?;
+            let mut codes = backend.alloc(rows * d)?;
+            // Scales come back as they lie, so what is between them goes there first.
+            let mut scales = backend.alloc(output.scales.len())?;
+            backend.upload(&mut scales, output.scales)?;
+            let to = QuantizedMut {
+                codes: B::view_mut(&mut codes),
+                layout: RowLayout::contiguous(rows, d),
+                scales: B::view_mut(&mut scales),
+                scale_layout,
+            };
+            backend.act_and_mul_quant(op, quant, input.gate_up(), to, options)?;
+            gather(backend, &codes, 1, &layout, output.codes)?;
+            return backend.download(&scales, output.scales);
+        }
+        let no_view = || backend_without_views(backend);
+        let input = in_place(&input).ok_or_else(no_view)?;
+        let to = QuantizedMut {
+            codes: B::host_view_mut(output.codes).ok_or_else(no_view)?,
+            layout,
+            scales: B::host_view_mut(output.scales).ok_or_else(no_view)?,
+            scale_layout,
+        };
+        backend.act_and_mul_quant(op, quant, input, to, options)
     }
 
     fn load_mlp(
-        self: Arc<Self>,
+        &self,
         config: &MlpConfig,
         weights: &SharedExpert<'_>,
-    ) -> Result<Box<dyn AnyMlp>, swiglu_mlp::Error> {
-        let mlp = DeepseekV4Mlp::load(self, config, weights)?;
-        Ok(Box::new(mlp::HostFed::new(mlp)?))
+    ) -> std::result::Result<Mlp, swiglu_mlp::Error> {
+        let mlp = DeepseekV4Mlp::load(Arc::clone(&self.0), config, weights)?;
+        Ok(Mlp::new(HostFed::new(mlp)?))
+    }
+}
+
+/// A backend reads host memory in place and writes it in place, or neither.
+fn backend_without_views<B: Backend>(backend: &B) -> swiglu_core::Error {
+    let reason = "it reads host memory in place and does not write it so";
+    swiglu_core::Error::unsupported(backend.platform(), "host memory", reason)
+}
+
+/// The input as the backend's, where the backend reads host memory.
+fn in_place<'a, B: Backend>(input: &GateUp<'a, Host>) -> Option<GateUp<'a, B>> {
+    let view = |t: &Tensor<'a, Host>| {
+        let view = B::host_view(t.view)?;
+        Some(Tensor::new(view, t.float, t.layout))
+    };
+    Some(match input {
+        GateUp::Merged(input) => GateUp::Merged(view(input)?),
+        GateUp::Split { gate, up } => GateUp::Split {
+            gate: view(gate)?,
+            up: view(up)?,
+        },
+    })
+}
+
+/// A matrix that was copied to the device.
+struct Copied<B: Backend> {
+    buffer: B::Buffer,
+    float: swiglu_core::Float,
+    layout: RowLayout,
+}
+
+impl<B: Backend> Copied<B> {
+    /// The whole view goes, with what lies between its rows.
+    fn new(backend: &B, tensor: &Tensor<'_, Host>) -> Result<Self> {
+        let mut buffer = backend.alloc(tensor.view.len())?;
+        backend.upload(&mut buffer, tensor.view)?;
+        Ok(Self {
+            buffer,
+            float: tensor.float,
+            layout: tensor.layout,
+        })
+    }
+
+    fn tensor(&self) -> Tensor<'_, B> {
+        Tensor::new(B::view(&self.buffer), self.float, self.layout)
+    }
+}
+
+/// An activation's input that was copied to the device.
+enum OnDevice<B: Backend> {
+    Merged(Copied<B>),
+    Split(Copied<B>, Copied<B>),
+}
+
+impl<B: Backend> OnDevice<B> {
+    fn new(backend: &B, input: &GateUp<'_, Host>) -> Result<Self> {
+        Ok(match input {
+            GateUp::Merged(input) => Self::Merged(Copied::new(backend, input)?),
+            GateUp::Split { gate, up } => {
+                Self::Split(Copied::new(backend, gate)?, Copied::new(backend, up)?)
+            }
+        })
+    }
+
+    fn gate_up(&self) -> GateUp<'_, B> {
+        match self {
+            Self::Merged(input) => input.tensor().into(),
+            Self::Split(gate, up) => GateUp::Split {
+                gate: gate.tensor(),
+                up: up.tensor(),
+            },
+        }
+    }
+}
+
+/// Copies contiguous rows of the device to where `layout` has them in host memory.
+fn gather<B: Backend>(
+    backend: &B,
+    buffer: &B::Buffer,
+    size: usize,
+    layout: &RowLayout,
+    to: &mut [u8],
+) -> Result<()> {
+    let row = layout.cols * size;
+    if layout.stride == layout.cols {
+        let start = layout.offset * size;
+        return backend.download(buffer, &mut to[start..start + layout.rows * row]);
+    }
+    let mut rows = vec![0; layout.rows * row];
+    backend.download(buffer, &mut rows)?;
+    for (t, from) in rows.chunks_exact(row).enumerate() {
+        let start = layout.row(t).start * size;
+        to[start..start + row].copy_from_slice(from);
+    }
+    Ok(())
+}
+
+/// The scales and codes that a quantization of contiguous rows makes, to be written.
+pub(crate) fn quantized_mut<'a>(
+    quant: &Quantization,
+    ActShape { rows, d }: ActShape,
+    codes: &'a mut [u8],
+    scales: &'a mut [u8],
+) -> QuantizedMut<'a, Host> {
+    let order = swiglu_core::ScaleOrder::RowMajor;
+    QuantizedMut {
+        codes,
+        layout: RowLayout::contiguous(rows, d),
+        scales,
+        scale_layout: swiglu_core::ScaleLayout::contiguous(
+            quant.format(),
+            order,
+            rows,
+            quant.groups(d),
+        ),
     }
 }

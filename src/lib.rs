@@ -5,11 +5,11 @@
 //! platform, tested against the definition.
 //!
 //! ```
-//! use swiglu::{Dispatcher, GatedActivation, bf16};
+//! use swiglu::{Dispatcher, Float, GatedActivation, bf16};
 //!
 //! # fn main() -> swiglu::Result<()> {
 //! let op = GatedActivation::deepseek_v4();
-//! let device = Dispatcher::from_env()?.device(&op, swiglu::DType::BF16)?;
+//! let device = Dispatcher::from_env()?.device(&op, Float::BF16)?;
 //! println!("{}", device.report()); // cpu (native); not cuda (…), wgpu (…)
 //!
 //! let gate_up = vec![bf16::from_f32(30.0); 2 * 4096]; // one row: gate ‖ up
@@ -20,9 +20,9 @@
 //! # }
 //! ```
 //!
-//! That is the convenient way, for host memory. An engine with its own thread pool, stream or
-//! queue uses a backend's crate directly: [`cpu`] and the others behind their features, each an
-//! implementation of [`Backend`], [`ActAndMul`], [`Matmul`] and [`GatedMatmul`].
+//! That is the way from host memory. An engine with its own thread pool, stream or queue uses a
+//! backend's crate directly ([`cpu`] and the others behind their features): each implements
+//! [`Backend`], [`ActAndMul`], [`Quantize`] and [`Matmul`] on views of the engine's own memory.
 //!
 //! | feature | platform | |
 //! |---|---|---|
@@ -33,12 +33,36 @@
 
 mod device;
 mod erased;
+mod mlp_on_host;
 mod platforms;
 
-pub use device::{Device, Dispatcher, Mlp};
-pub use erased::{AnyAct, AnyBackend, AnyMlp};
+pub use device::{Device, Dispatcher};
+pub use erased::AnyBackend;
+pub use mlp_on_host::Mlp;
 pub use platforms::built_in;
-pub use swiglu_core::*;
+
+// The activation as a value.
+pub use swiglu_core::{
+    Clamp, Function, GatedActivation, Layout, Limit, Operator, Order, Parameter, Parameters,
+    Rounding,
+};
+// What numbers are stored as.
+pub use swiglu_core::{
+    E4M3, E8M0, Element, Float, HostWeight, Quantization, ScaleFormat, ScaleLayout, ScaleOrder,
+    WeightFormat, bf16, f16,
+};
+// Matrices.
+pub use swiglu_core::{
+    ActShape, GateUp, HostBuffer, Quantized, QuantizedMut, RowLayout, Tensor, TensorMut,
+};
+// What a backend does, and says of it.
+pub use swiglu_core::{
+    Accumulation, Accuracy, ActAndMul, Backend, Batch, Matmul, QuantOptions, Quantize, Request,
+    Shape, Support,
+};
+// Which backend runs.
+pub use swiglu_core::{Dispatch, OpSwitches, OpenOptions, Registry, Rejection, Report};
+pub use swiglu_core::{Error, Result, reference};
 
 #[cfg(feature = "cpu")]
 pub use swiglu_cpu as cpu;

@@ -1,55 +1,60 @@
 use std::sync::Arc;
 
-use swiglu_core::{Registry, reference::Reference};
+use swiglu_core::{OpenOptions, Registry, reference::Reference};
 
 use crate::AnyBackend;
 
-type Opened = Result<Arc<dyn AnyBackend>, String>;
+type Opened = Result<Arc<AnyBackend>, String>;
 
 /// The platforms of this build in the order they are tried: cuda, wgpu, cpu, and the scalar
 /// reference last. One that was not built in is listed with that as its reason.
-pub fn built_in() -> Registry<dyn AnyBackend> {
-    let mut registry = Registry::<dyn AnyBackend>::new();
+pub fn built_in() -> Registry<AnyBackend> {
+    let mut registry = Registry::new();
     registry.built_in("cuda", cuda);
     registry.built_in("wgpu", wgpu);
     registry.built_in("cpu", cpu);
-    registry.built_in("reference", || Ok(Arc::new(Reference)));
+    registry.built_in("reference", |_: &OpenOptions| {
+        Ok(Arc::new(AnyBackend::new(Reference)))
+    });
     registry
 }
 
 #[cfg(feature = "cuda")]
-fn cuda() -> Opened {
-    match swiglu_cuda::CudaBackend::open() {
-        Ok(backend) => Ok(Arc::new(backend)),
+fn cuda(options: &OpenOptions) -> Opened {
+    let builder = swiglu_cuda::CudaBackend::builder().accumulation(options.accumulation);
+    match builder.open() {
+        Ok(backend) => Ok(Arc::new(AnyBackend::new(backend))),
         Err(error) => Err(error.to_string()),
     }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda() -> Opened {
+fn cuda(_: &OpenOptions) -> Opened {
     Err(without("cuda"))
 }
 
 #[cfg(feature = "wgpu")]
-fn wgpu() -> Opened {
-    match swiglu_wgpu::WgpuBackend::new() {
-        Ok(backend) => Ok(Arc::new(backend)),
+fn wgpu(options: &OpenOptions) -> Opened {
+    let builder = swiglu_wgpu::WgpuBackend::builder().accumulation(options.accumulation);
+    match builder.open() {
+        Ok(backend) => Ok(Arc::new(AnyBackend::new(backend))),
         Err(error) => Err(error.to_string()),
     }
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn wgpu() -> Opened {
+fn wgpu(_: &OpenOptions) -> Opened {
     Err(without("wgpu"))
 }
 
+/// Sums of the CPU are ordered whatever is allowed.
 #[cfg(feature = "cpu")]
-fn cpu() -> Opened {
-    Ok(Arc::new(swiglu_cpu::CpuBackend::new()))
+fn cpu(_: &OpenOptions) -> Opened {
+    Ok(Arc::new(AnyBackend::new(swiglu_cpu::CpuBackend::new())))
 }
 
 #[cfg(not(feature = "cpu"))]
-fn cpu() -> Opened {
+fn cpu(_: &OpenOptions) -> Opened {
     Err(without("cpu"))
 }
 

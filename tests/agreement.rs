@@ -3,15 +3,18 @@
 
 use std::sync::Arc;
 
-use swiglu::{ActShape, AnyBackend, DType, Element, GatedActivation, Rounding, bf16, f16};
-use swiglu_testing::inputs::{
+use swiglu::{
+    AnyBackend, Element, Float, GatedActivation, Request, Rounding, RowLayout, Tensor, TensorMut,
+    bf16, f16,
+};
+use swiglu_conformance::inputs::{
     every_exponent, every_gate, limit_of, pairs, special_values, spread_of_ups,
 };
 
 mod common;
 use common::platforms;
 
-fn run<T: Element>(backend: &dyn AnyBackend, op: &GatedActivation, pairs: &[(T, T)]) -> Vec<T> {
+fn run<T: Element>(backend: &AnyBackend, op: &GatedActivation, pairs: &[(T, T)]) -> Vec<T> {
     let d = pairs.len();
     let mut row = vec![T::default(); 2 * d];
     for (j, &(gate, up)) in pairs.iter().enumerate() {
@@ -19,17 +22,17 @@ fn run<T: Element>(backend: &dyn AnyBackend, op: &GatedActivation, pairs: &[(T, 
         (row[g], row[u]) = (gate, up);
     }
     let mut y = vec![T::default(); d];
-    let (from, to) = (bytemuck::cast_slice(&row), bytemuck::cast_slice_mut(&mut y));
-    let shape = ActShape { rows: 1, d };
-    backend.act_and_mul(op, T::DTYPE, shape, from, to).unwrap();
+    let input = Tensor::from_slice(&row, RowLayout::contiguous(1, 2 * d));
+    let output = TensorMut::from_slice(&mut y, RowLayout::contiguous(1, d));
+    backend.act_and_mul(op, input.into(), output).unwrap();
     y
 }
 
-/// How far apart two platforms may be: both within their bars of the exact value, in f32 4 ulp and
-/// on wgpu 8.
-fn ulps(dtype: DType, rounding: Rounding, names: [&str; 2]) -> u32 {
-    match (dtype, rounding) {
-        (DType::F32, _) => names.map(|n| if n == "wgpu" { 8 } else { 4 }).iter().sum(),
+/// How far apart two platforms may be: both within their bounds of the exact value, in f32 those
+/// that they promise.
+fn ulps(float: Float, rounding: Rounding, platforms: [&AnyBackend; 2]) -> u32 {
+    match (float, rounding) {
+        (Float::F32, _) => platforms.map(|p| p.accuracy().f32_ulps).iter().sum(),
         (_, Rounding::Official) => 1,
         (_, Rounding::Eager) => 2,
     }
@@ -46,7 +49,7 @@ fn agree<T: Element>(all: impl Fn(&GatedActivation) -> Vec<(T, T)>, identical_of
             let mut pairs = all(&op);
             // Half of a subnormal gate lies between two values of the type, where it is rounded.
             let of_subnormal = |gate: &T| {
-                let smallest = if T::DTYPE == DType::F16 {
+                let smallest = if T::FLOAT == Float::F16 {
                     2f32.powi(-14)
                 } else {
                     f32::MIN_POSITIVE
@@ -54,15 +57,20 @@ fn agree<T: Element>(all: impl Fn(&GatedActivation) -> Vec<(T, T)>, identical_of
                 rounding == Rounding::Eager && gate.to_f32().abs() < smallest
             };
             pairs.retain(|(gate, _)| !of_subnormal(gate));
-            let run = |(name, b): &(String, Arc<dyn AnyBackend>)| {
-                b.supports(&op, T::DTYPE)
+            let request = Request::Activation {
+                op,
+                float: T::FLOAT,
+            };
+            let run = |(_, b): &'static (String, Arc<AnyBackend>)| {
+                b.supports(&request)
                     .runs()
-                    .then(|| (name.clone(), run(&**b, &op, &pairs)))
+                    .then(|| (&**b, run(b, &op, &pairs)))
             };
             let results: Vec<_> = platforms.iter().filter_map(run).collect();
             for (i, (a, of_a)) in results.iter().enumerate() {
                 for (b, of_b) in &results[i + 1..] {
-                    let bar = ulps(T::DTYPE, rounding, [a, b]);
+                    let bar = ulps(T::FLOAT, rounding, [a, b]);
+                    let (a, b) = (a.platform(), b.platform());
                     let mut identical = 0;
                     for ((x, y), (gate, up)) in of_a.iter().zip(of_b).zip(&pairs) {
                         let tiny = |x: &T| x.to_f32().abs() < NEGLIGIBLE;
@@ -72,7 +80,7 @@ fn agree<T: Element>(all: impl Fn(&GatedActivation) -> Vec<(T, T)>, identical_of
                             same || !nans && (x.ulps_between(*y) <= bar || tiny(x) && tiny(y)),
                             "{op} in {}, gate {gate:?} ({:#x}), up {up:?} ({:#x}): \
                              {a} gives {x:?} ({:#x}), {b} {y:?} ({:#x})",
-                            T::DTYPE,
+                            T::FLOAT,
                             gate.to_bits(),
                             up.to_bits(),
                             x.to_bits(),
@@ -84,7 +92,7 @@ fn agree<T: Element>(all: impl Fn(&GatedActivation) -> Vec<(T, T)>, identical_of
                     assert!(
                         identical * 1000 >= identical_of_1000 * count,
                         "{op} in {}: {identical} of {count} are the same on {a} and {b}",
-                        T::DTYPE
+                        T::FLOAT
                     );
                 }
             }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 use swiglu::mlp::{ActivationQuant, Checkpoint, MlpConfig, ModelConfig, Shard, SharedExpert};
-use swiglu::{AnyBackend, AnyMlp, DType, bf16};
-use swiglu_testing::relative_error;
+use swiglu::{AnyBackend, ScaleFormat, bf16};
+use swiglu_conformance::relative_error;
 
 mod common;
 use common::platforms;
@@ -15,7 +15,7 @@ use common::platforms;
 /// As the demo's: without a quantization, or with another, the error is ten times as large.
 const TOLERANCE: f64 = 3e-3;
 
-fn form(hidden: usize, intermediate: usize, block: usize, scales: DType) -> SyntheticConfig {
+fn form(hidden: usize, intermediate: usize, block: usize, scales: ScaleFormat) -> SyntheticConfig {
     SyntheticConfig {
         hidden,
         intermediate,
@@ -28,10 +28,10 @@ fn form(hidden: usize, intermediate: usize, block: usize, scales: DType) -> Synt
 /// Whole blocks, partial blocks, V4.1's blocks.
 fn forms() -> [SyntheticConfig; 4] {
     [
-        form(256, 128, 128, DType::E8M0),
-        form(200, 136, 128, DType::F32),
-        form(160, 96, 32, DType::E8M0),
-        form(75, 147, 32, DType::F32),
+        form(256, 128, 128, ScaleFormat::E8M0),
+        form(200, 136, 128, ScaleFormat::F32),
+        form(160, 96, 32, ScaleFormat::E8M0),
+        form(75, 147, 32, ScaleFormat::F32),
     ]
 }
 
@@ -51,27 +51,20 @@ fn with(form: &SyntheticConfig, test: impl Fn(&MlpConfig, &SharedExpert<'_>)) {
     }
 }
 
-fn run(mlp: &mut dyn AnyMlp, x: &[bf16]) -> Vec<bf16> {
-    mlp.write_input(x).unwrap();
-    mlp.run().unwrap();
-    mlp.read_output().unwrap()
-}
-
 #[test]
 fn every_platform_gives_what_the_reference_gives() {
     let platforms = platforms();
     for form in forms() {
         with(&form, |config, expert| {
-            let load = |backend: &Arc<dyn AnyBackend>| {
-                Arc::clone(backend).load_mlp(config, expert).unwrap()
-            };
+            let load = |backend: &Arc<AnyBackend>| backend.load_mlp(config, expert).unwrap();
             let reference = platforms.iter().find(|(name, _)| name == "reference");
             let mut reference = load(&reference.unwrap().1);
             for (_, backend) in platforms.iter().filter(|(name, _)| name != "reference") {
                 let mut mlp = load(backend);
                 for tokens in [1, 5, 8, 64, 3] {
                     let x = synthetic_input(tokens, form.hidden, 3);
-                    let off = relative_error(&run(&mut *mlp, &x), &run(&mut *reference, &x));
+                    let off =
+                        relative_error(&mlp.forward(&x).unwrap(), &reference.forward(&x).unwrap());
                     let what = (backend.platform(), config.activation_quant, tokens);
                     assert!(off <= TOLERANCE, "{what:?} {form:?}: {off:.1e}");
                 }
@@ -85,11 +78,11 @@ fn nan_stays_in_its_row_on_every_platform() {
     for (_, backend) in platforms() {
         for form in forms() {
             with(&form, |config, expert| {
-                let mut mlp = Arc::clone(backend).load_mlp(config, expert).unwrap();
+                let mut mlp = backend.load_mlp(config, expert).unwrap();
                 let mut x = synthetic_input(8, form.hidden, 3);
-                let clean = run(&mut *mlp, &x);
+                let clean = mlp.forward(&x).unwrap();
                 x[2 * form.hidden + form.hidden / 2] = bf16::NAN;
-                let y = run(&mut *mlp, &x);
+                let y = mlp.forward(&x).unwrap();
                 let rows = y.chunks(form.hidden).zip(clean.chunks(form.hidden));
                 for (row, (y, clean)) in rows.enumerate() {
                     let what = (backend.platform(), config.activation_quant, row);
@@ -108,8 +101,8 @@ fn nan_stays_in_its_row_on_every_platform() {
 fn shards_are_cut_where_no_group_is() {
     for (_, backend) in platforms() {
         for (form, world) in [
-            (form(200, 300, 128, DType::E8M0), 3),
-            (form(75, 147, 32, DType::F32), 2),
+            (form(200, 300, 128, ScaleFormat::E8M0), 3),
+            (form(75, 147, 32, ScaleFormat::F32), 2),
         ] {
             with(&form, |config, expert| {
                 let x = synthetic_input(5, form.hidden, 3);
@@ -119,9 +112,8 @@ fn shards_are_cut_where_no_group_is() {
                         reduce_results: false,
                         ..config.clone()
                     };
-                    let mut mlp = Arc::clone(backend).load_mlp(&config, expert).unwrap();
-                    mlp.write_input(&x).unwrap();
-                    mlp.stages().unwrap().1
+                    let mut mlp = backend.load_mlp(&config, expert).unwrap();
+                    mlp.stages(&x).unwrap().1
                 };
                 let whole = act(Shard::WHOLE);
                 let mut rows = vec![Vec::<bf16>::new(); 5];

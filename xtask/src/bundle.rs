@@ -14,7 +14,7 @@ use crate::{Result, checked};
 const BUILDS: [&str; 4] = [
     "test --no-run --tests -p swiglu-cuda -p swiglu-wgpu",
     "test --no-run --tests -p swiglu --features cuda,wgpu",
-    "bench --no-run -p swiglu-wgpu --bench device",
+    "bench --no-run -p swiglu-bench --features cuda,wgpu --bench cuda --bench wgpu",
     "build --release -p swiglu-cli --features cuda,wgpu",
 ];
 
@@ -27,7 +27,7 @@ for test in test-*; do
     echo "== $test"
     "./$test" --test-threads=4 || failed=1
 done
-for command in 'swiglu verify' 'swiglu demo' 'bench-swiglu-wgpu-device --bench' \
+for command in 'swiglu verify' 'swiglu demo' 'bench-cuda --csv' 'bench-wgpu --csv' \
     'swiglu bench --platform cuda' 'swiglu bench --platform wgpu'; do
     echo "== $command"
     ./$command || failed=1
@@ -74,14 +74,15 @@ fn executables(build: &str) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// `test-swiglu-cuda-suite` for a test; a program keeps its name.
+/// `test-swiglu-cuda-suite` for a test, `bench-wgpu` for a bench, as all of these are of one package; a
+/// program keeps its name.
 fn named(message: &Value) -> String {
     let target = &message["target"];
     let name = target["name"].as_str().unwrap_or_default();
     let package = message["package_id"].as_str().map_or("", package);
     let kind = target["kind"][0].as_str().unwrap_or_default();
     match (kind, message["profile"]["test"].as_bool()) {
-        ("bench", _) => format!("bench-{package}-{name}"),
+        ("bench", _) => format!("bench-{name}"),
         (_, Some(true)) => format!("test-{package}-{name}"),
         _ => name.to_owned(),
     }
@@ -109,7 +110,7 @@ mod tests {
             named(&json!({ "target": target, "package_id": package, "profile": { "test": test } }))
         };
         assert_eq!(message("test", true), "test-swiglu-cuda-suite");
-        assert_eq!(message("bench", false), "bench-swiglu-cuda-suite");
+        assert_eq!(message("bench", true), "bench-suite");
         assert_eq!(message("bin", false), "suite");
         assert_eq!(package("path+file:///x/swiglu#0.1.0"), "swiglu");
     }

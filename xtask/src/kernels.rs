@@ -1,4 +1,5 @@
-//! Compiles the CUDA kernels to fatbins with a pinned nvcc, or checks those that are there.
+//! Writes the list of the activations' kernels out of the family's table, and compiles the CUDA
+//! kernels to fatbins with a pinned nvcc; or checks what is there.
 
 use std::{
     fmt::Write as _,
@@ -10,6 +11,14 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use crate::{Result, checked};
+
+// The backend's own files, so that what is compiled is what it looks up. A dependency on its crate
+// would need the fatbins before they are made.
+#[allow(dead_code, reason = "the backend uses the rest")]
+#[path = "../../crates/cuda/src/activation/family.rs"]
+mod family;
+#[path = "../../crates/cuda/src/activation/instances.rs"]
+mod instances;
 
 /// What becomes of the compiled files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,14 +38,18 @@ const PACKAGES: [&str; 5] = [
     "nvidia-cuda-cccl==13.0.85",
 ];
 
-const SOURCES: [&str; 6] = [
-    "activation",
-    "act_quant",
-    "product",
-    "product_rows",
-    "product_tiles",
-    "quantize",
+/// The folder of each source in `crates/cuda/kernels`, and its name.
+const SOURCES: [(&str, &str); 6] = [
+    ("activation", "activation"),
+    ("quant", "act_quant"),
+    ("matmul", "matmul"),
+    ("matmul", "matmul_rows"),
+    ("matmul", "matmul_tiles"),
+    ("quant", "quantize"),
 ];
+
+/// The list that is written before the sources are compiled.
+const INSTANCES: &str = "activation/instances.cuh";
 
 const FLAGS: [&str; 11] = [
     "-std=c++17",
@@ -52,7 +65,7 @@ const FLAGS: [&str; 11] = [
     "-gencode=arch=compute_80,code=compute_80",
 ];
 
-/// Compiles all sources.
+/// Writes the list of instances and compiles all sources.
 pub fn run(mode: Mode) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
@@ -61,14 +74,16 @@ pub fn run(mode: Mode) -> Result<()> {
     fs::create_dir_all(&work)?;
     let toolkit = toolkit(&work)?;
     let kernels = root.join("crates/cuda/kernels");
+    let list = instances::text(&family::Forms::of_family().0);
+    settle(mode, &kernels.join(INSTANCES), list.as_bytes())?;
     let mut files = Vec::new();
     let mut manifest = format!(
         "# Written by `cargo xtask kernels`.\n\ncompiler: {}\nflags: {}\n",
         PACKAGES.join(" "),
         FLAGS.join(" ")
     );
-    for name in SOURCES {
-        let (fatbin, report) = compile(&toolkit, &kernels, &work, name)?;
+    for (folder, name) in SOURCES {
+        let (fatbin, report) = compile(&toolkit, &kernels.join(folder), &work, name)?;
         let sum = hex(&Sha256::digest(&fatbin));
         write!(manifest, "\n## {name}.fatbin\n\nsha256: {sum}\n\n")?;
         manifest.push_str(&report);
@@ -77,18 +92,24 @@ pub fn run(mode: Mode) -> Result<()> {
     files.push(("MANIFEST".to_owned(), manifest.into_bytes()));
     let folder = root.join("crates/cuda/fatbin");
     for (name, bytes) in files {
-        let path = folder.join(&name);
-        match mode {
-            Mode::Write => fs::write(&path, &bytes)?,
-            Mode::Check if fs::read(&path).ok().as_ref() == Some(&bytes) => {}
-            Mode::Check => {
-                let fix = "run `cargo xtask kernels`";
-                return Err(format!("{name} is not what the sources compile to: {fix}").into());
-            }
-        }
+        settle(mode, &folder.join(&name), &bytes)?;
         println!("{name}: {} bytes", bytes.len());
     }
     Ok(())
+}
+
+/// Writes a file, or checks that it is these bytes. One that is them is left alone.
+fn settle(mode: Mode, path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).ok().as_deref() == Some(bytes) {
+        return Ok(());
+    }
+    match mode {
+        Mode::Write => Ok(fs::write(path, bytes)?),
+        Mode::Check => {
+            let (path, fix) = (path.display(), "run `cargo xtask kernels`");
+            Err(format!("{path} is not what the sources give: {fix}").into())
+        }
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -117,11 +138,11 @@ fn toolkit(work: &Path) -> Result<PathBuf> {
 }
 
 /// The fatbin of a source, and its kernels' registers and spills.
-fn compile(toolkit: &Path, kernels: &Path, work: &Path, name: &str) -> Result<(Vec<u8>, String)> {
+fn compile(toolkit: &Path, folder: &Path, work: &Path, name: &str) -> Result<(Vec<u8>, String)> {
     let target = work.join(format!("{name}.fatbin"));
     let output = checked(
         Command::new(toolkit.join("bin/nvcc"))
-            .current_dir(kernels)
+            .current_dir(folder)
             .args(FLAGS)
             .arg("-I")
             .arg(toolkit.join("include"))

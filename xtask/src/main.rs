@@ -10,6 +10,17 @@ use std::{
     process::{Command, ExitCode, Output},
 };
 
+/// What `--help` prints.
+const HELP: &str = "\
+The workspace's own tasks.
+
+cargo xtask kernels          Writes the list of the activations' kernels, and compiles the CUDA kernels to
+                             the fatbins that are checked in, with an nvcc of one version that it
+                             installs below target/
+cargo xtask kernels --check  Does so, and fails unless all of it is what is checked in
+cargo xtask bundle FOLDER    Gathers in FOLDER the tests and programs that a machine with a GPU can run
+                             without a Rust toolchain, and a script `run` that runs all of them";
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
@@ -19,7 +30,11 @@ fn main() -> ExitCode {
         ["kernels"] => kernels::run(kernels::Mode::Write),
         ["kernels", "--check"] => kernels::run(kernels::Mode::Check),
         ["bundle", folder] => bundle::run(Path::new(folder)),
-        _ => Err("usage: cargo xtask kernels [--check] | bundle FOLDER".into()),
+        ["--help" | "-h" | "help"] => {
+            println!("{HELP}");
+            Ok(())
+        }
+        _ => Err(HELP.into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

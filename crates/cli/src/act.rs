@@ -1,11 +1,14 @@
 use std::io::Write;
 use std::time::Instant;
 
-use swiglu::{ActShape, DType, Dispatcher, ScaleFormat};
+use swiglu::{
+    ActShape, Device, Float, GatedActivation, Quantization, QuantizedMut, Request, RowLayout,
+    ScaleLayout, ScaleOrder, Shape, Tensor, TensorMut,
+};
 
-use crate::arguments::Act;
+use crate::arguments::{Act, dispatcher};
 use crate::failure::{Failure, Result};
-use crate::tensor_file::{self, HostTensor};
+use crate::tensor_file::{self, HostTensor, StoredType};
 
 /// `swiglu act`.
 pub fn act(arguments: &Act, out: &mut impl Write) -> Result<()> {
@@ -17,84 +20,95 @@ pub fn act(arguments: &Act, out: &mut impl Write) -> Result<()> {
     }
     let input = tensor_file::read(&arguments.input)?;
     let (shape, output_shape) = shapes(&input)?;
-    let dispatcher = dispatcher(arguments.platform.as_deref())?;
-    let (device, outputs, elapsed) = match &quant {
-        None => {
-            let device = dispatcher.device(&op, input.dtype)?;
-            let mut y = zeros(input.dtype, output_shape);
-            let start = Instant::now();
-            let backend = device.backend();
-            backend.act_and_mul(&op, input.dtype, shape, &input.data, &mut y.data)?;
-            let elapsed = start.elapsed();
-            (device, vec![("y", y)], elapsed)
-        }
+    let request = request(&op, quant.as_ref(), input.stored);
+    let device = dispatcher(arguments.platform.as_deref())?.device_for(&[request])?;
+    let start = Instant::now();
+    let outputs = match &quant {
+        None => vec![("y", plain(&device, &op, &input, shape, output_shape)?)],
         Some(quant) => {
-            let device = dispatcher.quant_device(&op, quant, input.dtype)?;
-            let format = match quant.format() {
-                ScaleFormat::F32 => DType::F32,
-                ScaleFormat::Ue8m0 => DType::E8M0,
-            };
-            let mut grid = output_shape.clone();
-            if let Some(last) = grid.last_mut() {
-                *last = quant.groups(shape.d);
-            }
-            let (mut codes, mut scales) = (zeros(DType::F8E4M3, output_shape), zeros(format, grid));
-            let start = Instant::now();
-            device.backend().act_and_mul_quant(
-                &op,
-                quant,
-                input.dtype,
-                shape,
-                &input.data,
-                &mut codes.data,
-                &mut scales.data,
-            )?;
-            let elapsed = start.elapsed();
-            (device, vec![("codes", codes), ("scales", scales)], elapsed)
+            let [codes, scales] = quantized(&device, &op, quant, &input, shape, output_shape)?;
+            vec![("codes", codes), ("scales", scales)]
         }
     };
+    let elapsed = start.elapsed();
     let tensors: Vec<_> = outputs.iter().map(|(name, t)| (*name, t)).collect();
     tensor_file::write(&arguments.output, &tensors)?;
     match &quant {
         Some(quant) => writeln!(out, "{op}, {quant}")?,
         None => writeln!(out, "{op}")?,
     }
-    writeln!(out, "platform {}", device.report())?;
-    write!(out, "{} {:?} ->", input.dtype, input.shape)?;
+    let call = Shape {
+        rows: shape.rows,
+        cols: shape.d,
+        depth: 0,
+    };
+    writeln!(out, "platform {}", device.report_for(&[(request, call)]))?;
+    write!(out, "{} {:?} ->", input.stored, input.shape)?;
     for (name, t) in &tensors {
-        write!(out, " {name} {} {:?}", t.dtype, t.shape)?;
+        write!(out, " {name} {} {:?}", t.stored, t.shape)?;
     }
     let milliseconds = elapsed.as_secs_f64() * 1e3;
     writeln!(out, " in {milliseconds:.3} ms, copies included")?;
     Ok(())
 }
 
-fn zeros(dtype: DType, shape: Vec<usize>) -> HostTensor {
-    let elements: usize = shape.iter().product();
-    HostTensor {
-        dtype,
-        data: vec![0; elements * dtype.size()],
-        shape,
+/// What an activation asks of a backend.
+pub fn request(op: &GatedActivation, quant: Option<&Quantization>, float: Float) -> Request {
+    match quant {
+        None => Request::Activation { op: *op, float },
+        Some(quant) => Request::ActivationQuant {
+            op: *op,
+            quant: *quant,
+            float,
+        },
     }
 }
 
-/// The environment's dispatcher, with the platform that the command line names.
-pub fn dispatcher(platform: Option<&str>) -> Result<Dispatcher> {
-    let dispatcher = Dispatcher::from_env()?;
-    Ok(match platform {
-        Some(name) => dispatcher.platform(name),
-        None => dispatcher,
-    })
+fn plain(
+    device: &Device,
+    op: &GatedActivation,
+    input: &HostTensor<Float>,
+    ActShape { rows, d }: ActShape,
+    output_shape: Vec<usize>,
+) -> Result<HostTensor> {
+    let mut y = HostTensor::zeroed(input.stored.into(), output_shape)?;
+    let from = Tensor::contiguous(input.data.bytes(), input.stored, rows, 2 * d);
+    let to = TensorMut::contiguous(y.data.bytes_mut(), input.stored, rows, d);
+    device.backend().act_and_mul(op, from.into(), to)?;
+    Ok(y)
 }
 
-/// Which platforms are compared with the reference: the one that is asked for, or all others.
-pub fn compared(dispatcher: &Dispatcher) -> impl Fn(&str) -> bool {
-    let asked = dispatcher.asked_for();
-    move |name| asked.map_or(name != "reference", |a| a == name)
+/// The codes and the scales.
+fn quantized(
+    device: &Device,
+    op: &GatedActivation,
+    quant: &Quantization,
+    input: &HostTensor<Float>,
+    ActShape { rows, d }: ActShape,
+    output_shape: Vec<usize>,
+) -> Result<[HostTensor; 2]> {
+    let groups = quant.groups(d);
+    let mut grid = output_shape.clone();
+    if let Some(last) = grid.last_mut() {
+        *last = groups;
+    }
+    let mut codes = HostTensor::zeroed(StoredType::E4M3, output_shape)?;
+    let mut scales = HostTensor::zeroed(quant.format().into(), grid)?;
+    let from = Tensor::contiguous(input.data.bytes(), input.stored, rows, 2 * d);
+    let order = ScaleOrder::RowMajor;
+    let to = QuantizedMut {
+        codes: codes.data.bytes_mut(),
+        layout: RowLayout::contiguous(rows, d),
+        scales: scales.data.bytes_mut(),
+        scale_layout: ScaleLayout::contiguous(quant.format(), order, rows, groups),
+    };
+    let backend = device.backend();
+    backend.act_and_mul_quant(op, quant, from.into(), to)?;
+    Ok([codes, scales])
 }
 
 /// Rows and d of a tensor [.., 2d], and the shape [.., d].
-pub fn shapes(input: &HostTensor) -> Result<(ActShape, Vec<usize>)> {
+pub fn shapes<S>(input: &HostTensor<S>) -> Result<(ActShape, Vec<usize>)> {
     let bad = || {
         Failure::Input(format!(
             "input: expected shape [.., 2d] with d of at least 1, got {:?}",

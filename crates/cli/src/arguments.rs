@@ -1,9 +1,14 @@
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use swiglu::mlp::ActivationQuant;
-use swiglu::{DType, GatedActivation, Parameters, Quantization, ScaleFormat};
+use clap::{ArgGroup, Args, Parser, Subcommand};
+
+mod settings;
+mod values;
+
+pub use settings::{DeviceSettings, QuantSettings, Settings, dispatcher};
+pub use values::{
+    ActivationsArgument, NumberOrNone, RoundingArgument, ShapeArgument, TypeArgument,
+};
 
 /// Gated activations and the DeepSeek-V4 MLP, on every platform of this machine.
 ///
@@ -25,7 +30,8 @@ pub enum Command {
     Verify(Verify),
 }
 
-/// Lists the platforms and devices, what is chosen and why the others are not.
+/// Lists the platforms with their devices, how exact they are, which kernels V4-Flash's MLP would
+/// run there, what is chosen and why the others are not.
 #[derive(Debug, Args)]
 pub struct Probe {
     /// Prints JSON.
@@ -48,11 +54,11 @@ pub struct Run {
     pub config: Option<PathBuf>,
     /// The limit of the activation, or none; the configuration's unless given.
     #[arg(long, value_name = "L|none")]
-    pub limit: Option<LimitArgument>,
+    pub limit: Option<NumberOrNone>,
     /// Where results are rounded.
     #[arg(long, value_enum, default_value_t)]
     pub rounding: RoundingArgument,
-    /// What the two products read: bf16, or FP8 as DeepSeek runs its FP8 weights.
+    /// What the two matmuls read: bf16, or FP8 as DeepSeek runs its FP8 weights.
     #[arg(long, value_enum, default_value_t)]
     pub activations: ActivationsArgument,
     /// The input, BF16 [T, H]; a name picks one of several tensors.
@@ -61,9 +67,8 @@ pub struct Run {
     /// Takes the output, BF16 [T, H], as tensor `y`.
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
-    /// auto, or a platform's name.
-    #[arg(long)]
-    pub platform: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceSettings,
     /// Also writes `gate_up` [T, 2I] and `act` [T, I], the latter before it is quantized.
     #[arg(long)]
     pub stages: bool,
@@ -90,55 +95,13 @@ pub struct Act {
     pub platform: Option<String>,
 }
 
-/// What an operation's name leaves open.
-#[derive(Debug, Args)]
-pub struct Settings {
-    /// The limit of the clamp; the operator's own model's unless given.
-    #[arg(long, allow_negative_numbers = true, requires = "op")]
-    pub limit: Option<f32>,
-    /// The slope of silu.
-    #[arg(long, allow_negative_numbers = true, requires = "op")]
-    pub alpha: Option<f32>,
-    /// What is added to up; for situ_and_mul, the bound of the gate.
-    #[arg(long, allow_negative_numbers = true, requires = "op")]
-    pub beta: Option<f32>,
-    /// The threshold of fatrelu_and_mul.
-    #[arg(long, allow_negative_numbers = true, requires = "op")]
-    pub threshold: Option<f32>,
-    /// The bound of up in situ_and_mul, or none.
-    #[arg(long, value_name = "BOUND|none", requires = "op")]
-    pub up_bound: Option<LimitArgument>,
-    /// Where results are rounded: official unless given.
-    #[arg(long, value_enum)]
-    pub rounding: Option<RoundingArgument>,
-}
-
-impl Settings {
-    /// The operation of this name with these settings.
-    ///
-    /// # Errors
-    /// As [`GatedActivation::from_name`].
-    pub fn activation(&self, name: &str) -> swiglu::Result<GatedActivation> {
-        let parameters = Parameters {
-            limit: self.limit,
-            alpha: self.alpha,
-            beta: self.beta,
-            threshold: self.threshold,
-            up_bound: self.up_bound.map(|b| b.0),
-        };
-        let op = GatedActivation::from_name(name, &parameters)?;
-        Ok(op.with_rounding(self.rounding.unwrap_or_default().into()))
-    }
-}
-
 /// Times the activation and the MLP on a platform, against the limits of the machine where it can
 /// measure them in the same run.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("what").args(["op", "mlp"]))]
 pub struct Bench {
-    /// auto, or a platform's name.
-    #[arg(long)]
-    pub platform: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceSettings,
     /// Times this activation: an operator such as silu_and_mul, or a model such as deepseek_v4.
     #[arg(long, value_name = "NAME")]
     pub op: Option<String>,
@@ -159,7 +122,7 @@ pub struct Bench {
     /// The activation's type (bf16 unless given), or that of the MLP's weights (fp8 unless given).
     #[arg(long, value_enum, requires = "what")]
     pub dtype: Option<TypeArgument>,
-    /// What the products of the MLP read; bf16 unless given.
+    /// What the matmuls of the MLP read; bf16 unless given.
     #[arg(long, value_enum, conflicts_with = "op")]
     pub activations: Option<ActivationsArgument>,
     #[command(flatten)]
@@ -180,99 +143,8 @@ fn seconds(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "expected from 0.001 to 60".to_owned())
 }
 
-/// The sizes of an MLP and the side of its FP8 weights' blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShapeArgument {
-    pub hidden: usize,
-    pub intermediate: usize,
-    pub block: usize,
-}
-
-impl FromStr for ShapeArgument {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let shape = |hidden, intermediate, block| Self {
-            hidden,
-            intermediate,
-            block,
-        };
-        let side = |n: &str| n.parse().ok().filter(|n| (1..=1 << 20).contains(n));
-        match text {
-            "flash" => Ok(shape(4096, 2048, 128)),
-            "pro" => Ok(shape(7168, 3072, 128)),
-            "v41" => Ok(shape(5120, 2304, 32)),
-            _ => text
-                .split_once('x')
-                .and_then(|(h, i)| Some(shape(side(h)?, side(i)?, 128)))
-                .ok_or_else(|| "expected flash, pro, v41 or sizes such as 4096x2048".to_owned()),
-        }
-    }
-}
-
-/// A type of elements or weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum TypeArgument {
-    F32,
-    F16,
-    Bf16,
-    /// Weights only: E4M3 in blocks with scales.
-    Fp8,
-}
-
-impl From<TypeArgument> for DType {
-    fn from(argument: TypeArgument) -> Self {
-        match argument {
-            TypeArgument::F32 => Self::F32,
-            TypeArgument::F16 => Self::F16,
-            TypeArgument::Bf16 => Self::BF16,
-            TypeArgument::Fp8 => Self::F8E4M3,
-        }
-    }
-}
-
-/// How an activation's output is quantized.
-#[derive(Debug, Args)]
-pub struct QuantSettings {
-    /// Quantizes the output in the same pass.
-    #[arg(long, value_enum)]
-    pub quant: Option<QuantArgument>,
-    /// Elements of a row that share a scale: 128 (unless given), 64 or 32.
-    #[arg(long, requires = "quant")]
-    pub group: Option<usize>,
-    /// How scales are stored; ue8m0 unless given.
-    #[arg(long, value_enum, requires = "quant")]
-    pub scales: Option<ScalesArgument>,
-    /// The least magnitude that a scale is computed from; DeepSeek's 1e-4 unless given.
-    #[arg(long, requires = "quant", allow_negative_numbers = true)]
-    pub floor: Option<f32>,
-    /// Whether the output is rounded to the input's type first, as DeepSeek does; true unless given.
-    #[arg(long, requires = "quant")]
-    pub materialize: Option<bool>,
-}
-
-impl QuantSettings {
-    /// The quantization, if one is asked for.
-    ///
-    /// # Errors
-    /// As [`Quantization::new`] and [`Quantization::with_floor`].
-    pub fn quantization(&self) -> swiglu::Result<Option<Quantization>> {
-        let Some(QuantArgument::Fp8) = self.quant else {
-            return Ok(None);
-        };
-        let format = match self.scales.unwrap_or_default() {
-            ScalesArgument::Ue8m0 => ScaleFormat::Ue8m0,
-            ScalesArgument::F32 => ScaleFormat::F32,
-        };
-        Quantization::new(self.group.unwrap_or(128), format)?
-            .with_materialize(self.materialize.unwrap_or(true))
-            .with_floor(self.floor.unwrap_or(Quantization::FLOOR))
-            .map(Some)
-    }
-}
-
-/// Writes a checkpoint of V4-Flash's shape, runs it on every platform here and checks the results
-/// against the reference.
+/// Writes a checkpoint of V4-Flash's shape, runs it on every platform here, or on the one that is
+/// named, and checks the results against the reference.
 #[derive(Debug, Args)]
 pub struct Demo {
     /// The numbers of tokens to run.
@@ -283,9 +155,8 @@ pub struct Demo {
         value_parser = clap::value_parser!(u32).range(1..=16_384),
     )]
     pub tokens: Vec<u32>,
-    /// auto (all of them), or a platform's name.
-    #[arg(long)]
-    pub platform: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceSettings,
 }
 
 /// Checks the gated activations of every platform here against the definition, in every type; or,
@@ -313,81 +184,10 @@ pub struct Verify {
     pub json: bool,
 }
 
-/// A number, or `none`.
-#[derive(Clone, Copy, Debug)]
-pub struct LimitArgument(pub Option<f32>);
-
-impl FromStr for LimitArgument {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "none" {
-            return Ok(Self(None));
-        }
-        let number = text
-            .parse()
-            .map_err(|_| "expected a number or none".to_owned())?;
-        Ok(Self(Some(number)))
-    }
-}
-
-/// What the products of the MLP read.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum ActivationsArgument {
-    /// bf16, as it comes.
-    #[default]
-    Bf16,
-    /// FP8 in groups as wide as the weights' blocks, scales powers of two.
-    Fp8,
-}
-
-impl From<ActivationsArgument> for ActivationQuant {
-    fn from(argument: ActivationsArgument) -> Self {
-        match argument {
-            ActivationsArgument::Bf16 => Self::None,
-            ActivationsArgument::Fp8 => Self::Fp8Block,
-        }
-    }
-}
-
-/// What an output is quantized to.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum QuantArgument {
-    /// E4M3 codes with a scale for each group.
-    Fp8,
-}
-
-/// How scales are stored.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum ScalesArgument {
-    /// Powers of two in a byte.
-    #[default]
-    Ue8m0,
-    /// Floats.
-    F32,
-}
-
-/// Where results are rounded.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum RoundingArgument {
-    /// Once, as DeepSeek's own code.
-    #[default]
-    Official,
-    /// After every step, as PyTorch eager and vLLM.
-    Eager,
-}
-
-impl From<RoundingArgument> for swiglu::Rounding {
-    fn from(argument: RoundingArgument) -> Self {
-        match argument {
-            RoundingArgument::Official => Self::Official,
-            RoundingArgument::Eager => Self::Eager,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use swiglu::{Accumulation, Parameter, Parameters};
+
     use super::*;
 
     fn bench(arguments: &[&str]) -> Result<Bench, String> {
@@ -405,6 +205,42 @@ mod tests {
     fn the_command_is_well_formed() {
         use clap::CommandFactory;
         Arguments::command().debug_assert();
+    }
+
+    fn act(flag: &str) -> Option<Parameters> {
+        let flags = ["--op", "x", "--input", "i", "--output", "o", flag];
+        let all = ["swiglu", "act"].into_iter().chain(flags);
+        match Arguments::try_parse_from(all).ok()?.command {
+            Command::Act(act) => Some(act.settings.parameters.0),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn every_parameter_of_the_table_has_its_flag() {
+        for parameter in Parameter::ALL {
+            let flag = format!("--{}", parameter.name().replace('_', "-"));
+            let given = act(&format!("{flag}=-0.5")).unwrap();
+            for other in Parameter::ALL {
+                let expected = (other == parameter).then_some(Some(-0.5));
+                assert_eq!(given.get(other), expected, "{flag}");
+            }
+            let off = act(&format!("{flag}=none")).and_then(|p| p.get(parameter));
+            assert_eq!(off == Some(None), parameter.may_be_none(), "{flag}");
+            assert!(act(&format!("{flag}=some")).is_none());
+        }
+    }
+
+    #[test]
+    fn classes_of_sums_have_their_names() {
+        for class in Accumulation::ALL {
+            let bench = bench(&["--accumulation", class.name()]).unwrap();
+            assert_eq!(bench.device.accumulation, Some(class));
+        }
+        let message = bench(&["--accumulation", "fast"]).unwrap_err();
+        for class in Accumulation::ALL {
+            assert!(message.contains(class.name()), "{message}");
+        }
     }
 
     #[test]

@@ -1,22 +1,21 @@
 use std::io::Write;
-use std::sync::Arc;
 use std::time::Duration;
 
 use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
 use swiglu::{
-    ActShape, AnyBackend, AnyMlp, DType, Device, Element, GatedActivation, Parameters,
-    Quantization, bf16, f16,
+    Element, Float, GatedActivation, Parameters, Report, Request, WeightFormat, bf16, f16,
 };
+use swiglu_conformance::timing;
 
-use crate::act::dispatcher;
+use crate::act;
 use crate::arguments::{Bench, ShapeArgument, TypeArgument};
 use crate::failure::{Failure, Result};
+use crate::timed::{self, MlpPasses, TimedAct, TimedBackend};
 
 mod limits;
 mod plot;
 mod report;
-mod timing;
 
 use limits::Limits;
 use report::Row;
@@ -29,18 +28,18 @@ const MOST_COPIES: usize = 64;
 /// `swiglu bench`.
 pub fn bench(arguments: &Bench, out: &mut impl Write) -> Result<()> {
     let subjects = subjects(arguments)?;
-    let device = device(arguments, &subjects)?;
-    let (platform, description) = (device.backend().platform(), device.backend().description());
+    let (backend, chosen) = backend(arguments, &subjects)?;
+    let (platform, description) = (chosen.chosen.as_str(), backend.description());
     let before = Limits::measure(platform);
     let bench = Timer {
-        backend: device.backend(),
+        backend: &*backend,
         tokens: &arguments.tokens,
         shape: arguments.shape,
         budget: Duration::from_secs_f64(arguments.seconds),
         cache: last_cache(platform),
     };
     if !arguments.csv {
-        writeln!(out, "platform {}", device.report())?;
+        writeln!(out, "platform {chosen}")?;
         writeln!(out, "device   {description}")?;
         writeln!(
             out,
@@ -53,7 +52,7 @@ pub fn bench(arguments: &Bench, out: &mut impl Write) -> Result<()> {
     let mut rows = Vec::new();
     for subject in &subjects {
         rows.extend(match subject {
-            Subject::Act { op, quant, dtype } => bench.act(op, quant.as_ref(), *dtype)?,
+            Subject::Act(act) => bench.act(act)?,
             Subject::Mlp { weights, config } => bench.mlp(weights, config)?,
         });
     }
@@ -75,48 +74,62 @@ pub fn bench(arguments: &Bench, out: &mut impl Write) -> Result<()> {
 
 /// What is timed.
 enum Subject {
-    Act {
-        op: GatedActivation,
-        quant: Option<Quantization>,
-        dtype: DType,
-    },
+    /// The activation; its rows are those of the numbers of tokens in turn.
+    Act(TimedAct),
     Mlp {
         weights: SyntheticConfig,
         config: MlpConfig,
     },
 }
 
+impl Subject {
+    /// What it asks of a backend.
+    fn requests(&self) -> Result<Vec<Request>> {
+        Ok(match self {
+            Self::Act(TimedAct {
+                op, quant, float, ..
+            }) => vec![act::request(op, quant.as_ref(), *float)],
+            Self::Mlp { weights, config } => {
+                let format = weight_format(weights);
+                config.requests(format, format)?
+            }
+        })
+    }
+}
+
 fn subjects(arguments: &Bench) -> Result<Vec<Subject>> {
     let both = arguments.op.is_none() && !arguments.mlp;
     let quant = arguments.quant.quantization()?;
+    let ShapeArgument {
+        hidden,
+        intermediate,
+        block,
+    } = arguments.shape;
     let mut subjects = Vec::new();
     if arguments.op.is_some() || both {
-        let dtype = arguments.dtype.unwrap_or(TypeArgument::Bf16);
-        if dtype == TypeArgument::Fp8 {
+        let Some(float) = arguments.dtype.unwrap_or(TypeArgument::Bf16).float() else {
             let message = "dtype: expected f32, f16 or bf16 for an activation, got fp8";
             return Err(Failure::Input(message.to_owned()));
-        }
+        };
         let name = arguments.op.as_deref().unwrap_or("deepseek_v4");
-        subjects.push(Subject::Act {
+        subjects.push(Subject::Act(TimedAct {
             op: GatedActivation::from_name(name, &Parameters::default())?,
             quant,
-            dtype: dtype.into(),
-        });
+            float,
+            rows: 0,
+            d: intermediate,
+        }));
     } else if quant.is_some() {
         let message = "quant: expected --op with it, got --mlp, whose option is --activations";
         return Err(Failure::Input(message.to_owned()));
     }
     if arguments.mlp || both {
-        let ShapeArgument {
-            hidden,
-            intermediate,
-            block,
-        } = arguments.shape;
+        let format = arguments.dtype.unwrap_or(TypeArgument::Fp8);
         let weights = SyntheticConfig {
             hidden,
             intermediate,
             block,
-            weights: arguments.dtype.unwrap_or(TypeArgument::Fp8).into(),
+            weights: format.float(),
             ..SyntheticConfig::flash(SEED)
         };
         let model = ModelConfig::from_json(&weights.config_json())?;
@@ -129,23 +142,26 @@ fn subjects(arguments: &Bench) -> Result<Vec<Subject>> {
     Ok(subjects)
 }
 
-/// The device that runs the last of what is timed: it is the more demanding.
-fn device(arguments: &Bench, subjects: &[Subject]) -> Result<Device> {
-    let dispatcher = dispatcher(arguments.platform.as_deref())?;
-    Ok(match subjects.last() {
-        Some(Subject::Mlp { weights, config }) => dispatcher.mlp_device(
-            &config.activation()?,
-            config.quantization()?.as_ref(),
-            weights.weights,
-        )?,
-        Some(Subject::Act {
-            op,
-            quant: Some(quant),
-            dtype,
-        }) => dispatcher.quant_device(op, quant, *dtype)?,
-        Some(Subject::Act { op, dtype, .. }) => dispatcher.device(op, *dtype)?,
-        None => return Err(Failure::Input("op: expected something to time".to_owned())),
-    })
+/// How a made-up checkpoint stores its weights.
+fn weight_format(weights: &SyntheticConfig) -> WeightFormat {
+    let fp8 = WeightFormat::Fp8 {
+        scales: weights.scales,
+        block: [weights.block; 2],
+    };
+    weights.weights.map_or(fp8, WeightFormat::Float)
+}
+
+/// The backend that runs all that is timed, and why it is that one.
+fn backend(arguments: &Bench, subjects: &[Subject]) -> Result<(Box<dyn TimedBackend>, Report)> {
+    let requests: Vec<_> = subjects
+        .iter()
+        .map(Subject::requests)
+        .collect::<Result<_>>()?;
+    let dispatcher = arguments.device.dispatcher()?;
+    // The device that was chosen is closed before it is opened again under its own type.
+    let report = dispatcher.device_for(&requests.concat())?.report().clone();
+    let backend = timed::open(&report.chosen, &dispatcher.dispatch().open)?;
+    Ok((backend, report))
 }
 
 /// The size of the cache before memory, in bytes.
@@ -159,7 +175,7 @@ fn last_cache(platform: &str) -> usize {
 
 /// What every line shares.
 struct Timer<'a> {
-    backend: &'a Arc<dyn AnyBackend>,
+    backend: &'a dyn TimedBackend,
     tokens: &'a [u32],
     shape: ShapeArgument,
     budget: Duration,
@@ -174,39 +190,29 @@ impl Timer<'_> {
         (copies, copies * bytes >= cold)
     }
 
-    fn act(
-        &self,
-        op: &GatedActivation,
-        quant: Option<&Quantization>,
-        dtype: DType,
-    ) -> Result<Vec<Row>> {
-        let d = self.shape.intermediate;
+    fn act(&self, act: &TimedAct) -> Result<Vec<Row>> {
         let row = |&tokens: &u32| {
-            let shape = ActShape {
+            let act = TimedAct {
                 rows: tokens as usize,
-                d,
+                ..*act
             };
-            let input = act_input(shape, dtype);
-            let load = |copies| {
-                let backend = Arc::clone(self.backend);
-                backend.load_act(op, quant, dtype, shape, &input, copies)
-            };
-            let bytes = load(1)?.bytes().iter().sum();
+            let TimedAct { op, d, .. } = act;
+            let bytes = act.bytes();
             let (copies, cold) = self.copies(bytes);
-            let mut act = load(copies)?;
-            let timing = timing::time(self.budget, copies, |passes| {
-                for _ in 0..passes {
-                    act.enqueue()?;
+            let mut passes = self.backend.load_act(&act, &act_input(&act), copies)?;
+            let timing = timing::time(self.budget, copies, |count| {
+                for _ in 0..count {
+                    passes.enqueue()?;
                 }
-                Ok(act.wait()?)
+                passes.wait()
             })?;
             Ok(Row {
-                what: match quant {
+                what: match act.quant {
                     Some(quant) => format!("{op} d={d}, {quant}"),
                     None => format!("{op} d={d}"),
                 },
-                dtype: dtype.name(),
-                tokens: shape.rows,
+                dtype: act.float.name(),
+                tokens: act.rows,
                 copies,
                 cold,
                 timing,
@@ -222,15 +228,19 @@ impl Timer<'_> {
         write_checkpoint(folder.path(), weights)?;
         let checkpoint = Checkpoint::open(folder.path())?;
         let expert = SharedExpert::load(&checkpoint, config)?;
-        let load = || Arc::clone(self.backend).load_mlp(config, &expert);
+        let load = || self.backend.load_mlp(config, &expert);
         let mut mlps = vec![load()?];
         let bytes = mlps[0].weight_bytes();
         let (copies, cold) = self.copies(bytes);
         for _ in 1..copies {
             mlps.push(load()?);
         }
-        let (h, i) = (config.hidden_size, config.intermediate_size);
-        let products = match config.quantization()? {
+        let ShapeArgument {
+            hidden: h,
+            intermediate: i,
+            ..
+        } = self.shape;
+        let inputs_are = match config.quantization()? {
             Some(quant) => quant.to_string(),
             None => "bf16".to_owned(),
         };
@@ -245,8 +255,8 @@ impl Timer<'_> {
                 run(&mut mlps, &mut next, passes)
             })?;
             Ok(Row {
-                what: format!("mlp H={h} I={i}, products of {products}"),
-                dtype: weights.weights.name(),
+                what: format!("mlp H={h} I={i}, matmuls of {inputs_are}"),
+                dtype: weight_format(weights).name(),
                 tokens,
                 copies,
                 cold,
@@ -260,12 +270,12 @@ impl Timer<'_> {
 }
 
 /// Passes of the MLPs in turn, from `next` on.
-fn run(mlps: &mut [Box<dyn AnyMlp>], next: &mut usize, passes: usize) -> Result<()> {
+fn run(mlps: &mut [Box<dyn MlpPasses>], next: &mut usize, passes: usize) -> Result<()> {
     for _ in 0..passes {
         mlps[*next].enqueue()?;
         *next = (*next + 1) % mlps.len();
     }
-    Ok(mlps[0].wait()?)
+    mlps[0].wait()
 }
 
 /// Rows of random numbers, of which the first few come again and again: to make them takes longer
@@ -276,15 +286,15 @@ fn inputs(rows: usize, cols: usize) -> Vec<bf16> {
 }
 
 /// Gates and ups of which some lie beyond any limit.
-fn act_input(shape: ActShape, dtype: DType) -> Vec<u8> {
+fn act_input(act: &TimedAct) -> Vec<u8> {
     fn wide<T: Element>(x: &[bf16]) -> Vec<u8> {
         let x: Vec<T> = x.iter().map(|x| T::from_f32(5.0 * x.to_f32())).collect();
         bytemuck::cast_slice(&x).to_vec()
     }
-    let x = inputs(shape.rows, 2 * shape.d);
-    match dtype {
-        DType::F32 => wide::<f32>(&x),
-        DType::F16 => wide::<f16>(&x),
-        DType::BF16 | DType::F8E4M3 | DType::E8M0 => wide::<bf16>(&x),
+    let x = inputs(act.rows, 2 * act.d);
+    match act.float {
+        Float::F32 => wide::<f32>(&x),
+        Float::F16 => wide::<f16>(&x),
+        Float::BF16 => wide::<bf16>(&x),
     }
 }

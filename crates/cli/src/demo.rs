@@ -1,17 +1,17 @@
 use std::io::Write;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swiglu::mlp::{
     ActivationQuant, Checkpoint, MlpConfig, ModelConfig, SharedExpert,
     synthetic::{SyntheticConfig, synthetic_input, write_checkpoint},
 };
-use swiglu::{AnyBackend, AnyMlp, DType, Quantization, Support, bf16};
-use swiglu_testing::relative_error;
+use swiglu::{Quantization, Request, Support, bf16};
+use swiglu_conformance::relative_error;
 
-use crate::act::{compared, dispatcher};
 use crate::arguments::Demo;
 use crate::failure::{Failure, Result};
+use crate::timed::{self, MlpPasses, TimedBackend};
+use crate::verify::compared;
 
 mod oracle;
 use oracle::Oracle;
@@ -34,10 +34,12 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
     let model = ModelConfig::from_file(&folder.path().join("config.json"))?;
     let config = model.mlp_config(PREFIX);
     let op = config.activation()?;
-    let dispatcher = dispatcher(arguments.platform.as_deref())?;
-    let chosen = dispatcher.mlp_device(&op, None, DType::F8E4M3)?;
     let checkpoint = Checkpoint::open(folder.path())?;
     let expert = SharedExpert::load(&checkpoint, &config)?;
+    let dispatcher = arguments.device.dispatcher()?;
+    // Devices that are only looked at are closed before one is opened again under its own type.
+    let chosen = dispatcher.mlp_device(&config, expert.gate().format(), expert.down().format())?;
+    let chosen = chosen.report().clone();
     writeln!(
         out,
         "DeepSeek-V4-Flash shared expert: H={} I={}, FP8 weights in 128 x 128 blocks, {op}",
@@ -79,9 +81,12 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
         worst: 0.0,
         between: 0.0,
     };
-    for (platform, opened) in dispatcher.registry().probe(compared(&dispatcher)) {
-        match opened {
-            Ok(backend) => trial.run(&backend, out)?,
+    for (platform, opened) in dispatcher.probe(compared(&dispatcher)) {
+        match opened.map(drop) {
+            Ok(()) => {
+                let backend = timed::open(platform, &dispatcher.dispatch().open)?;
+                trial.run(platform, &*backend, out)?;
+            }
             Err(reason) => trial.notes.push(format!("{platform}: not run, {reason}")),
         }
     }
@@ -95,7 +100,7 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
     for line in notes {
         writeln!(out, "{line}")?;
     }
-    writeln!(out, "chosen: {}", chosen.report())?;
+    writeln!(out, "chosen: {chosen}")?;
     writeln!(
         out,
         "from bf16 to fp8 activations: {:.1e} in the reference, {between:.1e} at most here",
@@ -118,6 +123,8 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
 struct Mode {
     config: MlpConfig,
     quant: Option<Quantization>,
+    /// What it asks of a backend.
+    requests: Vec<Request>,
     reference: Oracle,
 }
 
@@ -134,6 +141,7 @@ impl Mode {
         };
         Ok(Self {
             quant: config.quantization()?,
+            requests: config.requests(expert.gate().format(), expert.down().format())?,
             reference: Oracle::run(&config, expert, x)?,
             config,
         })
@@ -144,6 +152,12 @@ impl Mode {
             None => "bf16",
             Some(_) => "fp8",
         }
+    }
+
+    /// Whether a backend runs it, and how.
+    fn support(&self, backend: &dyn TimedBackend) -> Support {
+        let answers = self.requests.iter().map(|r| backend.supports(r));
+        answers.fold(Support::Native, Support::and)
     }
 }
 
@@ -162,26 +176,29 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    fn run(&mut self, backend: &Arc<dyn AnyBackend>, out: &mut impl Write) -> Result<()> {
-        let platform = backend.platform();
+    fn run(
+        &mut self,
+        platform: &str,
+        backend: &dyn TimedBackend,
+        out: &mut impl Write,
+    ) -> Result<()> {
         self.notes
             .push(format!("{platform}: {}", backend.description()));
-        let mut plain = Vec::new();
+        let mut plain: Vec<Vec<bf16>> = Vec::new();
         for mode in self.modes {
-            let quant = mode.quant.as_ref();
-            match quant.map(|q| backend.supports_quantized(q, DType::F8E4M3)) {
-                Some(Support::No(reason)) => {
+            match mode.support(backend) {
+                Support::No(reason) => {
                     let note = format!("{platform}: {} not run, {reason}", mode.name());
                     self.notes.push(note);
                     continue;
                 }
-                Some(Support::Emulated(how)) => {
-                    self.notes
-                        .push(format!("{platform}: {} emulated, {how}", mode.name()));
+                Support::Emulated(how) => {
+                    let note = format!("{platform}: {} emulated, {how}", mode.name());
+                    self.notes.push(note);
                 }
-                Some(Support::Native) | None => {}
+                Support::Native => {}
             }
-            let mut mlp = Arc::clone(backend).load_mlp(&mode.config, self.expert)?;
+            let mut mlp = backend.load_mlp(&mode.config, self.expert)?;
             for (n, &tokens) in self.tokens.iter().enumerate() {
                 let count = tokens as usize * mode.config.hidden_size;
                 let (y, time) = time(&mut *mlp, &self.x[..count])?;
@@ -196,16 +213,16 @@ impl Trial<'_> {
                     f64::from(tokens) / seconds,
                     mlp.weight_bytes() as f64 / seconds / 1e9,
                 )?;
-                match quant {
-                    None => {
-                        plain.push(y);
-                        writeln!(out)?;
-                    }
-                    Some(_) => {
-                        let between = relative_error(&y, &plain[n]);
+                match (mode.quant, plain.get(n)) {
+                    (Some(_), Some(plain)) => {
+                        let between = relative_error(&y, plain);
                         self.between = larger(self.between, between);
                         writeln!(out, " {between:>9.1e}")?;
                     }
+                    _ => writeln!(out)?,
+                }
+                if mode.quant.is_none() {
+                    plain.push(y);
                 }
             }
         }
@@ -223,7 +240,7 @@ fn larger(worst: f64, error: f64) -> f64 {
 }
 
 /// The output for `x`, and the median time of a forward pass, copies to and from the host left out.
-fn time(mlp: &mut dyn AnyMlp, x: &[bf16]) -> Result<(Vec<bf16>, Duration)> {
+fn time(mlp: &mut dyn MlpPasses, x: &[bf16]) -> Result<(Vec<bf16>, Duration)> {
     const BUDGET: Duration = Duration::from_millis(400);
     mlp.write_input(x)?;
     mlp.run()?;

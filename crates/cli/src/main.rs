@@ -9,6 +9,7 @@ mod failure;
 mod probe;
 mod run;
 mod tensor_file;
+mod timed;
 mod verify;
 
 use std::io::Write;

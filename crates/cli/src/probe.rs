@@ -1,36 +1,33 @@
 use std::io::Write;
 
+use serde::Serialize;
 use serde_json::json;
-use swiglu::{DType, GatedActivation};
+use swiglu::mlp::synthetic::SyntheticConfig;
+use swiglu::mlp::{MlpConfig, ModelConfig};
+use swiglu::{Accuracy, AnyBackend, Float, GatedActivation, Request, Shape, Support, WeightFormat};
 
-use crate::act::dispatcher;
-use crate::arguments::Probe;
+use crate::arguments::{Probe, dispatcher};
 use crate::failure::Result;
+
+/// The numbers of tokens for which V4-Flash's MLP is planned.
+const TOKENS: [usize; 3] = [1, 16, 256];
 
 /// `swiglu probe`: every platform with its device or the reason that there is none, then what a
 /// DeepSeek-V4 activation in bf16 would run on.
 pub fn probe(arguments: &Probe, out: &mut impl Write) -> Result<()> {
     let dispatcher = dispatcher(None)?;
     let op = GatedActivation::deepseek_v4();
-    let chosen = dispatcher.device(&op, DType::BF16)?;
-    let probed = dispatcher.registry().probe_all();
+    let chosen = dispatcher.device(&op, Float::BF16)?;
+    let flash = flash()?;
+    let mut platforms = Vec::new();
+    for (platform, opened) in dispatcher.probe(|_| true) {
+        platforms.push(match opened {
+            Ok(backend) => Probed::here(platform, &backend, &flash)?,
+            Err(reason) => Probed::absent(platform, reason),
+        });
+    }
     let report = chosen.report();
     if arguments.json {
-        let platforms: Vec<_> = probed
-            .iter()
-            .map(|(platform, opened)| match opened {
-                Ok(backend) => json!({
-                    "platform": platform,
-                    "available": true,
-                    "device": backend.description(),
-                }),
-                Err(reason) => json!({
-                    "platform": platform,
-                    "available": false,
-                    "reason": reason,
-                }),
-            })
-            .collect();
         let rejected: Vec<_> = report
             .rejected
             .iter()
@@ -45,12 +42,164 @@ pub fn probe(arguments: &Probe, out: &mut impl Write) -> Result<()> {
         writeln!(out, "{value:#}")?;
         return Ok(());
     }
-    for (platform, opened) in &probed {
-        match opened {
-            Ok(backend) => writeln!(out, "{platform:<10} {}", backend.description())?,
-            Err(reason) => writeln!(out, "{platform:<10} not available: {reason}")?,
-        }
+    for platform in &platforms {
+        platform.print(out)?;
     }
     writeln!(out, "chosen     {report}")?;
     Ok(())
+}
+
+/// The MLP of DeepSeek-V4-Flash, of bf16 by FP8 weights.
+fn flash() -> Result<MlpConfig> {
+    let shape = SyntheticConfig::flash(0);
+    let model = ModelConfig::from_json(&shape.config_json())?;
+    Ok(model.mlp_config(&shape.prefix()))
+}
+
+/// The name of a stage of this MLP and its sizes in a pass over so many tokens; none of a stage that
+/// an MLP of bf16 activations does not have.
+const fn stage(mlp: &MlpConfig, request: &Request, tokens: usize) -> Option<(&'static str, Shape)> {
+    let (h, i) = (mlp.hidden_size, mlp.intermediate_size);
+    let (name, cols, depth) = match request {
+        Request::GatedMatmul { .. } => ("gate_up", 2 * i, h),
+        Request::Matmul { .. } => ("down", h, i),
+        _ => return None,
+    };
+    let shape = Shape {
+        rows: tokens,
+        cols,
+        depth,
+    };
+    Some((name, shape))
+}
+
+/// A platform, and what there is to say of it.
+#[derive(Debug, Serialize)]
+struct Probed {
+    platform: String,
+    available: bool,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(flatten)]
+    device: Option<ProbedDevice>,
+}
+
+/// What a device is and does.
+#[derive(Debug, Serialize)]
+struct ProbedDevice {
+    device: String,
+    accuracy: ProbedAccuracy,
+    /// V4-Flash's MLP, for each of [`TOKENS`]; empty where it does not run.
+    mlp: Vec<MlpPlan>,
+    /// Why that does not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_mlp: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ProbedAccuracy {
+    f32_ulps: u32,
+    flushes_subnormals: bool,
+    accumulation: &'static str,
+}
+
+/// The kernels of a forward pass over so many tokens.
+#[derive(Debug, Serialize)]
+struct MlpPlan {
+    tokens: usize,
+    /// A line each.
+    kernels: Vec<String>,
+}
+
+impl From<Accuracy> for ProbedAccuracy {
+    fn from(accuracy: Accuracy) -> Self {
+        Self {
+            f32_ulps: accuracy.f32_ulps,
+            flushes_subnormals: accuracy.flushes_subnormals,
+            accumulation: accuracy.accumulation.name(),
+        }
+    }
+}
+
+impl Probed {
+    fn absent(platform: &str, reason: String) -> Self {
+        Self {
+            platform: platform.to_owned(),
+            available: false,
+            reason: Some(reason),
+            device: None,
+        }
+    }
+
+    fn here(platform: &str, backend: &AnyBackend, flash: &MlpConfig) -> Result<Self> {
+        let weight = WeightFormat::DEEPSEEK_V4;
+        let requests = flash.requests(weight, weight)?;
+        let answers = requests.iter().map(|r| backend.supports(r));
+        let no_mlp = match answers.fold(Support::Native, Support::and) {
+            Support::Native | Support::Emulated(_) => None,
+            Support::No(reason) => Some(reason),
+        };
+        let stage = |request: &Request, tokens: usize| {
+            let (name, shape) = stage(flash, request, tokens)?;
+            let plan = backend.plan(request, &shape)?;
+            Some(format!("{name} {shape}: {plan}"))
+        };
+        let plan = |tokens| MlpPlan {
+            tokens,
+            kernels: requests.iter().filter_map(|r| stage(r, tokens)).collect(),
+        };
+        let mlp = match no_mlp {
+            None => TOKENS.map(plan).into(),
+            Some(_) => Vec::new(),
+        };
+        Ok(Self {
+            platform: platform.to_owned(),
+            available: true,
+            reason: None,
+            device: Some(ProbedDevice {
+                device: backend.description(),
+                accuracy: backend.accuracy().into(),
+                mlp,
+                no_mlp,
+            }),
+        })
+    }
+
+    fn print(&self, out: &mut impl Write) -> Result<()> {
+        if let Some(reason) = &self.reason {
+            writeln!(out, "{:<10} not available: {reason}", self.platform)?;
+        }
+        let Some(device) = &self.device else {
+            return Ok(());
+        };
+        writeln!(out, "{:<10} {}", self.platform, device.device)?;
+        let ProbedAccuracy {
+            f32_ulps,
+            flushes_subnormals,
+            accumulation,
+        } = device.accuracy;
+        let subnormals = match flushes_subnormals {
+            true => "may be taken for zero",
+            false => "survive",
+        };
+        writeln!(
+            out,
+            "  accuracy: f32 within {f32_ulps} ulp, subnormals {subnormals}, {accumulation} sums"
+        )?;
+        if let Some(reason) = &device.no_mlp {
+            writeln!(out, "  V4-Flash's MLP does not run: {reason}")?;
+        }
+        if !device.mlp.is_empty() && device.mlp.iter().all(|plan| plan.kernels.is_empty()) {
+            writeln!(out, "  V4-Flash's MLP runs, with no choice of kernels")?;
+            return Ok(());
+        }
+        for plan in &device.mlp {
+            writeln!(out, "  V4-Flash's MLP at T = {}:", plan.tokens)?;
+            for line in &plan.kernels {
+                writeln!(out, "    {line}")?;
+            }
+        }
+        Ok(())
+    }
 }

@@ -4,9 +4,8 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
-use swiglu::{DType, HostWeight, Limit, bf16};
+use swiglu::{Float, HostBuffer, HostWeight, Limit, Report, bf16};
 
-use crate::act::dispatcher;
 use crate::arguments::Run;
 use crate::failure::{Failure, Result};
 use crate::tensor_file::{self, HostTensor};
@@ -30,46 +29,49 @@ pub fn run(arguments: &Run, out: &mut impl Write) -> Result<()> {
 
     let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
     let expert = SharedExpert::load(&checkpoint, &config)?;
-    let device = dispatcher(arguments.platform.as_deref())?.mlp_device(
-        &op,
-        quant.as_ref(),
-        expert.gate().dtype(),
-    )?;
+    let (gate_up, down) = (expert.gate().format(), expert.down().format());
+    let dispatcher = arguments.device.dispatcher()?;
+    let device = dispatcher.mlp_device(&config, gate_up, down)?;
     let start = Instant::now();
     read_ahead(&[expert.gate(), expert.up(), expert.down()]);
     let mut mlp = device.load_mlp(&config, &expert)?;
     let loaded = start.elapsed();
 
-    let x: Vec<bf16> = bytemuck::allocation::pod_collect_to_vec(&x.data);
+    let x = x.data.typed::<bf16>();
     let start = Instant::now();
-    let y = mlp.forward(&x)?;
+    let y = mlp.forward(x)?;
     let ran = start.elapsed();
 
-    let y = tensor(y, tokens, config.hidden_size);
+    let y = tensor(&y, tokens, config.hidden_size)?;
     let mut tensors = vec![("y", &y)];
     let stages;
     if arguments.stages {
-        let (gate_up, act) = mlp.stages(&x)?;
+        let (gate_up, act) = mlp.stages(x)?;
         let i = config.intermediate_size;
-        stages = (tensor(gate_up, tokens, 2 * i), tensor(act, tokens, i));
+        stages = (tensor(&gate_up, tokens, 2 * i)?, tensor(&act, tokens, i)?);
         tensors.extend([("gate_up", &stages.0), ("act", &stages.1)]);
     }
     tensor_file::write(&arguments.output, &tensors)?;
 
     writeln!(out, "{op}")?;
-    writeln!(out, "platform {}", device.report())?;
+    let report = Report {
+        plan: mlp.plan(tokens),
+        ..device.report().clone()
+    };
+    writeln!(out, "platform {report}")?;
+    let accuracy = device.backend().accuracy();
+    writeln!(out, "sums     {}", accuracy.accumulation)?;
     writeln!(
         out,
-        "weights  H={} I={} {}, {:.1} MB loaded in {:.0} ms",
+        "weights  H={} I={} {gate_up}, {:.1} MB loaded in {:.0} ms",
         config.hidden_size,
         config.intermediate_size,
-        expert.gate().dtype(),
         mlp.weight_bytes() as f64 / 1e6,
         loaded.as_secs_f64() * 1e3,
     )?;
     match &quant {
-        Some(quant) => writeln!(out, "products of {quant}")?,
-        None => writeln!(out, "products of bf16")?,
+        Some(quant) => writeln!(out, "matmuls  of {quant}")?,
+        None => writeln!(out, "matmuls  of bf16")?,
     }
     for (name, t) in &tensors {
         writeln!(out, "{name:<8} {:?}", t.shape)?;
@@ -100,21 +102,21 @@ fn config_path(arguments: &Run) -> Result<PathBuf> {
     )))
 }
 
-fn input_shape(x: &HostTensor, hidden: usize) -> Result<[usize; 2]> {
-    match (x.dtype, x.shape.as_slice()) {
-        (DType::BF16, &[t, h]) if h == hidden => Ok([t, h]),
-        (dtype, shape) => Err(Failure::Input(format!(
-            "input: expected BF16 [T, {hidden}], got {dtype} {shape:?}"
+fn input_shape(x: &HostTensor<Float>, hidden: usize) -> Result<[usize; 2]> {
+    match (x.stored, x.shape.as_slice()) {
+        (Float::BF16, &[t, h]) if h == hidden => Ok([t, h]),
+        (float, shape) => Err(Failure::Input(format!(
+            "input: expected BF16 [T, {hidden}], got {float} {shape:?}"
         ))),
     }
 }
 
-fn tensor(data: Vec<bf16>, rows: usize, cols: usize) -> HostTensor {
-    HostTensor {
-        dtype: DType::BF16,
+fn tensor(data: &[bf16], rows: usize, cols: usize) -> Result<HostTensor> {
+    Ok(HostTensor {
+        stored: Float::BF16.into(),
         shape: vec![rows, cols],
-        data: bytemuck::cast_slice(&data).to_vec(),
-    }
+        data: HostBuffer::from_slice(data)?,
+    })
 }
 
 /// Touches mapped weights in order, under a progress bar, so that what waits for a disk is seen.

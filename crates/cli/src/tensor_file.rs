@@ -1,17 +1,88 @@
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use swiglu::DType;
+use swiglu::{Float, HostBuffer, ScaleFormat};
 
 use crate::failure::{Failure, Result};
 
-/// A tensor in host memory, its elements as little-endian bytes.
+/// How the elements of a tensor are stored in the files that the program writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredType {
+    /// Plain numbers.
+    Float(Float),
+    /// FP8 codes.
+    E4M3,
+    /// Powers of two, as scales.
+    E8M0,
+}
+
+impl From<Float> for StoredType {
+    fn from(float: Float) -> Self {
+        Self::Float(float)
+    }
+}
+
+impl From<ScaleFormat> for StoredType {
+    fn from(format: ScaleFormat) -> Self {
+        match format {
+            ScaleFormat::F32 => Self::Float(Float::F32),
+            ScaleFormat::E8M0 => Self::E8M0,
+        }
+    }
+}
+
+impl StoredType {
+    const fn size(self) -> usize {
+        match self {
+            Self::Float(float) => float.size(),
+            Self::E4M3 | Self::E8M0 => 1,
+        }
+    }
+
+    const fn dtype(self) -> Dtype {
+        match self {
+            Self::Float(Float::F32) => Dtype::F32,
+            Self::Float(Float::F16) => Dtype::F16,
+            Self::Float(Float::BF16) => Dtype::BF16,
+            Self::E4M3 => Dtype::F8_E4M3,
+            Self::E8M0 => Dtype::F8_E8M0,
+        }
+    }
+}
+
+impl fmt::Display for StoredType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Float(float) => float.name(),
+            Self::E4M3 => "f8_e4m3",
+            Self::E8M0 => "f8_e8m0",
+        })
+    }
+}
+
+/// A tensor in host memory that is aligned for every type, its elements as little-endian bytes.
 #[derive(Debug)]
-pub struct HostTensor {
-    pub dtype: DType,
+pub struct HostTensor<S = StoredType> {
+    pub stored: S,
     pub shape: Vec<usize>,
-    pub data: Vec<u8>,
+    pub data: HostBuffer,
+}
+
+impl HostTensor {
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// As [`HostBuffer::zeroed`].
+    pub fn zeroed(stored: StoredType, shape: Vec<usize>) -> Result<Self> {
+        let elements: usize = shape.iter().product();
+        Ok(Self {
+            stored,
+            data: HostBuffer::zeroed(elements * stored.size())?,
+            shape,
+        })
+    }
 }
 
 /// `FILE[:NAME]`: a colon belongs to the file's name if a file of that whole name exists.
@@ -25,13 +96,13 @@ fn split(argument: &str) -> (PathBuf, Option<&str>) {
 }
 
 /// Reads one tensor from a safetensors file: the named one, or the only one.
-pub fn read(argument: &str) -> Result<HostTensor> {
+pub fn read(argument: &str) -> Result<HostTensor<Float>> {
     let (path, name) = split(argument);
     read_tensor(&path, name)
 }
 
 /// Reads one tensor from a safetensors file: the one of this name, or the only one.
-pub fn read_tensor(path: &Path, name: Option<&str>) -> Result<HostTensor> {
+pub fn read_tensor(path: &Path, name: Option<&str>) -> Result<HostTensor<Float>> {
     let fail = |source: String| Failure::file(path, source);
     let bytes = std::fs::read(path).map_err(|e| Failure::file(path, e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Failure::file(path, e))?;
@@ -52,34 +123,31 @@ pub fn read_tensor(path: &Path, name: Option<&str>) -> Result<HostTensor> {
         let listed = names.join(", ");
         return Err(fail(format!("no tensor `{name}`, there are: {listed}")));
     };
-    let dtype = match view.dtype() {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
+    let stored = match view.dtype() {
+        Dtype::F32 => Float::F32,
+        Dtype::F16 => Float::F16,
+        Dtype::BF16 => Float::BF16,
         other => {
             return Err(fail(format!(
                 "tensor `{name}`: expected F32, F16 or BF16, got {other:?}"
             )));
         }
     };
+    // The file's bytes lie as its header's length has it, at no multiple of an element's size.
+    let mut data = HostBuffer::zeroed(view.data().len())?;
+    data.write(view.data())?;
     Ok(HostTensor {
-        dtype,
+        stored,
         shape: view.shape().to_vec(),
-        data: view.data().to_vec(),
+        data,
     })
 }
 
 /// Writes tensors to a safetensors file.
 pub fn write(path: &Path, tensors: &[(&str, &HostTensor)]) -> Result<()> {
     let views = tensors.iter().map(|(name, t)| {
-        let dtype = match t.dtype {
-            DType::F32 => Dtype::F32,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            DType::F8E4M3 => Dtype::F8_E4M3,
-            DType::E8M0 => Dtype::F8_E8M0,
-        };
-        TensorView::new(dtype, t.shape.clone(), &t.data).map(|view| (*name, view))
+        let view = TensorView::new(t.stored.dtype(), t.shape.clone(), t.data.bytes());
+        view.map(|view| (*name, view))
     });
     let views: Vec<_> = views
         .collect::<std::result::Result<_, _>>()

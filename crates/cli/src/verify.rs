@@ -1,5 +1,7 @@
 use std::io::Write;
 
+use swiglu::Dispatcher;
+
 use crate::arguments::Verify;
 use crate::failure::{Failure, Result};
 
@@ -38,4 +40,10 @@ pub fn verify(arguments: &Verify, out: &mut impl Write) -> Result<()> {
             report.outcome()
         }
     }
+}
+
+/// Which platforms are compared with the reference: the one that is asked for, or all others.
+pub fn compared(dispatcher: &Dispatcher) -> impl Fn(&str) -> bool {
+    let asked = dispatcher.asked_for();
+    move |name| asked.map_or(name != "reference", |a| a == name)
 }

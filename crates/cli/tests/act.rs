@@ -5,7 +5,10 @@ mod common;
 
 use common::{Folder, expect, read, swiglu, write};
 use safetensors::Dtype;
-use swiglu::{E8M0, Element, GatedActivation, Quantization, ScaleFormat, bf16, f16, reference};
+use swiglu::{
+    E8M0, Element, GatedActivation, Operator, Parameter, Parameters, Quantization, ScaleFormat,
+    bf16, f16, reference,
+};
 
 /// Values on both sides of ±10, in rows of 2d = 6, for shape [2, 3, 6].
 const VALUES: [f32; 36] = [
@@ -87,6 +90,27 @@ fn one_operation_in_each_type_and_rounding() {
     check::<bf16>(Dtype::BF16, &situ, &flags);
 }
 
+/// The flags are the table's: an operator's own parameters by their flags are its defaults.
+#[test]
+fn every_operator_takes_its_parameters_as_flags() {
+    for operator in Operator::ALL {
+        let op = GatedActivation::from_name(operator.name(), &Parameters::default()).unwrap();
+        let given = operator.parameters().iter().flat_map(|(parameter, value)| {
+            let flag = format!("--{}", parameter.name().replace('_', "-"));
+            [flag, value.to_string()]
+        });
+        let given: Vec<_> = given.collect();
+        let mut flags = vec!["--op", operator.name()];
+        flags.extend(given.iter().map(String::as_str));
+        check::<bf16>(Dtype::BF16, &op, &flags);
+    }
+    let help = expect(0, &["act", "--help"]);
+    for parameter in Parameter::ALL {
+        let flag = format!("--{} <NUMBER", parameter.name().replace('_', "-"));
+        assert!(help.contains(&flag), "{flag}: {help}");
+    }
+}
+
 /// Codes and scales are those of the plain output, group by group, the last of them short.
 fn check_quantized<T: Element>(dtype: Dtype, flags: &[&str], quant: &Quantization) {
     const D: usize = 150;
@@ -120,7 +144,7 @@ fn check_quantized<T: Element>(dtype: Dtype, flags: &[&str], quant: &Quantizatio
     assert_eq!((codes.0, codes.1), (Dtype::F8_E4M3, vec![2, 3, D]));
     let (stored, size) = match quant.format() {
         ScaleFormat::F32 => (Dtype::F32, 4),
-        ScaleFormat::Ue8m0 => (Dtype::F8_E8M0, 1),
+        ScaleFormat::E8M0 => (Dtype::F8_E8M0, 1),
     };
     let groups = quant.groups(D);
     assert_eq!((scales.0, scales.1), (stored, vec![2, 3, groups]));
@@ -131,7 +155,7 @@ fn check_quantized<T: Element>(dtype: Dtype, flags: &[&str], quant: &Quantizatio
         reference::quantize_row(quant, &y, &mut expected, |g, scale| {
             let got = match quant.format() {
                 ScaleFormat::F32 => bytemuck::pod_read_unaligned(&scales[4 * g..4 * g + 4]),
-                ScaleFormat::Ue8m0 => E8M0(scales[g]).to_f32(),
+                ScaleFormat::E8M0 => E8M0(scales[g]).to_f32(),
             };
             assert_eq!(got, scale);
         });
@@ -143,8 +167,10 @@ fn check_quantized<T: Element>(dtype: Dtype, flags: &[&str], quant: &Quantizatio
 fn the_output_is_quantized_in_groups() {
     let v4 = Quantization::deepseek_v4();
     check_quantized::<bf16>(Dtype::BF16, &["--quant", "fp8"], &v4);
-    let flags = ["--quant", "fp8", "--group", "128", "--scales", "ue8m0"];
+    // Both names of the format.
+    let flags = ["--quant", "fp8", "--group", "128", "--scales", "e8m0"];
     check_quantized::<f16>(Dtype::F16, &flags, &v4);
+    check_quantized::<f16>(Dtype::F16, &["--quant", "fp8", "--scales", "ue8m0"], &v4);
     let flags = [
         "--quant", "fp8", "--group", "32", "--scales", "f32", "--floor", "100",
     ];
@@ -220,6 +246,11 @@ fn mistakes_take_one_line_and_exit_code_2() {
     assert!(act("silu_and_mul", "/nowhere", &[]).contains("/nowhere"));
     assert!(act("swish", &of("x"), &[]).contains("op: expected one of silu_and_mul"));
     assert!(act("silu_and_mul", &of("x"), &["--limit", "10"]).contains("limit: expected nothing"));
+    let sparse = act("gelu_and_mul_sparse", &of("x"), &[]);
+    assert!(
+        sparse.contains("gelu_and_mul_sparse") && sparse.contains("whole row"),
+        "{sparse}"
+    );
     for bad in ["0", "-1", "nan", "inf"] {
         let message = act("deepseek_v4", &of("x"), &["--limit", bad]);
         assert!(message.contains("limit"), "{message}");
@@ -266,10 +297,57 @@ fn probe_names_every_platform_and_what_is_chosen() {
             .any(|p| p["platform"] == "cpu" && p["available"] == true)
     );
     assert!(json["chosen"].is_string());
+    for platform in platforms.iter().filter(|p| p["available"] == true) {
+        assert!(platform["accuracy"]["f32_ulps"].as_u64().unwrap() >= 4);
+        let sums = platform["accuracy"]["accumulation"].as_str().unwrap();
+        assert!(
+            swiglu::Accumulation::from_name(sums).is_ok(),
+            "{platform:#}"
+        );
+        let plans = platform["mlp"].as_array().unwrap();
+        let tokens: Vec<_> = plans
+            .iter()
+            .map(|p| p["tokens"].as_u64().unwrap())
+            .collect();
+        assert_eq!(tokens, [1, 16, 256], "{platform:#}");
+    }
+    let cpu = platforms.iter().find(|p| p["platform"] == "cpu").unwrap();
+    assert_eq!(cpu["accuracy"]["accumulation"], "ordered");
+    for plan in cpu["mlp"].as_array().unwrap() {
+        let kernels = plan["kernels"].as_array().unwrap();
+        assert!(!kernels.is_empty(), "{cpu:#}");
+        for kernel in kernels {
+            assert!(printed.contains(kernel.as_str().unwrap()), "{printed}");
+        }
+    }
     let forced = swiglu(&["probe", "--json"])
         .env("SWIGLU_PLATFORM", "reference")
         .assert()
         .success();
     let json: serde_json::Value = serde_json::from_slice(&forced.get_output().stdout).unwrap();
     assert_eq!(json["chosen"], "reference");
+    let sums = swiglu(&["probe"])
+        .env("SWIGLU_ACCUMULATION", "fast")
+        .assert()
+        .code(2);
+    let message = String::from_utf8_lossy(&sums.get_output().stderr).into_owned();
+    assert!(
+        message.contains("accumulation: expected one of"),
+        "{message}"
+    );
+}
+
+/// A platform with matrix units says that it may use them unless it is told not to.
+#[test]
+fn ordered_sums_reach_every_device() {
+    let ordered = swiglu(&["probe", "--json"])
+        .env("SWIGLU_ACCUMULATION", "ordered")
+        .assert()
+        .success();
+    let json: serde_json::Value = serde_json::from_slice(&ordered.get_output().stdout).unwrap();
+    let platforms = json["platforms"].as_array().unwrap();
+    for platform in platforms.iter().filter(|p| p["available"] == true) {
+        let sums = &platform["accuracy"]["accumulation"];
+        assert_eq!(sums, "ordered", "{platform:#}");
+    }
 }

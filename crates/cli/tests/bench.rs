@@ -26,7 +26,7 @@ fn a_line_for_each_number_of_tokens_says_how_it_was_measured() {
         "limits   ",
         "in turn",
         "silu_and_mul_with_clamp(limit=10, official) d=64 in bf16",
-        "mlp H=96 I=64, products of bf16 in f8_e4m3",
+        "mlp H=96 I=64, matmuls of bf16 in fp8",
     ] {
         assert!(printed.contains(part), "{part}: {printed}");
     }
@@ -46,14 +46,14 @@ fn a_line_for_each_number_of_tokens_says_how_it_was_measured() {
     ];
     let printed = bench(0, &quantized);
     assert!(
-        printed.contains("fp8(group=128, scales=ue8m0) in bf16"),
+        printed.contains("fp8(group=128, scales=e8m0) in bf16"),
         "{printed}"
     );
     let printed = bench(
         0,
         &["2", "--shape", "64x64", "--mlp", "--activations", "fp8"],
     );
-    assert!(printed.contains("products of fp8(group=128"), "{printed}");
+    assert!(printed.contains("matmuls of fp8(group=128"), "{printed}");
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn the_values_are_well_formed_and_in_order() {
         assert!(number("median_us") <= number("p90_us"));
         assert!(number("gb_per_s") > 0.0);
         let mlp = field("what").starts_with("mlp");
-        assert_eq!(field("dtype"), if mlp { "f8_e4m3" } else { "bf16" });
+        assert_eq!(field("dtype"), if mlp { "fp8" } else { "bf16" });
         assert_eq!(field("gflop_per_s").is_empty(), !mlp);
     }
 }
@@ -96,7 +96,7 @@ fn the_plot_is_an_svg_with_every_line() {
     for label in [
         "tokens",
         "time of a pass",
-        "mlp H=96 I=64, products of bf16 in f8_e4m3",
+        "mlp H=96 I=64, matmuls of bf16 in fp8",
     ] {
         assert!(texts.contains(&label), "{label}: {texts:?}");
     }

@@ -7,7 +7,7 @@ use common::{Folder, expect, read, write};
 use safetensors::Dtype;
 use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 use swiglu::{GatedActivation, bf16, reference};
-use swiglu_testing::relative_error;
+use swiglu_conformance::relative_error;
 
 const TOKENS: usize = 5;
 const HIDDEN: usize = 200;
@@ -91,6 +91,41 @@ fn the_cpu_agrees_with_the_reference_stage_by_stage() {
     assert!(beyond > 0);
 }
 
+/// The kernels of a pass, a line a stage, under the report.
+#[test]
+fn the_plan_is_shown_under_the_platform() {
+    let folder = checkpoint();
+    let printed = run(0, &folder, &["--platform", "cpu"]);
+    let mut lines = printed
+        .lines()
+        .skip_while(|l| !l.starts_with("platform cpu"));
+    let plan: Vec<_> = lines
+        .by_ref()
+        .skip(1)
+        .take_while(|l| l.starts_with("  "))
+        .collect();
+    assert!(plan.len() >= 2, "{printed}");
+}
+
+#[test]
+fn the_class_of_sums_is_said_and_an_unknown_one_refused() {
+    let folder = checkpoint();
+    for class in ["ordered", "matrix-unit"] {
+        let printed = run(0, &folder, &["--platform", "cpu", "--accumulation", class]);
+        // A CPU's sums are ordered whatever is allowed.
+        assert!(printed.contains("sums     ordered"), "{printed}");
+    }
+    let message = run(2, &folder, &["--accumulation", "fast"]);
+    assert!(
+        message.contains("fast") && message.contains("fp8-tensor-core"),
+        "{message}"
+    );
+    for command in ["bench", "demo"] {
+        let message = expect(2, &[command, "--accumulation", "fast"]);
+        assert!(message.contains("fast"), "{message}");
+    }
+}
+
 #[test]
 fn the_limit_is_the_configurations_unless_given() {
     let folder = checkpoint();
@@ -110,7 +145,7 @@ fn the_limit_is_the_configurations_unless_given() {
 }
 
 #[test]
-fn products_of_fp8_are_the_references_and_not_those_of_bf16() {
+fn matmuls_of_fp8_are_the_references_and_not_those_of_bf16() {
     let folder = checkpoint();
     let y = |platform: &[&str], activations| {
         let flags = [platform, &["--stages", "--activations", activations]].concat();
@@ -120,14 +155,14 @@ fn products_of_fp8_are_the_references_and_not_those_of_bf16() {
     };
     let reference = ["--platform", "reference"];
     let (printed, act, expected) = y(&reference, "fp8");
-    let products = "products of fp8(group=128, scales=ue8m0)";
-    assert!(printed.contains(products), "{printed}");
+    let matmuls = "matmuls  of fp8(group=128, scales=e8m0)";
+    assert!(printed.contains(matmuls), "{printed}");
     let cpu = ["--platform", "cpu"];
     let (_, got_act, got) = y(&cpu, "fp8");
     assert!(relative_error(&got_act, &act) < 3e-3);
     assert!(relative_error(&got, &expected) < 3e-3);
     let (printed, _, plain) = y(&cpu, "bf16");
-    assert!(printed.contains("products of bf16"), "{printed}");
+    assert!(printed.contains("matmuls  of bf16"), "{printed}");
     let between = relative_error(&got, &plain);
     assert!((1e-2..1e-1).contains(&between), "{between}");
 }
@@ -138,7 +173,7 @@ fn fp8_activations_take_fp8_weights() {
     let config = SyntheticConfig {
         hidden: HIDDEN,
         intermediate: INTERMEDIATE,
-        weights: swiglu::DType::BF16,
+        weights: Some(swiglu::Float::BF16),
         ..SyntheticConfig::flash(7)
     };
     write_checkpoint(folder.path("").as_path(), &config).unwrap();

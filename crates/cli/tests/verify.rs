@@ -67,7 +67,7 @@ fn wgpu_is_as_the_definition_says() {
         assert!(text.ends_with("wgpu: as the definition says\n"), "{text}");
     } else {
         let reason = wgpu["reason"].to_string();
-        swiglu_testing::may_skip("wgpu", &reason, "wgpu_is_as_the_definition_says");
+        swiglu_conformance::may_skip("wgpu", &reason, "wgpu_is_as_the_definition_says");
     }
 }
 

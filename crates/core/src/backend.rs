@@ -1,115 +1,38 @@
-use std::fmt;
+//! The capabilities of a backend: memory is all that it must have, everything else refuses unless
+//! a backend says and does otherwise.
+//!
+//! | trait | what it adds |
+//! |---|---|
+//! | [`Backend`] | memory and views of it, what is supported, how exactly |
+//! | [`ActAndMul`] | activations |
+//! | [`Quantize`] | FP8 codes with scales, fused with an activation or alone, and back |
+//! | [`Matmul`] | `y = x · wᵀ`, also with an activation behind it or of quantized x |
 
-use crate::{ActShape, DType, GatedActivation, HostWeight, Result, RowLayout};
+use crate::{Accuracy, Request, Result, Shape, Support};
 
-mod quant;
+mod activation;
+mod matmul;
+mod quantize;
 
-pub use quant::{ActAndMulQuant, Batch, QuantOptions, Quantized, QuantizedMatmul, QuantizedMut};
-
-/// Whether a platform runs an operation, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Support {
-    /// With its own implementation.
-    Native,
-    /// With the right results by a detour, for the reason given.
-    Emulated(String),
-    /// Not at all, for the reason given.
-    No(String),
-}
-
-impl Support {
-    /// Whether the operation runs.
-    pub const fn runs(&self) -> bool {
-        !matches!(self, Self::No(_))
-    }
-}
-
-impl fmt::Display for Support {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Native => f.write_str("native"),
-            Self::Emulated(reason) => write!(f, "emulated: {reason}"),
-            Self::No(reason) => write!(f, "no: {reason}"),
-        }
-    }
-}
-
-/// A matrix in a backend's memory, to be read.
-#[derive(Debug)]
-pub struct Tensor<'a, Buffer> {
-    /// The memory.
-    pub buffer: &'a Buffer,
-    /// The elements' type.
-    pub dtype: DType,
-    /// Where the rows lie, in elements.
-    pub layout: RowLayout,
-}
-
-/// A matrix in a backend's memory, to be written. The exclusive borrow rules out overlap.
-#[derive(Debug)]
-pub struct TensorMut<'a, Buffer> {
-    /// The memory.
-    pub buffer: &'a mut Buffer,
-    /// The elements' type.
-    pub dtype: DType,
-    /// Where the rows lie, in elements.
-    pub layout: RowLayout,
-}
-
-impl<'a, Buffer> Tensor<'a, Buffer> {
-    /// `rows` rows of `cols` elements from the start of `buffer`.
-    pub const fn contiguous(buffer: &'a Buffer, dtype: DType, rows: usize, cols: usize) -> Self {
-        Self {
-            buffer,
-            dtype,
-            layout: RowLayout::contiguous(rows, cols),
-        }
-    }
-}
-
-impl<'a, Buffer> TensorMut<'a, Buffer> {
-    /// `rows` rows of `cols` elements from the start of `buffer`.
-    pub const fn contiguous(
-        buffer: &'a mut Buffer,
-        dtype: DType,
-        rows: usize,
-        cols: usize,
-    ) -> Self {
-        Self {
-            buffer,
-            dtype,
-            layout: RowLayout::contiguous(rows, cols),
-        }
-    }
-
-    /// The same matrix, borrowed for one call.
-    pub const fn reborrow(&mut self) -> TensorMut<'_, Buffer> {
-        TensorMut {
-            buffer: self.buffer,
-            dtype: self.dtype,
-            layout: self.layout,
-        }
-    }
-
-    /// The same matrix, to be read.
-    pub const fn as_ref(&self) -> Tensor<'_, Buffer> {
-        Tensor {
-            buffer: self.buffer,
-            dtype: self.dtype,
-            layout: self.layout,
-        }
-    }
-}
+pub use activation::ActAndMul;
+pub use matmul::{Matmul, NoWeight};
+pub use quantize::{Batch, QuantOptions, Quantize};
 
 /// A platform on one device: its memory, and what it can run.
 ///
-/// Calls enqueue. None allocates, synchronises or compiles unless its documentation says so;
+/// Calls enqueue. None allocates, synchronizes or compiles unless its documentation says so;
 /// results are there for the host after [`Self::download`] or [`Self::synchronize`].
-pub trait Backend: Send + Sync + 'static {
-    /// What the caller brings: a thread pool, a CUDA stream, a wgpu device and queue.
-    type Device;
-    /// Memory of the device: untyped bytes, aligned for every element type.
+///
+/// Matrices are *views* of memory that anybody may own: a part of a [`Self::Buffer`], or whatever
+/// else the backend can address. On host memory a view is a slice of bytes, and
+/// [`crate::host_memory!`] writes all that concerns memory.
+pub trait Backend: Sized + Send + Sync + 'static {
+    /// Memory of the device that the caller owns: untyped bytes, aligned for every element type.
     type Buffer: Send + Sync + 'static;
+    /// A part of the device's memory, to be read.
+    type View<'a>: Copy + Send + Sync;
+    /// A part of the device's memory, to be written. It is exclusive.
+    type ViewMut<'a>: Send + Sync;
 
     /// The platform's name, such as `cpu`.
     fn platform(&self) -> &'static str;
@@ -117,11 +40,37 @@ pub trait Backend: Send + Sync + 'static {
     /// The device and what of it is used, on one line.
     fn description(&self) -> String;
 
-    /// The device that this backend was built on.
-    fn device(&self) -> &Self::Device;
+    /// How exact results are: what tests hold this backend to.
+    fn accuracy(&self) -> Accuracy {
+        Accuracy::EXACT
+    }
 
-    /// Whether this activation runs in this type.
-    fn supports(&self, op: &GatedActivation, dtype: DType) -> Support;
+    /// Whether a request runs, and how. What a backend does not know it must refuse.
+    fn supports(&self, request: &Request) -> Support {
+        let _ = request;
+        Support::No("this backend does not run it".to_owned())
+    }
+
+    /// Which kernels a request of this shape runs, on one line; none where there is no choice.
+    fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
+        let _ = (request, shape);
+        None
+    }
+
+    /// The bytes of scratch memory that a request of this shape takes from its caller. By default
+    /// those that [`Matmul::matmul_quantized`] widens codes into.
+    fn scratch(&self, request: &Request, shape: &Shape) -> usize {
+        match request {
+            Request::QuantizedMatmul { .. } => {
+                shape.rows.saturating_mul(shape.depth).saturating_mul(2)
+            }
+            Request::Activation { .. }
+            | Request::ActivationQuant { .. }
+            | Request::Quantize { .. }
+            | Request::Matmul { .. }
+            | Request::GatedMatmul { .. } => 0,
+        }
+    }
 
     /// Allocates `bytes` bytes. What they hold is unspecified.
     ///
@@ -150,125 +99,39 @@ pub trait Backend: Send + Sync + 'static {
     /// A failure of the device.
     fn synchronize(&self) -> Result<()>;
 
-    /// Checks a call of [`ActAndMul::act_and_mul`]: shapes, types, strides and buffer lengths.
-    ///
-    /// # Errors
-    /// As [`ActShape::new`] and [`RowLayout::check`].
-    fn check_act(
-        &self,
-        input: &Tensor<'_, Self::Buffer>,
-        output: &TensorMut<'_, Self::Buffer>,
-    ) -> Result<ActShape> {
-        let shape = ActShape::new((input.dtype, &input.layout), (output.dtype, &output.layout))?;
-        let elements = |buffer| self.len(buffer) / input.dtype.size();
-        input.layout.check("input", elements(input.buffer))?;
-        output.layout.check("output", elements(output.buffer))?;
-        Ok(shape)
+    /// The whole of a buffer, to be read.
+    fn view(buffer: &Self::Buffer) -> Self::View<'_>;
+
+    /// The whole of a buffer, to be written.
+    fn view_mut(buffer: &mut Self::Buffer) -> Self::ViewMut<'_>;
+
+    /// A view to be written, to be read.
+    fn as_view<'a>(view: &'a Self::ViewMut<'_>) -> Self::View<'a>;
+
+    /// A view to be written, borrowed for one call.
+    fn reborrow<'a>(view: &'a mut Self::ViewMut<'_>) -> Self::ViewMut<'a>;
+
+    /// The length of a view in bytes.
+    fn view_len(view: &Self::View<'_>) -> usize;
+
+    /// Host memory as a view, where the device can read it in place.
+    fn host_view(bytes: &[u8]) -> Option<Self::View<'_>> {
+        let _ = bytes;
+        None
+    }
+
+    /// Host memory as a view, where the device can write it in place.
+    fn host_view_mut(bytes: &mut [u8]) -> Option<Self::ViewMut<'_>> {
+        let _ = bytes;
+        None
     }
 }
 
-/// A backend that runs gated activations.
-pub trait ActAndMul: Backend {
-    /// Enqueues `output[t, j] = op(input[t, ..], j)`: input \[T, 2d\], output \[T, d\], of one type.
-    ///
-    /// # Errors
-    /// As [`Backend::check_act`], [`crate::Error::Unsupported`] where [`Backend::supports`] says no,
-    /// or a failure of the device.
-    fn act_and_mul(
-        &self,
-        op: &GatedActivation,
-        input: Tensor<'_, Self::Buffer>,
-        output: TensorMut<'_, Self::Buffer>,
-    ) -> Result<()>;
-}
-
-/// A backend that multiplies by a weight.
-pub trait Matmul: Backend {
-    /// A weight in the form that the backend multiplies with.
-    type Weight: Send + Sync + 'static;
-
-    /// Whether products run with weights stored in this type.
-    fn supports_weight(&self, dtype: DType) -> Support;
-
-    /// Brings a weight to the device, in the form that products want. `parts` are stacked: the
-    /// rows of the first come first. This allocates and may take long.
-    ///
-    /// # Errors
-    /// No parts, parts of different width, type or block, a type that the backend does not
-    /// support, or a failure of the device.
-    fn load_weight(&self, parts: &[HostWeight<'_>]) -> Result<Self::Weight>;
-
-    /// The outputs and inputs of a weight, [N, K].
-    fn weight_shape(&self, weight: &Self::Weight) -> [usize; 2];
-
-    /// The bytes that a product reads for this weight.
-    fn weight_bytes(&self, weight: &Self::Weight) -> usize;
-
-    /// Enqueues `y = x · wᵀ`, accumulated in f32 and rounded once: x \[T, K\], w \[N, K\], y \[T, N\].
-    ///
-    /// # Errors
-    /// As [`Matmul::check_matmul`], or a failure of the device.
-    fn matmul(
-        &self,
-        x: Tensor<'_, Self::Buffer>,
-        weight: &Self::Weight,
-        y: TensorMut<'_, Self::Buffer>,
-    ) -> Result<()>;
-
-    /// Checks a call of [`Matmul::matmul`]: shapes, types, strides and buffer lengths.
-    ///
-    /// # Errors
-    /// An argument's name with what was expected of it.
-    fn check_matmul(
-        &self,
-        x: &Tensor<'_, Self::Buffer>,
-        weight: &Self::Weight,
-        y: &TensorMut<'_, Self::Buffer>,
-    ) -> Result<()> {
-        let [n, k] = self.weight_shape(weight);
-        for (argument, dtype) in [("x", x.dtype), ("y", y.dtype)] {
-            if !DType::COMPUTE.contains(&dtype) {
-                return Err(crate::Error::argument(argument, "f32, f16 or bf16", dtype));
-            }
-        }
-        for (argument, cols, layout) in [("x", k, &x.layout), ("y", n, &y.layout)] {
-            if layout.cols != cols || layout.rows != x.layout.rows {
-                let expected = format!("shape [{}, {cols}]", x.layout.rows);
-                let got = format!("[{}, {}]", layout.rows, layout.cols);
-                return Err(crate::Error::argument(argument, expected, got));
-            }
-        }
-        x.layout.check("x", self.len(x.buffer) / x.dtype.size())?;
-        y.layout.check("y", self.len(y.buffer) / y.dtype.size())
-    }
-}
-
-/// A backend that runs the gated half of an MLP: the product with the merged gate and up weight,
-/// then the activation.
-pub trait GatedMatmul: QuantizedMatmul {
-    /// Brings the gate and up weights, each [I, H], to the device as one of [2I, H], gate rows first.
-    ///
-    /// # Errors
-    /// As [`Matmul::load_weight`].
-    fn load_gate_up(&self, gate: HostWeight<'_>, up: HostWeight<'_>) -> Result<Self::Weight> {
-        self.load_weight(&[gate, up])
-    }
-
-    /// Enqueues `gate_up = R(x · wᵀ)`, then `act = op(gate_up)`: x \[T, H\], gate_up \[T, 2I\],
-    /// act \[T, I\], R the rounding to gate_up's type. A backend that fuses the two applies R all
-    /// the same and may leave `gate_up` unwritten.
-    ///
-    /// # Errors
-    /// As [`Matmul::matmul`] and [`ActAndMul::act_and_mul`].
-    fn matmul_act_and_mul(
-        &self,
-        op: &GatedActivation,
-        x: Tensor<'_, Self::Buffer>,
-        weight: &Self::Weight,
-        mut gate_up: TensorMut<'_, Self::Buffer>,
-        act: TensorMut<'_, Self::Buffer>,
-    ) -> Result<()> {
-        self.matmul(x, weight, gate_up.reborrow())?;
-        self.act_and_mul(op, gate_up.as_ref(), act)
-    }
+/// The error of a call that [`Backend::supports`] says no to.
+fn refusal<B: Backend>(backend: &B, request: &Request) -> crate::Error {
+    let reason = match backend.supports(request) {
+        Support::No(reason) => reason,
+        Support::Native | Support::Emulated(_) => "the call is missing".to_owned(),
+    };
+    crate::Error::unsupported(backend.platform(), request, reason)
 }

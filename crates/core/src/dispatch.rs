@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::{Error, Operator, Result, Support};
+use crate::{Accumulation, Error, Operator, Result, Support};
 
 /// Which operators run on a backend; the others run [`crate::reference`].
 ///
@@ -72,6 +72,26 @@ impl OpSwitches {
     }
 }
 
+/// What a device is opened with. More may be added.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OpenOptions {
+    /// The least exact class of sums that matmuls may use; [`Accumulation::MatrixUnit`] by default.
+    pub accumulation: Accumulation,
+}
+
+impl OpenOptions {
+    /// The environment variable that [`Dispatch::from_env`] reads for [`Self::accumulation`].
+    pub const ACCUMULATION_VARIABLE: &'static str = "SWIGLU_ACCUMULATION";
+
+    /// The same with this class of sums.
+    #[must_use]
+    pub const fn with_accumulation(mut self, accumulation: Accumulation) -> Self {
+        self.accumulation = accumulation;
+        self
+    }
+}
+
 /// What decides which backend runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dispatch {
@@ -79,16 +99,18 @@ pub struct Dispatch {
     pub platform: Option<String>,
     /// Which operators run on a backend.
     pub ops: OpSwitches,
+    /// What its device is opened with.
+    pub open: OpenOptions,
 }
 
 impl Dispatch {
     /// The environment variable that names the platform.
     pub const PLATFORM_VARIABLE: &'static str = "SWIGLU_PLATFORM";
 
-    /// Reads `SWIGLU_PLATFORM` (a name, or `auto`) and `SWIGLU_OPS`.
+    /// Reads `SWIGLU_PLATFORM` (a name, or `auto`), `SWIGLU_OPS` and `SWIGLU_ACCUMULATION`.
     ///
     /// # Errors
-    /// As [`OpSwitches::parse`], or a value that is not UTF-8.
+    /// As [`OpSwitches::parse`] and [`Accumulation::from_name`], or a value that is not UTF-8.
     pub fn from_env() -> Result<Self> {
         let read = |name: &'static str| match std::env::var(name) {
             Ok(text) => Ok(text),
@@ -98,7 +120,12 @@ impl Dispatch {
             }
         };
         let platform = read(Self::PLATFORM_VARIABLE)?;
+        let accumulation = match read(OpenOptions::ACCUMULATION_VARIABLE)?.as_str() {
+            "" => Accumulation::default(),
+            name => Accumulation::from_name(name)?,
+        };
         Ok(Self {
+            open: OpenOptions::default().with_accumulation(accumulation),
             platform: (!matches!(platform.as_str(), "" | "auto")).then_some(platform),
             ops: OpSwitches::parse(&read(OpSwitches::VARIABLE)?)?,
         })
@@ -114,7 +141,7 @@ pub struct Rejection {
     pub reason: String,
 }
 
-/// Which path runs, and why not another. Prints as one line.
+/// Which path runs, and why not another. Prints as one line, and a line for each of the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// The platform that runs.
@@ -123,6 +150,8 @@ pub struct Report {
     pub support: Support,
     /// Those passed over, in the order they were tried.
     pub rejected: Vec<Rejection>,
+    /// The kernels that run, a line each; empty where nobody asked.
+    pub plan: Vec<String>,
 }
 
 impl fmt::Display for Report {
@@ -132,23 +161,31 @@ impl fmt::Display for Report {
             let lead = if i == 0 { "; not" } else { "," };
             write!(f, "{lead} {} ({})", r.platform, r.reason)?;
         }
-        Ok(())
+        self.plan
+            .iter()
+            .try_for_each(|line| write!(f, "\n  {line}"))
     }
 }
 
 /// A device, or why there is none.
 type Opened<D> = std::result::Result<Arc<D>, String>;
 
+/// Opens a platform's device.
+type Probe<D> = Box<dyn Fn(&OpenOptions) -> Opened<D> + Send + Sync>;
+
+/// A device that somebody may still hold, and what it was opened with.
+type Held<D> = (OpenOptions, Weak<D>);
+
 struct Entry<D: ?Sized> {
     platform: String,
-    probe: Box<dyn Fn() -> Opened<D> + Send + Sync>,
-    opened: Mutex<Option<Weak<D>>>,
+    probe: Probe<D>,
+    opened: Mutex<Option<Held<D>>>,
 }
 
 impl<D: ?Sized> Entry<D> {
     fn new<P>(platform: impl Into<String>, probe: P) -> Self
     where
-        P: Fn() -> Opened<D> + Send + Sync + 'static,
+        P: Fn(&OpenOptions) -> Opened<D> + Send + Sync + 'static,
     {
         Self {
             platform: platform.into(),
@@ -157,15 +194,18 @@ impl<D: ?Sized> Entry<D> {
         }
     }
 
-    /// The device that somebody holds, or a new one.
-    fn open(&self) -> Opened<D> {
+    /// The device that somebody holds, if it was opened with the same, or a new one.
+    fn open(&self, options: &OpenOptions) -> Opened<D> {
         // A probe that panicked left nothing half done here.
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(device) = opened.as_ref().and_then(Weak::upgrade) {
+        if let Some((with, held)) = opened.as_ref()
+            && with == options
+            && let Some(device) = held.upgrade()
+        {
             return Ok(device);
         }
-        let device = (self.probe)()?;
-        *opened = Some(Arc::downgrade(&device));
+        let device = (self.probe)(options)?;
+        *opened = Some((options.clone(), Arc::downgrade(&device)));
         Ok(device)
     }
 }
@@ -203,7 +243,7 @@ impl<D: ?Sized> Registry<D> {
     /// Adds a platform of the library's own behind those already there.
     pub fn built_in<P>(&mut self, platform: impl Into<String>, probe: P)
     where
-        P: Fn() -> Opened<D> + Send + Sync + 'static,
+        P: Fn(&OpenOptions) -> Opened<D> + Send + Sync + 'static,
     {
         self.entries.push(Entry::new(platform, probe));
     }
@@ -212,7 +252,7 @@ impl<D: ?Sized> Registry<D> {
     /// of the same name in particular; of several, the one registered last is tried first.
     pub fn register<P>(&mut self, platform: impl Into<String>, probe: P)
     where
-        P: Fn() -> Opened<D> + Send + Sync + 'static,
+        P: Fn(&OpenOptions) -> Opened<D> + Send + Sync + 'static,
     {
         self.entries.insert(0, Entry::new(platform, probe));
     }
@@ -222,20 +262,17 @@ impl<D: ?Sized> Registry<D> {
         self.entries.iter().map(|e| e.platform.as_str())
     }
 
-    /// Opens every platform: its device, or why there is none.
-    pub fn probe_all(&self) -> Vec<(&str, std::result::Result<Arc<D>, String>)> {
-        self.probe(|_| true)
-    }
-
-    /// Opens the platforms of these names, and touches no other.
+    /// Opens the platforms of these names, and touches no other: each one's device, or why there
+    /// is none.
     pub fn probe(
         &self,
+        options: &OpenOptions,
         wanted: impl Fn(&str) -> bool,
     ) -> Vec<(&str, std::result::Result<Arc<D>, String>)> {
         self.entries
             .iter()
             .filter(|e| wanted(&e.platform))
-            .map(|e| (e.platform.as_str(), e.open()))
+            .map(|e| (e.platform.as_str(), e.open(options)))
             .collect()
     }
 
@@ -261,7 +298,7 @@ impl<D: ?Sized> Registry<D> {
             let reason = if wanted.is_some_and(|w| *w != entry.platform) {
                 "not asked for".to_owned()
             } else {
-                match entry.open() {
+                match entry.open(&dispatch.open) {
                     Err(reason) => reason,
                     Ok(device) => match supports(&device) {
                         Support::No(reason) => reason,
@@ -270,6 +307,7 @@ impl<D: ?Sized> Registry<D> {
                                 chosen: entry.platform.clone(),
                                 support,
                                 rejected,
+                                plan: Vec::new(),
                             };
                             return Ok((device, report));
                         }
@@ -316,8 +354,8 @@ mod tests {
 
     fn registry() -> Registry<u8> {
         let mut registry = Registry::new();
-        registry.built_in("gpu", || Err("no device".to_owned()));
-        registry.built_in("cpu", || Ok(Arc::new(1)));
+        registry.built_in("gpu", |_| Err("no device".to_owned()));
+        registry.built_in("cpu", |_| Ok(Arc::new(1)));
         registry
     }
 
@@ -338,11 +376,11 @@ mod tests {
     #[test]
     fn a_device_is_opened_once_while_it_is_held_and_only_if_it_is_wanted() {
         let mut registry = registry();
-        registry.built_in("other", || unreachable!("nobody wants it"));
+        registry.built_in("other", |_| unreachable!("nobody wants it"));
         let select = || registry.select(&Dispatch::default(), |_| Support::Native);
         let (device, _) = select().unwrap();
         assert!(Arc::ptr_eq(&device, &select().unwrap().0));
-        let probed = registry.probe(|platform| platform != "other");
+        let probed = registry.probe(&OpenOptions::default(), |platform| platform != "other");
         assert_eq!(probed[0], ("gpu", Err("no device".to_owned())));
         assert!(matches!(&probed[1], ("cpu", Ok(cpu)) if Arc::ptr_eq(cpu, &device)));
         let held = Arc::downgrade(&device);
@@ -351,9 +389,28 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_was_opened_otherwise_is_not_shared() {
+        let mut registry = Registry::<OpenOptions>::new();
+        registry.built_in("cpu", |options| Ok(Arc::new(options.clone())));
+        let select = |accumulation| {
+            let open = OpenOptions::default().with_accumulation(accumulation);
+            let dispatch = Dispatch {
+                open,
+                ..Dispatch::default()
+            };
+            let (device, _) = registry.select(&dispatch, |_| Support::Native).unwrap();
+            device
+        };
+        let ordered = select(Accumulation::Ordered);
+        let unit = select(Accumulation::MatrixUnit);
+        assert_eq!(ordered.accumulation, Accumulation::Ordered);
+        assert_eq!(unit.accumulation, Accumulation::MatrixUnit);
+    }
+
+    #[test]
     fn a_platform_from_outside_wins_over_the_built_in_of_its_name() {
         let mut registry = registry();
-        registry.register("cpu", || Ok(Arc::new(2)));
+        registry.register("cpu", |_| Ok(Arc::new(2)));
         let only_cpu = Dispatch {
             platform: Some("cpu".to_owned()),
             ..Dispatch::default()

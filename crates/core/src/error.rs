@@ -1,5 +1,3 @@
-use crate::DType;
-
 /// What can go wrong in a call, and which argument was at fault.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,14 +13,12 @@ pub enum Error {
         got: String,
     },
     /// The platform cannot do this, and says why.
-    #[error("{platform} does not support {what} in {dtype}: {reason}")]
+    #[error("{platform} does not support {what}: {reason}")]
     Unsupported {
         /// The platform's name, such as `cpu`.
         platform: String,
-        /// The operation or product.
+        /// The operation, such as a [`crate::Request`] prints.
         what: String,
-        /// The element type asked for.
-        dtype: DType,
         /// Why not.
         reason: String,
     },
@@ -61,6 +57,19 @@ impl Error {
             argument,
             expected: expected.into(),
             got: got.to_string(),
+        }
+    }
+
+    /// An [`Error::Unsupported`] from anything printable.
+    pub fn unsupported(
+        platform: impl Into<String>,
+        what: impl ToString,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self::Unsupported {
+            platform: platform.into(),
+            what: what.to_string(),
+            reason: reason.into(),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The contract that every backend of swiglu answers to.
 //!
-//! - [`GatedActivation`]: a gated activation as one validated value;
-//! - [`DType`], [`Element`], [`E4M3`], [`E8M0`]: what a tensor holds;
-//! - [`RowLayout`], [`Rows`], [`RowsMut`]: where its rows lie, and the checks on that;
+//! - [`GatedActivation`]: a gated activation as one validated value, from the family's table;
+//! - [`Float`], [`Element`]: what is computed on; [`WeightFormat`], [`ScaleFormat`], [`E4M3`],
+//!   [`E8M0`]: how weights and scales are stored;
+//! - [`Tensor`], [`TensorMut`], [`GateUp`]: matrices as views of somebody's memory;
+//!   [`RowLayout`]: where their rows lie;
 //! - [`Quantization`], [`ScaleLayout`]: how rows become FP8 codes with scales;
-//! - [`Backend`], [`ActAndMul`], [`Matmul`], [`GatedMatmul`], [`ActAndMulQuant`],
-//!   [`QuantizedMatmul`]: what a backend does;
+//! - [`Backend`], [`ActAndMul`], [`Quantize`], [`Matmul`]: what a backend does; [`Request`],
+//!   [`Support`], [`Accuracy`]: what it says of that; [`check`](mod@check): what it checks;
 //! - [`reference`](mod@reference): the operation in scalar code, the oracle of every test;
 //! - [`Registry`], [`Report`], [`OpSwitches`]: which backend runs, and why not another.
 //!
@@ -15,30 +17,35 @@
 mod activation;
 mod backend;
 mod buffer;
+pub mod check;
 mod dispatch;
-mod dtype;
 mod error;
-mod fp8;
+mod float;
+mod format;
+mod host;
 mod layout;
 mod quant;
 pub mod reference;
+mod request;
 mod scales;
+mod tensor;
 mod weight;
 
 pub use activation::{
-    Clamp, Function, GatedActivation, Layout, Limit, Operator, Order, Parameters, Rounding,
+    Clamp, Function, GatedActivation, Layout, Limit, Operator, Order, Parameter, Parameters,
+    Rounding,
 };
-pub use backend::{
-    ActAndMul, ActAndMulQuant, Backend, Batch, GatedMatmul, Matmul, QuantOptions, Quantized,
-    QuantizedMatmul, QuantizedMut, Support, Tensor, TensorMut,
-};
+pub use backend::{ActAndMul, Backend, Batch, Matmul, NoWeight, QuantOptions, Quantize};
 pub use buffer::HostBuffer;
-pub use dispatch::{Dispatch, OpSwitches, Registry, Rejection, Report};
-pub use dtype::{DType, Element};
+pub use dispatch::{Dispatch, OpSwitches, OpenOptions, Registry, Rejection, Report};
 pub use error::{Error, Result};
-pub use fp8::{E4M3, E8M0};
+pub use float::{Element, Float};
+pub use format::{E4M3, E8M0, ScaleFormat, WeightFormat};
 pub use half::{bf16, f16};
-pub use layout::{ActShape, RowLayout, Rows, RowsMut};
-pub use quant::{Quantization, ScaleFormat};
-pub use scales::{ScaleLayout, ScaleOrder, Scales, ScalesMut};
-pub use weight::{BlockScales, HostWeight};
+pub use host::Halves;
+pub use layout::{ActShape, RowLayout};
+pub use quant::Quantization;
+pub use request::{Accumulation, Accuracy, Request, Shape, Support};
+pub use scales::{ScaleLayout, ScaleOrder};
+pub use tensor::{GateUp, Quantized, QuantizedMut, Tensor, TensorMut};
+pub use weight::HostWeight;

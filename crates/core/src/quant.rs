@@ -1,39 +1,6 @@
 use std::fmt;
 
-use crate::{E4M3, E8M0, Error, Result, Rounding};
-
-/// How the scale of a group is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ScaleFormat {
-    /// amax/448 as an f32.
-    F32,
-    /// The least power of two that is not below amax/448, as an [`E8M0`].
-    Ue8m0,
-}
-
-impl ScaleFormat {
-    /// Bytes of one scale.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Ue8m0 => 1,
-        }
-    }
-
-    /// The name, in lower case.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Ue8m0 => "ue8m0",
-        }
-    }
-}
-
-impl fmt::Display for ScaleFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+use crate::{E4M3, E8M0, Error, Result, Rounding, ScaleFormat};
 
 /// How rows of numbers become [`E4M3`] codes: each group of elements along a row shares a scale,
 /// and the last group of a row may be short.
@@ -88,11 +55,11 @@ impl Quantization {
         })
     }
 
-    /// DeepSeek-V4: groups of 128, [`ScaleFormat::Ue8m0`].
+    /// DeepSeek-V4: groups of 128, [`ScaleFormat::E8M0`].
     pub const fn deepseek_v4() -> Self {
         Self {
             group: 128,
-            format: ScaleFormat::Ue8m0,
+            format: ScaleFormat::E8M0,
             floor: Self::FLOOR,
             materialize: true,
         }
@@ -169,7 +136,7 @@ impl Quantization {
         d.div_ceil(self.group)
     }
 
-    /// The scale of a group whose largest magnitude is `amax`, and for [`ScaleFormat::Ue8m0`] its
+    /// The scale of a group whose largest magnitude is `amax`, and for [`ScaleFormat::E8M0`] its
     /// byte's value. NaN gives NaN, and so does infinity as a power of two.
     pub fn scale(&self, amax: f32) -> f32 {
         // Not `max`, which would swallow a NaN.
@@ -178,7 +145,7 @@ impl Quantization {
         match self.format {
             ScaleFormat::F32 if scale.is_nan() => f32::from_bits(0x7fc0_0000),
             ScaleFormat::F32 => scale,
-            ScaleFormat::Ue8m0 => E8M0::ceil(scale).to_f32(),
+            ScaleFormat::E8M0 => E8M0::ceil(scale).to_f32(),
         }
     }
 
@@ -188,7 +155,7 @@ impl Quantization {
     }
 }
 
-/// The name and what is set, such as `fp8(group=128, scales=ue8m0)`.
+/// The name and what is set, such as `fp8(group=128, scales=e8m0)`.
 impl fmt::Display for Quantization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "fp8(group={}, scales={}", self.group, self.format)?;

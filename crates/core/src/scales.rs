@@ -9,7 +9,7 @@ pub enum ScaleOrder {
     RowMajor,
     /// The scales of a group of columns one after another, a row each.
     ColumnMajor,
-    /// [`ScaleFormat::Ue8m0`] only: four groups of a row in one little-endian 32-bit word, the
+    /// [`ScaleFormat::E8M0`] only: four groups of a row in one little-endian 32-bit word, the
     /// words column-major, as TMA reads them. Groups past the last are zero bytes.
     Packed,
 }
@@ -85,9 +85,9 @@ impl ScaleLayout {
         let (lines, length, size) = match (self.order, self.format) {
             (ScaleOrder::RowMajor, f) => (self.rows, self.groups, f.size()),
             (ScaleOrder::ColumnMajor, f) => (self.groups, self.rows, f.size()),
-            (ScaleOrder::Packed, ScaleFormat::Ue8m0) => (self.groups.div_ceil(4), self.rows, 4),
+            (ScaleOrder::Packed, ScaleFormat::E8M0) => (self.groups.div_ceil(4), self.rows, 4),
             (ScaleOrder::Packed, ScaleFormat::F32) => {
-                return Err(Error::argument("scales", "ue8m0 where packed", self.format));
+                return Err(Error::argument("scales", "e8m0 where packed", self.format));
             }
         };
         if self.stride < length {
@@ -140,42 +140,6 @@ impl fmt::Display for ScaleLayout {
     }
 }
 
-/// Scales in a backend's memory, to be read.
-#[derive(Debug)]
-pub struct Scales<'a, Buffer> {
-    /// The memory.
-    pub buffer: &'a Buffer,
-    /// Where the scales lie.
-    pub layout: ScaleLayout,
-}
-
-/// Scales in a backend's memory, to be written.
-#[derive(Debug)]
-pub struct ScalesMut<'a, Buffer> {
-    /// The memory.
-    pub buffer: &'a mut Buffer,
-    /// Where the scales lie.
-    pub layout: ScaleLayout,
-}
-
-impl<Buffer> ScalesMut<'_, Buffer> {
-    /// The same scales, borrowed for one call.
-    pub const fn reborrow(&mut self) -> ScalesMut<'_, Buffer> {
-        ScalesMut {
-            buffer: self.buffer,
-            layout: self.layout,
-        }
-    }
-
-    /// The same scales, to be read.
-    pub const fn as_ref(&self) -> Scales<'_, Buffer> {
-        Scales {
-            buffer: self.buffer,
-            layout: self.layout,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,7 +148,7 @@ mod tests {
     fn every_scale_has_its_own_place_inside_the_buffer() {
         for order in ScaleOrder::ALL {
             for (rows, groups, gap) in [(1, 1, 0), (3, 5, 0), (5, 3, 2), (2, 4, 1), (7, 9, 3)] {
-                let tight = ScaleLayout::contiguous(ScaleFormat::Ue8m0, order, rows, groups);
+                let tight = ScaleLayout::contiguous(ScaleFormat::E8M0, order, rows, groups);
                 let layout = tight.with_stride(tight.stride + gap);
                 let bytes = layout.bytes().unwrap();
                 let mut seen = vec![false; bytes];
@@ -199,7 +163,7 @@ mod tests {
 
     #[test]
     fn packed_words_hold_four_groups_of_a_row() {
-        let layout = ScaleLayout::contiguous(ScaleFormat::Ue8m0, ScaleOrder::Packed, 3, 5);
+        let layout = ScaleLayout::contiguous(ScaleFormat::E8M0, ScaleOrder::Packed, 3, 5);
         assert_eq!(layout.bytes().unwrap(), 2 * 3 * 4);
         assert_eq!(layout.position(2, 3), 2 * 4 + 3);
         assert_eq!(layout.position(0, 4), 3 * 4);

@@ -2,4 +2,4 @@
 
 use swiglu_cpu::CpuBackend;
 
-swiglu_testing::mutants!(cpu, || Ok::<_, String>(CpuBackend::new()));
+swiglu_conformance::mutants!(cpu, || Ok::<_, String>(CpuBackend::new()));

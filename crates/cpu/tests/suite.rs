@@ -6,5 +6,5 @@ fn open(set: InstructionSet) -> Result<CpuBackend, String> {
     CpuBackend::with_instruction_set(set).map_err(|error| error.to_string())
 }
 
-swiglu_testing::suite!(cpu, || Ok::<_, String>(CpuBackend::new()));
-swiglu_testing::suite!(cpu_scalar, || open(InstructionSet::Scalar));
+swiglu_conformance::suite!(cpu, || Ok::<_, String>(CpuBackend::new()));
+swiglu_conformance::suite!(cpu_scalar, || open(InstructionSet::Scalar));

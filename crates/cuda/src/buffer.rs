@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result, sys};
 
-use crate::{Result, error::Doing};
+use crate::error::{Doing, Result};
 
 /// Device memory of untyped bytes, aligned to 256.
 #[derive(Debug)]

@@ -1,6 +1,9 @@
 use cudarc::{cublaslt::result::CublasError, driver::DriverError};
 
-use crate::{NotAvailable, PLATFORM};
+use crate::probe::NotAvailable;
+
+/// The platform's name.
+pub const PLATFORM: &str = "cuda";
 
 /// What can go wrong on a CUDA device.
 #[derive(Debug, thiserror::Error)]

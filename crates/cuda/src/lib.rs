@@ -1,7 +1,8 @@
 //! The CUDA backend of swiglu.
 //!
 //! - [`probe`]: whether CUDA can be used here, and why not; it never panics;
-//! - [`CudaBackend`]: the backend, on the caller's own stream;
+//! - [`CudaBackend`]: the backend, on the caller's own stream and the caller's own memory: a
+//!   [`DeviceView`] is a part of a [`CudaBuffer`], a slice of cudarc's, or an address;
 //! - [`Activations`]: the activation alone, over cudarc's streams and slices, or over bare device
 //!   pointers and a stream handle, for engines with their own memory;
 //! - [`Quantizers`]: the activation that gives FP8 codes with their scales, and quantization alone
@@ -30,7 +31,7 @@
 //! ```
 //!
 //! # Graphs
-//! After construction no call allocates, synchronises or loads a module, except where it says so:
+//! After construction no call allocates, synchronizes or loads a module, except where it says so:
 //! calls may be captured into a CUDA graph. cudarc's own slices record events where a context has
 //! several streams; for capture, call `disable_event_tracking` on the context first.
 
@@ -39,30 +40,23 @@ pub use cudarc;
 mod activation;
 mod backend;
 mod buffer;
-mod driver;
 mod error;
-mod lt;
-mod params;
-mod plan;
+mod launch;
+mod matmul;
+mod open;
 mod probe;
-mod product;
-mod product_kernels;
 mod quant;
-mod quant_plan;
-mod select;
+mod view;
 mod weight;
 
-pub use activation::{Activations, Batches, LaunchOptions, RawCall};
-pub use backend::CudaBackend;
+pub use activation::{Activations, Batches, RawActCall, RawGateUp};
 pub use buffer::CudaBuffer;
-pub use error::{Error, Result};
-pub use probe::{DeviceInfo, NotAvailable, probe};
-pub use product::RawMatrix;
+pub use error::{Error, PLATFORM, Result};
+pub use launch::options::LaunchOptions;
 #[doc(hidden)]
-pub use product::Route;
-pub use quant::{Quantizers, RawQuantCall};
-pub use quant_plan::RawQuantized;
+pub use matmul::Route;
+pub use open::{CudaBackend, CudaBuilder};
+pub use probe::{DeviceInfo, NotAvailable, probe};
+pub use quant::{Quantizers, RawQuantCall, RawQuantized};
+pub use view::{DeviceView, DeviceViewMut, RawMatrix, ReadSlice, WriteSlice};
 pub use weight::CudaWeight;
-
-/// The platform's name.
-pub const PLATFORM: &str = "cuda";

@@ -66,7 +66,7 @@ fn call(name: &'static str, code: c_int) -> Result<(), NotAvailable> {
 pub fn probe() -> Result<DeviceInfo, NotAvailable> {
     let mut missing = String::new();
     for name in NAMES {
-        // SAFETY: the library is NVIDIA's driver, whose initialisers are made to run anywhere.
+        // SAFETY: the library is NVIDIA's driver, whose initializers are made to run anywhere.
         match unsafe { Library::new(*name) } {
             Ok(library) => return with(&library),
             Err(error) => missing = error.to_string(),
@@ -142,7 +142,7 @@ fn with(library: &Library) -> Result<DeviceInfo, NotAvailable> {
 
 /// Whether cublasLt can be loaded: cudarc panics where it cannot.
 pub(crate) fn has_cublaslt() -> bool {
-    // SAFETY: cudarc looks for the library by its names; its initialisers are made to run anywhere.
+    // SAFETY: cudarc looks for the library by its names; its initializers are made to run anywhere.
     unsafe { cudarc::cublaslt::sys::is_culib_present() }
 }
 

@@ -1,23 +1,88 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, result};
-use swiglu_core::{DType, Error as CoreError, HostWeight};
+use swiglu_core::{Error as CoreError, Float, HostWeight, Support, WeightFormat};
 
-use crate::{CudaBuffer, Result, error::Doing};
+use crate::{
+    buffer::CudaBuffer,
+    error::{Doing, PLATFORM, Result},
+};
+
+/// How a weight's elements lie on the device. Its scales are f32s there, whatever they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum WeightType {
+    F32,
+    F16,
+    Bf16,
+    /// FP8 codes in blocks that share a scale.
+    E4m3,
+}
+
+impl WeightType {
+    pub(crate) const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::E4m3];
+
+    /// Plain numbers of a type.
+    pub(crate) const fn of(float: Float) -> Self {
+        match float {
+            Float::F32 => Self::F32,
+            Float::F16 => Self::F16,
+            Float::BF16 => Self::Bf16,
+        }
+    }
+
+    /// Where a format of core's, of which there may be more than are known here, is taken or
+    /// refused.
+    pub(crate) fn from_format(format: WeightFormat) -> Result<Self> {
+        match format {
+            WeightFormat::Float(float) => Ok(Self::of(float)),
+            WeightFormat::Fp8 { .. } => Ok(Self::E4m3),
+            other => Err(CoreError::unsupported(PLATFORM, other, NO_KERNEL).into()),
+        }
+    }
+
+    /// Bytes of an element.
+    pub(crate) const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::E4m3 => 1,
+        }
+    }
+
+    /// The name in the names of kernels.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::E4m3 => "e4m3",
+        }
+    }
+}
+
+const NO_KERNEL: &str = "no kernel multiplies by this format";
+
+/// Whether a weight of this format runs.
+pub(crate) fn support(format: WeightFormat) -> Support {
+    match WeightType::from_format(format) {
+        Ok(_) => Support::Native,
+        Err(_) => Support::No(NO_KERNEL.to_owned()),
+    }
+}
 
 /// A weight on the device, as it was stored, its parts one below the other.
 #[derive(Debug)]
 pub struct CudaWeight {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    pub(crate) dtype: DType,
+    pub(crate) elements: WeightType,
     pub(crate) data: CudaBuffer,
-    pub(crate) scales: Option<Scales>,
+    pub(crate) scales: Option<WeightScales>,
 }
 
 /// The scales of an FP8 weight.
 #[derive(Debug)]
-pub(crate) struct Scales {
+pub(crate) struct WeightScales {
     /// f32, those of the parts' blocks one below the other.
     pub(crate) values: CudaBuffer,
     /// The row of scales of each row of the weight, u32.
@@ -37,6 +102,7 @@ fn keeps_codes_exact(scale: f32) -> bool {
     bits & 0x807f_ffff == 0 && (1e-36..1e35).contains(&scale)
 }
 
+/// Copies `data` to the buffer, `at` bytes from its start, and waits until it is there.
 pub(crate) fn to_device(
     stream: &Arc<CudaStream>,
     buffer: &CudaBuffer,
@@ -57,7 +123,8 @@ impl CudaWeight {
     pub(crate) fn load(stream: &Arc<CudaStream>, parts: &[HostWeight<'_>]) -> Result<Self> {
         HostWeight::check_parts(parts)?;
         let rows = parts.iter().map(HostWeight::rows).sum::<usize>();
-        let (cols, dtype) = (parts[0].cols(), parts[0].dtype());
+        let (cols, format) = (parts[0].cols(), parts[0].format());
+        let elements = WeightType::from_format(format)?;
         if rows > i32::MAX as usize || cols > i32::MAX as usize {
             let got = format!("[{rows}, {cols}]");
             return Err(CoreError::argument("parts", "sides below 2^31", got).into());
@@ -69,12 +136,16 @@ impl CudaWeight {
             to_device(stream, &data, at, part.data())?;
             at += part.data().len();
         }
+        let scales = match format.scaling() {
+            None => None,
+            Some((_, block)) => Some(WeightScales::load(stream, parts, block)?),
+        };
         Ok(Self {
             rows,
             cols,
-            dtype,
+            elements,
             data,
-            scales: Scales::load(stream, parts)?,
+            scales,
         })
     }
 
@@ -115,21 +186,18 @@ fn with_nan_rows(
     }
 }
 
-impl Scales {
-    fn load(stream: &Arc<CudaStream>, parts: &[HostWeight<'_>]) -> Result<Option<Self>> {
-        let Some(block) = parts[0].scales().map(|s| s.block) else {
-            return Ok(None);
-        };
+impl WeightScales {
+    fn load(stream: &Arc<CudaStream>, parts: &[HostWeight<'_>], block: [usize; 2]) -> Result<Self> {
         let columns = parts[0].cols().div_ceil(block[1]);
         let (mut values, mut rows) = (Vec::<f32>::new(), Vec::<u32>::new());
         for part in parts {
-            let Some(scales) = part.scales() else {
-                continue;
-            };
             let first = values.len() / columns;
-            let blocks = part.rows().div_ceil(block[0]);
             rows.extend((0..part.rows()).map(|r| (first + r / block[0]) as u32));
-            values.extend((0..blocks * columns).map(|i| scales.get(i)));
+            let scale = |row: usize| {
+                let columns = (0..part.cols()).step_by(block[1]);
+                columns.map(move |column| part.scale(row, column))
+            };
+            values.extend((0..part.rows()).step_by(block[0]).flat_map(scale));
         }
         let exact_in_bf16 = values.iter().all(|&s| keeps_codes_exact(s));
         let (last, others) = (parts.len() - 1, |p: &HostWeight<'_>| {
@@ -141,9 +209,9 @@ impl Scales {
         let upload = |bytes: &[u8]| {
             let buffer = CudaBuffer::new(stream.context(), bytes.len())?;
             to_device(stream, &buffer, 0, bytes)?;
-            Ok::<_, crate::Error>(buffer)
+            Ok::<_, crate::error::Error>(buffer)
         };
-        Ok(Some(Self {
+        Ok(Self {
             exact_in_bf16,
             values: upload(bytemuck::cast_slice(&values))?,
             rows: upload(bytemuck::cast_slice(&rows))?,
@@ -152,13 +220,28 @@ impl Scales {
                 .transpose()?,
             columns,
             block_columns: block[1].min(parts[0].cols()),
-        }))
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use swiglu_core::ScaleFormat;
+
+    #[test]
+    fn every_format_of_the_samples_has_a_type_of_its_size() {
+        for format in WeightFormat::SAMPLES {
+            let elements = WeightType::from_format(format).unwrap();
+            assert_eq!(8 * elements.size(), format.bits(), "{format}");
+            assert_eq!(support(format), Support::Native);
+        }
+        let fp8 = WeightFormat::Fp8 {
+            scales: ScaleFormat::F32,
+            block: [3, 5],
+        };
+        assert_eq!(WeightType::from_format(fp8).unwrap(), WeightType::E4m3);
+    }
 
     #[test]
     fn rows_of_scales_are_filled_up() {

@@ -6,9 +6,9 @@ use std::sync::{Arc, MutexGuard};
 
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut, sys};
 use half::bf16;
-use swiglu_core::{DType, Element, GatedActivation, Rounding, RowLayout, reference};
-use swiglu_cuda::{Activations, LaunchOptions, RawCall, cudarc, probe};
-use swiglu_testing::inputs::Numbers;
+use swiglu_conformance::inputs::Numbers;
+use swiglu_core::{Element, Float, GatedActivation, Rounding, RowLayout, reference};
+use swiglu_cuda::{Activations, LaunchOptions, RawActCall, RawGateUp, RawMatrix, cudarc, probe};
 
 mod common;
 use common::turn;
@@ -35,7 +35,7 @@ fn gpu() -> Option<Gpu> {
     match open() {
         Ok(gpu) => Some(gpu),
         Err(reason) => {
-            swiglu_testing::may_skip("cuda", &reason.to_string(), "cuda");
+            swiglu_conformance::may_skip("cuda", &reason.to_string(), "cuda");
             None
         }
     }
@@ -180,24 +180,25 @@ fn bare_pointers_at_any_alignment_give_the_same_bits() {
         {
             let (input, _r) = input.device_ptr(&stream);
             let (output, _w) = output.device_ptr_mut(&stream);
-            let call = RawCall {
-                dtype: DType::BF16,
-                input: input + 2 * at as u64,
-                input_layout: RowLayout::contiguous(rows, 2 * d),
-                output,
-                output_layout: RowLayout::contiguous(rows, d).with_offset(to),
+            let matrix = |address, layout| RawMatrix {
+                address,
+                float: Float::BF16,
+                layout,
+            };
+            let input = input + 2 * at as u64;
+            let rows_of = |cols| RowLayout::contiguous(rows, cols);
+            let call = |input| RawActCall {
+                input: RawGateUp::Merged(matrix(input, rows_of(2 * d))),
+                output: matrix(output, rows_of(d).with_offset(to)),
                 batches: None,
             };
             // SAFETY: the addresses are of the slices above, which hold the rows.
             unsafe {
                 let cu = stream.cu_stream();
                 gpu.activations
-                    .act_and_mul_raw(cu, &op, &call, LaunchOptions::default())
+                    .act_and_mul_raw(cu, &op, &call(input), LaunchOptions::default())
                     .unwrap();
-                let odd = RawCall {
-                    input: call.input + 1,
-                    ..call
-                };
+                let odd = call(input + 1);
                 assert!(
                     gpu.activations
                         .act_and_mul_raw(cu, &op, &odd, LaunchOptions::default())

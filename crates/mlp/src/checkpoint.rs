@@ -22,19 +22,19 @@ const INDEX: &str = "model.safetensors.index.json";
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    files: Vec<Mapped>,
-    tensors: BTreeMap<String, Place>,
+    files: Vec<ShardFile>,
+    tensors: BTreeMap<String, TensorPlace>,
 }
 
 #[derive(Debug)]
-struct Mapped {
+struct ShardFile {
     path: PathBuf,
     bytes: MappedFile,
 }
 
 /// Where a tensor lies, checked against its file.
 #[derive(Debug)]
-struct Place {
+struct TensorPlace {
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -43,7 +43,7 @@ struct Place {
 
 /// A tensor as its file has it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Stored<'a> {
+pub(crate) struct StoredTensor<'a> {
     pub name: &'a str,
     pub path: &'a Path,
     pub dtype: Dtype,
@@ -104,7 +104,7 @@ impl Checkpoint {
                 let problem = format!("also in {}", self.files[other.file].path.display());
                 return Err(Error::tensor(&tensor.name, &path, problem));
             }
-            let place = Place {
+            let place = TensorPlace {
                 file,
                 dtype: tensor.info.dtype,
                 shape: tensor.info.shape,
@@ -112,7 +112,7 @@ impl Checkpoint {
             };
             self.tensors.insert(tensor.name, place);
         }
-        self.files.push(Mapped { path, bytes });
+        self.files.push(ShardFile { path, bytes });
         Ok(())
     }
 
@@ -147,14 +147,14 @@ impl Checkpoint {
     }
 
     /// The tensors whose names begin with `prefix` and a dot.
-    pub(crate) fn under(&self, prefix: &str) -> Vec<Stored<'_>> {
+    pub(crate) fn under(&self, prefix: &str) -> Vec<StoredTensor<'_>> {
         let prefix = format!("{prefix}.");
         self.tensors
             .range(prefix.clone()..)
             .take_while(|(name, _)| name.starts_with(&prefix))
             .map(|(name, place)| {
                 let file = &self.files[place.file];
-                Stored {
+                StoredTensor {
                     name,
                     path: &file.path,
                     dtype: place.dtype,

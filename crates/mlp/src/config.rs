@@ -25,19 +25,19 @@ pub struct ModelConfig {
     pub block: Option<[usize; 2]>,
 }
 
-/// The names of the settings in one of the two forms of the file.
-struct Names {
+/// The names of the sizes in one of the two forms of the file.
+struct SizeKeys {
     hidden: &'static str,
     intermediate: &'static str,
 }
 
 /// Hugging Face's form.
-const HUGGING_FACE: Names = Names {
+const HUGGING_FACE: SizeKeys = SizeKeys {
     hidden: "hidden_size",
     intermediate: "moe_intermediate_size",
 };
 /// The form of DeepSeek's own inference code.
-const DEEPSEEK: Names = Names {
+const DEEPSEEK: SizeKeys = SizeKeys {
     hidden: "dim",
     intermediate: "moe_inter_dim",
 };
@@ -72,16 +72,16 @@ impl ModelConfig {
             Some(Value::Object(nested)) if !root.contains_key("hidden_size") => nested,
             _ => &root,
         };
-        let names = if text.contains_key(DEEPSEEK.hidden) && !text.contains_key(HUGGING_FACE.hidden)
+        let keys = if text.contains_key(DEEPSEEK.hidden) && !text.contains_key(HUGGING_FACE.hidden)
         {
             DEEPSEEK
         } else {
             HUGGING_FACE
         };
-        let each = size(text, names.intermediate)?;
+        let each = size(text, keys.intermediate)?;
         let experts = size(text, "n_shared_experts")?;
         let intermediate_size = each.checked_mul(experts).ok_or_else(|| {
-            let expected = format!("{} · n_shared_experts within range", names.intermediate);
+            let expected = format!("{} · n_shared_experts within range", keys.intermediate);
             Error::config("n_shared_experts", expected, experts)
         })?;
         let quantized = present(text, "quantization_config");
@@ -91,11 +91,11 @@ impl ModelConfig {
                 let expected = "an object or null";
                 return Err(Error::config("quantization_config", expected, kind(other)));
             }
-            None if names.hidden == DEEPSEEK.hidden => deepseek_block(text)?,
+            None if keys.hidden == DEEPSEEK.hidden => deepseek_block(text)?,
             None => None,
         };
         let act = match present(text, "hidden_act") {
-            None if names.hidden == DEEPSEEK.hidden => HiddenAct::Silu,
+            None if keys.hidden == DEEPSEEK.hidden => HiddenAct::Silu,
             None => return Err(Error::config("hidden_act", "\"silu\"", "nothing")),
             Some(value) => string("hidden_act", value)?.parse()?,
         };
@@ -104,7 +104,7 @@ impl ModelConfig {
             .transpose()?;
         Ok(Self {
             model_type,
-            hidden_size: size(text, names.hidden)?,
+            hidden_size: size(text, keys.hidden)?,
             intermediate_size,
             hidden_act: act,
             limit: limit(text)?,

@@ -1,32 +1,32 @@
 use safetensors::Dtype;
-use swiglu_core::{BlockScales, DType, HostWeight, Quantization};
+use swiglu_core::{Error as CoreError, Float, HostWeight, ScaleFormat, WeightFormat};
 
-use crate::checkpoint::Stored;
-use crate::shard::{Axis, OwnedWeight};
+use crate::checkpoint::StoredTensor;
+use crate::shard::cut;
 use crate::{Checkpoint, Error, MlpConfig, Result, Shard};
 
 /// The weights of a shared expert in host memory: gate and up [I, H], down [H, I].
 #[derive(Clone, Debug)]
 pub struct SharedExpert<'a> {
-    gate: HostWeight<'a>,
-    up: HostWeight<'a>,
-    down: HostWeight<'a>,
+    pub(crate) gate: HostWeight<'a>,
+    pub(crate) up: HostWeight<'a>,
+    pub(crate) down: HostWeight<'a>,
 }
 
 /// How a checkpoint names gate, up, down and a weight's scales.
-struct Scheme {
+struct NamingScheme {
     matrices: [&'static str; 3],
     scale: &'static str,
 }
 
-const SCHEMES: [Scheme; 2] = [
+const NAMING_SCHEMES: [NamingScheme; 2] = [
     // DeepSeek's own.
-    Scheme {
+    NamingScheme {
         matrices: ["w1", "w3", "w2"],
         scale: "scale",
     },
     // Hugging Face's; the scale multiplies, whatever its name says.
-    Scheme {
+    NamingScheme {
         matrices: ["gate_proj", "up_proj", "down_proj"],
         scale: "weight_scale_inv",
     },
@@ -48,19 +48,19 @@ impl<'a> SharedExpert<'a> {
     pub fn load(checkpoint: &'a Checkpoint, config: &MlpConfig) -> Result<Self> {
         config.check()?;
         let found = checkpoint.under(&config.prefix);
-        let source = Source {
+        let tensors = ExpertTensors {
             checkpoint,
             config,
             scheme: scheme(checkpoint, &config.prefix, &found)?,
             found,
         };
-        source.check_names()?;
+        tensors.check_names()?;
         let (h, i) = (config.hidden_size, config.intermediate_size);
-        let [gate, up, down] = source.scheme.matrices;
+        let [gate, up, down] = tensors.scheme.matrices;
         Ok(Self {
-            gate: source.weight(gate, [i, h])?,
-            up: source.weight(up, [i, h])?,
-            down: source.weight(down, [h, i])?,
+            gate: tensors.weight(gate, [i, h])?,
+            up: tensors.weight(up, [i, h])?,
+            down: tensors.weight(down, [h, i])?,
         })
     }
 
@@ -79,10 +79,11 @@ impl<'a> SharedExpert<'a> {
         &self.down
     }
 
-    /// Checks the shapes of the weights.
+    /// Checks that the weights fit together.
     ///
     /// # Errors
-    /// The first that is not as `hidden` and `intermediate` demand.
+    /// The first whose shape is not as `hidden` and `intermediate` demand; gate and up in different
+    /// formats.
     pub fn check(&self, hidden: usize, intermediate: usize) -> Result<()> {
         for (name, weight, shape) in [
             ("gate", &self.gate, [intermediate, hidden]),
@@ -92,75 +93,58 @@ impl<'a> SharedExpert<'a> {
             let got = [weight.rows(), weight.cols()];
             if got != shape {
                 let (expected, got) = (format!("shape {shape:?}"), format!("{got:?}"));
-                return Err(swiglu_core::Error::argument(name, expected, got).into());
+                return Err(CoreError::argument(name, expected, got).into());
             }
+        }
+        let (gate, up) = (self.gate.format(), self.up.format());
+        if up != gate {
+            let expected = format!("{gate}, as the gate weight is");
+            return Err(CoreError::argument("up", expected, up).into());
         }
         Ok(())
     }
 
-    /// Checks that these are weights whose products read quantized rows: FP8, in blocks as wide as
-    /// the rows' groups.
-    ///
-    /// # Errors
-    /// The first that is not.
-    pub(crate) fn check_quantized(&self, quant: &Quantization) -> Result<()> {
-        for (name, weight) in [("gate", &self.gate), ("up", &self.up), ("down", &self.down)] {
-            let Some(scales) = weight.scales() else {
-                let expected = format!("none, as the {name} weight is not FP8");
-                let got = format!("Fp8Block with {}", weight.dtype());
-                return Err(Error::config("activation_quant", expected, got));
-            };
-            if scales.block[1] != quant.group() {
-                let expected = format!("blocks {} columns wide", quant.group());
-                return Err(swiglu_core::Error::argument(name, expected, scales.block[1]).into());
-            }
-        }
-        Ok(())
-    }
-
-    /// A rank's part, or none where that is the whole.
-    pub(crate) fn shard(&self, shard: Shard) -> Result<Option<OwnedExpert>> {
+    /// A rank's part of the weights: a copy, or where that is the whole, these.
+    pub(crate) fn part(&self, shard: Shard) -> Result<SharedExpert<'_>> {
         if !shard.is_split() {
-            return Ok(None);
+            return Ok(SharedExpert {
+                gate: borrowed(&self.gate)?,
+                up: borrowed(&self.up)?,
+                down: borrowed(&self.down)?,
+            });
         }
         // The same columns of `act` must be cut from all three: at whole blocks of each.
-        let sides = [
-            self.gate.scales().map_or(1, |s| s.block[0]),
-            self.up.scales().map_or(1, |s| s.block[0]),
-            self.down.scales().map_or(1, |s| s.block[1]),
-        ];
-        let width = sides
-            .into_iter()
-            .try_fold(1, common_multiple)
+        let side = |weight: &HostWeight<'_>, axis: usize| {
+            let scaling = weight.format().scaling();
+            scaling.map_or(1, |(_, block)| block[axis])
+        };
+        let [gate, up, down] = [side(&self.gate, 0), side(&self.up, 0), side(&self.down, 1)];
+        let width = common_multiple(gate, up)
+            .and_then(|block| common_multiple(block, down))
             .and_then(|block| shard.width(self.gate.rows(), block))
             .ok_or_else(|| {
                 let expected = "blocks with a common multiple in range";
-                Error::config("block", expected, format!("{sides:?}"))
+                Error::config("block", expected, format!("{gate}, {up} and {down}"))
             })?;
-        let cut = |weight, axis| OwnedWeight::cut(weight, axis, shard.rank, width);
-        Ok(Some(OwnedExpert {
-            gate: cut(&self.gate, Axis::Rows)?,
-            up: cut(&self.up, Axis::Rows)?,
-            down: cut(&self.down, Axis::Cols)?,
-        }))
-    }
-}
-
-/// A rank's part of a shared expert.
-pub(crate) struct OwnedExpert {
-    gate: OwnedWeight,
-    up: OwnedWeight,
-    down: OwnedWeight,
-}
-
-impl OwnedExpert {
-    pub(crate) fn view(&self) -> Result<SharedExpert<'_>> {
+        let start = shard.rank.saturating_mul(width);
+        let hidden = self.gate.cols();
         Ok(SharedExpert {
-            gate: self.gate.view()?,
-            up: self.up.view()?,
-            down: self.down.view()?,
+            gate: cut(&self.gate, [start, 0], [width, hidden])?,
+            up: cut(&self.up, [start, 0], [width, hidden])?,
+            down: cut(&self.down, [0, start], [hidden, width])?,
         })
     }
+}
+
+/// The same weight without a copy.
+fn borrowed<'a>(weight: &'a HostWeight<'_>) -> Result<HostWeight<'a>> {
+    let shape = [weight.rows(), weight.cols()];
+    Ok(HostWeight::new(
+        shape,
+        weight.format(),
+        weight.data(),
+        weight.scales(),
+    )?)
 }
 
 fn common_multiple(a: usize, b: usize) -> Option<usize> {
@@ -172,19 +156,23 @@ fn common_multiple(a: usize, b: usize) -> Option<usize> {
 }
 
 /// The scheme of the tensors found: that of the names of their matrices.
-fn scheme(checkpoint: &Checkpoint, prefix: &str, found: &[Stored<'_>]) -> Result<&'static Scheme> {
+fn scheme(
+    checkpoint: &Checkpoint,
+    prefix: &str,
+    found: &[StoredTensor<'_>],
+) -> Result<&'static NamingScheme> {
     let matrix = |name: &str| -> Option<String> {
         let rest = name.strip_prefix(prefix)?.strip_prefix('.')?;
         Some(rest.split('.').next()?.to_owned())
     };
-    let of = |scheme: &Scheme| {
+    let of = |scheme: &NamingScheme| {
         found
             .iter()
             .find(|t| matrix(t.name).is_some_and(|m| scheme.matrices.contains(&m.as_str())))
     };
-    match [of(&SCHEMES[0]), of(&SCHEMES[1])] {
-        [Some(_), None] => Ok(&SCHEMES[0]),
-        [None, Some(_)] => Ok(&SCHEMES[1]),
+    match [of(&NAMING_SCHEMES[0]), of(&NAMING_SCHEMES[1])] {
+        [Some(_), None] => Ok(&NAMING_SCHEMES[0]),
+        [None, Some(_)] => Ok(&NAMING_SCHEMES[1]),
         [Some(a), Some(b)] => {
             let problem = format!("mixes namings with {}", a.name);
             Err(Error::tensor(b.name, b.path, problem))
@@ -198,14 +186,14 @@ fn scheme(checkpoint: &Checkpoint, prefix: &str, found: &[Stored<'_>]) -> Result
 }
 
 /// The tensors under a prefix, and what is expected of them.
-struct Source<'a, 'c> {
+struct ExpertTensors<'a, 'c> {
     checkpoint: &'a Checkpoint,
     config: &'c MlpConfig,
-    scheme: &'static Scheme,
-    found: Vec<Stored<'a>>,
+    scheme: &'static NamingScheme,
+    found: Vec<StoredTensor<'a>>,
 }
 
-impl<'a> Source<'a, '_> {
+impl<'a> ExpertTensors<'a, '_> {
     fn weight_name(&self, matrix: &str) -> String {
         format!("{}.{matrix}.weight", self.config.prefix)
     }
@@ -214,7 +202,7 @@ impl<'a> Source<'a, '_> {
         format!("{}.{matrix}.{}", self.config.prefix, self.scheme.scale)
     }
 
-    fn find(&self, name: &str) -> Option<&Stored<'a>> {
+    fn find(&self, name: &str) -> Option<&StoredTensor<'a>> {
         self.found.iter().find(|t| t.name == name)
     }
 
@@ -235,60 +223,59 @@ impl<'a> Source<'a, '_> {
             |name: &str, problem: &str| Error::tensor(name, self.checkpoint.path(), problem);
         let weight = self.find(&name).ok_or_else(|| missing(&name, "missing"))?;
         let scale = self.find(&scale_name);
-        let dtypes = [DType::F8E4M3, DType::BF16, DType::F16, DType::F32];
-        let dtype = expect(weight, &dtypes, shape)?;
-        let scales = match (dtype, scale) {
-            (DType::F8E4M3, None) => {
-                return Err(missing(&scale_name, "missing, and FP8 weights need it"));
-            }
-            (DType::F8E4M3, Some(scale)) => {
-                let block = self.config.block.ok_or_else(|| {
-                    let expected = format!("the blocks' sides, for the FP8 weight {name}");
-                    Error::config("block", expected, "none")
-                })?;
-                let grid = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
-                Some(BlockScales {
-                    data: scale.data,
-                    dtype: expect(scale, &[DType::E8M0, DType::F32], grid)?,
-                    block,
-                })
-            }
-            (_, None) => None,
-            (_, Some(scale)) => {
-                let problem = format!("unexpected: the weight is {dtype}, which takes no scale");
+        let float = match weight.dtype {
+            Dtype::F8_E4M3 => None,
+            Dtype::BF16 => Some(Float::BF16),
+            Dtype::F16 => Some(Float::F16),
+            Dtype::F32 => Some(Float::F32),
+            _ => return Err(wrong_type(weight, "F8_E4M3, BF16, F16 or F32")),
+        };
+        has_shape(weight, shape)?;
+        let (format, scales): (_, &[u8]) = match (float, scale) {
+            (Some(float), None) => (WeightFormat::Float(float), &[]),
+            (Some(float), Some(scale)) => {
+                let problem = format!("unexpected: the weight is {float}, which takes no scale");
                 return Err(Error::tensor(scale.name, scale.path, problem));
             }
+            (None, None) => {
+                return Err(missing(&scale_name, "missing, and FP8 weights need it"));
+            }
+            (None, Some(scale)) => (self.fp8(&name, shape, scale)?, scale.data),
         };
-        HostWeight::new(shape[0], shape[1], dtype, weight.data, scales)
+        HostWeight::new(shape, format, weight.data, scales)
             .map_err(|e| Error::tensor(&name, weight.path, e))
     }
+
+    /// The format of the FP8 weight `name` with these scales.
+    fn fp8(
+        &self,
+        name: &str,
+        [rows, cols]: [usize; 2],
+        scale: &StoredTensor<'_>,
+    ) -> Result<WeightFormat> {
+        let block = self.config.block.ok_or_else(|| {
+            let expected = format!("the blocks' sides, for the FP8 weight {name}");
+            Error::config("block", expected, "none")
+        })?;
+        let scales = match scale.dtype {
+            Dtype::F8_E8M0 => ScaleFormat::E8M0,
+            Dtype::F32 => ScaleFormat::F32,
+            _ => return Err(wrong_type(scale, "F8_E8M0 or F32")),
+        };
+        has_shape(scale, [rows.div_ceil(block[0]), cols.div_ceil(block[1])])?;
+        Ok(WeightFormat::Fp8 { scales, block })
+    }
 }
 
-/// The type of a tensor that must have one of `dtypes` and this shape.
-fn expect(tensor: &Stored<'_>, dtypes: &[DType], shape: [usize; 2]) -> Result<DType> {
-    let wrong = |problem| Error::tensor(tensor.name, tensor.path, problem);
-    let dtype = stored_type(tensor.dtype).filter(|d| dtypes.contains(d));
-    let dtype = dtype.ok_or_else(|| {
-        let names: Vec<_> = dtypes.iter().map(|d| d.name()).collect();
-        let got = format!("{:?}", tensor.dtype);
-        wrong(format!("expected {}, got {got}", names.join(", ")))
-    })?;
-    if tensor.shape != shape {
-        return Err(wrong(format!(
-            "expected shape {shape:?}, got {:?}",
-            tensor.shape
-        )));
-    }
-    Ok(dtype)
+fn wrong_type(tensor: &StoredTensor<'_>, expected: &str) -> Error {
+    let problem = format!("expected {expected}, got {:?}", tensor.dtype);
+    Error::tensor(tensor.name, tensor.path, problem)
 }
 
-fn stored_type(dtype: Dtype) -> Option<DType> {
-    match dtype {
-        Dtype::F32 => Some(DType::F32),
-        Dtype::F16 => Some(DType::F16),
-        Dtype::BF16 => Some(DType::BF16),
-        Dtype::F8_E4M3 => Some(DType::F8E4M3),
-        Dtype::F8_E8M0 => Some(DType::E8M0),
-        _ => None,
+fn has_shape(tensor: &StoredTensor<'_>, shape: [usize; 2]) -> Result<()> {
+    if tensor.shape == shape {
+        return Ok(());
     }
+    let problem = format!("expected shape {shape:?}, got {:?}", tensor.shape);
+    Err(Error::tensor(tensor.name, tensor.path, problem))
 }

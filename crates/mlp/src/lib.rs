@@ -2,15 +2,15 @@
 //!
 //! - [`ModelConfig`]: what a model's `config.json` says about its MLP;
 //! - [`Checkpoint`], [`SharedExpert`]: its weights, mapped from safetensors files;
-//! - [`MlpConfig`], [`DeepseekV4Mlp`], [`Workspace`]: the MLP itself, on any
-//!   [`swiglu_core::GatedMatmul`];
-//! - [`ActivationQuant`]: whether its products read bf16 or FP8;
+//! - [`MlpConfig`], [`DeepseekV4Mlp`], [`Workspace`]: the MLP itself, on any backend that has
+//!   [`swiglu_core::Matmul`] and [`swiglu_core::Quantize`];
+//! - [`ActivationQuant`]: whether its matmuls read bf16 or FP8;
 //! - [`Shard`]: one rank's share of it;
 //! - [`synthetic`]: checkpoints and inputs for trials.
 //!
 //! ```
 //! use std::sync::Arc;
-//! use swiglu_core::{Backend, DType, HostBuffer, Tensor, TensorMut, reference::Reference};
+//! use swiglu_core::{RowLayout, Tensor, TensorMut, bf16, reference::Reference};
 //! use swiglu_mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 //! use swiglu_mlp::{Checkpoint, DeepseekV4Mlp, ModelConfig, SharedExpert, Workspace};
 //!
@@ -26,11 +26,12 @@
 //! let expert = SharedExpert::load(&checkpoint, &config)?;
 //! let mlp = DeepseekV4Mlp::load(Arc::new(Reference), &config, &expert)?;
 //!
-//! let x = HostBuffer::from_slice(&synthetic_input(2, 96, 1))?;
-//! let mut y = Reference.alloc(2 * 96 * 2)?;
+//! let x = synthetic_input(2, 96, 1);
+//! let mut y = vec![bf16::ZERO; 2 * 96];
+//! let rows = RowLayout::contiguous(2, 96);
 //! mlp.forward(
-//!     Tensor::contiguous(&x, DType::BF16, 2, 96),
-//!     TensorMut::contiguous(&mut y, DType::BF16, 2, 96),
+//!     Tensor::from_slice(&x, rows),
+//!     TensorMut::from_slice(&mut y, rows),
 //!     &mut Workspace::new(),
 //! )?;
 //! # std::fs::remove_dir_all(&folder).unwrap();
@@ -47,6 +48,7 @@ mod json;
 mod mlp;
 mod mlp_config;
 mod shard;
+mod stage;
 pub mod synthetic;
 mod workspace;
 

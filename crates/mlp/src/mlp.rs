@@ -1,115 +1,113 @@
+use std::fmt;
 use std::sync::Arc;
 
 use swiglu_core::{
-    DType, Error as CoreError, GatedActivation, GatedMatmul, QuantOptions, Quantization, RowLayout,
-    Support, Tensor, TensorMut,
+    ActAndMul, Error as CoreError, Float, GatedActivation, Matmul, QuantOptions, Quantization,
+    Quantize, RowLayout, Tensor, TensorMut,
 };
 
+use crate::stage::{Stage, Stages};
 use crate::workspace::QuantizedSlots;
 use crate::{MlpConfig, Result, SharedExpert, Workspace};
 
 /// The MLP of a DeepSeek-V4 shared expert: x \[T, H\] → `gate_up` \[T, 2I\] → `act` \[T, I\] →
 /// y \[T, H\], bf16 between the stages.
 ///
-/// With [`crate::ActivationQuant::Fp8Block`] both products read FP8: x is quantized, and so is
+/// With [`crate::ActivationQuant::Fp8Block`] both matmuls read FP8: x is quantized, and so is
 /// `act`, in the pass that computes it.
 ///
 /// I is this rank's share: see [`Self::intermediate_size`]. With several ranks y is a partial sum;
 /// give f32 for y to add them without another rounding.
-pub struct DeepseekV4Mlp<B: GatedMatmul> {
+pub struct DeepseekV4Mlp<B: Matmul> {
     backend: Arc<B>,
-    op: GatedActivation,
-    quant: Option<Quantization>,
+    stages: Stages,
     gate_up: B::Weight,
     down: B::Weight,
-    hidden: usize,
-    intermediate: usize,
 }
 
-impl<B: GatedMatmul> DeepseekV4Mlp<B> {
+impl<B: Matmul> fmt::Debug for DeepseekV4Mlp<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeepseekV4Mlp")
+            .field("backend", &self.backend.platform())
+            .field("stages", &self.stages)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
     /// Brings this rank's part of the weights to the backend.
     ///
     /// # Errors
-    /// As [`MlpConfig::check`] and [`SharedExpert::check`], an activation, a quantization or a type
-    /// of weight that the backend does not support, quantized activations with weights that are not
-    /// FP8 in blocks as wide as `config.block` says, or a failure of the device.
+    /// As [`MlpConfig::requests`] and [`SharedExpert::check`], a request that the backend does not
+    /// support, gate and up in different formats, or a failure of the device.
     pub fn load(backend: Arc<B>, config: &MlpConfig, weights: &SharedExpert<'_>) -> Result<Self> {
-        config.check()?;
+        let stages = config.stages(weights.gate().format(), weights.down().format())?;
         weights.check(config.hidden_size, config.intermediate_size)?;
-        let op = config.activation()?;
-        let quant = config.quantization()?;
-        supported(
-            &*backend,
-            op.name(),
-            DType::BF16,
-            backend.supports(&op, DType::BF16),
-        )?;
-        for dtype in [weights.gate().dtype(), weights.down().dtype()] {
-            supported(
-                &*backend,
-                "a product",
-                dtype,
-                backend.supports_weight(dtype),
-            )?;
+        for Stage { request, .. } in stages.list() {
+            let support = backend.supports(&request);
+            support.required(backend.platform(), &request)?;
         }
-        if let Some(quant) = &quant {
-            weights.check_quantized(quant)?;
-            supported(
-                &*backend,
-                &format!("a product with {quant}"),
-                DType::F8E4M3,
-                backend.supports_quantized(quant, DType::F8E4M3),
-            )?;
-        }
-        let cut = weights.shard(config.shard)?;
-        let weights = match &cut {
-            Some(cut) => cut.view()?,
-            None => weights.clone(),
-        };
+        let SharedExpert { gate, up, down } = weights.part(config.shard)?;
+        let intermediate = gate.rows();
         Ok(Self {
-            gate_up: backend.load_gate_up(*weights.gate(), *weights.up())?,
-            down: backend.load_weight(&[*weights.down()])?,
-            hidden: config.hidden_size,
-            intermediate: weights.gate().rows(),
-            op,
-            quant,
+            gate_up: backend.load_gate_up(gate, up)?,
+            down: backend.load_weight(&[down])?,
+            stages: Stages {
+                intermediate,
+                ..stages
+            },
             backend,
         })
     }
 
-    /// Enqueues y = mlp(x): x \[T, H\] to y \[T, H\], each bf16, f16 or f32. Nothing is allocated
-    /// where `workspace` has seen as large a T before; T = 0 does nothing.
+    /// Enqueues y = mlp(x): x \[T, H\] to y \[T, H\], each bf16, f16 or f32, where they lie. Nothing
+    /// is allocated where `workspace` has seen as large a T before, on the device or on the host;
+    /// T = 0 does nothing.
     ///
     /// # Errors
-    /// Shapes, types or buffers that do not fit, or a failure of the device.
+    /// Shapes or views that do not fit, or a failure of the device.
     pub fn forward(
         &self,
-        x: Tensor<'_, B::Buffer>,
-        y: TensorMut<'_, B::Buffer>,
+        x: Tensor<'_, B>,
+        y: TensorMut<'_, B>,
         workspace: &mut Workspace<B>,
     ) -> Result<()> {
         self.check_ends(&x, &y)?;
-        if x.layout.rows == 0 {
+        let (rows, i) = (x.layout.rows, self.stages.intermediate);
+        if rows == 0 {
             return Ok(());
         }
-        let (backend, rows, i) = (&*self.backend, x.layout.rows, self.intermediate);
+        let backend = &*self.backend;
         let Workspace {
             gate_up,
             act,
             quantized,
         } = workspace;
-        let mut gate_up = gate_up.matrix(backend, DType::BF16, rows, 2 * i)?;
-        let Some(quant) = &self.quant else {
-            let mut act = act.matrix(backend, DType::BF16, rows, i)?;
-            backend.matmul_act_and_mul(&self.op, x, &self.gate_up, gate_up, act.reborrow())?;
-            return Ok(backend.matmul(act.as_ref(), &self.down, y)?);
+        let mut gate_up = gate_up.matrix(backend, rows, 2 * i)?;
+        let op = &self.stages.op;
+        let Some(quant) = &self.stages.quant else {
+            let mut act = act.matrix(backend, rows, i)?;
+            backend.matmul_act_and_mul(op, x, &self.gate_up, gate_up, act.reborrow())?;
+            return Ok(backend.matmul(act.as_tensor(), &self.down, y)?);
         };
-        quantized.reserve(backend, quant, rows, self.hidden.max(i))?;
-        self.product(x, &self.gate_up, gate_up.reborrow(), quantized)?;
-        let (mut act, widened) = quantized.matrix(backend, quant, rows, i)?;
+        let first = self.stages.quantized_gate_up(*quant, Float::BF16);
+        let second = self.stages.quantized_down(*quant, y.float);
+        // For the larger of the two at once, so that the second does not outgrow the first.
+        let scratch = self.scratch(&first, rows).max(self.scratch(&second, rows));
+        let widest = self.stages.hidden.max(i);
+        quantized.matrix(backend, quant, [rows, widest], scratch)?;
+        self.quantize_and_matmul(
+            quant,
+            x,
+            (&self.gate_up, &first),
+            gate_up.reborrow(),
+            quantized,
+        )?;
+        let (mut act, scratch) = quantized.matrix(backend, quant, [rows, i], scratch)?;
         let options = QuantOptions::default();
-        backend.act_and_mul_quant(&self.op, quant, gate_up.as_ref(), act.reborrow(), options)?;
-        Ok(backend.matmul_quantized(quant, act.as_ref(), &self.down, widened, y)?)
+        let input = gate_up.as_tensor().into();
+        backend.act_and_mul_quant(op, quant, input, act.reborrow(), options)?;
+        Ok(backend.matmul_quantized(quant, act.as_quantized(), &self.down, scratch, y)?)
     }
 
     /// As [`Self::forward`], stage by stage into the caller's memory and never fused: `gate_up`
@@ -117,63 +115,79 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
     /// quantized.
     ///
     /// # Errors
-    /// As [`Self::forward`].
+    /// As [`Self::forward`], and a stage by itself that the backend does not support.
     pub fn forward_stages(
         &self,
-        x: Tensor<'_, B::Buffer>,
-        mut gate_up: TensorMut<'_, B::Buffer>,
-        mut act: TensorMut<'_, B::Buffer>,
-        y: TensorMut<'_, B::Buffer>,
+        x: Tensor<'_, B>,
+        mut gate_up: TensorMut<'_, B>,
+        mut act: TensorMut<'_, B>,
+        y: TensorMut<'_, B>,
         workspace: &mut Workspace<B>,
     ) -> Result<()> {
         self.check_ends(&x, &y)?;
-        let rows = x.layout.rows;
-        let stages = [
-            ("gate_up", &gate_up, 2 * self.intermediate),
-            ("act", &act, self.intermediate),
-        ];
-        for (argument, stage, cols) in stages {
-            if stage.dtype != DType::BF16 {
-                return Err(CoreError::argument(argument, "bf16", stage.dtype).into());
-            }
-            self.check_matrix(argument, &stage.as_ref(), rows, cols)?;
-        }
+        let (rows, i) = (x.layout.rows, self.stages.intermediate);
+        is_stage("gate_up", &gate_up, [rows, 2 * i])?;
+        is_stage("act", &act, [rows, i])?;
         if rows == 0 {
             return Ok(());
         }
         let slots = &mut workspace.quantized;
-        self.product(x, &self.gate_up, gate_up.reborrow(), slots)?;
+        let op = &self.stages.op;
+        let Some(quant) = &self.stages.quant else {
+            self.backend.matmul(x, &self.gate_up, gate_up.reborrow())?;
+            self.backend
+                .act_and_mul(op, gate_up.as_tensor().into(), act.reborrow())?;
+            return Ok(self.backend.matmul(act.as_tensor(), &self.down, y)?);
+        };
+        let first = self.stages.quantized_gate_up(*quant, Float::BF16);
+        let second = self.stages.quantized_down(*quant, y.float);
+        self.quantize_and_matmul(quant, x, (&self.gate_up, &first), gate_up.reborrow(), slots)?;
         self.backend
-            .act_and_mul(&self.op, gate_up.as_ref(), act.reborrow())?;
-        self.product(act.as_ref(), &self.down, y, slots)
+            .act_and_mul(op, gate_up.as_tensor().into(), act.reborrow())?;
+        self.quantize_and_matmul(quant, act.as_tensor(), (&self.down, &second), y, slots)
     }
 
-    /// y = x · wᵀ, of x quantized where activations are.
-    fn product(
+    /// y = quant(x) · wᵀ.
+    fn quantize_and_matmul(
         &self,
-        x: Tensor<'_, B::Buffer>,
-        weight: &B::Weight,
-        y: TensorMut<'_, B::Buffer>,
-        slots: &mut QuantizedSlots<B::Buffer>,
+        quant: &Quantization,
+        x: Tensor<'_, B>,
+        (weight, stage): (&B::Weight, &Stage),
+        y: TensorMut<'_, B>,
+        slots: &mut QuantizedSlots<B>,
     ) -> Result<()> {
         let backend = &*self.backend;
-        let Some(quant) = &self.quant else {
-            return Ok(backend.matmul(x, weight, y)?);
-        };
         let RowLayout { rows, cols, .. } = x.layout;
-        let (mut codes, widened) = slots.matrix(backend, quant, rows, cols)?;
+        let scratch = self.scratch(stage, rows);
+        let (mut codes, scratch) = slots.matrix(backend, quant, [rows, cols], scratch)?;
         backend.quantize(quant, x, codes.reborrow())?;
-        Ok(backend.matmul_quantized(quant, codes.as_ref(), weight, widened, y)?)
+        Ok(backend.matmul_quantized(quant, codes.as_quantized(), weight, scratch, y)?)
+    }
+
+    /// The bytes of scratch memory that a stage takes.
+    fn scratch(&self, stage: &Stage, rows: usize) -> usize {
+        self.backend.scratch(&stage.request, &stage.shape(rows))
+    }
+
+    /// Which kernels a forward pass over so many rows runs, with x and y in bf16: a line for each
+    /// stage that the backend has a plan for.
+    pub fn plan(&self, rows: usize) -> Vec<String> {
+        let line = |stage: Stage| {
+            let shape = stage.shape(rows);
+            let plan = self.backend.plan(&stage.request, &shape)?;
+            Some(format!("{} {shape}: {plan}", stage.name))
+        };
+        self.stages.list().into_iter().filter_map(line).collect()
     }
 
     /// Elements in a row of x and y (H).
     pub const fn hidden_size(&self) -> usize {
-        self.hidden
+        self.stages.hidden
     }
 
     /// Elements in a row of `act` (I): those of this rank, its padding included.
     pub const fn intermediate_size(&self) -> usize {
-        self.intermediate
+        self.stages.intermediate
     }
 
     /// The bytes of weights that a forward pass reads.
@@ -181,14 +195,14 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
         self.backend.weight_bytes(&self.gate_up) + self.backend.weight_bytes(&self.down)
     }
 
-    /// The activation between the products.
+    /// The activation between the matmuls.
     pub const fn activation(&self) -> &GatedActivation {
-        &self.op
+        &self.stages.op
     }
 
-    /// How the inputs of the products are quantized, if they are.
+    /// How the inputs of the matmuls are quantized, if they are.
     pub const fn quantization(&self) -> Option<&Quantization> {
-        self.quant.as_ref()
+        self.stages.quant.as_ref()
     }
 
     /// The backend that holds the weights.
@@ -196,48 +210,40 @@ impl<B: GatedMatmul> DeepseekV4Mlp<B> {
         &self.backend
     }
 
-    fn check_ends(&self, x: &Tensor<'_, B::Buffer>, y: &TensorMut<'_, B::Buffer>) -> Result<()> {
-        self.check_matrix("x", x, x.layout.rows, self.hidden)?;
-        self.check_matrix("y", &y.as_ref(), x.layout.rows, self.hidden)
-    }
-
-    /// Checks a whole call before its first stage is enqueued.
-    fn check_matrix(
-        &self,
-        argument: &'static str,
-        matrix: &Tensor<'_, B::Buffer>,
-        rows: usize,
-        cols: usize,
-    ) -> Result<()> {
-        let RowLayout {
-            rows: r, cols: c, ..
-        } = matrix.layout;
-        if !DType::COMPUTE.contains(&matrix.dtype) {
-            return Err(CoreError::argument(argument, "f32, f16 or bf16", matrix.dtype).into());
+    /// Checks of x and y what the stages would find too late, or under another name: the first
+    /// stage has then run, or the workspace has grown for rows that do not exist.
+    fn check_ends(&self, x: &Tensor<'_, B>, y: &TensorMut<'_, B>) -> Result<()> {
+        let shape = [x.layout.rows, self.stages.hidden];
+        has_shape("x", &x.layout, shape)?;
+        has_shape("y", &y.layout, shape)?;
+        y.as_tensor().check("y")?;
+        match self.stages.quant {
+            // `quantize` would call it its input.
+            Some(_) => Ok(x.check("x")?),
+            None => Ok(()),
         }
-        if (r, c) != (rows, cols) {
-            let expected = format!("shape [{rows}, {cols}]");
-            return Err(CoreError::argument(argument, expected, format!("[{r}, {c}]")).into());
-        }
-        let elements = self.backend.len(matrix.buffer) / matrix.dtype.size();
-        Ok(matrix.layout.check(argument, elements)?)
     }
 }
 
-fn supported<B: GatedMatmul>(
-    backend: &B,
-    what: &str,
-    dtype: DType,
-    support: Support,
-) -> Result<()> {
-    match support {
-        Support::Native | Support::Emulated(_) => Ok(()),
-        Support::No(reason) => Err(CoreError::Unsupported {
-            platform: backend.platform().to_owned(),
-            what: what.to_owned(),
-            dtype,
-            reason,
-        }
-        .into()),
+fn has_shape(argument: &'static str, layout: &RowLayout, [rows, cols]: [usize; 2]) -> Result<()> {
+    let got = [layout.rows, layout.cols];
+    if got == [rows, cols] {
+        return Ok(());
     }
+    let expected = format!("shape [{rows}, {cols}]");
+    let got = format!("[{}, {}]", got[0], got[1]);
+    Err(CoreError::argument(argument, expected, got).into())
+}
+
+/// Checks the caller's memory for what a stage gives.
+fn is_stage<B: Matmul>(
+    argument: &'static str,
+    matrix: &TensorMut<'_, B>,
+    shape: [usize; 2],
+) -> Result<()> {
+    if matrix.float != Float::BF16 {
+        return Err(CoreError::argument(argument, "bf16", matrix.float).into());
+    }
+    has_shape(argument, &matrix.layout, shape)?;
+    Ok(matrix.as_tensor().check(argument)?)
 }

@@ -1,7 +1,11 @@
 use std::str::FromStr;
 
-use swiglu_core::{GatedActivation, Limit, Quantization, Rounding, ScaleFormat};
+use swiglu_core::{
+    Error as CoreError, GatedActivation, Limit, Quantization, Request, Rounding, ScaleFormat,
+    WeightFormat,
+};
 
+use crate::stage::Stages;
 use crate::{Error, Result, Shard};
 
 /// A model's `hidden_act`. DeepSeek-V4 has one.
@@ -26,7 +30,7 @@ impl FromStr for HiddenAct {
     }
 }
 
-/// What the two products read.
+/// What the two matmuls read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ActivationQuant {
     /// Their inputs as they are: bf16 between the stages.
@@ -53,7 +57,7 @@ pub struct MlpConfig {
     pub rounding: Rounding,
     /// Rows and columns that share a scale: needed for FP8 weights, of no effect for others.
     pub block: Option<[usize; 2]>,
-    /// Whether the inputs of the products are quantized, which takes FP8 weights.
+    /// Whether the inputs of the matmuls are quantized, which takes FP8 weights.
     pub activation_quant: ActivationQuant,
     /// Whether the ranks' partial sums are to be added up here. That needs communication, which
     /// does not exist yet: with more than one rank this must be false, and the caller adds them.
@@ -69,7 +73,7 @@ impl MlpConfig {
     /// from growing with a number in a file.
     pub const MAX_BLOCK: usize = 1 << 16;
 
-    /// The activation between the products.
+    /// The activation between the matmuls.
     ///
     /// # Errors
     /// None for a valid [`Limit`].
@@ -82,7 +86,7 @@ impl MlpConfig {
         Ok(op.with_rounding(self.rounding))
     }
 
-    /// How the inputs of both products are quantized, if they are: [`Quantization::deepseek_v4`]
+    /// How the inputs of both matmuls are quantized, if they are: [`Quantization::deepseek_v4`]
     /// with blocks 128 wide, [`Quantization::deepseek_v4_1`] with 32.
     ///
     /// # Errors
@@ -94,15 +98,45 @@ impl MlpConfig {
         }
         let Some([_, width]) = self.block else {
             let expected = "none with weights that are not FP8 in blocks";
-            return Err(Error::config("activation_quant", expected, "Fp8Block"));
+            return Err(Error::config("activation_quant", expected, "FP8"));
         };
-        match Quantization::new(width, ScaleFormat::Ue8m0) {
+        match Quantization::new(width, ScaleFormat::E8M0) {
             Ok(quant) => Ok(Some(quant)),
             Err(_) => {
                 let expected = "a width of 128, 64 or 32 for FP8 activations";
                 Err(Error::config("block", expected, width))
             }
         }
+    }
+
+    /// What a forward pass asks of its backend, stage by stage, with gate and up weights stored as
+    /// `gate_up` says and a down weight as `down` says, x and y in bf16: what
+    /// [`crate::DeepseekV4Mlp::load`] requires.
+    ///
+    /// # Errors
+    /// As [`Self::check`], and FP8 activations with weights that are not FP8 in blocks as wide as
+    /// [`Self::block`] says.
+    pub fn requests(&self, gate_up: WeightFormat, down: WeightFormat) -> Result<Vec<Request>> {
+        let stages = self.stages(gate_up, down)?.list();
+        Ok(stages.into_iter().map(|stage| stage.request).collect())
+    }
+
+    /// The stages of the whole MLP, checked.
+    pub(crate) fn stages(&self, gate_up: WeightFormat, down: WeightFormat) -> Result<Stages> {
+        self.check()?;
+        let quant = self.quantization()?;
+        if let Some(quant) = &quant {
+            reads_quantized(quant, "gate", gate_up)?;
+            reads_quantized(quant, "down", down)?;
+        }
+        Ok(Stages {
+            op: self.activation()?,
+            quant,
+            gate_up,
+            down,
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+        })
     }
 
     /// Checks what a caller or a file may have got wrong.
@@ -137,4 +171,18 @@ impl MlpConfig {
         }
         Ok(())
     }
+}
+
+/// Checks that a matmul by this weight can read quantized rows: FP8, in blocks as wide as the rows'
+/// groups.
+fn reads_quantized(quant: &Quantization, name: &'static str, weight: WeightFormat) -> Result<()> {
+    let Some((_, [_, width])) = weight.scaling() else {
+        let expected = format!("none, as the {name} weight is {weight} and not FP8 in blocks");
+        return Err(Error::config("activation_quant", expected, "FP8"));
+    };
+    if width != quant.group() {
+        let expected = format!("blocks {} columns wide", quant.group());
+        return Err(CoreError::argument(name, expected, width).into());
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-use swiglu_core::{BlockScales, DType, E8M0, HostWeight};
+use swiglu_core::HostWeight;
 
 use crate::{Error, Result};
 
@@ -48,137 +48,67 @@ impl Shard {
     }
 }
 
-/// Which side of a matrix is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Axis {
-    Rows,
-    Cols,
-}
-
-/// A part of a weight in memory of its own.
-#[derive(Clone, Debug)]
-pub(crate) struct OwnedWeight {
-    rows: usize,
-    cols: usize,
-    dtype: DType,
-    data: Vec<u8>,
-    scales: Option<(Vec<u8>, DType, [usize; 2])>,
-}
-
-impl OwnedWeight {
-    /// Part `rank` of `weight` in parts of `width` rows or columns, a multiple of the block's side
-    /// there. What lies beyond the weight is 0, and its scales 1.
-    pub(crate) fn cut(
-        weight: &HostWeight<'_>,
-        axis: Axis,
-        rank: usize,
-        width: usize,
-    ) -> Result<Self> {
-        let (rows, cols) = match axis {
-            Axis::Rows => (width, weight.cols()),
-            Axis::Cols => (weight.rows(), width),
+/// The rectangle of `shape` rows and columns from `[top, left]` on of a weight; both corners lie
+/// between blocks. What lies beyond the weight is 0, and its scales 1.
+pub(crate) fn cut(
+    weight: &HostWeight<'_>,
+    [top, left]: [usize; 2],
+    shape: [usize; 2],
+) -> Result<HostWeight<'static>> {
+    let format = weight.format();
+    let [rows, cols] = shape;
+    let left = left.min(weight.cols());
+    let elements = ByteRows {
+        data: weight.data(),
+        line: format.row_bytes(weight.cols()),
+    };
+    let corner = [top, format.row_bytes(left)];
+    let data = elements.cut(corner, [rows, format.row_bytes(cols)], &[0])?;
+    let mut scales = Vec::new();
+    if let Some((scale, [r, c])) = format.scaling() {
+        let size = scale.size();
+        let mut one = [0; 4];
+        scale.write(&mut one, 0, 1.0);
+        let grid = ByteRows {
+            data: weight.scales(),
+            line: weight.cols().div_ceil(c) * size,
         };
-        let data = Matrix {
-            data: weight.data(),
-            cols: weight.cols(),
-            size: weight.dtype().size(),
-        }
-        .cut(axis, rank, width, rows, &[0; 4][..weight.dtype().size()])?;
-        let scales = match weight.scales() {
-            None => None,
-            Some(s) => {
-                let [r, c] = s.block;
-                let width = match axis {
-                    Axis::Rows => width.div_ceil(r),
-                    Axis::Cols => width.div_ceil(c),
-                };
-                let one = 1_f32.to_le_bytes();
-                let fill: &[u8] = match s.dtype {
-                    DType::E8M0 => &[E8M0::ONE.0],
-                    _ => &one,
-                };
-                let grid = Matrix {
-                    data: s.data,
-                    cols: weight.cols().div_ceil(c),
-                    size: s.dtype.size(),
-                };
-                let data = grid.cut(axis, rank, width, rows.div_ceil(r), fill)?;
-                Some((data, s.dtype, s.block))
-            }
-        };
-        Ok(Self {
-            rows,
-            cols,
-            dtype: weight.dtype(),
-            data,
-            scales,
-        })
+        let corner = [top / r, left.div_ceil(c) * size];
+        let grid_shape = [rows.div_ceil(r), cols.div_ceil(c) * size];
+        scales = grid.cut(corner, grid_shape, &one[..size])?;
     }
-
-    /// The part as a weight.
-    pub(crate) fn view(&self) -> Result<HostWeight<'_>> {
-        let scales = self
-            .scales
-            .as_ref()
-            .map(|(data, dtype, block)| BlockScales {
-                data,
-                dtype: *dtype,
-                block: *block,
-            });
-        let (rows, cols) = (self.rows, self.cols);
-        Ok(HostWeight::new(rows, cols, self.dtype, &self.data, scales)?)
-    }
+    Ok(HostWeight::owned(shape, format, data, scales)?)
 }
 
-/// Elements of `size` bytes, `cols` in a row.
-struct Matrix<'a> {
+/// A matrix as bytes, `line` of them in a row.
+struct ByteRows<'a> {
     data: &'a [u8],
-    cols: usize,
-    size: usize,
+    line: usize,
 }
 
-impl Matrix<'_> {
-    /// Part `rank` of parts that are `width` wide along `axis`, `rows` rows of it, with `fill` where
-    /// the matrix has ended.
+impl ByteRows<'_> {
+    /// The rectangle of `rows` rows and `width` bytes from `[top, left]` on, with whole `fill`s
+    /// where the matrix has ended.
     fn cut(
         &self,
-        axis: Axis,
-        rank: usize,
-        width: usize,
-        rows: usize,
+        [top, left]: [usize; 2],
+        [rows, width]: [usize; 2],
         fill: &[u8],
     ) -> Result<Vec<u8>> {
-        let out_cols = match axis {
-            Axis::Rows => self.cols,
-            Axis::Cols => width,
-        };
-        let start = rank.saturating_mul(width);
-        let overflow = || Error::config("shard", "parts within the address space", width);
+        let from = left.min(self.line);
+        let to = from.saturating_add(width).min(self.line);
         let bytes = rows
-            .checked_mul(out_cols)
-            .and_then(|n| n.checked_mul(self.size))
-            .ok_or_else(overflow)?;
+            .checked_mul(width)
+            .ok_or_else(|| Error::config("shard", "parts within the address space", width))?;
         let mut out = Vec::new();
         out.try_reserve_exact(bytes)
             .map_err(|_| swiglu_core::Error::OutOfMemory {
                 platform: "host",
                 bytes,
             })?;
-        let line = self.cols * self.size;
-        match axis {
-            Axis::Rows => {
-                let from = start.saturating_mul(line).min(self.data.len());
-                let to = from.saturating_add(bytes).min(self.data.len());
-                out.extend_from_slice(&self.data[from..to]);
-            }
-            Axis::Cols => {
-                let from = start.min(self.cols) * self.size;
-                let to = start.saturating_add(width).min(self.cols) * self.size;
-                for row in self.data.chunks_exact(line) {
-                    out.extend_from_slice(&row[from..to]);
-                    pad(&mut out, (width * self.size) - (to - from), fill);
-                }
-            }
+        for row in self.data.chunks_exact(self.line).skip(top).take(rows) {
+            out.extend_from_slice(&row[from..to]);
+            pad(&mut out, width - (to - from), fill);
         }
         let missing = bytes - out.len();
         pad(&mut out, missing, fill);
@@ -194,6 +124,7 @@ fn pad(out: &mut Vec<u8>, bytes: usize, fill: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use swiglu_core::{ScaleFormat, WeightFormat};
 
     fn shard(rank: usize, world: usize) -> Shard {
         Shard {
@@ -222,21 +153,35 @@ mod tests {
     fn parts_are_padded_with_zeros_of_scale_one() {
         // Columns 0 to 4 in blocks of 2: scales 1, 2, 3 in the first row of blocks.
         let codes: Vec<u8> = (1..=15).collect();
-        let scales = BlockScales {
-            data: &[1, 2, 3, 4, 5, 6],
-            dtype: DType::E8M0,
+        let format = WeightFormat::Fp8 {
+            scales: ScaleFormat::E8M0,
             block: [2, 2],
         };
-        let w = HostWeight::new(3, 5, DType::F8E4M3, &codes, Some(scales)).unwrap();
-        let last = OwnedWeight::cut(&w, Axis::Cols, 1, 4).unwrap();
-        assert_eq!(last.data, [5, 0, 0, 0, 10, 0, 0, 0, 15, 0, 0, 0]);
-        assert_eq!(last.scales.as_ref().unwrap().0, [3, 127, 6, 127]);
-        let beyond = OwnedWeight::cut(&w, Axis::Cols, 7, 2).unwrap();
-        assert_eq!(beyond.data, [0; 6]);
-        assert_eq!(beyond.scales.as_ref().unwrap().0, [127; 2]);
-        let rows = OwnedWeight::cut(&w, Axis::Rows, 1, 2).unwrap();
-        assert_eq!(rows.data, [11, 12, 13, 14, 15, 0, 0, 0, 0, 0]);
-        assert_eq!(rows.scales.as_ref().unwrap().0, [4, 5, 6]);
-        assert_eq!(rows.view().unwrap().rows(), 2);
+        let w = HostWeight::new([3, 5], format, &codes, &[1, 2, 3, 4, 5, 6]).unwrap();
+        let last = cut(&w, [0, 4], [3, 4]).unwrap();
+        assert_eq!(last.data(), [5, 0, 0, 0, 10, 0, 0, 0, 15, 0, 0, 0]);
+        assert_eq!(last.scales(), [3, 127, 6, 127]);
+        let beyond = cut(&w, [0, 14], [3, 2]).unwrap();
+        assert_eq!(beyond.data(), [0; 6]);
+        assert_eq!(beyond.scales(), [127; 2]);
+        let rows = cut(&w, [2, 0], [2, 5]).unwrap();
+        assert_eq!(rows.data(), [11, 12, 13, 14, 15, 0, 0, 0, 0, 0]);
+        assert_eq!(rows.scales(), [4, 5, 6]);
+        assert_eq!((rows.rows(), rows.format()), (2, format));
+        assert!(cut(&w, [0, usize::MAX - 1], [3, 2]).is_ok());
+    }
+
+    #[test]
+    fn scales_of_f32_are_cut_and_padded_as_whole_numbers() {
+        let scales = [0.5_f32, 2.0, 4.0, 8.0].map(f32::to_le_bytes).concat();
+        let format = WeightFormat::Fp8 {
+            scales: ScaleFormat::F32,
+            block: [1, 3],
+        };
+        let w = HostWeight::new([2, 4], format, &[7; 8], &scales).unwrap();
+        let part = cut(&w, [1, 3], [2, 6]).unwrap();
+        assert_eq!(part.data(), [7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let expected = [8.0_f32, 1.0, 1.0, 1.0].map(f32::to_le_bytes).concat();
+        assert_eq!(part.scales(), expected);
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use safetensors::{Dtype, View};
-use swiglu_core::{DType, E4M3, E8M0, bf16, f16};
+use swiglu_core::{E4M3, E8M0, Float, ScaleFormat, bf16, f16};
 
 use crate::{Error, Result};
 
@@ -33,10 +33,10 @@ pub struct SyntheticConfig {
     pub seed: u64,
     /// How tensors are named.
     pub names: Names,
-    /// FP8 codes with scales, or bf16, f16 or f32 of the same values.
-    pub weights: DType,
-    /// E8M0 or f32, for FP8 weights.
-    pub scales: DType,
+    /// Plain numbers of this type, or `None` for FP8 codes with scales: the same values.
+    pub weights: Option<Float>,
+    /// How the scales of FP8 weights are stored.
+    pub scales: ScaleFormat,
 }
 
 impl SyntheticConfig {
@@ -49,8 +49,8 @@ impl SyntheticConfig {
             layer: 3,
             seed,
             names: Names::DeepSeek,
-            weights: DType::F8E4M3,
-            scales: DType::E8M0,
+            weights: None,
+            scales: ScaleFormat::E8M0,
         }
     }
 
@@ -72,14 +72,14 @@ impl SyntheticConfig {
             "hidden_act": "silu",
             "swiglu_limit": 10.0,
         });
-        if self.weights == DType::F8E4M3 {
+        if self.weights.is_none() {
             config["quantization_config"] = serde_json::json!({
                 "quant_method": "fp8",
                 "fmt": "e4m3",
                 "activation_scheme": "dynamic",
                 "weight_block_size": [self.block, self.block],
             });
-            if self.scales == DType::E8M0 {
+            if self.scales == ScaleFormat::E8M0 {
                 config["quantization_config"]["scale_fmt"] = "ue8m0".into();
             }
         }
@@ -90,13 +90,6 @@ impl SyntheticConfig {
         let least = self.hidden.min(self.intermediate).min(self.block);
         if least == 0 {
             return Err(Error::config("synthetic sizes", "at least 1", least));
-        }
-        if self.weights == DType::E8M0 {
-            let expected = "f8_e4m3, bf16, f16 or f32";
-            return Err(Error::config("weights", expected, self.weights));
-        }
-        if !matches!(self.scales, DType::E8M0 | DType::F32) {
-            return Err(Error::config("scales", "f8_e8m0 or f32", self.scales));
         }
         if self
             .hidden
@@ -115,7 +108,7 @@ impl SyntheticConfig {
 /// With an input of about unit variance a few per cent of the gates and ups lie beyond ±10.
 ///
 /// # Errors
-/// Sizes of 0, types that are none of a weight's, or a file that cannot be written.
+/// Sizes of 0 or beyond memory, or a file that cannot be written.
 pub fn write_checkpoint(folder: &Path, config: &SyntheticConfig) -> Result<()> {
     config.check()?;
     let json = folder.join("config.json");
@@ -144,18 +137,18 @@ fn normal(rng: &mut fastrand::Rng) -> f64 {
     radius * (std::f64::consts::TAU * rng.f64()).cos()
 }
 
-fn tensors(config: &SyntheticConfig) -> Vec<(String, Generated)> {
+fn tensors(config: &SyntheticConfig) -> Vec<(String, SyntheticTensor)> {
     let (h, i) = (config.hidden, config.intermediate);
     let (labels, scale) = match config.names {
         Names::DeepSeek => (["w1", "w3", "w2"], "scale"),
         Names::HuggingFace => (["gate_proj", "up_proj", "down_proj"], "weight_scale_inv"),
     };
-    // The deviation of the products' results, for an input of unit variance.
+    // The deviation of the matmuls' results, for an input of unit variance.
     let shapes = [([i, h], 5.0), ([i, h], 5.0), ([h, i], 1.0)];
     let prefix = config.prefix();
     let mut tensors = Vec::new();
     for (n, (label, (shape, deviation))) in labels.into_iter().zip(shapes).enumerate() {
-        let matrix = Matrix {
+        let matrix = RandomWeight {
             shape,
             block: config.block,
             seed: config.seed.wrapping_mul(3).wrapping_add(n as u64),
@@ -163,31 +156,32 @@ fn tensors(config: &SyntheticConfig) -> Vec<(String, Generated)> {
                 .log2()
                 .round() as i32,
         };
-        let mut add = |name: &str, shape, dtype, part| {
-            let (dtype, matrix) = (dtype, matrix.clone());
-            let tensor = Generated {
-                matrix,
-                shape: Vec::from(shape),
-                dtype,
-                part,
+        let mut add = |name: &str, shape: [usize; 2], content| {
+            let tensor = SyntheticTensor {
+                weight: matrix.clone(),
+                shape,
+                content,
             };
             tensors.push((format!("{prefix}.{label}.{name}"), tensor));
         };
-        add("weight", shape, config.weights, Part::Weight);
-        if config.weights == DType::F8E4M3 {
-            add(scale, matrix.grid(), config.scales, Part::Scale);
+        match config.weights {
+            Some(float) => add("weight", shape, Content::Numbers(float)),
+            None => {
+                add("weight", shape, Content::Codes);
+                add(scale, matrix.grid(), Content::Scales(config.scales));
+            }
         }
     }
     tensors
 }
 
-/// The root of the mean square of [`Matrix::codes`], times that of the three scales in a block's
+/// The root of the mean square of [`RandomWeight::codes`], times that of the three scales in a block's
 /// choice: 0.87 · √((1/4 + 1 + 4)/3).
 const RMS: f64 = 0.87 * 1.32;
 
 /// A random matrix, made anew each time it is asked for.
 #[derive(Clone, Debug)]
-struct Matrix {
+struct RandomWeight {
     shape: [usize; 2],
     block: usize,
     seed: u64,
@@ -195,7 +189,7 @@ struct Matrix {
     exponent: i32,
 }
 
-impl Matrix {
+impl RandomWeight {
     fn grid(&self) -> [usize; 2] {
         self.shape.map(|n| n.div_ceil(self.block))
     }
@@ -234,29 +228,30 @@ impl Matrix {
     }
 }
 
+/// What of a weight a tensor holds.
 #[derive(Clone, Copy, Debug)]
-enum Part {
-    Weight,
-    Scale,
+enum Content {
+    Numbers(Float),
+    Codes,
+    Scales(ScaleFormat),
 }
 
 /// A tensor that is made when it is written.
 #[derive(Debug)]
-struct Generated {
-    matrix: Matrix,
-    shape: Vec<usize>,
-    dtype: DType,
-    part: Part,
+struct SyntheticTensor {
+    weight: RandomWeight,
+    shape: [usize; 2],
+    content: Content,
 }
 
-impl View for Generated {
+impl View for SyntheticTensor {
     fn dtype(&self) -> Dtype {
-        match self.dtype {
-            DType::F32 => Dtype::F32,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            DType::F8E4M3 => Dtype::F8_E4M3,
-            DType::E8M0 => Dtype::F8_E8M0,
+        match self.content {
+            Content::Numbers(Float::F32) | Content::Scales(ScaleFormat::F32) => Dtype::F32,
+            Content::Numbers(Float::F16) => Dtype::F16,
+            Content::Numbers(Float::BF16) => Dtype::BF16,
+            Content::Codes => Dtype::F8_E4M3,
+            Content::Scales(ScaleFormat::E8M0) => Dtype::F8_E8M0,
         }
     }
 
@@ -265,21 +260,26 @@ impl View for Generated {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let m = &self.matrix;
-        Cow::Owned(match (self.part, self.dtype) {
-            (Part::Weight, DType::F32) => m.values(f32::to_le_bytes),
-            (Part::Weight, DType::F16) => m.values(|w| f16::from_f32(w).to_le_bytes()),
-            (Part::Weight, DType::BF16) => m.values(|w| bf16::from_f32(w).to_le_bytes()),
-            (Part::Weight, DType::F8E4M3 | DType::E8M0) => m.codes(),
-            (Part::Scale, DType::F32) => {
+        let w = &self.weight;
+        Cow::Owned(match self.content {
+            Content::Numbers(Float::F32) => w.values(f32::to_le_bytes),
+            Content::Numbers(Float::F16) => w.values(|x| f16::from_f32(x).to_le_bytes()),
+            Content::Numbers(Float::BF16) => w.values(|x| bf16::from_f32(x).to_le_bytes()),
+            Content::Codes => w.codes(),
+            Content::Scales(ScaleFormat::E8M0) => w.scales(),
+            Content::Scales(ScaleFormat::F32) => {
                 let wide = |s| E8M0(s).to_f32().to_le_bytes();
-                m.scales().into_iter().flat_map(wide).collect()
+                w.scales().into_iter().flat_map(wide).collect()
             }
-            (Part::Scale, _) => m.scales(),
         })
     }
 
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size()
+        let size = match self.content {
+            Content::Numbers(float) => float.size(),
+            Content::Codes => 1,
+            Content::Scales(scales) => scales.size(),
+        };
+        self.shape[0] * self.shape[1] * size
     }
 }

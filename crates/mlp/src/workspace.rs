@@ -1,15 +1,16 @@
+use std::fmt;
+
 use swiglu_core::{
-    Backend, DType, Error, Quantization, QuantizedMut, Result, ScaleLayout, ScaleOrder, ScalesMut,
+    Backend, Error, Float, Quantization, QuantizedMut, Result, RowLayout, ScaleLayout, ScaleOrder,
     TensorMut,
 };
 
 /// The memory between the stages of a forward pass. It grows to the largest T that it has seen and
 /// is then reused: keep one for as long as passes run, one for each stream of passes.
-#[derive(Debug)]
 pub struct Workspace<B: Backend> {
-    pub(crate) gate_up: Slot<B::Buffer>,
-    pub(crate) act: Slot<B::Buffer>,
-    pub(crate) quantized: QuantizedSlots<B::Buffer>,
+    pub(crate) gate_up: Slot<B>,
+    pub(crate) act: Slot<B>,
+    pub(crate) quantized: QuantizedSlots<B>,
 }
 
 impl<B: Backend> Workspace<B> {
@@ -21,7 +22,7 @@ impl<B: Backend> Workspace<B> {
             quantized: QuantizedSlots {
                 codes: Slot(None),
                 scales: Slot(None),
-                widened: Slot(None),
+                scratch: Slot(None),
             },
         }
     }
@@ -33,91 +34,72 @@ impl<B: Backend> Default for Workspace<B> {
     }
 }
 
-/// A buffer that grows.
-#[derive(Debug)]
-pub(crate) struct Slot<Buffer>(Option<Buffer>);
+impl<B: Backend> fmt::Debug for Workspace<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workspace").finish_non_exhaustive()
+    }
+}
 
-impl<Buffer> Slot<Buffer> {
+/// A buffer that grows.
+pub(crate) struct Slot<B: Backend>(Option<B::Buffer>);
+
+impl<B: Backend> Slot<B> {
     /// At least `bytes` bytes.
-    fn reserve<B>(&mut self, backend: &B, bytes: usize) -> Result<&mut Buffer>
-    where
-        B: Backend<Buffer = Buffer>,
-    {
+    fn reserve(&mut self, backend: &B, bytes: usize) -> Result<B::ViewMut<'_>> {
         // A buffer that is too short goes before its successor comes.
         let kept = self.0.take().filter(|b| backend.len(b) >= bytes);
         let buffer = match kept {
             Some(buffer) => buffer,
             None => backend.alloc(bytes)?,
         };
-        Ok(self.0.insert(buffer))
+        Ok(B::view_mut(self.0.insert(buffer)))
     }
 
-    /// Room for a matrix.
-    pub(crate) fn matrix<B>(
+    /// Room for a matrix of bf16.
+    pub(crate) fn matrix(
         &mut self,
         backend: &B,
-        dtype: DType,
         rows: usize,
         cols: usize,
-    ) -> Result<TensorMut<'_, Buffer>>
-    where
-        B: Backend<Buffer = Buffer>,
-    {
-        let bytes = rows
-            .checked_mul(cols)
-            .and_then(|n| n.checked_mul(dtype.size()))
-            .ok_or_else(|| Error::argument("x", "fewer rows", rows))?;
-        let buffer = self.reserve(backend, bytes)?;
-        Ok(TensorMut::contiguous(buffer, dtype, rows, cols))
+    ) -> Result<TensorMut<'_, B>> {
+        let bytes = size(rows, cols, Float::BF16.size())?;
+        let view = self.reserve(backend, bytes)?;
+        Ok(TensorMut::contiguous(view, Float::BF16, rows, cols))
     }
 }
 
-/// The input of a product as codes and scales, and the room to widen it. Both products use the
-/// same memory: the first has read its input before the second's is written.
-#[derive(Debug)]
-pub(crate) struct QuantizedSlots<Buffer> {
-    codes: Slot<Buffer>,
-    scales: Slot<Buffer>,
-    widened: Slot<Buffer>,
+fn size(rows: usize, cols: usize, element: usize) -> Result<usize> {
+    rows.checked_mul(cols)
+        .and_then(|n| n.checked_mul(element))
+        .ok_or_else(|| Error::argument("x", "fewer rows", rows))
 }
 
-impl<Buffer> QuantizedSlots<Buffer> {
-    /// Room for a matrix of codes with scales, and for the same in bf16, which holds a code times
-    /// a power of two exactly.
-    pub(crate) fn matrix<B>(
+/// The input of a matmul as codes and scales, and the backend's scratch memory. Both matmuls use
+/// the same memory: the first has read its input before the second's is written.
+pub(crate) struct QuantizedSlots<B: Backend> {
+    codes: Slot<B>,
+    scales: Slot<B>,
+    scratch: Slot<B>,
+}
+
+impl<B: Backend> QuantizedSlots<B> {
+    /// Room for a matrix of codes with scales, and `scratch` bytes.
+    pub(crate) fn matrix(
         &mut self,
         backend: &B,
         quant: &Quantization,
-        rows: usize,
-        cols: usize,
-    ) -> Result<(QuantizedMut<'_, Buffer>, TensorMut<'_, Buffer>)>
-    where
-        B: Backend<Buffer = Buffer>,
-    {
+        [rows, cols]: [usize; 2],
+        scratch: usize,
+    ) -> Result<(QuantizedMut<'_, B>, B::ViewMut<'_>)> {
         let groups = quant.groups(cols);
-        let layout = ScaleLayout::contiguous(quant.format(), ScaleOrder::RowMajor, rows, groups);
+        let scale_layout =
+            ScaleLayout::contiguous(quant.format(), ScaleOrder::RowMajor, rows, groups);
         let matrix = QuantizedMut {
-            codes: self.codes.matrix(backend, DType::F8E4M3, rows, cols)?,
-            scales: ScalesMut {
-                buffer: self.scales.reserve(backend, layout.bytes()?)?,
-                layout,
-            },
+            codes: self.codes.reserve(backend, size(rows, cols, 1)?)?,
+            layout: RowLayout::contiguous(rows, cols),
+            scales: self.scales.reserve(backend, scale_layout.bytes()?)?,
+            scale_layout,
         };
-        let widened = self.widened.matrix(backend, DType::BF16, rows, cols)?;
-        Ok((matrix, widened))
-    }
-
-    /// Room for matrices of up to `cols` columns, so that the second does not outgrow the first.
-    pub(crate) fn reserve<B>(
-        &mut self,
-        backend: &B,
-        quant: &Quantization,
-        rows: usize,
-        cols: usize,
-    ) -> Result<()>
-    where
-        B: Backend<Buffer = Buffer>,
-    {
-        self.matrix(backend, quant, rows, cols).map(drop)
+        Ok((matrix, self.scratch.reserve(backend, scratch)?))
     }
 }

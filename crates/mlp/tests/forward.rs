@@ -4,33 +4,21 @@
 
 use std::sync::Arc;
 
-use swiglu_core::{DType, HostBuffer, Limit, Tensor, TensorMut, bf16, reference::Reference};
+use swiglu_core::{
+    Backend, Float, HostBuffer, Limit, RowLayout, ScaleFormat, Tensor, TensorMut, bf16,
+    reference::Reference,
+};
 use swiglu_mlp::synthetic::{Names, SyntheticConfig, synthetic_input};
-use swiglu_mlp::{ActivationQuant, DeepseekV4Mlp, MlpConfig, Shard, SharedExpert, Workspace};
+use swiglu_mlp::{ActivationQuant, DeepseekV4Mlp, MlpConfig, Shard, Workspace};
 
 mod common;
-use common::{error, forward, load, product, rounded, stages, tiny, with};
-
-/// The definition, in f64 between the roundings to bf16.
-fn plainly(expert: &SharedExpert<'_>, limit: Option<f64>, x: &[bf16]) -> Vec<f64> {
-    let x: Vec<f64> = x.iter().map(|v| v.to_f64()).collect();
-    let gate = rounded(product(&x, expert.gate()));
-    let up = rounded(product(&x, expert.up()));
-    let act = gate.iter().zip(&up).map(|(&g, &u)| {
-        let (g, u) = match limit {
-            Some(l) => (g.min(l), u.clamp(-l, l)),
-            None => (g, u),
-        };
-        g / (1.0 + (-g).exp()) * u
-    });
-    rounded(product(&rounded(act.collect()), expert.down()))
-}
+use common::{error, forward, load, plainly, stages, tiny, with};
 
 #[test]
 fn every_form_of_checkpoint_gives_the_definition() {
     for names in [Names::DeepSeek, Names::HuggingFace] {
-        for weights in [DType::F8E4M3, DType::BF16, DType::F16, DType::F32] {
-            for scales in [DType::E8M0, DType::F32] {
+        for weights in [None, Some(Float::BF16), Some(Float::F16), Some(Float::F32)] {
+            for scales in ScaleFormat::ALL {
                 let form = SyntheticConfig {
                     names,
                     weights,
@@ -133,12 +121,12 @@ fn shards_are_the_whole() {
     shards_agree(ActivationQuant::None, &tiny(), 3, 16);
     shards_agree(ActivationQuant::None, &tiny(), 6, 8);
     let f32_scales = SyntheticConfig {
-        scales: DType::F32,
+        scales: ScaleFormat::F32,
         ..tiny()
     };
     shards_agree(ActivationQuant::None, &f32_scales, 3, 16);
     let plain = SyntheticConfig {
-        weights: DType::BF16,
+        weights: Some(Float::BF16),
         ..tiny()
     };
     shards_agree(ActivationQuant::None, &plain, 4, 7);
@@ -197,43 +185,92 @@ fn what_cannot_be_built_is_refused() {
 
 #[test]
 fn calls_that_do_not_fit_are_refused_and_no_rows_are_nothing() {
+    for (form, quant) in [
+        (tiny(), ActivationQuant::None),
+        (
+            SyntheticConfig {
+                block: 32,
+                ..tiny()
+            },
+            ActivationQuant::Fp8Block,
+        ),
+    ] {
+        with(&form, |config, expert| {
+            let mlp = load(
+                &MlpConfig {
+                    activation_quant: quant,
+                    ..config
+                },
+                &expert,
+            );
+            let x = HostBuffer::zeroed(2 * 40 * 2).unwrap();
+            let mut y = HostBuffer::zeroed(2 * 40 * 2).unwrap();
+            let mut call = |x_shape: (usize, usize), y_shape: (usize, usize), float| {
+                let x = Reference::view(&x);
+                let x = Tensor::contiguous(x, Float::BF16, x_shape.0, x_shape.1);
+                let y = Reference::view_mut(&mut y);
+                let y = TensorMut::contiguous(y, float, y_shape.0, y_shape.1);
+                let result = mlp.forward(x, y, &mut Workspace::new());
+                result.map_or_else(|e| e.to_string(), |()| "done".to_owned())
+            };
+            let bf16 = Float::BF16;
+            for (x, y, float, expected) in [
+                ((2, 40), (2, 40), bf16, "done"),
+                ((1, 40), (1, 40), Float::F32, "done"),
+                ((0, 40), (0, 40), bf16, "done"),
+                ((0, 39), (0, 40), bf16, "x: expected shape [0, 40]"),
+                ((2, 39), (2, 40), bf16, "x: expected shape [2, 40]"),
+                ((2, 40), (1, 40), bf16, "y: expected shape [2, 40]"),
+                ((2, 40), (2, 41), bf16, "y: expected shape [2, 40]"),
+                ((3, 40), (3, 40), bf16, "y: expected at least 120"),
+                ((2, 40), (2, 40), Float::F32, "y: expected at least 80"),
+            ] {
+                let got = call(x, y, float);
+                assert!(got.starts_with(expected), "{x:?} {y:?}: {got}");
+            }
+            let mut y = vec![0.0_f32; 3 * 40];
+            let rows = RowLayout::contiguous(3, 40);
+            let short = mlp.forward(
+                Tensor::new(Reference::view(&x), bf16, rows),
+                TensorMut::from_slice(&mut y, rows),
+                &mut Workspace::new(),
+            );
+            let error = short.unwrap_err().to_string();
+            assert!(error.starts_with("x: expected at least 120"), "{error}");
+        });
+    }
+}
+
+#[test]
+fn memory_for_the_stages_that_does_not_fit_is_refused_by_name() {
     with(&tiny(), |config, expert| {
         let mlp = load(&config, &expert);
-        let x = HostBuffer::zeroed(2 * 40 * 2).unwrap();
-        let mut y = HostBuffer::zeroed(2 * 40 * 2).unwrap();
-        let mut call = |x_shape: (usize, usize), y_shape: (usize, usize), dtype| {
-            let x = Tensor::contiguous(&x, DType::BF16, x_shape.0, x_shape.1);
-            let y = TensorMut::contiguous(&mut y, dtype, y_shape.0, y_shape.1);
-            let result = mlp.forward(x, y, &mut Workspace::new());
-            result.map_err(|e| e.to_string())
+        let x = synthetic_input(2, 40, 9);
+        let call = |gate_up: (Float, usize), act: (Float, usize), short: usize| {
+            let buffer = |n| HostBuffer::zeroed(n).unwrap();
+            let (mut stage, mut result) = (buffer(2 * 54 * 2 - short), buffer(2 * 27 * 4));
+            let mut y = vec![bf16::ONE; 2 * 40];
+            let rows = RowLayout::contiguous(2, 40);
+            let error = mlp.forward_stages(
+                Tensor::from_slice(&x, rows),
+                TensorMut::contiguous(Reference::view_mut(&mut stage), gate_up.0, 2, gate_up.1),
+                TensorMut::contiguous(Reference::view_mut(&mut result), act.0, 2, act.1),
+                TensorMut::from_slice(&mut y, rows),
+                &mut Workspace::new(),
+            );
+            assert!(stage.bytes().iter().all(|&b| b == 0), "nothing has run");
+            error.unwrap_err().to_string()
         };
-        let bf16 = DType::BF16;
-        assert!(call((2, 40), (2, 40), bf16).is_ok());
-        assert!(call((0, 40), (0, 40), bf16).is_ok());
-        assert!(
-            call((2, 39), (2, 40), bf16)
-                .unwrap_err()
-                .starts_with("x: expected shape")
-        );
-        assert!(
-            call((2, 40), (1, 40), bf16)
-                .unwrap_err()
-                .starts_with("y: expected shape")
-        );
-        assert!(
-            call((3, 40), (3, 40), bf16)
-                .unwrap_err()
-                .starts_with("x: expected at least")
-        );
-        assert!(
-            call((2, 40), (2, 40), DType::F32)
-                .unwrap_err()
-                .starts_with("y: expected at")
-        );
-        assert!(
-            call((1, 40), (1, 40), DType::E8M0)
-                .unwrap_err()
-                .starts_with("y: expected f32")
-        );
+        let (bf16, f32) = (Float::BF16, Float::F32);
+        for (gate_up, act, short, expected) in [
+            ((f32, 54), (bf16, 27), 0, "gate_up: expected bf16"),
+            ((bf16, 53), (bf16, 27), 0, "gate_up: expected shape [2, 54]"),
+            ((bf16, 54), (bf16, 27), 2, "gate_up: expected at least 108"),
+            ((bf16, 54), (f32, 27), 0, "act: expected bf16"),
+            ((bf16, 54), (bf16, 28), 0, "act: expected shape [2, 27]"),
+        ] {
+            let got = call(gate_up, act, short);
+            assert!(got.starts_with(expected), "{got}");
+        }
     });
 }

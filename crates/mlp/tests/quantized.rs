@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    BlockScales, DType, E4M3, HostBuffer, HostWeight, Limit, Tensor, TensorMut, bf16,
+    E4M3, Float, HostWeight, Limit, RowLayout, ScaleFormat, Tensor, TensorMut, WeightFormat, bf16,
     reference::Reference,
 };
 use swiglu_mlp::synthetic::{SyntheticConfig, synthetic_input};
@@ -14,7 +14,7 @@ use swiglu_mlp::{
 };
 
 mod common;
-use common::{error, forward, load, product, rounded, stages, tiny, with};
+use common::{error, forward, forward_to, load, matmul, rounded, stages, tiny, with};
 
 /// What the plain computation does. Anything but [`Plain::of`] is a mistake that an engine made.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ impl Plain {
         }
     }
 
-    /// Rows of `cols` values as an FP8 product sees them: through the nearest of all codes, found
+    /// Rows of `cols` values as an FP8 matmul sees them: through the nearest of all codes, found
     /// by looking at each.
     fn quantized(&self, x: &[f64], cols: usize) -> Vec<f64> {
         let group = |x: &[f64]| {
@@ -65,8 +65,8 @@ impl Plain {
         if first {
             x = self.quantized(&x, expert.gate().cols());
         }
-        let gate = rounded(product(&x, expert.gate()));
-        let up = rounded(product(&x, expert.up()));
+        let gate = rounded(matmul(&x, expert.gate()));
+        let up = rounded(matmul(&x, expert.up()));
         let act = gate.iter().zip(&up).map(|(&g, &u)| {
             let (g, u) = (g.min(self.limit), u.clamp(-self.limit, self.limit));
             g / (1.0 + (-g).exp()) * u
@@ -75,7 +75,7 @@ impl Plain {
         if second {
             act = self.quantized(&act, expert.down().cols());
         }
-        rounded(product(&act, expert.down()))
+        rounded(matmul(&act, expert.down()))
     }
 }
 
@@ -103,10 +103,10 @@ fn forms() -> [SyntheticConfig; 4] {
         ..tiny()
     };
     [
-        form(256, 128, 128, DType::E8M0),
-        form(200, 136, 128, DType::F32),
-        form(160, 96, 32, DType::E8M0),
-        form(75, 147, 32, DType::E8M0),
+        form(256, 128, 128, ScaleFormat::E8M0),
+        form(200, 136, 128, ScaleFormat::F32),
+        form(160, 96, 32, ScaleFormat::E8M0),
+        form(75, 147, 32, ScaleFormat::E8M0),
     ]
 }
 
@@ -166,9 +166,9 @@ fn it_is_the_definition_and_no_mistake_is() {
     });
 }
 
-fn with_codes<'a>(codes: &'a [u8], like: &HostWeight<'a>) -> HostWeight<'a> {
-    let scales = like.scales().copied();
-    HostWeight::new(like.rows(), like.cols(), DType::F8E4M3, codes, scales).unwrap()
+fn with_codes<'a>(codes: &'a [u8], like: &'a HostWeight<'_>) -> HostWeight<'a> {
+    let shape = [like.rows(), like.cols()];
+    HostWeight::new(shape, like.format(), codes, like.scales()).unwrap()
 }
 
 /// With scales that are powers of two a code shows its scale only where it is small: so a large
@@ -187,7 +187,7 @@ fn a_group_is_as_wide_as_a_block() {
         let expert = SharedExpert::new(
             with_codes(&codes[0], expert.gate()),
             with_codes(&codes[1], expert.up()),
-            *expert.down(),
+            expert.down().clone(),
         );
         let config = MlpConfig {
             hidden_size: h,
@@ -242,17 +242,8 @@ fn small_rows_meet_deepseeks_floor() {
 
 #[test]
 fn fused_and_stage_by_stage_are_the_same_bits() {
-    each(|form, mlp, _, x| {
-        let (t, h) = (x.len() / form.hidden, form.hidden);
-        let input = HostBuffer::from_slice(x).unwrap();
-        let mut y = HostBuffer::zeroed(t * h * 4).unwrap();
-        mlp.forward(
-            Tensor::contiguous(&input, DType::BF16, t, h),
-            TensorMut::contiguous(&mut y, DType::F32, t, h),
-            &mut Workspace::new(),
-        )
-        .unwrap();
-        assert_eq!(stages(mlp, x).2, y.typed::<f32>());
+    each(|_, mlp, _, x| {
+        assert_eq!(stages(mlp, x).2, forward_to::<f32, _>(mlp, x));
     });
 }
 
@@ -262,15 +253,15 @@ fn a_workspace_that_held_more_rows_changes_nothing() {
         let mut workspace = Workspace::new();
         let mut run = |x: &[bf16]| {
             let (t, h) = (x.len() / form.hidden, form.hidden);
-            let input = HostBuffer::from_slice(x).unwrap();
-            let mut y = HostBuffer::zeroed(x.len() * 2).unwrap();
+            let rows = RowLayout::contiguous(t, h);
+            let mut y = vec![bf16::ZERO; x.len()];
             mlp.forward(
-                Tensor::contiguous(&input, DType::BF16, t, h),
-                TensorMut::contiguous(&mut y, DType::BF16, t, h),
+                Tensor::from_slice(x, rows),
+                TensorMut::from_slice(&mut y, rows),
                 &mut workspace,
             )
             .unwrap();
-            y.typed::<bf16>().to_vec()
+            y
         };
         let whole = run(x);
         for (x, y) in x.chunks(form.hidden).zip(whole.chunks(form.hidden)) {
@@ -314,16 +305,19 @@ fn what_is_not_fp8_in_blocks_is_refused_by_name() {
         });
     };
     let [form, ..] = forms();
-    for weights in [DType::BF16, DType::F16, DType::F32] {
+    for weights in Float::ALL.map(Some) {
         let plain = SyntheticConfig {
             weights,
             ..form.clone()
         };
         let none = "activation_quant: expected none with weights that are not FP8 in blocks";
         refused(&plain, &|_| (), none);
-        let message =
-            "activation_quant: expected none, as the gate weight is not FP8, got Fp8Block";
-        refused(&plain, &|c| c.block = Some([128, 128]), message);
+        let message = format!(
+            "activation_quant: expected none, as the gate weight is {} and not FP8 in blocks, \
+             got FP8",
+            weights.unwrap()
+        );
+        refused(&plain, &|c| c.block = Some([128, 128]), &message);
     }
     let width = "block: expected a width of 128, 64 or 32 for FP8 activations, got";
     refused(&tiny(), &|_| (), width);
@@ -343,24 +337,46 @@ fn a_down_weight_in_another_form_is_refused() {
     with(&form, |config, expert| {
         let (h, i) = (form.hidden, form.intermediate);
         let load = |down| {
-            let mixed = SharedExpert::new(*expert.gate(), *expert.up(), down);
+            let mixed = SharedExpert::new(expert.gate().clone(), expert.up().clone(), down);
             let mlp = DeepseekV4Mlp::load(Arc::new(Reference), &quantized(config.clone()), &mixed);
             mlp.err().unwrap().to_string()
         };
         let halves = vec![0; 2 * h * i];
-        let message = load(HostWeight::new(h, i, DType::BF16, &halves, None).unwrap());
-        assert!(message.contains("the down weight is not FP8"), "{message}");
-        let scales = vec![127; h.div_ceil(128) * i.div_ceil(32)];
-        let scales = BlockScales {
-            data: &scales,
-            dtype: DType::E8M0,
+        let plain = WeightFormat::Float(Float::BF16);
+        let message = load(HostWeight::new([h, i], plain, &halves, &[]).unwrap());
+        let expected = "activation_quant: expected none, as the down weight is bf16 and not FP8";
+        assert!(message.starts_with(expected), "{message}");
+        let narrow = WeightFormat::Fp8 {
+            scales: ScaleFormat::E8M0,
             block: [128, 32],
         };
-        let down = HostWeight::new(h, i, DType::F8E4M3, &halves[..h * i], Some(scales)).unwrap();
+        let scales = vec![127; h.div_ceil(128) * i.div_ceil(32)];
+        let down = HostWeight::new([h, i], narrow, &halves[..h * i], &scales).unwrap();
         let message = load(down);
-        assert!(
-            message.starts_with("down: expected blocks 128"),
-            "{message}"
-        );
+        let expected = "down: expected blocks 128 columns wide, got 32";
+        assert!(message.starts_with(expected), "{message}");
+    });
+}
+
+#[test]
+fn an_up_weight_in_another_form_than_the_gate_is_refused() {
+    let [form, ..] = forms();
+    with(&form, |config, expert| {
+        let (h, i) = (form.hidden, form.intermediate);
+        let codes = vec![0; h * i];
+        let narrow = WeightFormat::Fp8 {
+            scales: ScaleFormat::E8M0,
+            block: [128, 32],
+        };
+        let scales = vec![127; i.div_ceil(128) * h.div_ceil(32)];
+        let up = HostWeight::new([i, h], narrow, &codes, &scales).unwrap();
+        let mixed = SharedExpert::new(expert.gate().clone(), up, expert.down().clone());
+        for config in [quantized(config.clone()), config] {
+            let mlp = DeepseekV4Mlp::load(Arc::new(Reference), &config, &mixed);
+            let message = mlp.err().unwrap().to_string();
+            let expected = "up: expected fp8 in blocks of 128 x 128 with e8m0 scales, as the gate \
+                            weight is, got fp8 in blocks of 128 x 32";
+            assert!(message.starts_with(expected), "{message}");
+        }
     });
 }

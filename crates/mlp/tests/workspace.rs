@@ -1,205 +1,249 @@
-//! A workspace's memory is reused: seen by a backend that counts what it is asked for.
+//! What the MLP asks of its backend, and when: seen by a backend that keeps count.
 
 #![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use swiglu_core::reference::{Reference, ReferenceWeight};
-use swiglu_core::{
-    ActAndMul, ActAndMulQuant, Backend, DType, GatedActivation, GatedMatmul, HostBuffer,
-    HostWeight, Matmul, QuantOptions, Quantization, Quantized, QuantizedMatmul, QuantizedMut,
-    Result, Support, Tensor, TensorMut,
-};
+use swiglu_core::{Request, RowLayout, Tensor, TensorMut, bf16};
 use swiglu_mlp::synthetic::SyntheticConfig;
 use swiglu_mlp::{ActivationQuant, DeepseekV4Mlp, MlpConfig, Workspace};
 
 mod common;
+use common::probe::Probe;
 use common::{tiny, with};
 
-/// The reference, counting; one that does not quantize on request.
-#[derive(Default)]
-struct Counting {
-    allocations: AtomicUsize,
-    quantizes: bool,
-}
-
-impl Backend for Counting {
-    type Device = ();
-    type Buffer = HostBuffer;
-    fn platform(&self) -> &'static str {
-        "counting"
-    }
-    fn description(&self) -> String {
-        String::new()
-    }
-    fn device(&self) -> &() {
-        &()
-    }
-    fn supports(&self, op: &GatedActivation, dtype: DType) -> Support {
-        Reference.supports(op, dtype)
-    }
-    fn alloc(&self, bytes: usize) -> Result<HostBuffer> {
-        self.allocations.fetch_add(1, Ordering::Relaxed);
-        Reference.alloc(bytes)
-    }
-    fn len(&self, buffer: &HostBuffer) -> usize {
-        buffer.len()
-    }
-    fn upload(&self, buffer: &mut HostBuffer, data: &[u8]) -> Result<()> {
-        Reference.upload(buffer, data)
-    }
-    fn download(&self, buffer: &HostBuffer, data: &mut [u8]) -> Result<()> {
-        Reference.download(buffer, data)
-    }
-    fn synchronize(&self) -> Result<()> {
-        Ok(())
+fn form(hidden: usize, intermediate: usize) -> SyntheticConfig {
+    SyntheticConfig {
+        hidden,
+        intermediate,
+        block: 32,
+        ..tiny()
     }
 }
 
-impl ActAndMul for Counting {
-    fn act_and_mul(
-        &self,
-        op: &GatedActivation,
-        input: Tensor<'_, HostBuffer>,
-        output: TensorMut<'_, HostBuffer>,
-    ) -> Result<()> {
-        Reference.act_and_mul(op, input, output)
-    }
-}
-
-impl Matmul for Counting {
-    type Weight = ReferenceWeight;
-    fn supports_weight(&self, dtype: DType) -> Support {
-        Reference.supports_weight(dtype)
-    }
-    fn load_weight(&self, parts: &[HostWeight<'_>]) -> Result<ReferenceWeight> {
-        Reference.load_weight(parts)
-    }
-    fn weight_shape(&self, weight: &ReferenceWeight) -> [usize; 2] {
-        Reference.weight_shape(weight)
-    }
-    fn weight_bytes(&self, weight: &ReferenceWeight) -> usize {
-        Reference.weight_bytes(weight)
-    }
-    fn matmul(
-        &self,
-        x: Tensor<'_, HostBuffer>,
-        weight: &ReferenceWeight,
-        y: TensorMut<'_, HostBuffer>,
-    ) -> Result<()> {
-        Reference.matmul(x, weight, y)
-    }
-}
-
-impl ActAndMulQuant for Counting {
-    fn supports_quant(&self, quant: &Quantization, dtype: DType) -> Support {
-        if self.quantizes {
-            return Reference.supports_quant(quant, dtype);
-        }
-        Support::No("it was asked not to".to_owned())
-    }
-    fn act_and_mul_quant(
-        &self,
-        op: &GatedActivation,
-        quant: &Quantization,
-        input: Tensor<'_, HostBuffer>,
-        output: QuantizedMut<'_, HostBuffer>,
-        options: QuantOptions<'_, HostBuffer>,
-    ) -> Result<()> {
-        Reference.act_and_mul_quant(op, quant, input, output, options)
-    }
-    fn quantize(
-        &self,
-        quant: &Quantization,
-        input: Tensor<'_, HostBuffer>,
-        output: QuantizedMut<'_, HostBuffer>,
-    ) -> Result<()> {
-        Reference.quantize(quant, input, output)
-    }
-    fn dequantize(
-        &self,
-        quant: &Quantization,
-        input: Quantized<'_, HostBuffer>,
-        output: TensorMut<'_, HostBuffer>,
-    ) -> Result<()> {
-        Reference.dequantize(quant, input, output)
-    }
-}
-
-impl QuantizedMatmul for Counting {}
-
-impl GatedMatmul for Counting {}
-
-/// Runs passes of each number of tokens in turn and expects as many allocations in all.
-fn count(form: &SyntheticConfig, quant: ActivationQuant, passes: &[(usize, usize)]) {
+/// Runs `test` with an MLP on `probe`.
+fn on(
+    probe: Probe,
+    form: &SyntheticConfig,
+    quant: ActivationQuant,
+    test: impl FnOnce(swiglu_mlp::Result<DeepseekV4Mlp<Probe>>, &Probe, &MlpConfig),
+) {
     with(form, |config, expert| {
         let config = MlpConfig {
             activation_quant: quant,
             ..config
         };
-        let backend = Arc::new(Counting {
-            quantizes: true,
-            ..Counting::default()
-        });
-        let mlp = DeepseekV4Mlp::load(Arc::clone(&backend), &config, &expert).unwrap();
+        let probe = Arc::new(probe);
+        let mlp = DeepseekV4Mlp::load(Arc::clone(&probe), &config, &expert);
+        test(mlp, &probe, &config);
+    });
+}
+
+/// Runs passes of each number of tokens in turn and expects as many allocations in all.
+fn count(form: &SyntheticConfig, quant: ActivationQuant, passes: &[(usize, usize)]) {
+    on(Probe::default(), form, quant, |mlp, probe, _| {
         let mut workspace = Workspace::new();
-        let h = form.hidden;
         for &(tokens, allocations) in passes {
-            let x = HostBuffer::zeroed(tokens * h * 2).unwrap();
-            let mut y = HostBuffer::zeroed(tokens * h * 2).unwrap();
-            mlp.forward(
-                Tensor::contiguous(&x, DType::BF16, tokens, h),
-                TensorMut::contiguous(&mut y, DType::BF16, tokens, h),
-                &mut workspace,
-            )
-            .unwrap();
-            let counted = backend.allocations.load(Ordering::Relaxed);
-            assert_eq!(counted, allocations, "T = {tokens}");
+            let rows = RowLayout::contiguous(tokens, form.hidden);
+            let x = vec![bf16::ZERO; tokens * form.hidden];
+            let mut y = x.clone();
+            mlp.as_ref()
+                .unwrap()
+                .forward(
+                    Tensor::from_slice(&x, rows),
+                    TensorMut::from_slice(&mut y, rows),
+                    &mut workspace,
+                )
+                .unwrap();
+            assert_eq!(probe.allocated(), allocations, "T = {tokens}");
         }
     });
 }
 
 #[test]
 fn only_a_larger_pass_allocates() {
-    with(&tiny(), |config, expert| {
-        let mlp = DeepseekV4Mlp::load(Arc::new(Counting::default()), &config, &expert).unwrap();
-        assert_eq!(mlp.weight_bytes(), 3 * (40 * 27 + 5 * 4));
+    let none = ActivationQuant::None;
+    on(Probe::default(), &tiny(), none, |mlp, _, _| {
+        assert_eq!(mlp.unwrap().weight_bytes(), 3 * (40 * 27 + 5 * 4));
     });
     let passes = [(0, 0), (3, 2), (3, 2), (1, 2), (0, 2), (4, 4), (3, 4)];
-    count(&tiny(), ActivationQuant::None, &passes);
+    count(&tiny(), none, &passes);
 }
 
 #[test]
 fn only_a_larger_quantized_pass_allocates() {
-    let form = |hidden, intermediate| SyntheticConfig {
-        hidden,
-        intermediate,
-        block: 32,
-        ..tiny()
-    };
-    // gate_up, codes, scales and the room to widen.
+    // gate_up, codes, scales and the backend's scratch memory.
     let passes = [(0, 0), (3, 4), (3, 4), (1, 4), (0, 4), (4, 8), (3, 8)];
     count(&form(80, 70), ActivationQuant::Fp8Block, &passes);
     count(&form(70, 80), ActivationQuant::Fp8Block, &passes);
+    count(&form(40, 200), ActivationQuant::Fp8Block, &passes);
+    count(&form(200, 40), ActivationQuant::Fp8Block, &passes);
 }
 
 #[test]
-fn a_backend_that_does_not_quantize_is_named() {
-    let form = SyntheticConfig {
-        block: 32,
-        ..tiny()
-    };
-    with(&form, |config, expert| {
-        let config = MlpConfig {
+fn nothing_has_run_where_y_does_not_fit() {
+    for quant in [ActivationQuant::None, ActivationQuant::Fp8Block] {
+        on(Probe::default(), &form(80, 70), quant, |mlp, probe, _| {
+            let mlp = mlp.unwrap();
+            let x = vec![bf16::ZERO; 2 * 80];
+            for (y, layout) in [
+                (2 * 80, RowLayout::contiguous(2, 79)),
+                (2 * 80 - 1, RowLayout::contiguous(2, 80)),
+                (2 * 80, RowLayout::contiguous(2, 80).with_offset(1)),
+                (2 * 80, RowLayout::contiguous(2, 80).with_stride(79)),
+            ] {
+                let mut y = vec![bf16::ZERO; y];
+                let error = mlp.forward(
+                    Tensor::from_slice(&x, RowLayout::contiguous(2, 80)),
+                    TensorMut::from_slice(&mut y, layout),
+                    &mut Workspace::new(),
+                );
+                let error = error.unwrap_err().to_string();
+                assert!(error.starts_with("y: expected"), "{error}");
+            }
+            assert_eq!((probe.called(), probe.allocated()), (vec![], 0));
+        });
+    }
+}
+
+/// Each request of a forward pass alone refused.
+#[test]
+fn a_backend_that_does_not_run_a_stage_is_named() {
+    type Refusal = (fn(&Request) -> bool, ActivationQuant, &'static str);
+    let refusals: [Refusal; 5] = [
+        (
+            |r| matches!(r, Request::GatedMatmul { .. }),
+            ActivationQuant::None,
+            "matmul of bf16 by fp8 in blocks of 32 x 32 with e8m0 scales and \
+             silu_and_mul_with_clamp(limit=10, official) in bf16",
+        ),
+        (
+            |r| matches!(r, Request::Matmul { .. }),
+            ActivationQuant::None,
+            "matmul of bf16 by fp8 in blocks of 32 x 32 with e8m0 scales to bf16",
+        ),
+        (
+            |r| matches!(r, Request::Quantize { .. }),
+            ActivationQuant::Fp8Block,
+            "fp8(group=32, scales=e8m0) of bf16",
+        ),
+        (
+            |r| matches!(r, Request::ActivationQuant { .. }),
+            ActivationQuant::Fp8Block,
+            "silu_and_mul_with_clamp(limit=10, official) in bf16 to fp8(group=32, scales=e8m0)",
+        ),
+        (
+            |r| matches!(r, Request::QuantizedMatmul { .. }),
+            ActivationQuant::Fp8Block,
+            "matmul of fp8(group=32, scales=e8m0) by fp8 in blocks of 32 x 32 with e8m0 scales \
+             to bf16",
+        ),
+    ];
+    for (refuses, quant, what) in refusals {
+        let probe = Probe {
+            refuses,
+            ..Probe::default()
+        };
+        on(probe, &form(80, 70), quant, |mlp, _, _| {
+            let expected = format!("probe does not support {what}: it was asked not to");
+            assert_eq!(mlp.err().unwrap().to_string(), expected);
+        });
+    }
+}
+
+/// What the dispatcher asks of a backend is what loading asks, and what forward then calls.
+#[test]
+fn the_requests_are_those_of_the_stages() {
+    let stages = [
+        (ActivationQuant::None, &["matmul_act_and_mul", "matmul"][..]),
+        (
+            ActivationQuant::Fp8Block,
+            &[
+                "quantize",
+                "matmul_quantized",
+                "act_and_mul_quant",
+                "matmul_quantized",
+            ],
+        ),
+    ];
+    for (quant, calls) in stages {
+        let probe = Probe {
+            fuses: true,
+            ..Probe::default()
+        };
+        let form = form(80, 70);
+        on(probe, &form, quant, |mlp, probe, config| {
+            let rows = RowLayout::contiguous(1, 80);
+            let (x, mut y) = ([bf16::ONE; 80], [bf16::ZERO; 80]);
+            mlp.unwrap()
+                .forward(
+                    Tensor::from_slice(&x, rows),
+                    TensorMut::from_slice(&mut y, rows),
+                    &mut Workspace::new(),
+                )
+                .unwrap();
+            assert_eq!(probe.called(), calls);
+            with(&form, |_, expert| {
+                let (gate, down) = (expert.gate().format(), expert.down().format());
+                let name = |request: &Request| match request {
+                    Request::GatedMatmul { .. } => "matmul_act_and_mul",
+                    Request::Matmul { .. } => "matmul",
+                    Request::Quantize { .. } => "quantize",
+                    Request::QuantizedMatmul { .. } => "matmul_quantized",
+                    Request::ActivationQuant { .. } => "act_and_mul_quant",
+                    _ => "another",
+                };
+                let requests = config.requests(gate, down).unwrap();
+                assert_eq!(requests.iter().map(name).collect::<Vec<_>>(), calls);
+            });
+        });
+    }
+}
+
+#[test]
+fn a_plan_has_a_line_for_each_stage_that_has_one() {
+    let form = form(80, 70);
+    on(
+        Probe::default(),
+        &form,
+        ActivationQuant::None,
+        |mlp, _, _| {
+            let plan = mlp.unwrap().plan(16);
+            assert_eq!(plan, ["gate_up [16, 80] x [140, 80]: 16 rows"]);
+        },
+    );
+    on(
+        Probe::default(),
+        &form,
+        ActivationQuant::Fp8Block,
+        |mlp, _, _| {
+            let expected = [
+                "quantize [3, 80]: 3 rows",
+                "gate_up [3, 80] x [140, 80]: 3 rows",
+                "act [3, 70]: 3 rows",
+                "down [3, 70] x [80, 70]: 3 rows",
+            ];
+            assert_eq!(mlp.unwrap().plan(3), expected);
+        },
+    );
+}
+
+#[test]
+fn a_configuration_that_is_not_valid_asks_for_nothing() {
+    with(&form(80, 70), |config, expert| {
+        let (gate, down) = (expert.gate().format(), expert.down().format());
+        let refused = |config: MlpConfig| config.requests(gate, down).unwrap_err().to_string();
+        let empty = MlpConfig {
+            hidden_size: 0,
+            ..config.clone()
+        };
+        assert!(refused(empty).starts_with("hidden_size: expected"));
+        let wide = MlpConfig {
+            block: Some([128, 128]),
             activation_quant: ActivationQuant::Fp8Block,
             ..config
         };
-        let mlp = DeepseekV4Mlp::load(Arc::new(Counting::default()), &config, &expert);
-        assert_eq!(
-            mlp.err().unwrap().to_string(),
-            "counting does not support a product with fp8(group=32, scales=ue8m0) in f8_e4m3: \
-             it was asked not to"
-        );
+        let expected = "gate: expected blocks 128 columns wide, got 32";
+        assert!(refused(wide).starts_with(expected));
     });
 }

@@ -8,12 +8,11 @@
 use std::error::Error;
 use std::time::Instant;
 
+use swiglu_conformance::filled;
 use swiglu_core::{
-    Backend, BlockScales, DType, GatedActivation, GatedMatmul, HostWeight, Matmul, Tensor,
-    TensorMut,
+    Backend, Float, GatedActivation, HostWeight, Matmul, Tensor, TensorMut, WeightFormat,
 };
-use swiglu_testing::filled;
-use swiglu_wgpu::{Buffer, Weight, WgpuBackend, wgpu};
+use swiglu_wgpu::{Buffer, View, ViewMut, Weight, WgpuBackend, wgpu};
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
@@ -46,7 +45,7 @@ const LOAD_GROUPS: u32 = 16384;
 impl Bench {
     fn new() -> Result<Self> {
         let features = wgpu::Features::TIMESTAMP_QUERY;
-        let backend = WgpuBackend::builder().features(features).build()?;
+        let backend = WgpuBackend::builder().features(features).open()?;
         let device = backend.device().raw();
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: None,
@@ -216,42 +215,37 @@ impl Bench {
         Ok(filled(&self.backend, &bytes)?)
     }
 
-    fn activation(&self, dtype: DType, rows: usize, d: usize, count: usize) -> Result<f64> {
+    fn activation(&self, float: Float, rows: usize, d: usize, count: usize) -> Result<f64> {
         let op = GatedActivation::deepseek_v4();
-        let input = self.noise(rows * 2 * d * dtype.size())?;
-        let mut output = self.backend.alloc(rows * d * dtype.size())?;
+        let input = self.noise(rows * 2 * d * float.size())?;
+        let mut output = self.backend.alloc(rows * d * float.size())?;
         self.time(count, |pass, _| {
-            let x = Tensor::contiguous(&input, dtype, rows, 2 * d);
-            let y = TensorMut::contiguous(&mut output, dtype, rows, d);
-            Ok(self.backend.record_act_and_mul(pass, &op, x, y)?)
+            let x = read(&input, float, rows, 2 * d);
+            let y = write(&mut output, float, rows, d);
+            Ok(self.backend.record_act_and_mul(pass, &op, x.into(), y)?)
         })
     }
 
-    fn weight(&self, dtype: DType, rows: usize, cols: usize) -> Result<Weight> {
-        let data = noise(rows * cols * dtype.size());
-        let scales = vec![127; rows.div_ceil(128) * cols.div_ceil(128)];
-        let scales = (dtype == DType::F8E4M3).then_some(BlockScales {
-            data: &scales,
-            dtype: DType::E8M0,
-            block: [128, 128],
-        });
-        let host = HostWeight::new(rows, cols, dtype, &data, scales)?;
+    fn weight(&self, format: WeightFormat, rows: usize, cols: usize) -> Result<Weight> {
+        let data = noise(rows * format.row_bytes(cols));
+        let [r, c] = format.scale_grid([rows, cols])?;
+        let host = HostWeight::owned([rows, cols], format, data, vec![127; r * c])?;
         Ok(self.backend.load_weight(&[host])?)
     }
 
-    /// A product, over several copies of the weight in turn, so that it comes from memory.
-    fn product(
+    /// A matmul, over several copies of the weight in turn, so that it comes from memory.
+    fn matmul(
         &self,
-        (tokens, dtype): (usize, DType),
+        (tokens, float): (usize, Float),
         weights: &[Weight],
         count: usize,
     ) -> Result<f64> {
         let [n, k] = self.backend.weight_shape(&weights[0]);
-        let x = self.noise(tokens * k * dtype.size())?;
-        let mut y = self.backend.alloc(tokens * n * dtype.size())?;
+        let x = self.noise(tokens * k * float.size())?;
+        let mut y = self.backend.alloc(tokens * n * float.size())?;
         self.time(count, |pass, i| {
-            let x = Tensor::contiguous(&x, dtype, tokens, k);
-            let y = TensorMut::contiguous(&mut y, dtype, tokens, n);
+            let x = read(&x, float, tokens, k);
+            let y = write(&mut y, float, tokens, n);
             let weight = &weights[i % weights.len()];
             Ok(self.backend.record_matmul(pass, x, weight, y)?)
         })
@@ -261,13 +255,13 @@ impl Bench {
     fn gated(&self, tokens: usize, weights: &[Weight], count: usize) -> Result<f64> {
         let op = GatedActivation::deepseek_v4();
         let [n, k] = self.backend.weight_shape(&weights[0]);
-        let (bf16, b) = (DType::BF16, &self.backend);
+        let (bf16, b) = (Float::BF16, &self.backend);
         let x = self.tokens(tokens * k)?;
         let (mut g, mut a) = (b.alloc(tokens * n * 2)?, b.alloc(tokens * n)?);
         self.time(count, |pass, i| {
-            let x = Tensor::contiguous(&x, bf16, tokens, k);
-            let g = TensorMut::contiguous(&mut g, bf16, tokens, n);
-            let a = TensorMut::contiguous(&mut a, bf16, tokens, n / 2);
+            let x = read(&x, bf16, tokens, k);
+            let g = write(&mut g, bf16, tokens, n);
+            let a = write(&mut a, bf16, tokens, n / 2);
             let weight = &weights[i % weights.len()];
             Ok(b.record_matmul_act_and_mul(pass, &op, x, weight, g, a)?)
         })
@@ -275,27 +269,23 @@ impl Bench {
 
     /// Microseconds the host sees for the whole MLP at T = 1 in one submission: the medians of some
     /// rounds, in order. Between rounds the host may move to another processor.
-    fn mlp(&self, dtype: DType, h: usize, i: usize) -> Result<Vec<f64>> {
+    fn mlp(&self, format: WeightFormat, h: usize, i: usize) -> Result<Vec<f64>> {
         let op = GatedActivation::deepseek_v4();
-        let (gate_up, down) = (self.weight(dtype, 2 * i, h)?, self.weight(dtype, h, i)?);
+        let (gate_up, down) = (self.weight(format, 2 * i, h)?, self.weight(format, h, i)?);
         let x = self.tokens(h)?;
         let b = &self.backend;
         let (mut g, mut a, mut y) = (b.alloc(4 * i)?, b.alloc(2 * i)?, b.alloc(2 * h)?);
-        let bf16 = DType::BF16;
+        let bf16 = Float::BF16;
         let mut one = || -> Result<f64> {
             let start = Instant::now();
             b.matmul_act_and_mul(
                 &op,
-                Tensor::contiguous(&x, bf16, 1, h),
+                read(&x, bf16, 1, h),
                 &gate_up,
-                TensorMut::contiguous(&mut g, bf16, 1, 2 * i),
-                TensorMut::contiguous(&mut a, bf16, 1, i),
+                write(&mut g, bf16, 1, 2 * i),
+                write(&mut a, bf16, 1, i),
             )?;
-            b.matmul(
-                Tensor::contiguous(&a, bf16, 1, i),
-                &down,
-                TensorMut::contiguous(&mut y, bf16, 1, h),
-            )?;
+            b.matmul(read(&a, bf16, 1, i), &down, write(&mut y, bf16, 1, h))?;
             b.synchronize()?;
             Ok(start.elapsed().as_secs_f64() * 1e6)
         };
@@ -309,6 +299,19 @@ impl Bench {
         medians.sort_by(f64::total_cmp);
         Ok(medians)
     }
+}
+
+fn read(buffer: &Buffer, float: Float, rows: usize, cols: usize) -> Tensor<'_, WgpuBackend> {
+    Tensor::contiguous(View::from(buffer), float, rows, cols)
+}
+
+fn write(
+    buffer: &mut Buffer,
+    float: Float,
+    rows: usize,
+    cols: usize,
+) -> TensorMut<'_, WgpuBackend> {
+    TensorMut::contiguous(ViewMut::from(buffer), float, rows, cols)
 }
 
 fn bind(
@@ -357,62 +360,63 @@ fn main() -> Result<()> {
     bench.nothing()?;
     let empty = bench.nothing()?;
     println!("| an empty dispatch | {empty:.2} | |");
-    let one = bench.activation(DType::BF16, 1, 2048, 200)?;
+    let one = bench.activation(Float::BF16, 1, 2048, 200)?;
     println!(
         "| activation bf16 1×2048 | {one:.2} | {:.2} × empty |",
         one / empty
     );
     let rows: &[usize] = if small { &[64, 256] } else { &[4096, 32768] };
     for &rows in rows {
-        for dtype in [DType::BF16, DType::F16, DType::F32] {
-            let bytes = 3 * rows * 3072 * dtype.size();
-            let (act, copy) = (bench.activation(dtype, rows, 3072, 10)?, bench.copy(bytes)?);
+        for float in [Float::BF16, Float::F16, Float::F32] {
+            let bytes = 3 * rows * 3072 * float.size();
+            let (act, copy) = (bench.activation(float, rows, 3072, 10)?, bench.copy(bytes)?);
             println!(
-                "| activation {dtype} {rows}×3072 | {act:.1} | {copy:.1} copy: {:.2} of it |",
+                "| activation {float} {rows}×3072 | {act:.1} | {copy:.1} copy: {:.2} of it |",
                 copy / act
             );
         }
     }
+    let fp8 = WeightFormat::DEEPSEEK_V4;
+    let weights = [WeightFormat::Float(Float::BF16), fp8];
     let (h, i) = if small { (1024, 512) } else { (7168, 3072) };
-    for dtype in [DType::BF16, DType::F8E4M3] {
-        let weights = (0..4).map(|_| bench.weight(dtype, 2 * i, h));
+    for weight in weights {
+        let name = weight.name();
+        let weights = (0..4).map(|_| bench.weight(weight, 2 * i, h));
         let weights = weights.collect::<Result<Vec<_>>>()?;
         let copy = bench.copy(bench.backend.weight_bytes(&weights[0]))?;
         for tokens in [1, 8] {
             let us = bench.gated(tokens, &weights, 20)?;
             println!(
-                "| {tokens}×{h}×{} bf16 by {dtype}, activated | {us:.1} | |",
+                "| {tokens}×{h}×{} bf16 by {name}, activated | {us:.1} | |",
                 2 * i
             );
         }
         for tokens in [1, 2, 4, 8, 16, 32] {
-            let us = bench.product((tokens, DType::BF16), &weights, 20)?;
+            let us = bench.matmul((tokens, Float::BF16), &weights, 20)?;
             println!(
-                "| {tokens}×{h}×{} bf16 by {dtype} | {us:.1} | {copy:.1} copy |",
+                "| {tokens}×{h}×{} bf16 by {name} | {us:.1} | {copy:.1} copy |",
                 2 * i
             );
         }
     }
     let tokens = if small { 64 } else { 4096 };
-    for (x, w) in [
-        (DType::F32, DType::F32),
-        (DType::F16, DType::F16),
-        (DType::BF16, DType::BF16),
-        (DType::BF16, DType::F8E4M3),
-    ] {
+    let plain = Float::ALL.map(|float| (float, WeightFormat::Float(float)));
+    for (x, w) in plain.into_iter().chain([(Float::BF16, fp8)]) {
         let weight = bench.weight(w, 2 * i, h)?;
-        let us = bench.product((tokens, x), &[weight], 2)?;
+        let us = bench.matmul((tokens, x), &[weight], 2)?;
         let tflops = 2.0 * (tokens * h * 2 * i) as f64 / us / 1e6;
         println!(
-            "| {tokens}×{h}×{} {x} by {w} | {us:.0} | {tflops:.1} TFLOP/s |",
-            2 * i
+            "| {tokens}×{h}×{} {x} by {} | {us:.0} | {tflops:.1} TFLOP/s |",
+            2 * i,
+            w.name()
         );
     }
-    for dtype in [DType::BF16, DType::F8E4M3] {
+    for weight in weights {
         bench.warm()?;
-        let medians = bench.mlp(dtype, h, i)?;
+        let medians = bench.mlp(weight, h, i)?;
+        let name = weight.name();
         let (best, median) = (medians[0], medians[medians.len() / 2]);
-        println!("| MLP T=1 {h}/{i} {dtype}, host | {median:.1} | best round {best:.1} |");
+        println!("| MLP T=1 {h}/{i} {name}, host | {median:.1} | best round {best:.1} |");
     }
     Ok(())
 }

@@ -1,5 +1,8 @@
 use swiglu_core::Error;
 
+use crate::device::Device;
+use crate::{Result, WgpuError};
+
 /// Memory of a wgpu device.
 ///
 /// Its size on the device is a multiple of 16, so that kernels can read whole vectors; its length
@@ -16,11 +19,19 @@ impl Buffer {
         .union(wgpu::BufferUsages::COPY_SRC)
         .union(wgpu::BufferUsages::COPY_DST);
 
-    pub(crate) const fn new(raw: wgpu::Buffer, len: usize) -> Self {
-        Self { raw, len }
+    /// `bytes` bytes of zeros.
+    pub(crate) fn allocated(device: &Device, bytes: usize) -> Result<Self> {
+        device.check()?;
+        let size = bytes
+            .max(1)
+            .checked_next_multiple_of(16)
+            .ok_or(WgpuError::OutOfMemory { bytes })?;
+        let raw = device.create_buffer(size as u64, Self::USAGES)?;
+        Ok(Self { raw, len: bytes })
     }
 
-    /// A buffer of the caller's own. It stays the caller's: this is another handle to it.
+    /// A buffer of the caller's own. It stays the caller's: this is another handle to it. For a part
+    /// of a buffer there is [`crate::View`].
     ///
     /// # Errors
     /// A buffer without `STORAGE` usage, or of a size that is no multiple of 16 bytes.
@@ -50,5 +61,14 @@ impl Buffer {
     /// Whether there is nothing in it.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whether `bytes` bytes can be copied to or from it.
+    pub(crate) fn check_copy(&self, bytes: usize) -> swiglu_core::Result<()> {
+        if bytes <= self.len {
+            return Ok(());
+        }
+        let expected = format!("at most the buffer's {} bytes", self.len);
+        Err(Error::argument("data", expected, bytes))
     }
 }

@@ -1,59 +1,29 @@
-use crate::adapter::{ranked, reasons, software_allowed_by_environment};
-use crate::device::{Device, required_features};
-use crate::shaders::{COOPERATIVE_STORAGE, LANES};
+//! How a backend is opened: the adapter, the device, and the best kernels that work on it.
+//!
+//! ## Method
+//! 1. Adapters are taken in the order of preference; each that is passed over leaves its reason.
+//! 2. A device with cooperative matrices is tried first, where the adapter has them: a driver that
+//!    fails to compile for them may take its device along, and then another is opened.
+//! 3. On a device the best kernels are built and tried, and plain ones if those fail. What may be
+//!    left out alone (the native silu, the gated GEMV) is tried last.
+//! 4. Every step that was not the best says so in the backend's description.
+
+use swiglu_core::Accumulation;
+
+use crate::device::{Device, DeviceSettings, ranked, reasons, software_allowed_by_environment};
+use crate::launch::Recorder;
+use crate::pipelines::{COOPERATIVE_SUBGROUPS, Pipelines, TWO_BUFFERS, Tier, self_test};
 use crate::{Result, WgpuBackend, WgpuError};
 
-/// How a [`WgpuBackend`] with a device of its own is made.
+/// How a [`WgpuBackend`] is opened.
 #[derive(Clone, Debug)]
 pub struct Builder {
     allow_software: bool,
     adapter: Option<String>,
-    limits: Option<wgpu::Limits>,
-    features: wgpu::Features,
+    device: DeviceSettings,
     subgroups: bool,
-    cooperative: bool,
-}
-
-const COOPERATIVE_FEATURES: wgpu::Features =
-    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
-
-/// Whether the tiles on cooperative matrices can be tried.
-///
-/// # Errors
-/// Why not.
-fn cooperative_matrices_fit(
-    adapter: &wgpu::Adapter,
-    limits: &wgpu::Limits,
-) -> std::result::Result<(), String> {
-    if !adapter.features().contains(COOPERATIVE_FEATURES) {
-        return Err("the adapter has none".to_owned());
-    }
-    let fits = |p: &wgpu::CooperativeMatrixProperties| {
-        let types = (p.ab_type, p.cr_type);
-        (p.m_size, p.n_size, p.k_size) == (16, 16, 16)
-            && types
-                == (
-                    wgpu::CooperativeScalarType::F16,
-                    wgpu::CooperativeScalarType::F32,
-                )
-    };
-    if !adapter.cooperative_matrix_properties().iter().any(fits) {
-        return Err("none of 16 by 16 by 16 from f16 to f32".to_owned());
-    }
-    let info = adapter.get_info();
-    let (least, most) = (info.subgroup_min_size, info.subgroup_max_size);
-    if (least, most) != (LANES, LANES) {
-        return Err(format!(
-            "subgroups have {least} to {most} lanes, not {LANES}"
-        ));
-    }
-    let storage = limits.max_compute_workgroup_storage_size;
-    if storage < COOPERATIVE_STORAGE {
-        return Err(format!(
-            "workgroups have {storage} bytes, not {COOPERATIVE_STORAGE}"
-        ));
-    }
-    Ok(())
+    accumulation: Accumulation,
+    shared_buffers: bool,
 }
 
 impl Default for Builder {
@@ -61,10 +31,10 @@ impl Default for Builder {
         Self {
             allow_software: software_allowed_by_environment(),
             adapter: None,
-            limits: None,
-            features: wgpu::Features::empty(),
+            device: DeviceSettings::default(),
             subgroups: true,
-            cooperative: true,
+            accumulation: Accumulation::default(),
+            shared_buffers: false,
         }
     }
 }
@@ -88,7 +58,7 @@ impl Builder {
     /// Limits other than the adapter's best.
     #[must_use]
     pub fn limits(mut self, limits: wgpu::Limits) -> Self {
-        self.limits = Some(limits);
+        self.device.limits = Some(limits);
         self
     }
 
@@ -96,7 +66,7 @@ impl Builder {
     /// them.
     #[must_use]
     pub const fn features(mut self, features: wgpu::Features) -> Self {
-        self.features = features;
+        self.device.features = features;
         self
     }
 
@@ -107,11 +77,23 @@ impl Builder {
         self
     }
 
-    /// Whether f16 may be multiplied on cooperative matrices where the adapter has them, which is
-    /// the default. wgpu calls them experimental.
+    /// The least exact class of sums that matmuls may use. With [`Accumulation::MatrixUnit`], the
+    /// default, and beyond, f16 is multiplied on cooperative matrices where the adapter has them,
+    /// which wgpu calls experimental; with [`Accumulation::Ordered`] it is not. There is no kernel
+    /// for [`Accumulation::Fp8TensorCore`].
     #[must_use]
-    pub const fn cooperative_matrices(mut self, cooperative: bool) -> Self {
-        self.cooperative = cooperative;
+    pub const fn accumulation(mut self, accumulation: Accumulation) -> Self {
+        self.accumulation = accumulation;
+        self
+    }
+
+    /// Whether the matrices of one call may lie in one [`wgpu::Buffer`], at places that do not
+    /// overlap, as they do in an engine's pool. It is not the default: wgpu takes a buffer that is
+    /// read and written in one dispatch only where its inputs are declared to be written too, which
+    /// may keep a driver from caching what it reads.
+    #[must_use]
+    pub const fn shared_buffers(mut self, shared: bool) -> Self {
+        self.shared_buffers = shared;
         self
     }
 
@@ -119,7 +101,7 @@ impl Builder {
     ///
     /// # Errors
     /// Why each adapter was passed over, or what failed on the one that was taken.
-    pub fn build(self) -> Result<WgpuBackend> {
+    pub fn open(self) -> Result<WgpuBackend> {
         let mut reports = Vec::new();
         for (adapter, mut report) in ranked(self.allow_software) {
             if let Some(name) = &self.adapter
@@ -134,7 +116,7 @@ impl Builder {
                     .get_or_insert_with(|| format!("not called `{name}`"));
             }
             if report.rejection.is_none() {
-                match self.open(&adapter) {
+                match self.open_adapter(&adapter) {
                     Ok(backend) => return Ok(backend),
                     Err(error) => report.rejection = Some(error.to_string()),
                 }
@@ -144,52 +126,132 @@ impl Builder {
         Err(WgpuError::NoAdapter(reasons(&reports)))
     }
 
-    /// With cooperative matrices, if they work: a driver that fails to compile for them may take
-    /// its device along, and then another is opened.
-    fn open(&self, adapter: &wgpu::Adapter) -> Result<WgpuBackend> {
-        let limits = self.limits.clone().unwrap_or_else(|| adapter.limits());
-        let refusal = match cooperative_matrices_fit(adapter, &limits) {
-            _ if !self.cooperative => "not asked for".to_owned(),
+    /// A backend on the caller's device, with what is set here of subgroups, sums and shared
+    /// buffers. The device needs the feature `IMMEDIATES` with 128 bytes; its callbacks for errors
+    /// and loss stay as they are. Cooperative matrices are not used, as only an adapter tells of
+    /// them.
+    ///
+    /// # Errors
+    /// What the device lacks, or a failure to build the pipelines.
+    pub fn open_on(&self, device: wgpu::Device, queue: wgpu::Queue) -> Result<WgpuBackend> {
+        self.opened(Device::callers(device, queue)?)
+    }
+
+    fn open_adapter(&self, adapter: &wgpu::Adapter) -> Result<WgpuBackend> {
+        let fit = self
+            .device
+            .cooperative_matrices_fit(adapter, COOPERATIVE_SUBGROUPS);
+        let refusal = match fit {
+            _ if self.accumulation == Accumulation::Ordered => "sums are ordered".to_owned(),
             Err(reason) => reason,
             Ok(()) => {
-                let device = self.device(adapter, limits.clone(), true)?;
-                match WgpuBackend::on(device, self.subgroups) {
-                    Ok(backend) => return Ok(backend.with_note("cooperative matrices")),
+                let device = self.device.open(adapter, true)?;
+                match self.opened(device) {
+                    Ok(backend) => return Ok(with_note(backend, "cooperative matrices")),
                     Err(error) => error.to_string(),
                 }
             }
         };
-        let device = self.device(adapter, limits, false)?;
-        let backend = WgpuBackend::on(device, self.subgroups)?;
-        Ok(backend.with_note(&format!("no cooperative matrices: {refusal}")))
+        let backend = self.opened(self.device.open(adapter, false)?)?;
+        let note = format!("no cooperative matrices: {refusal}");
+        Ok(with_note(backend, &note))
     }
 
-    fn device(
-        &self,
-        adapter: &wgpu::Adapter,
-        limits: wgpu::Limits,
-        cooperative: bool,
-    ) -> Result<Device> {
-        let mut wanted = self.features | wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
-        let mut experimental = wgpu::ExperimentalFeatures::disabled();
-        if cooperative {
-            wanted |= COOPERATIVE_FEATURES;
-            // SAFETY: wgpu asks to be told of bugs in what it calls experimental, and so it will
-            // be. One shader uses it, which no caller chooses, and its results are tested.
-            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
-        }
-        let descriptor = wgpu::DeviceDescriptor {
-            label: Some("swiglu"),
-            required_features: required_features() | (wanted & adapter.features()),
-            required_limits: limits,
-            experimental_features: experimental,
-            ..Default::default()
+    /// The best kernels that the device has and that compute what they should.
+    fn opened(&self, device: Device) -> Result<WgpuBackend> {
+        let refusal = if self.subgroups {
+            COOPERATIVE_SUBGROUPS.fit(&device).err()
+        } else {
+            Some("not asked for".to_owned())
         };
-        let requested = pollster::block_on(adapter.request_device(&descriptor));
-        let (device, queue) = requested.map_err(|error| WgpuError::NoDevice {
-            adapter: adapter.get_info().name,
-            reason: error.to_string(),
-        })?;
-        Device::own(device, queue, cooperative)
+        let best = Tier {
+            subgroups: refusal.is_none(),
+            e4m3_as_f16: true,
+            two_buffers: device.workgroup_storage() >= TWO_BUFFERS,
+        };
+        let plain = Tier {
+            subgroups: false,
+            e4m3_as_f16: false,
+            two_buffers: best.two_buffers,
+        };
+        let wanted = match refusal {
+            None => "subgroups".to_owned(),
+            Some(reason) => format!("no subgroups: {reason}"),
+        };
+        let mut backend = match self.tried(device, best, wanted) {
+            Ok(backend) => backend,
+            Err(failed) => {
+                let (device, error) = *failed;
+                let instead = format!("plain kernels: {error}");
+                self.tried(device, plain, instead)
+                    .map_err(|failed| failed.1)?
+            }
+        };
+        if backend.pipelines.facts.cooperative {
+            self_test::cooperative(&backend)?;
+        }
+        if let Err(error) = self_test::native(&backend) {
+            backend.pipelines.facts.native = false;
+            return Ok(with_note(backend, &format!("exp2 of our own: {error}")));
+        }
+        if let Err(error) = self_test::gated(&backend) {
+            backend.pipelines.facts.gated = false;
+            let note = format!("the gated half in two kernels: {error}");
+            return Ok(with_note(backend, &note));
+        }
+        Ok(backend)
+    }
+
+    /// A backend with these kernels, if they compile and compute what they should; or the device, to
+    /// try others on.
+    fn tried(
+        &self,
+        device: Device,
+        kernels: Tier,
+        tier: String,
+    ) -> Result<WgpuBackend, Box<(Device, WgpuError)>> {
+        let pipelines = match Pipelines::new(&device, kernels, self.shared_buffers) {
+            Ok(pipelines) => pipelines,
+            Err(error) => return Err(Box::new((device, error))),
+        };
+        let backend = WgpuBackend {
+            recorder: Recorder::new(device),
+            pipelines,
+            tier,
+            accumulation: self.accumulation.min(Accumulation::MatrixUnit),
+        };
+        match self_test::run(&backend) {
+            Ok(()) => Ok(backend),
+            Err(error) => Err(Box::new((backend.recorder.into_device(), error))),
+        }
+    }
+}
+
+/// With more said of what was taken.
+fn with_note(mut backend: WgpuBackend, note: &str) -> WgpuBackend {
+    backend.tier = format!("{}; {note}", backend.tier);
+    backend
+}
+
+impl WgpuBackend {
+    /// A backend on the best adapter of this machine; see [`crate::probe`].
+    ///
+    /// # Errors
+    /// As [`Builder::open`].
+    pub fn open() -> Result<Self> {
+        Self::builder().open()
+    }
+
+    /// Settings other than the defaults.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// A backend on the caller's device: [`Builder::open_on`] with the defaults.
+    ///
+    /// # Errors
+    /// As [`Builder::open_on`].
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        Self::builder().open_on(device, queue)
     }
 }

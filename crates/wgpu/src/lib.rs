@@ -1,17 +1,18 @@
-//! The wgpu backend of swiglu: gated activations and matrix products as WGSL compute shaders, on
-//! Vulkan, Metal and DirectX 12.
+//! The wgpu backend of swiglu: gated activations and matmuls as WGSL compute shaders, on Vulkan,
+//! Metal and DirectX 12.
 //!
-//! [`WgpuBackend::new`] opens the best adapter; [`WgpuBackend::from_device`] takes a device that
-//! is there already. Calls of the traits in `swiglu_core` record and are submitted together;
-//! [`WgpuBackend::record_act_and_mul`], [`WgpuBackend::record_matmul`] and
-//! [`WgpuBackend::record_matmul_act_and_mul`] record into a [`wgpu::ComputePass`] of the caller's;
-//! [`WgpuBackend::act_and_mul_slice`] does everything.
+//! [`WgpuBackend::open`] opens the best adapter, [`WgpuBackend::builder`] with other settings;
+//! [`WgpuBackend::from_device`] takes a device that is there already. Calls of the traits in
+//! `swiglu_core` record and are submitted together; [`WgpuBackend::record_act_and_mul`],
+//! [`WgpuBackend::record_matmul`] and [`WgpuBackend::record_matmul_act_and_mul`] record into a
+//! [`wgpu::ComputePass`] of the caller's; [`WgpuBackend::act_and_mul_slice`] does everything.
+//! Matrices are [`View`]s: of a [`Buffer`], or of any place in a buffer of the caller's.
 //!
 //! ```
 //! use swiglu_core::GatedActivation;
 //! use swiglu_wgpu::WgpuBackend;
 //! # fn main() -> Result<(), swiglu_core::Error> {
-//! let backend = match WgpuBackend::builder().allow_software(true).build() {
+//! let backend = match WgpuBackend::builder().allow_software(true).open() {
 //!     Ok(backend) => backend,
 //!     Err(reason) => {
 //!         println!("{reason}");
@@ -28,29 +29,27 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod activation;
-mod adapter;
 mod backend;
-mod bound;
 mod buffer;
 mod builder;
 mod device;
 mod error;
-mod gated;
-mod kernels;
+mod launch;
 mod matmul;
 mod pipelines;
+mod plans;
 mod quant;
-mod queue;
-mod self_test;
-mod shaders;
+mod record;
+#[cfg(test)]
+mod tests;
+mod view;
 mod weight;
-mod window;
 
-pub use adapter::{ALLOW_SOFTWARE_VARIABLE, AdapterReport, adapters, probe};
 pub use backend::WgpuBackend;
 pub use buffer::Buffer;
 pub use builder::Builder;
-pub use device::Device;
+pub use device::{ALLOW_SOFTWARE_VARIABLE, AdapterReport, Device, adapters, probe};
 pub use error::{Result, WgpuError};
+pub use view::{View, ViewMut};
 pub use weight::Weight;
 pub use wgpu;

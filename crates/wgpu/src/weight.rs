@@ -1,9 +1,19 @@
 //! Weights on the device: rows padded to whole vectors, in buffers that fit a binding.
+//!
+//! ## Method
+//! 1. A [`WeightForm`] says how a format is kept: as it comes, or decoded to f32 where a block of
+//!    scales would end within a vector.
+//! 2. Parts that are stacked share one grid of blocks as long as each ends with a block; where one
+//!    does not, a new segment begins.
+//! 3. A segment is cut into chunks that fit a binding. Each brings its scales, as f32, and the rows of
+//!    its first block that lie before it.
 
-use swiglu_core::{DType, Error, HostWeight};
+use swiglu_core::{Error, Float, HostWeight, WeightFormat};
 
-use crate::bound::Bound;
-use crate::device::Device;
+use crate::device::{BindingLimits, Device};
+use crate::error::PLATFORM;
+use crate::launch::Bound;
+use crate::pipelines::DeviceFormat;
 use crate::{Buffer, Result};
 
 /// Columns that one vector of FP8 weights covers: a block of scales must not end within.
@@ -18,11 +28,8 @@ const STAGING: usize = 16 << 20;
 #[derive(Debug)]
 pub struct Weight {
     pub(crate) rows: usize,
-    pub(crate) cols: usize,
-    /// As it is stored on the device.
-    pub(crate) dtype: DType,
+    pub(crate) form: WeightForm,
     pub(crate) bytes: usize,
-    pub(crate) row_vectors: u32,
     /// Whether a code of E4M3 is NaN.
     pub(crate) has_nan_codes: bool,
     pub(crate) chunks: Vec<Chunk>,
@@ -36,12 +43,13 @@ pub(crate) struct Chunk {
     pub(crate) first_row: usize,
     pub(crate) rows: usize,
     pub(crate) data: Buffer,
-    pub(crate) scales: Option<Scales>,
+    pub(crate) scales: Option<ChunkScales>,
     pub(crate) bound: Bound,
 }
 
+/// The scales of a chunk.
 #[derive(Debug)]
-pub(crate) struct Scales {
+pub(crate) struct ChunkScales {
     pub(crate) data: Buffer,
     pub(crate) block: [u32; 2],
     pub(crate) cols: u32,
@@ -49,14 +57,96 @@ pub(crate) struct Scales {
     pub(crate) skip: u32,
 }
 
-impl Scales {
-    /// The logarithm of the vectors of a row that share a scale, if that is a power of two.
-    pub(crate) fn shift(&self) -> Option<u32> {
-        if self.cols == 1 {
-            return Some(u32::BITS - 1);
+/// How a weight of one format and width is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WeightForm {
+    pub(crate) format: DeviceFormat,
+    pub(crate) cols: usize,
+    /// Rows and columns that share a scale, where codes are kept with scales.
+    block: Option<[usize; 2]>,
+    /// Whether codes times scales are kept, as f32.
+    decoded: bool,
+}
+
+impl WeightForm {
+    /// Of a weight as it comes.
+    ///
+    /// # Errors
+    /// A format that the kernels do not have.
+    pub(crate) fn of(format: WeightFormat, cols: usize) -> swiglu_core::Result<Self> {
+        let (format, block, decoded) = match format {
+            WeightFormat::Float(Float::F32) => (DeviceFormat::F32, None, false),
+            WeightFormat::Float(Float::F16) => (DeviceFormat::F16, None, false),
+            WeightFormat::Float(Float::BF16) => (DeviceFormat::BF16, None, false),
+            WeightFormat::Fp8 { block, .. } => {
+                if block[1].is_multiple_of(VECTOR_COLUMNS) || block[1] >= cols {
+                    (DeviceFormat::E4m3, Some(block), false)
+                } else {
+                    (DeviceFormat::F32, None, true)
+                }
+            }
+            other => {
+                let reason = "its decoding is not known to this backend";
+                return Err(Error::unsupported(PLATFORM, other, reason));
+            }
+        };
+        Ok(Self {
+            format,
+            cols,
+            block,
+            decoded,
+        })
+    }
+
+    /// Bytes of a row, padded to whole vectors.
+    pub(crate) const fn row_bytes(&self) -> usize {
+        (self.cols * self.format.size()).next_multiple_of(16)
+    }
+
+    /// The rows that fit into one binding.
+    ///
+    /// # Errors
+    /// A row that does not.
+    pub(crate) fn rows_per_chunk(&self, limits: &BindingLimits) -> swiglu_core::Result<usize> {
+        let limit = usize::try_from(limits.bytes).unwrap_or(usize::MAX);
+        match limit / self.row_bytes() {
+            0 => {
+                let expected = format!("rows of at most {limit} bytes");
+                let got = format!("{} bytes", self.row_bytes());
+                Err(Error::argument("weight", expected, got))
+            }
+            rows => Ok(rows),
         }
-        let vectors = self.block[1] / VECTOR_COLUMNS as u32;
-        vectors.is_power_of_two().then(|| vectors.ilog2())
+    }
+
+    /// Scales in a row of them.
+    const fn scale_cols(&self, block_cols: usize) -> usize {
+        self.cols.div_ceil(block_cols)
+    }
+
+    /// The logarithm of the vectors of a row that share a scale, if that is a power of two; 0 where
+    /// there are no scales.
+    pub(crate) const fn scale_shift(&self) -> Option<u32> {
+        match self.block {
+            None => Some(0),
+            Some([_, cols]) if self.scale_cols(cols) == 1 => Some(u32::BITS - 1),
+            Some([_, cols]) => match cols / VECTOR_COLUMNS {
+                vectors if vectors.is_power_of_two() => Some(vectors.ilog2()),
+                _ => None,
+            },
+        }
+    }
+
+    fn write_row(&self, part: &HostWeight<'_>, row: usize, line: &mut [f64], out: &mut [u8]) {
+        if self.decoded {
+            part.decode_row(row, line);
+            for (bytes, value) in out.chunks_exact_mut(4).zip(line) {
+                bytes.copy_from_slice(&(*value as f32).to_le_bytes());
+            }
+        } else {
+            let bytes = self.cols * self.format.size();
+            out[..bytes].copy_from_slice(&part.data()[row * bytes..(row + 1) * bytes]);
+        }
     }
 }
 
@@ -75,9 +165,8 @@ impl<'p, 'a> Segment<'p, 'a> {
         let mut rows = 0;
         for (i, part) in parts.iter().enumerate() {
             rows += part.rows();
-            let whole = part
-                .scales()
-                .is_none_or(|s| rows.is_multiple_of(s.block[0]));
+            let scaling = part.format().scaling();
+            let whole = scaling.is_none_or(|(_, block)| rows.is_multiple_of(block[0]));
             if !whole || i + 1 == parts.len() {
                 segments.push(Self {
                     parts: &parts[start..=i],
@@ -101,60 +190,21 @@ impl<'p, 'a> Segment<'p, 'a> {
     }
 }
 
-/// How rows are stored: as they come, or decoded to f32 where blocks of scales are too odd.
-#[derive(Clone, Copy, Debug)]
-struct Format {
-    dtype: DType,
-    cols: usize,
-    row_bytes: usize,
-    decoded: bool,
-}
-
-impl Format {
-    fn of(weight: &HostWeight<'_>) -> Self {
-        let decoded = weight.scales().is_some_and(|s| {
-            !s.block[1].is_multiple_of(VECTOR_COLUMNS) && s.block[1] < weight.cols()
-        });
-        let dtype = if decoded { DType::F32 } else { weight.dtype() };
-        Self {
-            dtype,
-            cols: weight.cols(),
-            row_bytes: (weight.cols() * dtype.size()).next_multiple_of(16),
-            decoded,
-        }
-    }
-
-    fn write_row(&self, part: &HostWeight<'_>, row: usize, line: &mut [f64], out: &mut [u8]) {
-        if self.decoded {
-            part.decode_row(row, line);
-            for (bytes, value) in out.chunks_exact_mut(4).zip(line) {
-                bytes.copy_from_slice(&(*value as f32).to_le_bytes());
-            }
-        } else {
-            let bytes = self.cols * self.dtype.size();
-            out[..bytes].copy_from_slice(&part.data()[row * bytes..(row + 1) * bytes]);
-        }
-    }
-}
-
 impl Weight {
+    /// Outputs and inputs.
+    pub(crate) const fn shape(&self) -> [usize; 2] {
+        [self.rows, self.form.cols]
+    }
+
     pub(crate) fn load(device: &Device, parts: &[HostWeight<'_>]) -> Result<Self> {
         HostWeight::check_parts(parts)?;
         let first = &parts[0];
-        let format = Format::of(first);
-        let limit = usize::try_from(device.binding_limit()).unwrap_or(usize::MAX);
-        let per_chunk = limit / format.row_bytes;
-        if per_chunk == 0 {
-            let expected = format!("rows of at most {limit} bytes");
-            let got = format!("{} bytes", format.row_bytes);
-            return Err(Error::argument("weight", expected, got).into());
-        }
+        let form = WeightForm::of(first.format(), first.cols())?;
+        let per_chunk = form.rows_per_chunk(&device.bindings())?;
         let mut weight = Self {
             rows: 0,
-            cols: first.cols(),
-            dtype: format.dtype,
+            form,
             bytes: 0,
-            row_vectors: u32::try_from(format.row_bytes / 16).unwrap_or(u32::MAX),
             has_nan_codes: false,
             chunks: Vec::new(),
             dense: None,
@@ -162,7 +212,7 @@ impl Weight {
         for segment in Segment::cut(parts) {
             for row in (0..segment.rows).step_by(per_chunk) {
                 let rows = per_chunk.min(segment.rows - row);
-                weight.push(device, &format, &segment, row, rows)?;
+                weight.push(device, &segment, row, rows)?;
             }
         }
         Ok(weight)
@@ -171,30 +221,30 @@ impl Weight {
     fn push(
         &mut self,
         device: &Device,
-        format: &Format,
         segment: &Segment<'_, '_>,
         row: usize,
         rows: usize,
     ) -> Result<()> {
-        let data = device.alloc(rows * format.row_bytes)?;
-        let per_write = (STAGING / format.row_bytes).max(1);
-        let mut line = vec![0.0; if format.decoded { format.cols } else { 0 }];
+        let form = self.form;
+        let row_bytes = form.row_bytes();
+        let data = Buffer::allocated(device, rows * row_bytes)?;
+        let per_write = (STAGING / row_bytes).max(1);
+        let mut line = vec![0.0; if form.decoded { form.cols } else { 0 }];
         for from in (0..rows).step_by(per_write) {
             let count = per_write.min(rows - from);
-            let mut staging = vec![0; count * format.row_bytes];
-            for (i, out) in staging.chunks_exact_mut(format.row_bytes).enumerate() {
+            let mut staging = vec![0; count * row_bytes];
+            for (i, out) in staging.chunks_exact_mut(row_bytes).enumerate() {
                 if let Some((part, r)) = segment.find(row + from + i) {
-                    format.write_row(part, r, &mut line, out);
+                    form.write_row(part, r, &mut line, out);
                 }
             }
             let is_nan = |code: &u8| code & 0x7f == 0x7f;
-            self.has_nan_codes |= format.dtype == DType::F8E4M3 && staging.iter().any(is_nan);
-            device.write(data.raw(), from * format.row_bytes, &staging)?;
+            self.has_nan_codes |= form.format == DeviceFormat::E4m3 && staging.iter().any(is_nan);
+            device.write_words(data.raw(), from * row_bytes, &staging)?;
         }
-        let scales = if format.decoded {
-            None
-        } else {
-            load_scales(device, segment, row, rows)?
+        let scales = match form.block {
+            None => None,
+            Some(block) => Some(load_scales(device, &form, block, segment, row, rows)?),
         };
         self.bytes += data.len() + scales.as_ref().map_or(0, |s| s.data.len());
         self.chunks.push(Chunk {
@@ -212,33 +262,65 @@ impl Weight {
 /// The scales of `rows` rows from `row` on, as f32.
 fn load_scales(
     device: &Device,
+    form: &WeightForm,
+    [block_rows, block_cols]: [usize; 2],
     segment: &Segment<'_, '_>,
     row: usize,
     rows: usize,
-) -> Result<Option<Scales>> {
-    let Some(kind) = segment.parts[0].scales() else {
-        return Ok(None);
-    };
+) -> Result<ChunkScales> {
     // A block taller or wider than the weight is as good as one of its size.
     let block = [
-        kind.block[0].min(segment.rows.max(1)),
-        kind.block[1].min(segment.parts[0].cols().next_multiple_of(VECTOR_COLUMNS)),
+        block_rows.min(segment.rows.max(1)),
+        block_cols.min(form.cols.next_multiple_of(VECTOR_COLUMNS)),
     ];
-    let cols = segment.parts[0].cols().div_ceil(kind.block[1]);
+    let cols = form.scale_cols(block_cols);
     let first = row / block[0];
     let mut values = Vec::new();
     for block_row in first..(row + rows).div_ceil(block[0]) {
         if let Some((part, r)) = segment.find(block_row * block[0]) {
-            values.extend((0..cols).map(|c| part.scale(r, c * kind.block[1])));
+            values.extend((0..cols).map(|c| part.scale(r, c * block_cols)));
         }
     }
-    let data = device.alloc(size_of_val(values.as_slice()))?;
-    device.write(data.raw(), 0, bytemuck::cast_slice(&values))?;
+    let data = Buffer::allocated(device, size_of_val(values.as_slice()))?;
+    device.write_words(data.raw(), 0, bytemuck::cast_slice(&values))?;
     let int = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Ok(Some(Scales {
+    Ok(ChunkScales {
         data,
         block: block.map(int),
         cols: int(cols),
         skip: int(row - first * block[0]),
-    }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swiglu_core::ScaleFormat;
+
+    fn fp8(block: [usize; 2], cols: usize) -> WeightForm {
+        let scales = ScaleFormat::E8M0;
+        WeightForm::of(WeightFormat::Fp8 { scales, block }, cols).unwrap()
+    }
+
+    #[test]
+    fn codes_are_kept_where_no_block_ends_within_a_vector() {
+        assert_eq!(fp8([128, 128], 7168).format, DeviceFormat::E4m3);
+        assert_eq!(fp8([128, 128], 7168).scale_shift(), Some(3));
+        assert_eq!(fp8([1, 48], 7168).scale_shift(), None);
+        // One block is as wide as the weight.
+        assert_eq!(fp8([2, 100], 100).format, DeviceFormat::E4m3);
+        assert_eq!(fp8([2, 100], 100).scale_shift(), Some(31));
+        let decoded = fp8([2, 2], 5);
+        assert_eq!(
+            (decoded.format, decoded.row_bytes()),
+            (DeviceFormat::F32, 32)
+        );
+    }
+
+    #[test]
+    fn every_format_of_the_family_is_known() {
+        for format in WeightFormat::SAMPLES {
+            assert!(WeightForm::of(format, 4096).is_ok(), "{format}");
+        }
+    }
 }

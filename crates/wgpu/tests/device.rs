@@ -4,20 +4,30 @@
 
 use swiglu_core::reference::Reference;
 use swiglu_core::{
-    ActAndMul, Backend, DType, GatedActivation, HostWeight, Matmul, RowLayout, Tensor, TensorMut,
+    Accumulation, ActAndMul, Backend, Element, Float, GateUp, GatedActivation, HostWeight, Matmul,
+    RowLayout, Tensor, TensorMut, WeightFormat,
 };
 use swiglu_wgpu::{Buffer, Builder, WgpuBackend, wgpu};
 
 /// The backend of a builder; without an adapter the test is skipped by name, unless
 /// `SWIGLU_REQUIRE` asks for it.
 fn open(builder: Builder) -> Option<WgpuBackend> {
-    match builder.allow_software(true).build() {
+    match builder.allow_software(true).open() {
         Ok(backend) => Some(backend),
         Err(reason) => {
-            swiglu_testing::may_skip("wgpu", &reason.to_string(), "device");
+            swiglu_conformance::may_skip("wgpu", &reason.to_string(), "device");
             None
         }
     }
+}
+
+/// A matrix without gaps that fills a buffer from its start.
+fn read<T: Element>(buffer: &Buffer, rows: usize, cols: usize) -> Tensor<'_, WgpuBackend> {
+    Tensor::contiguous(WgpuBackend::view(buffer), T::FLOAT, rows, cols)
+}
+
+fn write<T: Element>(buffer: &mut Buffer, rows: usize, cols: usize) -> TensorMut<'_, WgpuBackend> {
+    TensorMut::contiguous(WgpuBackend::view_mut(buffer), T::FLOAT, rows, cols)
 }
 
 fn small_limits(binding: u64) -> wgpu::Limits {
@@ -34,12 +44,8 @@ fn values(count: usize) -> Vec<f32> {
         .collect()
 }
 
-fn upload(backend: &impl Backend<Buffer = Buffer>, data: &[f32]) -> Buffer {
-    let mut buffer = backend.alloc(size_of_val(data)).unwrap();
-    backend
-        .upload(&mut buffer, bytemuck::cast_slice(data))
-        .unwrap();
-    buffer
+fn upload(backend: &WgpuBackend, data: &[f32]) -> Buffer {
+    swiglu_conformance::filled(backend, bytemuck::cast_slice(data)).unwrap()
 }
 
 fn download(backend: &WgpuBackend, buffer: &Buffer) -> Vec<f32> {
@@ -69,7 +75,7 @@ fn small_bindings_change_nothing() {
     }
 }
 
-/// A weight and tokens that fill many bindings make the product that one binding makes.
+/// A weight and tokens that fill many bindings give what one binding gives.
 #[test]
 fn a_split_weight_is_one_weight() {
     let limits = small_limits(8192);
@@ -80,28 +86,23 @@ fn a_split_weight_is_one_weight() {
     let integers =
         |count: usize| -> Vec<f32> { (0..count).map(|i| (i % 7) as f32 - 3.0).collect() };
     let (x, w) = (integers(tokens * k), integers(n * k));
-    let part = HostWeight::new(n, k, DType::F32, bytemuck::cast_slice(&w), None).unwrap();
-    let weight = backend.load_weight(&[part]).unwrap();
-    let x = upload(&backend, &x);
+    let format = WeightFormat::Float(Float::F32);
+    let part = HostWeight::new([n, k], format, bytemuck::cast_slice(&w), &[]).unwrap();
+    let weight = backend.load_weight(std::slice::from_ref(&part)).unwrap();
+    let on_device = upload(&backend, &x);
     let mut y = backend.alloc(tokens * n * 4).unwrap();
+    let to = write::<f32>(&mut y, tokens, n);
     backend
-        .matmul(
-            Tensor::contiguous(&x, DType::F32, tokens, k),
-            &weight,
-            TensorMut::contiguous(&mut y, DType::F32, tokens, n),
-        )
+        .matmul(read::<f32>(&on_device, tokens, k), &weight, to)
         .unwrap();
     let oracle = Reference.load_weight(&[part]).unwrap();
-    let host = swiglu_core::HostBuffer::from_slice(&integers(tokens * k)).unwrap();
-    let mut want = Reference.alloc(tokens * n * 4).unwrap();
+    let mut want = vec![0.0_f32; tokens * n];
+    let [from, to] = [k, n].map(|cols| RowLayout::contiguous(tokens, cols));
+    let to = TensorMut::from_slice(&mut want, to);
     Reference
-        .matmul(
-            Tensor::contiguous(&host, DType::F32, tokens, k),
-            &oracle,
-            TensorMut::contiguous(&mut want, DType::F32, tokens, n),
-        )
+        .matmul(Tensor::from_slice(&x, from), &oracle, to)
         .unwrap();
-    assert_eq!(download(&backend, &y), want.typed::<f32>());
+    assert_eq!(download(&backend, &y), want);
 }
 
 /// More rows, and more workgroups, than one dimension of a dispatch has.
@@ -142,19 +143,9 @@ fn a_callers_pass_is_recorded_into_and_not_submitted() {
     let op = GatedActivation::deepseek_v4();
     let mut encoder = device.create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());
-    let (from, to) = (RowLayout::contiguous(1, 128), RowLayout::contiguous(1, 64));
-    let tensor = Tensor {
-        buffer: &x,
-        dtype: DType::F32,
-        layout: from,
-    };
-    let output = TensorMut {
-        buffer: &mut y,
-        dtype: DType::F32,
-        layout: to,
-    };
+    let (from, to) = (read::<f32>(&x, 1, 128), write::<f32>(&mut y, 1, 64));
     backend
-        .record_act_and_mul(&mut pass, &op, tensor, output)
+        .record_act_and_mul(&mut pass, &op, from.into(), to)
         .unwrap();
     drop(pass);
     assert!(download(&backend, &y).iter().all(|&y| y == 0.0));
@@ -177,17 +168,11 @@ fn a_callers_pass_is_recorded_into_and_not_submitted() {
             .starts_with("buffer: expected the usage")
     );
     let mut same = x.clone();
-    let error = backend.act_and_mul(
-        &op,
-        Tensor::contiguous(&x, DType::F32, 1, 128),
-        TensorMut::contiguous(&mut same, DType::F32, 1, 64),
-    );
-    assert!(
-        error
-            .unwrap_err()
-            .to_string()
-            .starts_with("output: expected another buffer")
-    );
+    let (from, to) = (read::<f32>(&x, 1, 128), write::<f32>(&mut same, 1, 64));
+    let error = backend.act_and_mul(&op, from.into(), to);
+    let error = error.unwrap_err().to_string();
+    let expected = "output: expected another buffer";
+    assert!(error.starts_with(expected), "{error}");
 }
 
 /// After the device is gone every call says so, and none hangs or panics.
@@ -202,11 +187,8 @@ fn a_lost_device_is_an_error() {
     let op = GatedActivation::deepseek_v4();
     let waited = backend.synchronize().unwrap_err().to_string();
     assert!(waited.contains("the device is lost"), "{waited}");
-    let enqueued = backend.act_and_mul(
-        &op,
-        Tensor::contiguous(&x, DType::F32, 1, 4),
-        TensorMut::contiguous(&mut y, DType::F32, 1, 2),
-    );
+    let input: GateUp<'_, WgpuBackend> = read::<f32>(&x, 1, 4).into();
+    let enqueued = backend.act_and_mul(&op, input, write::<f32>(&mut y, 1, 2));
     let enqueued = enqueued.unwrap_err().to_string();
     assert!(enqueued.contains("the device is lost"), "{enqueued}");
     for error in [
@@ -253,6 +235,22 @@ fn an_upload_of_odd_length_writes_its_bytes_only() {
 /// No adapter of that name: an error that gives each adapter's reason.
 #[test]
 fn a_probe_without_a_match_gives_reasons() {
-    let error = WgpuBackend::builder().adapter("no such adapter").build();
+    let error = WgpuBackend::builder().adapter("no such adapter").open();
     assert!(error.unwrap_err().to_string().starts_with("no adapter: "));
+}
+
+/// A backend says which sums it was opened for, and never more than it has kernels for.
+#[test]
+fn the_class_of_sums_is_the_one_that_was_asked_for() {
+    for (asked, promised) in [
+        (Accumulation::Ordered, Accumulation::Ordered),
+        (Accumulation::Fp8TensorCore, Accumulation::MatrixUnit),
+    ] {
+        let Some(backend) = open(WgpuBackend::builder().accumulation(asked)) else {
+            return;
+        };
+        assert_eq!(backend.accuracy().accumulation, promised);
+        let ordered = backend.description().ends_with("sums are ordered");
+        assert_eq!(ordered, asked == Accumulation::Ordered);
+    }
 }

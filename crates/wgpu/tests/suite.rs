@@ -1,12 +1,11 @@
 //! The suite that every backend passes, on the best adapter of this machine or a software
 //! rasteriser.
 
-use swiglu_testing::Expectations;
 use swiglu_wgpu::WgpuBackend;
 
 fn open() -> Result<WgpuBackend, String> {
     let builder = WgpuBackend::builder().allow_software(true);
-    builder.build().map_err(|error| error.to_string())
+    builder.open().map_err(|error| error.to_string())
 }
 
-swiglu_testing::suite!(wgpu, open, Expectations::shader());
+swiglu_conformance::suite!(wgpu, open);

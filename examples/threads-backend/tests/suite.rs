@@ -2,5 +2,5 @@
 
 use threads_backend::Threads;
 
-swiglu_testing::suite!(threads, Threads::open);
-swiglu_testing::mutants!(threads_made_wrong, Threads::open);
+swiglu_conformance::suite!(threads, Threads::open);
+swiglu_conformance::mutants!(threads_made_wrong, Threads::open);

@@ -9,7 +9,7 @@ use crate::failure::{Failure, Result};
 
 const SIZE: (u32, u32) = (960, 600);
 /// One for each line, told apart with any eyes.
-const COLOURS: [RGBColor; 4] = [
+const COLORS: [RGBColor; 4] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -63,15 +63,15 @@ fn chart(svg: &mut String, title: &str, rows: &[Row], limits: &Limits) -> Drawn 
         .chunk_by(|a, b| (&a.what, a.dtype) == (&b.what, b.dtype))
         .enumerate()
     {
-        let colour = COLOURS[n % COLOURS.len()];
+        let color = COLORS[n % COLORS.len()];
         let points = series
             .iter()
             .map(|r| (r.tokens as f64, us(r.timing.median)));
         let label = format!("{} in {}", series[0].what, series[0].dtype);
         chart
-            .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
+            .draw_series(LineSeries::new(points, color.stroke_width(2)))?
             .label(label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
         chart.draw_series(series.iter().map(|r| {
             let t = r.timing;
             ErrorBar::new_vertical(
@@ -79,7 +79,7 @@ fn chart(svg: &mut String, title: &str, rows: &[Row], limits: &Limits) -> Drawn 
                 us(t.low),
                 us(t.median),
                 us(t.high),
-                colour.filled(),
+                color.filled(),
                 8,
             )
         }))?;
@@ -89,10 +89,10 @@ fn chart(svg: &mut String, title: &str, rows: &[Row], limits: &Limits) -> Drawn 
             .collect();
         if !floor.is_empty() {
             chart
-                .draw_series(DashedLineSeries::new(floor, 6, 4, colour.stroke_width(1)))?
+                .draw_series(DashedLineSeries::new(floor, 6, 4, color.stroke_width(1)))?
                 .label("what the limits allow")
                 .legend(move |(x, y)| {
-                    DashedPathElement::new([(x, y), (x + 18, y)], 6, 4, colour.stroke_width(1))
+                    DashedPathElement::new([(x, y), (x + 18, y)], 6, 4, color.stroke_width(1))
                 });
         }
     }
@@ -119,7 +119,7 @@ fn duration(us: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::timing::Timing;
+    use swiglu_conformance::timing::Timing;
 
     #[test]
     fn every_line_has_its_label_and_its_floor() {

@@ -1,7 +1,8 @@
 use std::io::Write;
 
+use swiglu_conformance::timing::Timing;
+
 use super::limits::Limits;
-use super::timing::Timing;
 use crate::failure::Result;
 
 /// One line: what ran, how long it took, and what it moved and computed.
@@ -19,7 +20,7 @@ pub struct Row {
     pub timing: Timing,
     /// Bytes that a pass cannot do without: an activation's input and output, an MLP's weights.
     pub bytes: usize,
-    /// Operations on floats in products; none are counted in an activation.
+    /// Operations on floats in matmuls; none are counted in an activation.
     pub flops: f64,
 }
 
@@ -32,7 +33,7 @@ impl Row {
         (self.flops > 0.0).then(|| self.flops / self.timing.median / 1e9)
     }
 
-    /// GB/s that the machine could do: products read, an activation reads and writes.
+    /// GB/s that the machine could do: matmuls read, an activation reads and writes.
     pub fn memory_limit(&self, limits: &Limits) -> Option<f64> {
         let limit = match self.flops > 0.0 {
             true => limits.read,
@@ -58,8 +59,8 @@ impl Row {
         let memory = self
             .memory_limit(limits)
             .map(|l| self.bytes as f64 / l / 1e9);
-        let products = self.peak(limits).map(|l| self.flops / l / 1e9);
-        match (memory, products) {
+        let arithmetic = self.peak(limits).map(|l| self.flops / l / 1e9);
+        match (memory, arithmetic) {
             (Some(a), Some(b)) => Some(a.max(b)),
             (a, b) => a.or(b),
         }

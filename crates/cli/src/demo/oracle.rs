@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::thread;
 
 use swiglu::mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert, Workspace};
-use swiglu::{Backend, DType, HostBuffer, Tensor, TensorMut, bf16, reference::Reference};
+use swiglu::{RowLayout, Tensor, TensorMut, bf16, reference::Reference};
 
 use crate::failure::{Failure, Result};
 
@@ -51,26 +51,24 @@ impl Oracle {
     }
 }
 
-struct Part {
+/// What one thread's tokens gave.
+struct Share {
     gate_up: Vec<bf16>,
     y: Vec<bf16>,
 }
 
-fn forward(mlp: &DeepseekV4Mlp<Reference>, config: &MlpConfig, x: &[bf16]) -> Result<Part> {
+fn forward(mlp: &DeepseekV4Mlp<Reference>, config: &MlpConfig, x: &[bf16]) -> Result<Share> {
     let (h, i) = (config.hidden_size, config.intermediate_size);
     let t = x.len() / h;
-    let buffer = |cols: usize| Reference.alloc(t * cols * DType::BF16.size());
-    let x = HostBuffer::from_slice(x)?;
-    let (mut gate_up, mut act, mut y) = (buffer(2 * i)?, buffer(i)?, buffer(h)?);
+    let rows = |cols| RowLayout::contiguous(t, cols);
+    let zeros = |cols: usize| vec![bf16::ZERO; t * cols];
+    let (mut gate_up, mut act, mut y) = (zeros(2 * i), zeros(i), zeros(h));
     mlp.forward_stages(
-        Tensor::contiguous(&x, DType::BF16, t, h),
-        TensorMut::contiguous(&mut gate_up, DType::BF16, t, 2 * i),
-        TensorMut::contiguous(&mut act, DType::BF16, t, i),
-        TensorMut::contiguous(&mut y, DType::BF16, t, h),
+        Tensor::from_slice(x, rows(h)),
+        TensorMut::from_slice(&mut gate_up, rows(2 * i)),
+        TensorMut::from_slice(&mut act, rows(i)),
+        TensorMut::from_slice(&mut y, rows(h)),
         &mut Workspace::new(),
     )?;
-    Ok(Part {
-        gate_up: gate_up.typed().to_vec(),
-        y: y.typed().to_vec(),
-    })
+    Ok(Share { gate_up, y })
 }

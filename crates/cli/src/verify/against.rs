@@ -2,7 +2,7 @@ use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
-use swiglu::{DType, Element, GatedActivation, bf16, f16};
+use swiglu::{Accuracy, Element, Float, GatedActivation, bf16, f16};
 
 use super::hypothesis::{Fault, Hypothesis};
 use crate::act::shapes;
@@ -11,14 +11,6 @@ use crate::tensor_file::read_tensor;
 
 /// The mismatches that are shown.
 const SHOWN: usize = 3;
-
-/// What the definition promises for a type: 1 ulp for those of 16 bits, 4 for f32.
-const fn tolerance(dtype: DType) -> u32 {
-    match dtype {
-        DType::F32 => 4,
-        _ => 1,
-    }
-}
 
 /// Below this both values count as 0: f32's exponential underflows there, or is flushed.
 const NEGLIGIBLE: f32 = 1.0 / (1_u128 << 120) as f32;
@@ -72,12 +64,12 @@ pub fn against(path: &Path, op: &GatedActivation) -> Result<Verdict> {
     let input = read_tensor(path, Some("input"))?;
     let output = read_tensor(path, Some("output"))?;
     let (shape, output_shape) = shapes(&input).map_err(|e| Failure::file(path, e))?;
-    if output.dtype != input.dtype || output.shape != output_shape {
+    if output.stored != input.stored || output.shape != output_shape {
         return Err(Failure::file(
             path,
             format!(
                 "output: expected {} {output_shape:?}, got {} {:?}",
-                input.dtype, output.dtype, output.shape
+                input.stored, output.stored, output.shape
             ),
         ));
     }
@@ -87,12 +79,11 @@ pub fn against(path: &Path, op: &GatedActivation) -> Result<Verdict> {
             "input: expected at least one row, got none",
         ));
     }
-    let data = (input.data.as_slice(), output.data.as_slice());
-    match input.dtype {
-        DType::F16 => judge::<f16>(op, shape.d, data),
-        DType::BF16 => judge::<bf16>(op, shape.d, data),
-        // The reader takes no other type.
-        DType::F32 | DType::F8E4M3 | DType::E8M0 => judge::<f32>(op, shape.d, data),
+    let (d, x, y) = (shape.d, &input.data, &output.data);
+    match input.stored {
+        Float::F32 => judge::<f32>(op, d, x.typed(), y.typed()),
+        Float::F16 => judge::<f16>(op, d, x.typed(), y.typed()),
+        Float::BF16 => judge::<bf16>(op, d, x.typed(), y.typed()),
     }
 }
 
@@ -104,33 +95,31 @@ fn close<T: Element>(a: T, b: T) -> bool {
     let negligible = |x: T| x.to_f32().abs() < NEGLIGIBLE;
     !a.is_nan()
         && !b.is_nan()
-        && (a.ulps_between(b) <= tolerance(T::DTYPE) || (negligible(a) && negligible(b)))
+        && (a.ulps_between(b) <= Accuracy::EXACT.ulps(T::FLOAT) || (negligible(a) && negligible(b)))
 }
 
-fn judge<T: Element>(op: &GatedActivation, d: usize, data: (&[u8], &[u8])) -> Result<Verdict> {
-    let input: Vec<T> = bytemuck::allocation::pod_collect_to_vec(data.0);
-    let output: Vec<T> = bytemuck::allocation::pod_collect_to_vec(data.1);
+fn judge<T: Element>(op: &GatedActivation, d: usize, input: &[T], output: &[T]) -> Result<Verdict> {
     let predict = |h: &Hypothesis| -> Vec<T> {
         let of_row = |row| (0..d).map(move |j| h.predict(row, d, j));
         input.chunks_exact(2 * d).flat_map(of_row).collect()
     };
-    let hypotheses = Hypothesis::all(op, T::DTYPE)?;
+    let hypotheses = Hypothesis::all(op, T::FLOAT)?;
     let asked: Vec<T> = hypotheses.first().map(predict).unwrap_or_default();
     let rows: Vec<_> = hypotheses
         .into_iter()
-        .map(|h| compare(h, &predict(&h), &asked, &output))
+        .map(|h| compare(h, &predict(&h), &asked, output))
         .collect();
-    let first_mismatches = mismatches(op, d, &input, &asked, &output);
+    let first_mismatches = mismatches(op, d, input, &asked, output);
     let winners = winners(&rows);
     let names = |rows: &[&Row]| rows.iter().map(|r| r.name.clone()).collect();
     let is_asked =
         |r: &&Row| r.hypothesis.fault == Fault::None && r.hypothesis.rounding() == op.rounding();
     Ok(Verdict {
         operation: op.to_string(),
-        dtype: T::DTYPE.name(),
+        dtype: T::FLOAT.name(),
         shape: [output.len() / d, d],
         elements: output.len(),
-        tolerance_ulps: tolerance(T::DTYPE),
+        tolerance_ulps: Accuracy::EXACT.ulps(T::FLOAT),
         explained_by: names(&winners),
         right: winners.iter().any(is_asked),
         verdict: sentence(&rows, &winners),

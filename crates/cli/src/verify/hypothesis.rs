@@ -1,7 +1,7 @@
 use std::fmt;
 
 use swiglu::{
-    Clamp, DType, Element, Function, GatedActivation, Layout, Limit, Order, Result, Rounding,
+    Clamp, Element, Float, Function, GatedActivation, Layout, Limit, Order, Result, Rounding,
     reference,
 };
 
@@ -57,23 +57,15 @@ pub struct Hypothesis {
     runs: GatedActivation,
 }
 
-/// The limit of a clamp.
-pub fn limit_of(op: &GatedActivation) -> Option<Limit> {
-    match op.clamp() {
-        Clamp::None => None,
-        Clamp::Before(limit) | Clamp::After(limit) => Some(limit),
-    }
-}
-
 impl Hypothesis {
     /// Every hypothesis on an output in this type that applies to the operation, the one that it
     /// is right first. In f32 nothing is rounded between the steps, so that the two modes are one.
     ///
     /// # Errors
     /// None for an operation that was built by its constructors.
-    pub fn all(asked: &GatedActivation, dtype: DType) -> Result<Vec<Self>> {
+    pub fn all(asked: &GatedActivation, float: Float) -> Result<Vec<Self>> {
         let mut roundings = vec![asked.rounding()];
-        if dtype != DType::F32 {
+        if float != Float::F32 {
             roundings.push(match asked.rounding() {
                 Rounding::Official => Rounding::Eager,
                 Rounding::Eager => Rounding::Official,
@@ -90,7 +82,7 @@ impl Hypothesis {
 
     /// The hypothesis, if the fault can befall the operation.
     fn new(fault: Fault, asked: GatedActivation) -> Result<Option<Self>> {
-        let runs = match (fault, limit_of(&asked)) {
+        let runs = match (fault, asked.limit()) {
             (Fault::None | Fault::LayoutsMixedUp | Fault::HalvesSwapped, _) => asked,
             (_, None) => return Ok(None),
             (Fault::GateClampedOnBothSides | Fault::NanSwallowed(_), Some(_)) => asked,
@@ -114,7 +106,7 @@ impl Hypothesis {
     pub fn predict<T: Element>(&self, row: &[T], d: usize, j: usize) -> T {
         let (g, u) = self.positions(d, j);
         let (gate, up) = (row[g], row[u]);
-        let limit = limit_of(&self.asked).map_or(f32::INFINITY, Limit::get);
+        let limit = self.asked.limit().map_or(f32::INFINITY, Limit::get);
         match self.fault {
             Fault::None | Fault::LayoutsMixedUp | Fault::HalvesSwapped => {
                 reference::gated(&self.runs, gate, up)

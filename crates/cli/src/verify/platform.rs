@@ -1,27 +1,28 @@
 use std::sync::Arc;
 
 use swiglu::{
-    ActAndMul, AnyBackend, Backend, DType, GatedActivation, HostBuffer, Operator, Result, Support,
-    Tensor, TensorMut,
+    Accuracy, ActAndMul, AnyBackend, Backend, GateUp, GatedActivation, HostBuffer, Operator,
+    Request, Result, Support, Tensor, TensorMut, reference::Reference,
 };
 
-/// A platform of the registry as the suite's checks want it, with host memory for its own: every
-/// call copies to the device and back.
+/// A platform of the registry as the suite's checks want it, with host memory for its own: where
+/// the device cannot read that, every call copies there and back.
 pub struct Platform {
-    backend: Arc<dyn AnyBackend>,
+    backend: Arc<AnyBackend>,
     /// The one operator that is asked for.
     only: Option<Operator>,
 }
 
 impl Platform {
-    pub const fn new(backend: Arc<dyn AnyBackend>, only: Option<Operator>) -> Self {
+    pub const fn new(backend: Arc<AnyBackend>, only: Option<Operator>) -> Self {
         Self { backend, only }
     }
 }
 
 impl Backend for Platform {
-    type Device = ();
     type Buffer = HostBuffer;
+    type View<'a> = &'a [u8];
+    type ViewMut<'a> = &'a mut [u8];
 
     fn platform(&self) -> &'static str {
         self.backend.platform()
@@ -31,15 +32,17 @@ impl Backend for Platform {
         self.backend.description()
     }
 
-    fn device(&self) -> &() {
-        &()
+    fn accuracy(&self) -> Accuracy {
+        self.backend.accuracy()
     }
 
-    fn supports(&self, op: &GatedActivation, dtype: DType) -> Support {
-        if self.only.is_some_and(|only| only != op.operator()) {
-            return Support::No("not asked for".to_owned());
+    fn supports(&self, request: &Request) -> Support {
+        match request {
+            Request::Activation { op, .. } if self.only.is_some_and(|o| o != op.operator()) => {
+                Support::No("not asked for".to_owned())
+            }
+            _ => self.backend.supports(request),
         }
-        self.backend.supports(op, dtype)
     }
 
     fn alloc(&self, bytes: usize) -> Result<HostBuffer> {
@@ -58,31 +61,52 @@ impl Backend for Platform {
         buffer.read(data)
     }
 
+    /// The registry's calls are done when they return.
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
+
+    fn view(buffer: &HostBuffer) -> &[u8] {
+        buffer.bytes()
+    }
+
+    fn view_mut(buffer: &mut HostBuffer) -> &mut [u8] {
+        buffer.bytes_mut()
+    }
+
+    fn as_view<'a>(view: &'a &mut [u8]) -> &'a [u8] {
+        view
+    }
+
+    fn reborrow<'a>(view: &'a mut &mut [u8]) -> &'a mut [u8] {
+        view
+    }
+
+    fn view_len(view: &&[u8]) -> usize {
+        view.len()
+    }
+}
+
+/// The same matrix for the registry's calls.
+const fn on_host<'a>(t: Tensor<'a, Platform>) -> Tensor<'a, Reference> {
+    Tensor::new(t.view, t.float, t.layout)
 }
 
 impl ActAndMul for Platform {
     fn act_and_mul(
         &self,
         op: &GatedActivation,
-        input: Tensor<'_, HostBuffer>,
-        output: TensorMut<'_, HostBuffer>,
+        input: GateUp<'_, Self>,
+        output: TensorMut<'_, Self>,
     ) -> Result<()> {
-        let shape = self.check_act(&input, &output)?;
-        let size = input.dtype.size();
-        let bytes = |elements: std::ops::Range<usize>| elements.start * size..elements.end * size;
-        let mut rows = Vec::with_capacity(shape.rows * 2 * shape.d * size);
-        for t in 0..shape.rows {
-            rows.extend_from_slice(&input.buffer.bytes()[bytes(input.layout.row(t))]);
-        }
-        let mut y = vec![0; shape.rows * shape.d * size];
-        self.backend
-            .act_and_mul(op, input.dtype, shape, &rows, &mut y)?;
-        for (t, row) in y.chunks_exact(shape.d * size).enumerate() {
-            output.buffer.bytes_mut()[bytes(output.layout.row(t))].copy_from_slice(row);
-        }
-        Ok(())
+        let input = match input {
+            GateUp::Merged(input) => on_host(input).into(),
+            GateUp::Split { gate, up } => GateUp::Split {
+                gate: on_host(gate),
+                up: on_host(up),
+            },
+        };
+        let output = TensorMut::new(output.view, output.float, output.layout);
+        self.backend.act_and_mul(op, input, output)
     }
 }

@@ -1,8 +1,8 @@
 use std::io::Write;
 
 use serde::Serialize;
-use swiglu::{Backend, DType, GatedActivation, Support};
-use swiglu_testing::Harness;
+use swiglu::{Backend, Float, GatedActivation, Request, Support};
+use swiglu_conformance::Harness;
 
 use super::platform::Platform;
 use crate::failure::{Failure, Result};
@@ -51,10 +51,10 @@ pub struct CheckRow {
 }
 
 impl OperationRow {
-    pub fn of(harness: &Harness<Platform>, op: &GatedActivation, dtype: DType) -> Self {
+    pub fn of(harness: &Harness<Platform>, op: &GatedActivation, float: Float) -> Self {
         let row = Self {
             operation: op.to_string(),
-            dtype: dtype.name(),
+            dtype: float.name(),
             skipped: None,
             results: 0,
             worst_ulps: 0,
@@ -64,13 +64,14 @@ impl OperationRow {
             passes: true,
             failures: Vec::new(),
         };
-        if let Support::No(reason) = harness.backend.supports(op, dtype) {
+        let request = Request::Activation { op: *op, float };
+        if let Support::No(reason) = harness.backend.supports(&request) {
             return Self {
                 skipped: Some(reason),
                 ..row
             };
         }
-        let survey = harness.survey(op, dtype);
+        let survey = harness.survey(op, float);
         Self {
             results: survey.results,
             worst_ulps: survey.worst_ulps,
@@ -95,7 +96,7 @@ impl OperationRow {
 impl CheckRow {
     pub fn new(
         check: &'static str,
-        outcome: std::result::Result<(), swiglu_testing::Failure>,
+        outcome: std::result::Result<(), swiglu_conformance::Failure>,
     ) -> Self {
         Self {
             check,

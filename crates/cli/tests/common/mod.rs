@@ -27,6 +27,7 @@ pub fn swiglu(arguments: &[&str]) -> Command {
     command
         .env_remove("SWIGLU_PLATFORM")
         .env_remove("SWIGLU_OPS")
+        .env_remove("SWIGLU_ACCUMULATION")
         .args(arguments);
     command
 }

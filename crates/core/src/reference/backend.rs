@@ -1,62 +1,23 @@
-use bytemuck::Pod;
 use half::{bf16, f16};
 
 use crate::{
-    ActAndMul, Backend, BlockScales, DType, Element, Error, GatedActivation, GatedMatmul,
-    HostBuffer, HostWeight, Matmul, Result, Rows, RowsMut, Support, Tensor, TensorMut,
+    ActAndMul, Backend, Element, Float, GateUp, GatedActivation, Halves, HostWeight, Matmul,
+    Request, Result, Support, Tensor, TensorMut, check,
 };
 
 /// The reference as a backend: one thread, f64 between the roundings, correct and slow. Calls run
-/// at once, and products allocate.
+/// at once, and matmuls allocate.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
-/// A weight as it was stored.
+/// A weight as it was stored: parts, one above the other.
 #[derive(Clone, Debug)]
 pub struct ReferenceWeight {
-    parts: Vec<Part>,
-}
-
-#[derive(Clone, Debug)]
-struct Part {
-    rows: usize,
-    cols: usize,
-    dtype: DType,
-    data: Vec<u8>,
-    scales: Option<(Vec<u8>, DType, [usize; 2])>,
-}
-
-impl Part {
-    fn view(&self) -> Result<HostWeight<'_>> {
-        let scales = self
-            .scales
-            .as_ref()
-            .map(|(data, dtype, block)| BlockScales {
-                data,
-                dtype: *dtype,
-                block: *block,
-            });
-        HostWeight::new(self.rows, self.cols, self.dtype, &self.data, scales)
-    }
-}
-
-impl Reference {
-    fn act<T: Element>(
-        op: &GatedActivation,
-        input: &Tensor<'_, HostBuffer>,
-        output: &mut TensorMut<'_, HostBuffer>,
-    ) -> Result<()> {
-        super::act_and_mul::<T>(
-            op,
-            Rows::new(input.buffer.typed(), input.layout)?,
-            RowsMut::new(output.buffer.typed_mut(), output.layout)?,
-        )
-    }
+    parts: Vec<HostWeight<'static>>,
 }
 
 impl Backend for Reference {
-    type Device = ();
-    type Buffer = HostBuffer;
+    crate::host_memory!();
 
     fn platform(&self) -> &'static str {
         "reference"
@@ -66,84 +27,92 @@ impl Backend for Reference {
         "scalar f64, one thread".to_owned()
     }
 
-    fn device(&self) -> &() {
-        &()
-    }
-
-    fn supports(&self, _op: &GatedActivation, dtype: DType) -> Support {
-        if DType::COMPUTE.contains(&dtype) {
-            Support::Native
-        } else {
-            Support::No(format!("{dtype} is storage only"))
+    fn supports(&self, request: &Request) -> Support {
+        match request {
+            Request::QuantizedMatmul { .. } => {
+                Support::Emulated("codes are widened before the matmul".to_owned())
+            }
+            Request::Activation { .. }
+            | Request::ActivationQuant { .. }
+            | Request::Quantize { .. }
+            | Request::Matmul { .. }
+            | Request::GatedMatmul { .. } => Support::Native,
         }
     }
+}
 
-    fn alloc(&self, bytes: usize) -> Result<HostBuffer> {
-        HostBuffer::zeroed(bytes)
-    }
+/// Runs a generic function in the type that a [`Float`] names.
+macro_rules! typed {
+    ($float:expr, $T:ident => $call:expr) => {
+        match $float {
+            Float::F32 => {
+                type $T = f32;
+                $call
+            }
+            Float::F16 => {
+                type $T = f16;
+                $call
+            }
+            Float::BF16 => {
+                type $T = bf16;
+                $call
+            }
+        }
+    };
+}
+pub(super) use typed;
 
-    fn len(&self, buffer: &HostBuffer) -> usize {
-        buffer.len()
+fn act<T: Element>(
+    op: &GatedActivation,
+    input: &GateUp<'_, Reference>,
+    output: TensorMut<'_, Reference>,
+) -> Result<()> {
+    let halves = Halves::<T>::new(op, input)?;
+    let layout = output.layout;
+    let output = output.into_typed::<T>("output")?;
+    for t in 0..layout.rows {
+        for (y, (gate, up)) in output[layout.row(t)].iter_mut().zip(halves.pairs(t)) {
+            *y = super::gated(op, gate, up);
+        }
     }
-
-    fn upload(&self, buffer: &mut HostBuffer, data: &[u8]) -> Result<()> {
-        buffer.write(data)
-    }
-
-    fn download(&self, buffer: &HostBuffer, data: &mut [u8]) -> Result<()> {
-        buffer.read(data)
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        Ok(())
-    }
+    Ok(())
 }
 
 impl ActAndMul for Reference {
     fn act_and_mul(
         &self,
         op: &GatedActivation,
-        input: Tensor<'_, HostBuffer>,
-        mut output: TensorMut<'_, HostBuffer>,
+        input: GateUp<'_, Self>,
+        output: TensorMut<'_, Self>,
     ) -> Result<()> {
-        self.check_act(&input, &output)?;
-        match input.dtype {
-            DType::F32 => Self::act::<f32>(op, &input, &mut output),
-            DType::F16 => Self::act::<f16>(op, &input, &mut output),
-            DType::BF16 => Self::act::<bf16>(op, &input, &mut output),
-            DType::F8E4M3 | DType::E8M0 => {
-                Err(Error::argument("input", "f32, f16 or bf16", input.dtype))
-            }
-        }
+        check::act(&input, &output)?;
+        typed!(input.float(), T => act::<T>(op, &input, output))
     }
 }
 
 /// Rows of any of the three types as f64, one after another.
-fn widened(x: &Tensor<'_, HostBuffer>) -> Vec<f64> {
-    fn typed<T: Element + Pod>(x: &Tensor<'_, HostBuffer>) -> Vec<f64> {
-        let data = x.buffer.typed::<T>();
-        let row = |t| data[x.layout.row(t)].iter();
-        (0..x.layout.rows)
-            .flat_map(row)
-            .map(|v| f64::from(v.to_f32()))
-            .collect()
-    }
-    match x.dtype {
-        DType::F16 => typed::<f16>(x),
-        DType::BF16 => typed::<bf16>(x),
-        DType::F32 | DType::F8E4M3 | DType::E8M0 => typed::<f32>(x),
-    }
+fn widened<T: Element>(x: &Tensor<'_, Reference>) -> Result<Vec<f64>> {
+    let data = x.typed::<T>("x")?;
+    let rows = (0..x.layout.rows).flat_map(|t| &data[x.layout.row(t)]);
+    Ok(rows.map(|v| f64::from(v.to_f32())).collect())
 }
 
-pub(super) fn store(y: &mut TensorMut<'_, HostBuffer>, t: usize, n: usize, value: f64) {
-    let at = y.layout.row(t).start + n;
-    match y.dtype {
-        DType::F16 => y.buffer.typed_mut()[at] = <f16 as Element>::from_f64(value),
-        DType::BF16 => y.buffer.typed_mut()[at] = <bf16 as Element>::from_f64(value),
-        DType::F32 | DType::F8E4M3 | DType::E8M0 => {
-            y.buffer.typed_mut()[at] = <f32 as Element>::from_f64(value);
+/// Rounds what `value` gives for each row and column of y.
+pub(super) fn store(
+    argument: &'static str,
+    y: TensorMut<'_, Reference>,
+    mut value: impl FnMut(usize, usize) -> f64,
+) -> Result<()> {
+    let layout = y.layout;
+    typed!(y.float, T => {
+        let y = y.into_typed::<T>(argument)?;
+        for t in 0..layout.rows {
+            for (n, y) in y[layout.row(t)].iter_mut().enumerate() {
+                *y = <T as Element>::from_f64(value(t, n));
+            }
         }
-    }
+    });
+    Ok(())
 }
 
 /// Four sums side by side, so that the compiler can use vectors.
@@ -163,63 +132,48 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 impl Matmul for Reference {
     type Weight = ReferenceWeight;
 
-    fn supports_weight(&self, dtype: DType) -> Support {
-        match dtype {
-            DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 => Support::Native,
-            DType::E8M0 => Support::No("f8_e8m0 holds scales only".to_owned()),
-        }
-    }
-
     fn load_weight(&self, parts: &[HostWeight<'_>]) -> Result<ReferenceWeight> {
         HostWeight::check_parts(parts)?;
-        let own = |w: &HostWeight<'_>| Part {
-            rows: w.rows(),
-            cols: w.cols(),
-            dtype: w.dtype(),
-            data: w.data().to_vec(),
-            scales: w.scales().map(|s| (s.data.to_vec(), s.dtype, s.block)),
-        };
+        let own = |w: &HostWeight<'_>| w.clone().into_owned();
         Ok(ReferenceWeight {
             parts: parts.iter().map(own).collect(),
         })
     }
 
     fn weight_shape(&self, weight: &ReferenceWeight) -> [usize; 2] {
-        let rows = weight.parts.iter().map(|p| p.rows).sum();
-        [rows, weight.parts.first().map_or(0, |p| p.cols)]
+        let rows = weight.parts.iter().map(HostWeight::rows).sum();
+        [rows, weight.parts.first().map_or(0, HostWeight::cols)]
     }
 
     fn weight_bytes(&self, weight: &ReferenceWeight) -> usize {
-        let bytes = |p: &Part| p.data.len() + p.scales.as_ref().map_or(0, |s| s.0.len());
-        weight.parts.iter().map(bytes).sum()
+        weight.parts.iter().map(HostWeight::bytes).sum()
     }
 
     fn matmul(
         &self,
-        x: Tensor<'_, HostBuffer>,
+        x: Tensor<'_, Self>,
         weight: &ReferenceWeight,
-        mut y: TensorMut<'_, HostBuffer>,
+        y: TensorMut<'_, Self>,
     ) -> Result<()> {
-        self.check_matmul(&x, weight, &y)?;
-        let k = x.layout.cols;
-        let x = widened(&x);
+        let [n, k] = self.weight_shape(weight);
+        check::matmul(&x, [n, k], &y)?;
+        let rows = x.layout.rows;
+        let x = typed!(x.float, T => widened::<T>(&x))?;
         let mut row = vec![0.0; k];
-        let mut n = 0;
-        for part in &weight.parts {
-            let w = part.view()?;
-            for r in 0..part.rows {
-                w.decode_row(r, &mut row);
-                for (t, x) in x.chunks_exact(k).enumerate() {
-                    store(&mut y, t, n, dot(x, &row));
-                }
-                n += 1;
+        let mut sums = vec![0.0; rows * n];
+        let stacked = weight
+            .parts
+            .iter()
+            .flat_map(|w| (0..w.rows()).map(move |r| (w, r)));
+        for (j, (part, r)) in stacked.enumerate() {
+            part.decode_row(r, &mut row);
+            for (t, x) in x.chunks_exact(k).enumerate() {
+                sums[t * n + j] = dot(x, &row);
             }
         }
-        Ok(())
+        store("y", y, |t, j| sums[t * n + j])
     }
 }
-
-impl GatedMatmul for Reference {}
 
 #[cfg(test)]
 mod tests {
@@ -229,43 +183,54 @@ mod tests {
     fn a_product_of_stacked_fp8_parts_is_the_sum_it_stands_for() {
         let one = crate::E4M3::from_f32_saturating(1.0).0;
         let codes = [one; 6];
-        let scales = |s| BlockScales {
-            data: s,
-            dtype: DType::E8M0,
+        let format = crate::WeightFormat::Fp8 {
+            scales: crate::ScaleFormat::E8M0,
             block: [128, 2],
         };
-        let part = |s| HostWeight::new(2, 3, DType::F8E4M3, &codes, Some(scales(s))).unwrap();
+        let part = |s| HostWeight::new([2, 3], format, &codes, s).unwrap();
         let w = Reference
             .load_weight(&[part(&[127, 128]), part(&[129, 130])])
             .unwrap();
         assert_eq!(Reference.weight_shape(&w), [4, 3]);
-        let x = HostBuffer::from_slice(&[1.0_f32, 10.0, 100.0]).unwrap();
-        let mut y = Reference.alloc(16).unwrap();
+        let (x, mut y) = ([1.0_f32, 10.0, 100.0], [0.0_f32; 4]);
+        let row = crate::RowLayout::contiguous;
         Reference
             .matmul(
-                Tensor::contiguous(&x, DType::F32, 1, 3),
+                Tensor::from_slice(&x, row(1, 3)),
                 &w,
-                TensorMut::contiguous(&mut y, DType::F32, 1, 4),
+                TensorMut::from_slice(&mut y, row(1, 4)),
             )
             .unwrap();
-        assert_eq!(y.typed::<f32>(), [211.0, 211.0, 844.0, 844.0]);
+        assert_eq!(y, [211.0, 211.0, 844.0, 844.0]);
     }
 
     #[test]
     fn calls_that_do_not_fit_are_errors() {
-        let x = Reference.alloc(8).unwrap();
         let mut y = Reference.alloc(2).unwrap();
-        let input = || Tensor::contiguous(&x, DType::BF16, 2, 2);
+        let x = Reference.alloc(8).unwrap();
+        let input = || Tensor::contiguous(Reference::view(&x), Float::BF16, 2, 2).into();
         let op = GatedActivation::silu_and_mul();
-        let short = TensorMut::contiguous(&mut y, DType::BF16, 2, 1);
+        let short = TensorMut::contiguous(Reference::view_mut(&mut y), Float::BF16, 2, 1);
         let error = Reference.act_and_mul(&op, input(), short).unwrap_err();
         assert!(
             error.to_string().starts_with("output: expected at least 2"),
             "{error}"
         );
-        let odd = TensorMut::contiguous(&mut y, DType::F16, 2, 1);
-        assert!(Reference.act_and_mul(&op, input(), odd).is_err());
+        let other = TensorMut::contiguous(Reference::view_mut(&mut y), Float::F16, 2, 1);
+        assert!(Reference.act_and_mul(&op, input(), other).is_err());
         assert!(Reference.upload(&mut y, &[0; 3]).is_err());
         assert!(Reference.download(&y, &mut [0; 3]).is_err());
+    }
+
+    #[test]
+    fn a_view_between_two_elements_is_an_error() {
+        let buffer = Reference.alloc(16).unwrap();
+        let mut y = [0.0_f32; 1];
+        let odd = Tensor::contiguous(&Reference::view(&buffer)[1..], Float::F32, 1, 2);
+        let output = TensorMut::from_slice(&mut y, crate::RowLayout::contiguous(1, 1));
+        let op = GatedActivation::silu_and_mul();
+        let error = Reference.act_and_mul(&op, odd.into(), output).unwrap_err();
+        let expected = "input: expected memory aligned to 4 bytes";
+        assert!(error.to_string().starts_with(expected), "{error}");
     }
 }

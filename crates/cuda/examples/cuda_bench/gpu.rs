@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, sys};
-use swiglu_core::DType;
+use swiglu_core::{Accumulation, Float, ScaleFormat};
 use swiglu_cuda::{Activations, CudaBackend, Quantizers, cudarc};
 
 pub type Failure = Box<dyn std::error::Error>;
@@ -26,7 +26,7 @@ pub struct Gpu {
     pub activations: Activations,
     pub quantizers: Quantizers,
     pub backend: CudaBackend,
-    /// The same, with products of codes on FP8 tensor cores.
+    /// The same, with matmuls of codes on FP8 tensor cores.
     pub tensor_cores: CudaBackend,
 }
 
@@ -38,13 +38,15 @@ impl Gpu {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream()?;
         println!("{info:?}");
-        let backend = CudaBackend::new(stream.clone())?;
+        let backend = CudaBackend::from_stream(stream.clone())?;
         println!("{}\n", swiglu_core::Backend::description(&backend));
         Ok(Self {
             activations: Activations::new(&context)?,
             quantizers: Quantizers::new(&context)?,
             backend,
-            tensor_cores: CudaBackend::new(stream.clone())?.with_fp8_tensor_cores(true),
+            tensor_cores: CudaBackend::builder()
+                .accumulation(Accumulation::Fp8TensorCore)
+                .on(stream.clone())?,
             stream,
         })
     }
@@ -92,9 +94,9 @@ impl Gpu {
         Ok(cases.into_iter().map(median).collect())
     }
 
-    /// Device memory full of random numbers of this type, between 0.01 and 2 in magnitude.
-    pub fn random(&self, dtype: DType, bytes: usize) -> Result<CudaSlice<u8>, Failure> {
-        let pattern = random_bytes(dtype, bytes.min(1 << 20));
+    /// Device memory full of random bytes of this kind: numbers between 0.01 and 2 in magnitude.
+    pub fn random(&self, kind: Bytes, bytes: usize) -> Result<CudaSlice<u8>, Failure> {
+        let pattern = random_bytes(kind, bytes.min(1 << 20));
         let mut memory = self.stream.alloc_zeros::<u8>(bytes)?;
         for at in (0..bytes).step_by(pattern.len().max(1)) {
             let part = pattern.len().min(bytes - at);
@@ -105,17 +107,38 @@ impl Gpu {
     }
 }
 
+/// What bytes stand for.
+#[derive(Clone, Copy)]
+pub enum Bytes {
+    Numbers(Float),
+    /// E4M3.
+    Codes,
+    /// E8M0.
+    Powers,
+}
+
+impl Bytes {
+    pub const fn of_scales(format: ScaleFormat) -> Self {
+        match format {
+            ScaleFormat::F32 => Self::Numbers(Float::F32),
+            ScaleFormat::E8M0 => Self::Powers,
+        }
+    }
+}
+
 /// Random bits: in the last byte of each number such as make small numbers of it.
-pub fn random_bytes(dtype: DType, bytes: usize) -> Vec<u8> {
+pub fn random_bytes(kind: Bytes, bytes: usize) -> Vec<u8> {
     let byte = |i: usize| {
         let r =
             ((i as u32).wrapping_mul(2_654_435_761) ^ 0x9e37_79b9).wrapping_mul(0x85eb_ca6b) >> 20;
         let sign = r as u8 & 0x80;
-        match dtype {
-            DType::F8E4M3 => sign | (0x18 + (r % 0x20) as u8),
-            DType::E8M0 => 118 + (r % 5) as u8,
-            _ if i % dtype.size() == dtype.size() - 1 => sign | (0x3c + (r & 3) as u8),
-            _ => r as u8,
+        match kind {
+            Bytes::Codes => sign | (0x18 + (r % 0x20) as u8),
+            Bytes::Powers => 118 + (r % 5) as u8,
+            Bytes::Numbers(float) if i % float.size() == float.size() - 1 => {
+                sign | (0x3c + (r & 3) as u8)
+            }
+            Bytes::Numbers(_) => r as u8,
         }
     };
     (0..bytes).map(byte).collect()

@@ -2,11 +2,13 @@
 
 use cudarc::driver::DevicePtr;
 use swiglu_core::{
-    DType, GatedActivation, Quantization, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder,
+    Float, GatedActivation, Quantization, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder,
 };
-use swiglu_cuda::{LaunchOptions, RawCall, RawMatrix, RawQuantCall, RawQuantized, cudarc};
+use swiglu_cuda::{
+    LaunchOptions, RawActCall, RawGateUp, RawMatrix, RawQuantCall, RawQuantized, cudarc,
+};
 
-use crate::gpu::{COLD, Case, Failure, Gpu};
+use crate::gpu::{Bytes, COLD, Case, Failure, Gpu};
 
 const ROWS: [(usize, usize); 9] = [
     (1, 2048),
@@ -33,7 +35,7 @@ enum Kernel {
 /// Slots of input and output for calls of one shape, rows of input and output `gap` elements apart.
 struct Memory<'a> {
     gpu: &'a Gpu,
-    dtype: DType,
+    float: Float,
     shape: (usize, usize),
     gap: usize,
     /// Elements before the first.
@@ -46,19 +48,19 @@ struct Memory<'a> {
 impl<'a> Memory<'a> {
     fn new(
         gpu: &'a Gpu,
-        dtype: DType,
+        float: Float,
         (t, d): (usize, usize),
         [gap, offset]: [usize; 2],
     ) -> Result<Self, Failure> {
-        let bytes = t * (d + gap) * dtype.size();
+        let bytes = t * (d + gap) * float.size();
         let ring = (COLD / (3 * bytes)).max(2);
-        let ends = 2 * offset * dtype.size();
-        let input = gpu.random(dtype, 2 * ring * bytes + ends)?;
+        let ends = 2 * offset * float.size();
+        let input = gpu.random(Bytes::Numbers(float), 2 * ring * bytes + ends)?;
         let output = gpu.stream.alloc_zeros::<u8>(ring * bytes + ends)?;
         let address = |slice: &cudarc::driver::CudaSlice<u8>| slice.device_ptr(&gpu.stream).0;
         Ok(Self {
             gpu,
-            dtype,
+            float,
             shape: (t, d),
             gap,
             offset,
@@ -70,12 +72,12 @@ impl<'a> Memory<'a> {
 
     fn bytes(&self) -> usize {
         let (t, d) = self.shape;
-        t * d * self.dtype.size()
+        t * d * self.float.size()
     }
 
     fn case(&self, kernel: Kernel, options: LaunchOptions) -> Result<Case, Failure> {
         let (t, d) = self.shape;
-        let slot_bytes = t * (d + self.gap) * self.dtype.size();
+        let slot_bytes = t * (d + self.gap) * self.float.size();
         let stream = self.gpu.stream.cu_stream();
         let layout = |cols, gap| {
             RowLayout::contiguous(t, cols)
@@ -83,6 +85,11 @@ impl<'a> Memory<'a> {
                 .with_offset(self.offset)
         };
         let (input_layout, output_layout) = (layout(2 * d, 2 * self.gap), layout(d, self.gap));
+        let matrix = |address, layout| RawMatrix {
+            address,
+            float: self.float,
+            layout,
+        };
         self.gpu.case(self.ring, 3 * self.bytes(), |place| {
             let slot = (place * slot_bytes) as u64;
             let (input, output) = (self.addresses[0] + 2 * slot, self.addresses[1] + slot);
@@ -96,12 +103,9 @@ impl<'a> Memory<'a> {
                         activations.copy_raw(stream, input, output, bytes, options)?;
                     }
                     Kernel::Activation(op) => {
-                        let call = RawCall {
-                            dtype: self.dtype,
-                            input,
-                            input_layout,
-                            output,
-                            output_layout,
+                        let call = RawActCall {
+                            input: RawGateUp::Merged(matrix(input, input_layout)),
+                            output: matrix(output, output_layout),
                             batches: None,
                         };
                         let activations = &self.gpu.activations;
@@ -110,11 +114,7 @@ impl<'a> Memory<'a> {
                     Kernel::Quantized(op, quant, order) => {
                         // Codes in the first half of a slot for y, scales in the second.
                         let call = RawQuantCall {
-                            input: RawMatrix {
-                                address: input,
-                                dtype: self.dtype,
-                                layout: input_layout,
-                            },
+                            input: RawGateUp::Merged(matrix(input, input_layout)),
                             output: RawQuantized {
                                 codes: output,
                                 codes_layout: RowLayout::contiguous(t, d),
@@ -159,9 +159,9 @@ pub fn limit(gpu: &Gpu) -> Result<(), Failure> {
     println!("|---|---|---|---|---|---|---|---|---|");
     let clamp = Kernel::Activation(GatedActivation::deepseek_v4());
     let silu = Kernel::Activation(GatedActivation::silu_and_mul());
-    for dtype in DType::COMPUTE {
+    for float in Float::ALL {
         for (t, d) in ROWS {
-            let memory = Memory::new(gpu, dtype, (t, d), [0, 0])?;
+            let memory = Memory::new(gpu, float, (t, d), [0, 0])?;
             let wide = PDL.with_threads(512);
             let m = memory.medians(&[
                 (Kernel::Copy, PLAIN),
@@ -174,7 +174,7 @@ pub fn limit(gpu: &Gpu) -> Result<(), Failure> {
             let copy_pdl = m[1].min(m[2]);
             let limit = m[0].min(copy_pdl);
             println!(
-                "| {t} x {d} | {dtype} | {:.2} | {copy_pdl:.2} | {:.2} | {:.2} | {:.2} | {:.3} | {:.2} |",
+                "| {t} x {d} | {float} | {:.2} | {copy_pdl:.2} | {:.2} | {:.2} | {:.2} | {:.3} | {:.2} |",
                 m[0],
                 m[3],
                 m[4],
@@ -187,14 +187,14 @@ pub fn limit(gpu: &Gpu) -> Result<(), Failure> {
     println!("\nrows that are not whole vectors: d as given, and a gap or a base of an element\n");
     println!("| T x d | type | copy | odd d | odd stride, d + 1 | odd base, d + 1 | limit/odd d |");
     println!("|---|---|---|---|---|---|---|");
-    for dtype in DType::COMPUTE {
+    for float in Float::ALL {
         for (t, d) in UNALIGNED {
-            let odd = Memory::new(gpu, dtype, (t, d), [0, 0])?;
+            let odd = Memory::new(gpu, float, (t, d), [0, 0])?;
             let limit = odd.medians(&[(Kernel::Copy, PDL.with_threads(512)), (clamp, PDL)])?;
-            let of = |how| Memory::new(gpu, dtype, (t, d + 1), how)?.medians(&[(clamp, PDL)]);
+            let of = |how| Memory::new(gpu, float, (t, d + 1), how)?.medians(&[(clamp, PDL)]);
             let (stride, base) = (of([1, 0])?[0], of([0, 1])?[0]);
             println!(
-                "| {t} x {d} | {dtype} | {:.2} | {:.2} | {stride:.2} | {base:.2} | {:.3} |",
+                "| {t} x {d} | {float} | {:.2} | {:.2} | {stride:.2} | {base:.2} | {:.3} |",
                 limit[0],
                 limit[1],
                 limit[0] / limit[1]
@@ -206,9 +206,9 @@ pub fn limit(gpu: &Gpu) -> Result<(), Failure> {
 
 /// The activation that quantizes beside the one that does not.
 pub fn quantized(gpu: &Gpu) -> Result<(), Failure> {
-    println!("microseconds a call, medians; the ratio is that of groups of 128, UE8M0\n");
+    println!("microseconds a call, medians; the ratio is that of groups of 128, E8M0\n");
     println!(
-        "| T x d | type | launch | clamp | quant 128 UE8M0 | packed | 128 f32 columns | 32 UE8M0 | quant/clamp |"
+        "| T x d | type | launch | clamp | quant 128 E8M0 | packed | 128 f32 columns | 32 E8M0 | quant/clamp |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     let op = GatedActivation::deepseek_v4();
@@ -221,13 +221,13 @@ pub fn quantized(gpu: &Gpu) -> Result<(), Failure> {
         Kernel::Quantized(op, f32s, ScaleOrder::ColumnMajor),
         Kernel::Quantized(op, Quantization::deepseek_v4_1(), ScaleOrder::RowMajor),
     ];
-    for dtype in DType::COMPUTE {
+    for float in Float::ALL {
         for (t, d) in ROWS {
-            let memory = Memory::new(gpu, dtype, (t, d), [0, 0])?;
+            let memory = Memory::new(gpu, float, (t, d), [0, 0])?;
             let cases = [PLAIN, PDL].map(|o| kernels.map(|k| (k, o)));
             let m = memory.medians(cases.as_flattened())?;
             for (m, launch) in m.chunks(kernels.len()).zip(["plain", "PDL"]) {
-                print!("| {t} x {d} | {dtype} | {launch} | {:.2} |", m[0]);
+                print!("| {t} x {d} | {float} | {launch} | {:.2} |", m[0]);
                 m[1..].iter().for_each(|m| print!(" {m:.2} |"));
                 println!(" {:.3} |", m[1] / m[0]);
             }
@@ -243,7 +243,7 @@ pub fn blocks(gpu: &Gpu) -> Result<(), Failure> {
     let quant = Kernel::Quantized(op, Quantization::deepseek_v4(), ScaleOrder::RowMajor);
     for (t, d) in ROWS {
         println!("{t} x {d} bf16, PDL, threads {sizes:?}");
-        let memory = Memory::new(gpu, DType::BF16, (t, d), [0, 0])?;
+        let memory = Memory::new(gpu, Float::BF16, (t, d), [0, 0])?;
         for (name, kernel) in [
             ("copy", Kernel::Copy),
             ("clamp", Kernel::Activation(op)),

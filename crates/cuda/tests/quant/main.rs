@@ -1,10 +1,10 @@
-//! Quantization beyond the common suite: bare pointers, captured calls, and products of codes.
+//! Quantization beyond the common suite: bare pointers, captured calls, and matmuls of codes.
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 #[path = "../common/mod.rs"]
 mod device;
+mod matmuls;
 mod mlp;
-mod products;
 mod raw;

@@ -3,14 +3,17 @@
 use std::io::Write;
 
 use cudarc::driver::{DevicePtr, sys};
+use swiglu_conformance::inputs::Numbers;
 use swiglu_core::{
-    Backend, DType, GatedActivation, Quantization, Rounding, RowLayout, ScaleFormat, ScaleLayout,
+    Backend, Float, GatedActivation, Quantization, Rounding, RowLayout, ScaleFormat, ScaleLayout,
     ScaleOrder, bf16,
 };
-use swiglu_cuda::{LaunchOptions, RawMatrix, RawQuantCall, RawQuantized, cudarc};
-use swiglu_testing::inputs::Numbers;
+use swiglu_cuda::{LaunchOptions, RawGateUp, RawMatrix, RawQuantCall, RawQuantized, cudarc};
 
-use crate::common::{activated, bytes, open, quantized};
+use crate::{
+    common::{activated, open, quantized},
+    device::bytes,
+};
 
 /// Captured calls through bare pointers replay on new values, the second launch waiting for the
 /// first.
@@ -29,11 +32,11 @@ fn captured_calls_replay_with_and_without_programmatic_launch() {
     let y = backend.alloc(rows * d * 2).unwrap();
     let matrix = |address, cols| RawMatrix {
         address,
-        dtype: DType::BF16,
+        float: Float::BF16,
         layout: RowLayout::contiguous(rows, cols),
     };
     let call = RawQuantCall {
-        input: matrix(x.address(), 2 * d),
+        input: RawGateUp::Merged(matrix(x.address(), 2 * d)),
         output: RawQuantized {
             codes: codes.address(),
             codes_layout: RowLayout::contiguous(rows, d),
@@ -44,7 +47,7 @@ fn captured_calls_replay_with_and_without_programmatic_launch() {
         batches: None,
         hits: None,
     };
-    let stream = backend.device();
+    let stream = backend.stream();
     let cu = stream.cu_stream();
     for options in [LaunchOptions::default(), LaunchOptions::programmatic()] {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -82,7 +85,7 @@ fn offsets_beyond_2_to_the_31_are_reached() {
         return;
     };
     let (op, quant) = (GatedActivation::deepseek_v4(), Quantization::deepseek_v4());
-    let stream = backend.device();
+    let stream = backend.stream();
     for (rows, d) in [((1 << 18) + 1, 4096), (1_048_592, 1025)] {
         let scales_layout =
             ScaleLayout::contiguous(quant.format(), ScaleOrder::RowMajor, rows, quant.groups(d));
@@ -98,11 +101,11 @@ fn offsets_beyond_2_to_the_31_are_reached() {
         let from = (rows - 1) * 2 * d;
         stream.memcpy_htod(&row, &mut x.slice_mut(from..)).unwrap();
         let call = RawQuantCall {
-            input: RawMatrix {
+            input: RawGateUp::Merged(RawMatrix {
                 address: x.device_ptr(stream).0,
-                dtype: DType::BF16,
+                float: Float::BF16,
                 layout: RowLayout::contiguous(rows, 2 * d),
-            },
+            }),
             output: RawQuantized {
                 codes: codes.device_ptr(stream).0,
                 codes_layout: RowLayout::contiguous(rows, d),
@@ -139,12 +142,15 @@ fn wrong_calls_are_named() {
     let (op, quant) = (GatedActivation::deepseek_v4(), Quantization::deepseek_v4());
     let memory = backend.alloc(1 << 16).unwrap();
     let at = memory.address();
-    let good = RawQuantCall {
-        input: RawMatrix {
-            address: at,
-            dtype: DType::BF16,
+    let input = |address| {
+        RawGateUp::Merged(RawMatrix {
+            address,
+            float: Float::BF16,
             layout: RowLayout::contiguous(2, 256),
-        },
+        })
+    };
+    let good = RawQuantCall {
+        input: input(at),
         output: RawQuantized {
             codes: at + 4096,
             codes_layout: RowLayout::contiguous(2, 128),
@@ -156,7 +162,7 @@ fn wrong_calls_are_named() {
         hits: None,
     };
     let run = |op: &GatedActivation, quant: &Quantization, call: &RawQuantCall| {
-        let (cu, options) = (backend.device().cu_stream(), LaunchOptions::default());
+        let (cu, options) = (backend.stream().cu_stream(), LaunchOptions::default());
         let kernels = backend.quantizers();
         // SAFETY: the memory holds what the call names, or the call is refused.
         unsafe { kernels.act_and_mul_quant_raw(cu, op, quant, call, options) }
@@ -164,12 +170,12 @@ fn wrong_calls_are_named() {
     };
     run(&op, &quant, &good).unwrap();
     let mut odd = good;
-    odd.input.address += 1;
+    odd.input = input(at + 1);
     assert!(run(&op, &quant, &odd).unwrap_err().starts_with("input"));
     let mut narrow = good;
     narrow.output.codes_layout.cols = 64;
     assert!(run(&op, &quant, &narrow).unwrap_err().starts_with("codes"));
-    let other = Quantization::new(64, ScaleFormat::Ue8m0).unwrap();
+    let other = Quantization::new(64, ScaleFormat::E8M0).unwrap();
     assert!(run(&op, &other, &good).unwrap_err().starts_with("scales"));
     let hits = RawQuantCall {
         hits: Some(at + 2),

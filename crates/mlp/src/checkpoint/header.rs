@@ -14,7 +14,7 @@ const PREFIX: usize = 8;
 const MAX_HEADER: usize = 100_000_000;
 
 /// A tensor that a header describes, checked against the file.
-pub struct Described {
+pub struct DescribedTensor {
     pub name: String,
     pub info: TensorInfo,
     /// Its place in the file.
@@ -23,7 +23,7 @@ pub struct Described {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Entry {
+enum HeaderEntry {
     Tensor(TensorInfo),
     Metadata(#[allow(dead_code, reason = "read to check its type")] HashMap<String, String>),
 }
@@ -32,7 +32,7 @@ enum Entry {
 ///
 /// `safetensors` reads the entries; the figures are checked here, where an error can name the
 /// tensor and where sums that overflow are refused rather than wrapped.
-pub fn read(path: &Path, file: &[u8]) -> Result<Vec<Described>> {
+pub fn read(path: &Path, file: &[u8]) -> Result<Vec<DescribedTensor>> {
     let Some((length, rest)) = file.split_first_chunk::<PREFIX>() else {
         let problem = format!("{} bytes are too few for a header", file.len());
         return Err(Error::file(path, problem));
@@ -41,21 +41,19 @@ pub fn read(path: &Path, file: &[u8]) -> Result<Vec<Described>> {
     let header = usize::try_from(length).ok().filter(|&n| n <= MAX_HEADER);
     let Some((header, data)) = header.and_then(|n| rest.split_at_checked(n)) else {
         let most = rest.len().min(MAX_HEADER);
-        let problem = format!("a header of {length} bytes, of {most} possible");
+        let problem = format!("a header of {length} bytes, where at most {most} are possible");
         return Err(Error::file(path, problem));
     };
-    let UniqueMap(entries) = serde_json::from_slice::<UniqueMap<Entry>>(header)
+    let UniqueMap(entries) = serde_json::from_slice::<UniqueMap<HeaderEntry>>(header)
         .map_err(|e| Error::file(path, format!("header: {e}")))?;
     let mut tensors = Vec::with_capacity(entries.len());
     for (name, entry) in entries {
         match (entry, name.as_str()) {
-            (Entry::Metadata(_), "__metadata__") => {}
-            (Entry::Tensor(info), n) if n != "__metadata__" => tensors.push((name, info)),
+            (HeaderEntry::Metadata(_), "__metadata__") => {}
+            (HeaderEntry::Tensor(info), n) if n != "__metadata__" => tensors.push((name, info)),
             _ => {
-                return Err(Error::file(
-                    path,
-                    format!("header: {name}: not as the format has it"),
-                ));
+                let problem = "neither the description of a tensor nor metadata of text";
+                return Err(Error::file(path, format!("header: {name}: {problem}")));
             }
         }
     }
@@ -67,7 +65,7 @@ pub fn read(path: &Path, file: &[u8]) -> Result<Vec<Described>> {
         let (from, to) = info.data_offsets;
         let wrong = |problem: String| Error::tensor(&name, path, problem);
         if from > to || to > data.len() {
-            let problem = format!("offsets {from}..{to} in {} bytes of data", data.len());
+            let problem = format!("lies at {from} to {to} of {} bytes of data", data.len());
             return Err(wrong(problem));
         }
         if from != end {
@@ -77,12 +75,12 @@ pub fn read(path: &Path, file: &[u8]) -> Result<Vec<Described>> {
         let size = byte_size(&info);
         if size != Some(to - from) {
             let (dtype, shape) = (info.dtype, &info.shape);
-            let problem = format!("{dtype:?} {shape:?} in {} bytes", to - from);
+            let problem = format!("type {dtype:?} and shape {shape:?} in {} bytes", to - from);
             return Err(wrong(problem));
         }
         end = to;
         let bytes = start + from..start + to;
-        described.push(Described { name, info, bytes });
+        described.push(DescribedTensor { name, info, bytes });
     }
     if end != data.len() {
         let problem = format!("{} bytes of data, of which tensors take {end}", data.len());

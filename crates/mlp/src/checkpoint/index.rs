@@ -7,14 +7,14 @@ use crate::json::UniqueMap;
 use crate::{Error, Result};
 
 #[derive(Deserialize)]
-struct Index {
+struct ShardIndex {
     weight_map: UniqueMap<String>,
 }
 
 /// The shard of each tensor: the name of a file in the index's own folder.
 pub fn read(path: &Path) -> Result<BTreeMap<String, String>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let Index {
+    let ShardIndex {
         weight_map: UniqueMap(map),
     } = serde_json::from_str(&text).map_err(|e| Error::file(path, e))?;
     for (tensor, shard) in &map {

@@ -1,12 +1,15 @@
-//! Files for the tests of checkpoints, honest and hostile.
+//! What the tests share: checkpoints, honest and hostile, and passes on host memory.
 #![allow(dead_code, reason = "each test uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
+
+pub mod probe;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use swiglu_core::{
-    DType, Element, HostBuffer, HostWeight, Tensor, TensorMut, bf16, reference::Reference,
+    ActAndMul, Backend, Element, HostWeight, Matmul, Quantize, RowLayout, Tensor, TensorMut, bf16,
+    reference::Reference,
 };
 use swiglu_mlp::synthetic::{SyntheticConfig, write_checkpoint};
 use swiglu_mlp::{Checkpoint, DeepseekV4Mlp, MlpConfig, ModelConfig, SharedExpert, Workspace};
@@ -38,41 +41,54 @@ pub fn put(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     path
 }
 
-/// y of a whole forward pass in bf16.
-pub fn forward(mlp: &DeepseekV4Mlp<Reference>, x: &[bf16]) -> Vec<bf16> {
-    let h = mlp.hidden_size();
-    let t = x.len() / h;
-    let x = HostBuffer::from_slice(x).unwrap();
-    let mut y = HostBuffer::zeroed(t * h * 2).unwrap();
+/// A backend on host memory, whose views are bytes.
+pub trait OnHost:
+    for<'a> Backend<View<'a> = &'a [u8], ViewMut<'a> = &'a mut [u8]> + ActAndMul + Quantize + Matmul
+{
+}
+
+impl<B> OnHost for B where
+    B: for<'a> Backend<View<'a> = &'a [u8], ViewMut<'a> = &'a mut [u8]>
+        + ActAndMul
+        + Quantize
+        + Matmul
+{
+}
+
+/// y of a whole forward pass in `T`.
+pub fn forward_to<T: Element, B: OnHost>(mlp: &DeepseekV4Mlp<B>, x: &[bf16]) -> Vec<T> {
+    let mut y = vec![T::default(); x.len()];
+    let rows = RowLayout::contiguous(x.len() / mlp.hidden_size(), mlp.hidden_size());
     mlp.forward(
-        Tensor::contiguous(&x, DType::BF16, t, h),
-        TensorMut::contiguous(&mut y, DType::BF16, t, h),
+        Tensor::from_slice(x, rows),
+        TensorMut::from_slice(&mut y, rows),
         &mut Workspace::new(),
     )
     .unwrap();
-    y.typed().to_vec()
+    y
+}
+
+/// y of a whole forward pass in bf16.
+pub fn forward<B: OnHost>(mlp: &DeepseekV4Mlp<B>, x: &[bf16]) -> Vec<bf16> {
+    forward_to(mlp, x)
 }
 
 /// `gate_up`, `act` in bf16 and y in f32 of a pass stage by stage.
-pub fn stages(mlp: &DeepseekV4Mlp<Reference>, x: &[bf16]) -> (Vec<bf16>, Vec<bf16>, Vec<f32>) {
+pub fn stages<B: OnHost>(mlp: &DeepseekV4Mlp<B>, x: &[bf16]) -> (Vec<bf16>, Vec<bf16>, Vec<f32>) {
     let (h, i) = (mlp.hidden_size(), mlp.intermediate_size());
     let t = x.len() / h;
-    let x = HostBuffer::from_slice(x).unwrap();
-    let room = |n: usize| HostBuffer::zeroed(n).unwrap();
-    let (mut gate_up, mut act, mut y) = (room(t * i * 4), room(t * i * 2), room(t * h * 4));
+    let (mut gate_up, mut act) = (vec![bf16::ZERO; t * 2 * i], vec![bf16::ZERO; t * i]);
+    let mut y = vec![0.0; t * h];
+    let rows = |cols| RowLayout::contiguous(t, cols);
     mlp.forward_stages(
-        Tensor::contiguous(&x, DType::BF16, t, h),
-        TensorMut::contiguous(&mut gate_up, DType::BF16, t, 2 * i),
-        TensorMut::contiguous(&mut act, DType::BF16, t, i),
-        TensorMut::contiguous(&mut y, DType::F32, t, h),
+        Tensor::from_slice(x, rows(h)),
+        TensorMut::from_slice(&mut gate_up, rows(2 * i)),
+        TensorMut::from_slice(&mut act, rows(i)),
+        TensorMut::from_slice(&mut y, rows(h)),
         &mut Workspace::new(),
     )
     .unwrap();
-    (
-        gate_up.typed().to_vec(),
-        act.typed().to_vec(),
-        y.typed().to_vec(),
-    )
+    (gate_up, act, y)
 }
 
 /// Runs `test` with a checkpoint's configuration and weights.
@@ -91,7 +107,7 @@ pub fn load(config: &MlpConfig, expert: &SharedExpert<'_>) -> DeepseekV4Mlp<Refe
 }
 
 /// x · wᵀ, row by row.
-pub fn product(x: &[f64], w: &HostWeight<'_>) -> Vec<f64> {
+pub fn matmul(x: &[f64], w: &HostWeight<'_>) -> Vec<f64> {
     let row = |x: &[f64], r| (0..w.cols()).map(|c| x[c] * w.get(r, c)).sum();
     x.chunks(w.cols())
         .flat_map(|x| (0..w.rows()).map(move |r| row(x, r)).collect::<Vec<f64>>())
@@ -102,6 +118,21 @@ pub fn product(x: &[f64], w: &HostWeight<'_>) -> Vec<f64> {
 pub fn rounded(x: Vec<f64>) -> Vec<f64> {
     let round = |v| f64::from(<bf16 as Element>::from_f64(v).to_f32());
     x.into_iter().map(round).collect()
+}
+
+/// The definition, in f64 between the roundings to bf16.
+pub fn plainly(expert: &SharedExpert<'_>, limit: Option<f64>, x: &[bf16]) -> Vec<f64> {
+    let x: Vec<f64> = x.iter().map(|v| v.to_f64()).collect();
+    let gate = rounded(matmul(&x, expert.gate()));
+    let up = rounded(matmul(&x, expert.up()));
+    let act = gate.iter().zip(&up).map(|(&g, &u)| {
+        let (g, u) = match limit {
+            Some(l) => (g.min(l), u.clamp(-l, l)),
+            None => (g, u),
+        };
+        g / (1.0 + (-g).exp()) * u
+    });
+    rounded(matmul(&rounded(act.collect()), expert.down()))
 }
 
 /// ‖got - expected‖ / ‖expected‖.

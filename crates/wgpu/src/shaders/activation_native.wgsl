@@ -11,7 +11,7 @@ fn nearest_bf16(x: vec4<f32>) -> vec4<u32> {
 
 // The elements of the low halves and of the high ones, to 16 bits.
 fn narrow_native(low: vec4<f32>, high: vec4<f32>) -> vec4<u32> {
-    if DTYPE == 1u {
+    if FLOAT == 1u {
         return vec4(
             pack2x16float(vec2(low.x, high.x)),
             pack2x16float(vec2(low.y, high.y)),
@@ -35,13 +35,13 @@ fn native_vector(gate: vec4<u32>, up: vec4<u32>) -> Attempt {
     // NaN or infinite if an element is, and at least large if a result leaves f32.
     let products = fma(gate_low, up_low, gate_high * up_high);
     let sum = (products.x + products.y) + (products.z + products.w);
-    let factor = call.op.parameter * -LOG2_E;
+    let factor = call.op.first * -LOG2_E;
     let low = min(gate_low, vec4(call.op.limit));
     let high = min(gate_high, vec4(call.op.limit));
     let y_low = low * (1.0 / (1.0 + exp2(low * factor))) * clamped_up(up_low);
     let y_high = high * (1.0 / (1.0 + exp2(high * factor))) * clamped_up(up_high);
     var sound = magnitude(sum) < 0x7f000000u;
-    if DTYPE == 2u {
+    if FLOAT == 2u {
         // A result that is 0 or subnormal may have been flushed, or lost to an infinite exp2; and
         // gates below 2^-22 need a nudge. f16 has no such results, and few such gates.
         let least_gate = min(abs(low), abs(high)) * SMALL_TO_SUBNORMAL;
@@ -52,7 +52,7 @@ fn native_vector(gate: vec4<u32>, up: vec4<u32>) -> Attempt {
 }
 
 fn all_finite(pair: u32) -> bool {
-    let end = select(0x00800080u, 0x04000400u, DTYPE == 1u);
+    let end = select(0x00800080u, 0x04000400u, FLOAT == 1u);
     return (((pair & 0x7fff7fffu) + end) & 0x80008000u) == 0u;
 }
 

@@ -6,7 +6,7 @@
 
 // Quick widening takes f16 that are normal only, which every driver unpacks exactly.
 fn widen_low(pairs: vec4<u32>) -> vec4<f32> {
-    if DTYPE == 1u {
+    if FLOAT == 1u {
         return vec4(
             unpack2x16float(pairs.x).x,
             unpack2x16float(pairs.y).x,
@@ -18,7 +18,7 @@ fn widen_low(pairs: vec4<u32>) -> vec4<f32> {
 }
 
 fn widen_high(pairs: vec4<u32>) -> vec4<f32> {
-    if DTYPE == 1u {
+    if FLOAT == 1u {
         return vec4(
             unpack2x16float(pairs.x).y,
             unpack2x16float(pairs.y).y,
@@ -41,7 +41,7 @@ fn narrow_quick_f16(x: vec4<f32>) -> vec4<u32> {
 }
 
 fn narrow_quick(x: vec4<f32>) -> vec4<u32> {
-    if DTYPE == 1u {
+    if FLOAT == 1u {
         return narrow_quick_f16(x);
     }
     let bits = bitcast<vec4<u32>>(x);
@@ -52,11 +52,11 @@ fn narrow_quick(x: vec4<f32>) -> vec4<u32> {
 }
 
 fn rounded_quick(x: vec4<f32>) -> vec4<f32> {
-    if DTYPE == 0u || call.op.eager == 0u {
+    if FLOAT == 0u || call.op.eager == 0u {
         return x;
     }
     let bits = narrow_quick(x);
-    if DTYPE == 1u {
+    if FLOAT == 1u {
         return vec4(
             widen_f16(bits.x),
             widen_f16(bits.y),
@@ -70,12 +70,12 @@ fn rounded_quick(x: vec4<f32>) -> vec4<f32> {
 // silu without NaN, for gates whose exponential is a normal number.
 fn silu_quick(x: vec4<f32>) -> vec4<f32> {
     let a = -abs(x);
-    let n = bitcast<vec4<u32>>(a * (call.op.parameter * LOG2_E) + vec4(ROUNDER));
+    let n = bitcast<vec4<u32>>(a * (call.op.first * LOG2_E) + vec4(ROUNDER));
     // The function's number is 0 here, which the optimiser cannot know: it must not undo the
     // rounding. Conversions from integers are slower.
     let nf = bitcast<vec4<f32>>(n | vec4(call.op.function)) - vec4(ROUNDER);
-    let alpha_high = upper(call.op.parameter);
-    let alpha_low = call.op.parameter - alpha_high;
+    let alpha_high = upper(call.op.first);
+    let alpha_low = call.op.first - alpha_high;
     let r = (fma(a, vec4(alpha_high), -nf * LN2_HIGH) - nf * LN2_LOW) + a * alpha_low;
     var q = fma(r, vec4(0.00138146), vec4(0.008368716));
     q = fma(r, q, vec4(0.04166839));
@@ -104,7 +104,7 @@ fn gated_quick(gate: vec4<f32>, up: vec4<f32>) -> vec4<u32> {
         u += call.op.up_add;
     }
     let y = f * rounded_quick(u);
-    if DTYPE == 0u {
+    if FLOAT == 0u {
         let bits = bitcast<vec4<u32>>(y);
         return select(bits, vec4(0x7fc00000u), (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u));
     }
@@ -113,7 +113,7 @@ fn gated_quick(gate: vec4<f32>, up: vec4<f32>) -> vec4<u32> {
 
 // The bits above the magnitudes of an element, or of a pair.
 fn above() -> u32 {
-    return select(0x80008000u, 0x80000000u, DTYPE == 0u);
+    return select(0x80008000u, 0x80000000u, FLOAT == 0u);
 }
 
 // Whether the quick path takes the vector. Adding to a magnitude sets the bit above it where the
@@ -125,15 +125,15 @@ fn takes(gate: vec4<u32>, up: vec4<u32>) -> bool {
     let g = gate & vec4(~above());
     let u = up & vec4(~above());
     // Gates that are large, infinite or NaN; ups that are infinite or NaN.
-    let infinite = select(select(0x00800080u, 0x04000400u, DTYPE == 1u), 0x00800000u, DTYPE == 0u);
+    let infinite = select(select(0x00800080u, 0x04000400u, FLOAT == 1u), 0x00800000u, FLOAT == 0u);
     let large = (g + vec4(call.op.gate_guard)) | (u + vec4(infinite));
     let none_large = ((large.x | large.y | large.z | large.w) & above()) == 0u;
-    if DTYPE == 0u {
+    if FLOAT == 0u {
         return none_large;
     }
     // Gates that need a nudge, which no f32 does; f16 that are subnormal or 0.
     var not_small = g + vec4(0x4b7f4b7fu);
-    if DTYPE == 1u {
+    if FLOAT == 1u {
         not_small = (g + vec4(0x7c007c00u)) & (u + vec4(0x7c007c00u));
     }
     let all = not_small.x & not_small.y & not_small.z & not_small.w;
@@ -143,10 +143,10 @@ fn takes(gate: vec4<u32>, up: vec4<u32>) -> bool {
 // Whether a result is 0 or subnormal: it may have been flushed, or come from what was. The f16
 // results that are subnormal come from normal f32.
 fn has_tiny(y: vec4<u32>) -> bool {
-    if DTYPE == 1u {
+    if FLOAT == 1u {
         return false;
     }
-    let bound = select(0x7f807f80u, 0x7f800000u, DTYPE == 0u);
+    let bound = select(0x7f807f80u, 0x7f800000u, FLOAT == 0u);
     let normal = (y & vec4(~above())) + vec4(bound);
     return (normal.x & normal.y & normal.z & normal.w & above()) != above();
 }
@@ -159,7 +159,7 @@ fn gated_pair(gate: u32, up: u32) -> u32 {
 fn gated_one_by_one(gate: vec4<u32>, up: vec4<u32>) -> vec4<u32> {
     var y = vec4(0u);
     for (var i = 0u; i < 4u; i++) {
-        if DTYPE == 0u {
+        if FLOAT == 0u {
             y[i] = gated(gate[i], up[i]);
         } else {
             y[i] = gated_pair(gate[i], up[i]);
@@ -179,7 +179,7 @@ fn quick_vector(gate: vec4<u32>, up: vec4<u32>) -> Attempt {
         return Attempt(vec4(0u), false);
     }
     var y: vec4<u32>;
-    if DTYPE == 0u {
+    if FLOAT == 0u {
         y = gated_quick(bitcast<vec4<f32>>(gate), bitcast<vec4<f32>>(up));
     } else {
         let low = gated_quick(widen_low(gate), widen_low(up));

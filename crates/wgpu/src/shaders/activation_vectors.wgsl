@@ -8,7 +8,7 @@ const VECTOR_WORKGROUP: u32 = 128u;
 
 // Elements in a vector: 4 or 8.
 fn per_vector() -> u32 {
-    return select(8u, 4u, DTYPE == 0u);
+    return select(8u, 4u, FLOAT == 0u);
 }
 
 // A workgroup takes 2^columns_log2 vectors of each of its rows: nothing is divided.
@@ -30,15 +30,15 @@ fn activation_vectors(
         return;
     }
     let per = per_vector();
-    let first = at.x * (call.in_stride / per) + at.y * call.in_step;
-    var gate = gates[call.gate_offset / per + first];
+    let first = call.gate_offset / per + at.x * (call.gate_stride / per) + at.y * call.in_step;
+    var gate = gates[first];
     var up: vec4<u32>;
     if call.in_step == 1u {
-        up = ups[call.up_offset / per + first];
+        up = ups[call.up_offset / per + at.x * (call.up_stride / per) + at.y];
     } else {
         // Alternating elements: two vectors hold the pairs.
-        let next = gates[call.gate_offset / per + first + 1u];
-        if DTYPE == 0u {
+        let next = gates[first + 1u];
+        if FLOAT == 0u {
             up = vec4(gate.y, gate.w, next.y, next.w);
             gate = vec4(gate.x, gate.z, next.x, next.z);
         } else {
@@ -72,9 +72,8 @@ fn activation_native(
         if at.x >= call.rows || at.y >= call.row_units {
             return;
         }
-        let first = at.x * (call.in_stride / 8u) + at.y;
-        gate_at = call.gate_offset / 8u + first;
-        up_at = call.up_offset / 8u + first;
+        gate_at = call.gate_offset / 8u + at.x * (call.gate_stride / 8u) + at.y;
+        up_at = call.up_offset / 8u + at.x * (call.up_stride / 8u) + at.y;
         to = call.out_offset / 8u + at.x * (call.out_stride / 8u) + at.y;
     }
     let native = native_vector(gates[gate_at], ups[up_at]);

@@ -9,22 +9,23 @@
 @group(0) @binding(2) var<storage, read_write> output: array<u32>;
 
 fn gate_at(position: u32) -> u32 {
-    if DTYPE == 0u {
+    if FLOAT == 0u {
         return gates[position];
     }
     return (gates[position >> 1u] >> ((position & 1u) << 4u)) & 0xffffu;
 }
 
 fn up_at(position: u32) -> u32 {
-    if DTYPE == 0u {
+    if FLOAT == 0u {
         return ups[position];
     }
     return (ups[position >> 1u] >> ((position & 1u) << 4u)) & 0xffffu;
 }
 
 fn result(row: u32, j: u32) -> u32 {
-    let at = row * call.in_stride + j * call.in_step;
-    return gated(gate_at(call.gate_offset + at), up_at(call.up_offset + at));
+    let gate = call.gate_offset + row * call.gate_stride + j * call.in_step;
+    let up = call.up_offset + row * call.up_stride + j * call.in_step;
+    return gated(gate_at(gate), up_at(up));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -40,7 +41,7 @@ fn activation_words(
     let row = unit / call.row_units;
     let i = unit % call.row_units;
     let start = call.out_offset + row * call.out_stride;
-    if DTYPE == 0u {
+    if FLOAT == 0u {
         output[start + i] = result(row, i);
         return;
     }

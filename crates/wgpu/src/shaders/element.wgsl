@@ -35,52 +35,52 @@ fn narrow_bf16(x: f32) -> u32 {
     return (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
 }
 
-fn widen_as(dtype: u32, bits: u32) -> f32 {
-    if dtype == 0u {
+fn widen_as(float: u32, bits: u32) -> f32 {
+    if float == 0u {
         return bitcast<f32>(bits);
     }
-    if dtype == 1u {
+    if float == 1u {
         return widen_f16(bits);
     }
     return bitcast<f32>(bits << 16u);
 }
 
 // To nearest, ties to even; every NaN becomes the one canonical NaN.
-fn narrow_as(dtype: u32, x: f32) -> u32 {
-    if dtype == 0u {
+fn narrow_as(float: u32, x: f32) -> u32 {
+    if float == 0u {
         return select(bitcast<u32>(x), 0x7fc00000u, is_nan(x));
     }
-    if dtype == 1u {
+    if float == 1u {
         return narrow_f16(x);
     }
     return narrow_bf16(x);
 }
 
 // The bits of value * 2^exponent. Below the smallest normal number they are made in integers.
-fn narrow_scaled(dtype: u32, x: Scaled) -> u32 {
+fn narrow_scaled(float: u32, x: Scaled) -> u32 {
     if is_zero_or_infinite(x.value) {
-        return narrow_as(dtype, x.value);
+        return narrow_as(float, x.value);
     }
     let exponent = i32(magnitude(x.value) >> 23u) + x.exponent;
     let bits = bitcast<u32>(x.value) & 0x807fffffu;
     if exponent >= 255 {
-        return narrow_as(dtype, bitcast<f32>((bits & 0x80000000u) | 0x7f800000u));
+        return narrow_as(float, bitcast<f32>((bits & 0x80000000u) | 0x7f800000u));
     }
     if exponent >= 1 {
-        return narrow_as(dtype, bitcast<f32>(bits | (u32(exponent) << 23u)));
+        return narrow_as(float, bitcast<f32>(bits | (u32(exponent) << 23u)));
     }
     // As a multiple of the smallest number; adding 2^23 rounds to an integer.
-    let places = exponent + select(149, 133, dtype == 2u);
+    let places = exponent + select(149, 133, float == 2u);
     var n = 0u;
-    if dtype != 1u && places > 100 {
+    if float != 1u && places > 100 {
         let multiple = bitcast<f32>((bits & 0x7fffffu) | (u32(places) << 23u));
         n = bitcast<u32>(multiple + 8388608.0) - 0x4b000000u;
     }
-    return n | ((bits & 0x80000000u) >> select(16u, 0u, dtype == 0u));
+    return n | ((bits & 0x80000000u) >> select(16u, 0u, float == 0u));
 }
 
-fn widen_pairs(dtype: u32, pairs: vec2<u32>) -> vec4<f32> {
-    if dtype == 2u {
+fn widen_pairs(float: u32, pairs: vec2<u32>) -> vec4<f32> {
+    if float == 2u {
         let low = pairs << vec2(16u);
         let high = pairs & vec2(0xffff0000u);
         return bitcast<vec4<f32>>(vec4(low.x, high.x, low.y, high.y));

@@ -1,7 +1,7 @@
 // What a call tells of the operation.
 
 struct Op {
-    // 0: silu, 1: gelu, 2: gelu_tanh, 3: fatrelu, 4: situ, 5: situ with a bound for up.
+    // The function's number: see functions.wgsl.
     function: u32,
     // 0: none, 1: before the function, 2: after it.
     clamp_place: u32,
@@ -9,10 +9,9 @@ struct Op {
     eager: u32,
     // The largest finite number if there is none.
     limit: f32,
-    // silu: alpha; fatrelu: the threshold; situ: beta.
-    parameter: f32,
-    // situ: the bound for up.
-    up_bound: f32,
+    // The function's parameters, in the order of swiglu_core::Function::scalars().
+    first: f32,
+    second: f32,
     // Added to up; 0 adds nothing, not even to -0.
     up_add: f32,
     // Added to a gate's magnitude (to both of a pair at once), this sets the top bit where the

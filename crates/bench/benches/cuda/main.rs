@@ -1,0 +1,43 @@
+//! Times activations, matmuls and MLPs against their limits, in CUDA graphs, on cold buffers:
+//!
+//! `cargo bench -p swiglu-bench --features cuda --bench cuda [-- limit quantized matmuls blocks few] [--csv]`
+//!
+//! ## Method
+//! 1. A graph holds many calls over a ring of buffers larger than the L2.
+//! 2. A time is the median over its replays, between two events, divided by the calls.
+//! 3. What is compared takes turns, replay by replay. The limit of an activation is a kernel of the
+//!    same shape that moves as many bytes; that of a matmul its weight's bytes or its operations.
+//!
+//! `blocks` tries the sizes of a block, `few` the matmuls of few rows; without words it is the first
+//! three.
+
+mod gpu;
+mod matmuls;
+mod rows;
+
+use gpu::{Failure, Gpu};
+use swiglu_bench::{Options, Report};
+
+fn main() -> Result<(), Failure> {
+    let mut options = Options::from_env();
+    if options.words.is_empty() {
+        options.words = ["limit", "quantized", "matmuls"].map(str::to_owned).to_vec();
+    }
+    let mut report = Report::new(&options);
+    let gpu = Gpu::open(&report)?;
+    for table in &options.words {
+        match table.as_str() {
+            "limit" => rows::limit(&gpu, &mut report)?,
+            "quantized" => rows::quantized(&gpu, &mut report)?,
+            "blocks" => rows::blocks(&gpu, &mut report)?,
+            "few" => matmuls::few(&gpu, &mut report)?,
+            "matmuls" => {
+                matmuls::matmuls(&gpu, &mut report)?;
+                matmuls::mlps(&gpu, &mut report)?;
+                matmuls::accuracy(&gpu, &mut report)?;
+            }
+            other => return Err(format!("no table is called {other}").into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! Times on one device through wgpu, beside a copy of as many bytes and an empty dispatch.
+//!
+//! `cargo bench -p swiglu-bench --features wgpu --bench wgpu [-- --csv]` takes the best adapter;
+//! `SWIGLU_ALLOW_SOFTWARE=1` lets it be a software rasterizer, for which the shapes are smaller.
+
+mod device;
+
+use device::{Bench, Result};
+use swiglu_bench::{Options, Report, figure, median};
+use swiglu_conformance::{Case, MlpShape};
+use swiglu_core::{Backend, Float, GatedActivation, Matmul, WeightFormat};
+
+fn main() -> Result<()> {
+    let options = Options::from_env();
+    let mut report = Report::new(&options);
+    let bench = Bench::new()?;
+    report.note(&bench.backend.description());
+    activations(&bench, &mut report)?;
+    // H and I: a model's, or what software can do.
+    let sizes = if bench.software() {
+        [1024, 512]
+    } else {
+        [MlpShape::PRO.hidden, MlpShape::PRO.intermediate]
+    };
+    gemv(&bench, sizes, &mut report)?;
+    large(&bench, sizes, &mut report)?;
+    mlps(&bench, sizes, &mut report)
+}
+
+/// How the weights of an MLP are stored here.
+const WEIGHTS: [WeightFormat; 2] = [
+    WeightFormat::Float(Float::BF16),
+    WeightFormat::DEEPSEEK_V4,
+];
+
+fn activations(bench: &Bench, report: &mut Report) -> Result<()> {
+    // What a process measures first reads two or three times too long.
+    bench.nothing()?;
+    let empty = bench.nothing()?;
+    report.case("activation", "an empty dispatch", &[figure("time", "us", empty)]);
+    let one = bench.activation(Float::BF16, 1, 2048, 200)?;
+    let figures = [
+        figure("time", "us", one),
+        figure("over an empty dispatch", "ratio", one / empty),
+    ];
+    report.case("activation", "bf16 1x2048", &figures);
+    let rows = if bench.software() { [64, 256] } else { [4096, 32768] };
+    for rows in rows {
+        for float in [Float::BF16, Float::F16, Float::F32] {
+            let case = Case::activation(GatedActivation::deepseek_v4(), float, rows, 3072);
+            let bytes: usize = case.bytes().iter().sum();
+            let (time, copy) = (bench.activation(float, rows, 3072, 10)?, bench.copy(bytes)?);
+            let figures = [
+                figure("time", "us", time),
+                figure("copy", "us", copy),
+                figure("of the copy", "ratio", copy / time),
+            ];
+            report.case("activation", &format!("{float} {rows}x3072"), &figures);
+        }
+    }
+    Ok(())
+}
+
+/// Matmuls of few tokens, beside a copy of the weight's bytes.
+fn gemv(bench: &Bench, [h, i]: [usize; 2], report: &mut Report) -> Result<()> {
+    for format in WEIGHTS {
+        let weights = (0..4).map(|_| bench.weight(format, 2 * i, h));
+        let weights = weights.collect::<Result<Vec<_>>>()?;
+        let copy = bench.copy(bench.backend.weight_bytes(&weights[0]))?;
+        let name = |tokens| format!("{tokens}x{h}x{} bf16 by {}", 2 * i, format.name());
+        for tokens in [1, 8] {
+            let time = bench.gated(tokens, &weights, 20)?;
+            let figures = [figure("time", "us", time), figure("copy", "us", copy)];
+            report.case("matmul", &format!("{}, activated", name(tokens)), &figures);
+        }
+        for tokens in [1, 2, 4, 8, 16, 32] {
+            let time = bench.matmul((tokens, Float::BF16), &weights, 20)?;
+            let figures = [figure("time", "us", time), figure("copy", "us", copy)];
+            report.case("matmul", &name(tokens), &figures);
+        }
+    }
+    Ok(())
+}
+
+/// Matmuls of many tokens, in operations a second.
+fn large(bench: &Bench, [h, i]: [usize; 2], report: &mut Report) -> Result<()> {
+    let tokens = if bench.software() { 64 } else { 4096 };
+    let plain = Float::ALL.map(|float| (float, WeightFormat::Float(float)));
+    let all = plain
+        .into_iter()
+        .chain([(Float::BF16, WeightFormat::DEEPSEEK_V4)]);
+    for (x, format) in all {
+        let weight = bench.weight(format, 2 * i, h)?;
+        let time = bench.matmul((tokens, x), &[weight], 2)?;
+        let case = Case::matmul(format, x, [tokens, 2 * i, h]);
+        let figures = [
+            figure("time", "us", time),
+            figure("rate", "TFLOP/s", case.operations() as f64 / time / 1e6),
+        ];
+        let name = format!("{tokens}x{h}x{} {x} by {}", 2 * i, format.name());
+        report.case("matmul", &name, &figures);
+    }
+    Ok(())
+}
+
+/// The whole MLP of one token.
+fn mlps(bench: &Bench, [h, i]: [usize; 2], report: &mut Report) -> Result<()> {
+    for format in WEIGHTS {
+        bench.warm()?;
+        let rounds = bench.mlp(format, h, i)?;
+        let figures = [
+            figure("best round", "us", rounds[0]),
+            figure("time", "us", median(rounds)),
+        ];
+        let name = format!("T=1 {h}/{i} {}, host", format.name());
+        report.case("mlp", &name, &figures);
+    }
+    Ok(())
+}

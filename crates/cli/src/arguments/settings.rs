@@ -1,0 +1,233 @@
+//! Flags that several commands share.
+
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use swiglu::{Accumulation, Dispatcher, GatedActivation, Parameter, Parameters, Quantization};
+
+use super::values::{NumberOrNone, QuantArgument, RoundingArgument, ScalesArgument, accumulation};
+
+/// Where matmuls run, and how they may sum.
+#[derive(Debug, Args)]
+pub struct DeviceSettings {
+    /// auto, or a platform's name.
+    #[arg(long)]
+    pub platform: Option<String>,
+    /// The least exact class of sums that matmuls may use; what SWIGLU_ACCUMULATION says unless
+    /// given, and matrix-unit without either.
+    #[arg(long, value_name = "CLASS", value_parser = accumulation())]
+    pub accumulation: Option<Accumulation>,
+}
+
+impl DeviceSettings {
+    /// The environment's dispatcher under these settings.
+    ///
+    /// # Errors
+    /// As [`Dispatcher::from_env`].
+    pub fn dispatcher(&self) -> swiglu::Result<Dispatcher> {
+        Ok(self.apply(Dispatcher::from_env()?))
+    }
+
+    fn apply(&self, dispatcher: Dispatcher) -> Dispatcher {
+        let dispatcher = on_platform(dispatcher, self.platform.as_deref());
+        match self.accumulation {
+            Some(accumulation) => dispatcher.accumulation(accumulation),
+            None => dispatcher,
+        }
+    }
+}
+
+/// The environment's dispatcher, with the platform that the command line names.
+///
+/// # Errors
+/// As [`Dispatcher::from_env`].
+pub fn dispatcher(platform: Option<&str>) -> swiglu::Result<Dispatcher> {
+    Ok(on_platform(Dispatcher::from_env()?, platform))
+}
+
+fn on_platform(dispatcher: Dispatcher, platform: Option<&str>) -> Dispatcher {
+    match platform {
+        Some(name) => dispatcher.platform(name),
+        None => dispatcher,
+    }
+}
+
+/// What an operation's name leaves open.
+#[derive(Debug, Args)]
+pub struct Settings {
+    #[command(flatten)]
+    pub parameters: ParameterFlags,
+    /// Where results are rounded: official unless given.
+    #[arg(long, value_enum)]
+    pub rounding: Option<RoundingArgument>,
+}
+
+impl Settings {
+    /// The operation of this name with these settings.
+    ///
+    /// # Errors
+    /// As [`GatedActivation::from_name`].
+    pub fn activation(&self, name: &str) -> swiglu::Result<GatedActivation> {
+        let op = GatedActivation::from_name(name, &self.parameters.0)?;
+        Ok(op.with_rounding(self.rounding.unwrap_or_default().into()))
+    }
+}
+
+/// A flag for each of [`Parameter::ALL`], so that a new parameter has its flag without a line here.
+#[derive(Debug)]
+pub struct ParameterFlags(pub Parameters);
+
+impl Args for ParameterFlags {
+    fn augment_args(command: Command) -> Command {
+        command.args(Parameter::ALL.map(parameter_flag))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ParameterFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let add = |parameters: Parameters, parameter: Parameter| match matches
+            .get_one::<NumberOrNone>(parameter.name())
+        {
+            None => parameters,
+            Some(NumberOrNone(Some(number))) => parameters.with(parameter, *number),
+            Some(NumberOrNone(None)) => parameters.without(parameter),
+        };
+        let none = Parameters::default();
+        Ok(Self(Parameter::ALL.into_iter().fold(none, add)))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+fn parameter_flag(parameter: Parameter) -> Arg {
+    let flag = Arg::new(parameter.name())
+        .long(parameter.name().replace('_', "-"))
+        .help(parameter.help())
+        .allow_negative_numbers(true)
+        .requires("op");
+    if parameter.may_be_none() {
+        return flag
+            .value_name("NUMBER|none")
+            .value_parser(|text: &str| text.parse::<NumberOrNone>());
+    }
+    let number = |text: &str| text.parse().map(|n| NumberOrNone(Some(n)));
+    flag.value_name("NUMBER").value_parser(number)
+}
+
+/// How an activation's output is quantized.
+#[derive(Debug, Args)]
+pub struct QuantSettings {
+    /// Quantizes the output in the same pass.
+    #[arg(long, value_enum)]
+    pub quant: Option<QuantArgument>,
+    /// Elements of a row that share a scale: 128 (unless given), 64 or 32.
+    #[arg(long, requires = "quant")]
+    pub group: Option<usize>,
+    /// How scales are stored; e8m0 unless given.
+    #[arg(long, value_enum, requires = "quant")]
+    pub scales: Option<ScalesArgument>,
+    /// The least magnitude that a scale is computed from; DeepSeek's 1e-4 unless given.
+    #[arg(long, requires = "quant", allow_negative_numbers = true)]
+    pub floor: Option<f32>,
+    /// Whether the output is rounded to the input's type first, as DeepSeek does; true unless given.
+    #[arg(long, requires = "quant")]
+    pub materialize: Option<bool>,
+}
+
+impl QuantSettings {
+    /// The quantization, if one is asked for.
+    ///
+    /// # Errors
+    /// As [`Quantization::new`] and [`Quantization::with_floor`].
+    pub fn quantization(&self) -> swiglu::Result<Option<Quantization>> {
+        let Some(QuantArgument::Fp8) = self.quant else {
+            return Ok(None);
+        };
+        let scales = self.scales.unwrap_or_default();
+        Quantization::new(self.group.unwrap_or(128), scales.into())?
+            .with_materialize(self.materialize.unwrap_or(true))
+            .with_floor(self.floor.unwrap_or(Quantization::FLOOR))
+            .map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use swiglu::{
+        Accuracy, ActAndMul, AnyBackend, Backend, Dispatch, Float, GateUp, Matmul, Quantize,
+        Registry, Request, Support, TensorMut,
+    };
+
+    use super::*;
+
+    /// A backend from outside that only says what it was opened with.
+    struct Outside(Accumulation);
+
+    impl Backend for Outside {
+        swiglu_core::host_memory!();
+
+        fn platform(&self) -> &'static str {
+            "outside"
+        }
+
+        fn description(&self) -> String {
+            "from outside".to_owned()
+        }
+
+        fn accuracy(&self) -> Accuracy {
+            Accuracy {
+                accumulation: self.0,
+                ..Accuracy::EXACT
+            }
+        }
+
+        fn supports(&self, _: &Request) -> Support {
+            Support::Native
+        }
+    }
+
+    impl ActAndMul for Outside {
+        fn act_and_mul(
+            &self,
+            _: &GatedActivation,
+            _: GateUp<'_, Self>,
+            _: TensorMut<'_, Self>,
+        ) -> swiglu::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Quantize for Outside {}
+
+    impl Matmul for Outside {
+        type Weight = swiglu_core::NoWeight;
+    }
+
+    #[test]
+    fn the_class_of_sums_that_is_asked_for_reaches_the_backend() {
+        let opened_with = |accumulation| {
+            let mut registry = Registry::new();
+            registry.register("outside", |options| {
+                Ok(Arc::new(AnyBackend::new(Outside(options.accumulation))))
+            });
+            let settings = DeviceSettings {
+                platform: Some("outside".to_owned()),
+                accumulation,
+            };
+            let dispatcher = settings.apply(Dispatcher::new(registry, Dispatch::default()));
+            let device = dispatcher.device(&GatedActivation::deepseek_v4(), Float::BF16);
+            device.unwrap().backend().accuracy().accumulation
+        };
+        for accumulation in Accumulation::ALL {
+            assert_eq!(opened_with(Some(accumulation)), accumulation);
+        }
+        assert_eq!(opened_with(None), Accumulation::MatrixUnit);
+    }
+}

@@ -1,0 +1,262 @@
+//! Backends of any type for what is timed. Their matrices stay on the device, where the facade's
+//! calls take host memory and copy it there and back.
+
+use std::sync::Arc;
+
+use swiglu::mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert, Workspace};
+use swiglu::{
+    ActAndMul, Float, GatedActivation, Matmul, OpenOptions, QuantOptions, Quantization, Quantize,
+    QuantizedMut, Request, RowLayout, ScaleLayout, ScaleOrder, Support, Tensor, TensorMut, bf16,
+    reference::Reference,
+};
+
+use crate::failure::{Failure, Result};
+
+/// Opens the backend of a platform that this program was built with.
+///
+/// # Errors
+/// Another platform's name, or why the device cannot be opened.
+pub fn open(platform: &str, options: &OpenOptions) -> Result<Box<dyn TimedBackend>> {
+    // Only GPUs can sum in more than one way; a build may have none.
+    let _ = options;
+    match platform {
+        #[cfg(feature = "cuda")]
+        "cuda" => {
+            let builder = swiglu::cuda::CudaBackend::builder();
+            let builder = builder.accumulation(options.accumulation);
+            Ok(timed(builder.open().map_err(|e| unopened(platform, &e))?))
+        }
+        #[cfg(feature = "wgpu")]
+        "wgpu" => {
+            let builder = swiglu::wgpu::WgpuBackend::builder();
+            let builder = builder.accumulation(options.accumulation);
+            Ok(timed(builder.open().map_err(|e| unopened(platform, &e))?))
+        }
+        #[cfg(feature = "cpu")]
+        "cpu" => Ok(timed(swiglu::cpu::CpuBackend::new())),
+        "reference" => Ok(timed(Reference)),
+        other => Err(unopened(other, &"it is not in this build")),
+    }
+}
+
+fn unopened(platform: &str, reason: &dyn std::fmt::Display) -> Failure {
+    Failure::Input(format!("{platform}: {reason}"))
+}
+
+fn timed<B: ActAndMul + Quantize + Matmul>(backend: B) -> Box<dyn TimedBackend> {
+    Box::new(Opened(Arc::new(backend)))
+}
+
+/// An activation to be timed: contiguous rows [T, 2d] to [T, d].
+#[derive(Clone, Copy, Debug)]
+pub struct TimedAct {
+    pub op: GatedActivation,
+    pub quant: Option<Quantization>,
+    pub float: Float,
+    /// T.
+    pub rows: usize,
+    pub d: usize,
+}
+
+impl TimedAct {
+    /// Bytes of the input.
+    const fn input_bytes(&self) -> usize {
+        2 * self.rows * self.d * self.float.size()
+    }
+
+    /// Bytes of the output: the results, or their codes and the codes' scales.
+    fn output_bytes(&self) -> [usize; 2] {
+        let results = self.rows * self.d;
+        match &self.quant {
+            None => [results * self.float.size(), 0],
+            Some(q) => [results, self.rows * q.groups(self.d) * q.format().size()],
+        }
+    }
+
+    /// Bytes that a pass reads and writes.
+    pub fn bytes(&self) -> usize {
+        self.input_bytes() + self.output_bytes().iter().sum::<usize>()
+    }
+}
+
+/// A backend whose type is forgotten.
+pub trait TimedBackend {
+    fn description(&self) -> String;
+    fn supports(&self, request: &Request) -> Support;
+    /// Brings `copies` copies of an activation's input to the device, and makes room for as many
+    /// outputs. There is at least one.
+    fn load_act(&self, act: &TimedAct, input: &[u8], copies: usize) -> Result<Box<dyn ActPasses>>;
+    /// Brings an MLP's weights to the device.
+    fn load_mlp(
+        &self,
+        config: &MlpConfig,
+        weights: &SharedExpert<'_>,
+    ) -> Result<Box<dyn MlpPasses>>;
+}
+
+/// An activation with its matrices on the device.
+pub trait ActPasses {
+    /// Enqueues a pass over the next copy of the matrices, in turn.
+    fn enqueue(&mut self) -> Result<()>;
+    /// Waits for what was enqueued.
+    fn wait(&self) -> Result<()>;
+}
+
+/// An MLP with its input and output on the device.
+pub trait MlpPasses {
+    /// The bytes of weights that a pass reads.
+    fn weight_bytes(&self) -> usize;
+    /// Copies x [T, H] to the device, which sets T.
+    fn write_input(&mut self, x: &[bf16]) -> Result<()>;
+    /// Enqueues a forward pass over the input.
+    fn enqueue(&mut self) -> Result<()>;
+    /// Waits for what was enqueued.
+    fn wait(&self) -> Result<()>;
+    /// Runs a forward pass and waits for it.
+    fn run(&mut self) -> Result<()> {
+        self.enqueue()?;
+        self.wait()
+    }
+    /// Waits, and reads the output of the last pass, [T, H].
+    fn read_output(&self) -> Result<Vec<bf16>>;
+}
+
+struct Opened<B>(Arc<B>);
+
+impl<B: ActAndMul + Quantize + Matmul> TimedBackend for Opened<B> {
+    fn description(&self) -> String {
+        self.0.description()
+    }
+
+    fn supports(&self, request: &Request) -> Support {
+        self.0.supports(request)
+    }
+
+    fn load_act(&self, act: &TimedAct, input: &[u8], copies: usize) -> Result<Box<dyn ActPasses>> {
+        let backend = &self.0;
+        let matrices = |_| {
+            let [output, scales] = act.output_bytes();
+            let mut matrices = ActMatrices {
+                input: backend.alloc(act.input_bytes())?,
+                output: backend.alloc(output)?,
+                scales: backend.alloc(scales)?,
+            };
+            backend.upload(&mut matrices.input, input)?;
+            Ok(matrices)
+        };
+        Ok(Box::new(LoadedAct {
+            backend: Arc::clone(backend),
+            act: *act,
+            copies: (0..copies).map(matrices).collect::<Result<_>>()?,
+            next: 0,
+        }))
+    }
+
+    fn load_mlp(
+        &self,
+        config: &MlpConfig,
+        weights: &SharedExpert<'_>,
+    ) -> Result<Box<dyn MlpPasses>> {
+        let backend = Arc::clone(&self.0);
+        Ok(Box::new(LoadedMlp {
+            mlp: DeepseekV4Mlp::load(Arc::clone(&backend), config, weights)?,
+            workspace: Workspace::new(),
+            x: backend.alloc(0)?,
+            y: backend.alloc(0)?,
+            tokens: 0,
+            backend,
+        }))
+    }
+}
+
+/// The memory of one pass; there are no scales where nothing is quantized.
+struct ActMatrices<B: ActAndMul> {
+    input: B::Buffer,
+    output: B::Buffer,
+    scales: B::Buffer,
+}
+
+struct LoadedAct<B: ActAndMul> {
+    backend: Arc<B>,
+    act: TimedAct,
+    copies: Vec<ActMatrices<B>>,
+    next: usize,
+}
+
+impl<B: ActAndMul + Quantize> ActPasses for LoadedAct<B> {
+    fn enqueue(&mut self) -> Result<()> {
+        let TimedAct { rows, d, float, .. } = self.act;
+        let copies = self.copies.len();
+        let copy = &mut self.copies[self.next];
+        self.next = (self.next + 1) % copies;
+        let input = Tensor::contiguous(B::view(&copy.input), float, rows, 2 * d);
+        let output = B::view_mut(&mut copy.output);
+        match &self.act.quant {
+            None => {
+                let output = TensorMut::contiguous(output, float, rows, d);
+                self.backend
+                    .act_and_mul(&self.act.op, input.into(), output)?;
+            }
+            Some(quant) => {
+                let (format, order) = (quant.format(), ScaleOrder::RowMajor);
+                let output = QuantizedMut {
+                    codes: output,
+                    layout: RowLayout::contiguous(rows, d),
+                    scales: B::view_mut(&mut copy.scales),
+                    scale_layout: ScaleLayout::contiguous(format, order, rows, quant.groups(d)),
+                };
+                let (op, options) = (&self.act.op, QuantOptions::default());
+                self.backend
+                    .act_and_mul_quant(op, quant, input.into(), output, options)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(self.backend.synchronize()?)
+    }
+}
+
+struct LoadedMlp<B: ActAndMul + Quantize + Matmul> {
+    backend: Arc<B>,
+    mlp: DeepseekV4Mlp<B>,
+    workspace: Workspace<B>,
+    x: B::Buffer,
+    y: B::Buffer,
+    tokens: usize,
+}
+
+impl<B: ActAndMul + Quantize + Matmul> MlpPasses for LoadedMlp<B> {
+    fn weight_bytes(&self) -> usize {
+        self.mlp.weight_bytes()
+    }
+
+    fn write_input(&mut self, x: &[bf16]) -> Result<()> {
+        let bytes = size_of_val(x);
+        if self.backend.len(&self.x) < bytes {
+            self.x = self.backend.alloc(bytes)?;
+            self.y = self.backend.alloc(bytes)?;
+        }
+        self.tokens = x.len() / self.mlp.hidden_size();
+        Ok(self.backend.upload(&mut self.x, bytemuck::cast_slice(x))?)
+    }
+
+    fn enqueue(&mut self) -> Result<()> {
+        let layout = RowLayout::contiguous(self.tokens, self.mlp.hidden_size());
+        let x = Tensor::new(B::view(&self.x), Float::BF16, layout);
+        let y = TensorMut::new(B::view_mut(&mut self.y), Float::BF16, layout);
+        Ok(self.mlp.forward(x, y, &mut self.workspace)?)
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(self.backend.synchronize()?)
+    }
+
+    fn read_output(&self) -> Result<Vec<bf16>> {
+        let mut y = vec![bf16::ZERO; self.tokens * self.mlp.hidden_size()];
+        let bytes = bytemuck::cast_slice_mut(&mut y);
+        self.backend.download(&self.y, bytes)?;
+        Ok(y)
+    }
+}

@@ -1,0 +1,94 @@
+//! The direction of dependencies, read from `cargo metadata`.
+#![allow(clippy::unwrap_used)] // Helpers of tests may panic as tests may.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Runs cargo as it runs this test, on this workspace.
+fn cargo(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO"))
+        .args(arguments)
+        .args(["--offline", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo {arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The packages of the workspace with those of them that each needs, at run time or to build.
+fn members() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata = cargo(&["metadata", "--no-deps", "--format-version", "1"]);
+    let metadata: Value = serde_json::from_str(&metadata).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let name = |v: &Value| v["name"].as_str().unwrap().to_owned();
+    let names: BTreeSet<_> = packages.iter().map(name).collect();
+    let needs = |package: &Value| {
+        let needed = package["dependencies"].as_array().unwrap().iter();
+        needed
+            .filter(|d| d["kind"] != "dev")
+            .map(name)
+            .filter(|n| names.contains(n))
+            .collect()
+    };
+    packages.iter().map(|p| (name(p), needs(p))).collect()
+}
+
+#[test]
+fn dependencies_point_towards_core() {
+    let core = ["swiglu-core"].as_slice();
+    // Helpers that know nothing of the library may be used by anyone but core.
+    let allowed = |name: &str| match name {
+        "swiglu-core" | "swiglu-mmap" => Some([].as_slice()),
+        "swiglu-cpu" | "swiglu-wgpu" | "swiglu-cuda" | "swiglu-conformance" => Some(core),
+        "swiglu-mlp" => Some(["swiglu-core", "swiglu-mmap"].as_slice()),
+        // The program's `verify` runs the suite's checks.
+        "swiglu-cli" => Some(["swiglu", "swiglu-conformance"].as_slice()),
+        // The toy that shows how a backend from outside looks.
+        "threads-backend" => Some(["swiglu", "swiglu-core"].as_slice()),
+        "swiglu" => None,
+        "xtask" => Some([].as_slice()),
+        other => panic!("{other} is new here: say what it may depend on"),
+    };
+    let members = members();
+    for (name, needs) in &members {
+        if let Some(allowed) = allowed(name) {
+            let others: Vec<_> = needs
+                .iter()
+                .filter(|n| !allowed.contains(&n.as_str()))
+                .collect();
+            assert!(others.is_empty(), "{name} depends on {others:?}");
+        }
+        assert!(
+            name == "swiglu-cli" || !needs.contains("swiglu-conformance"),
+            "{name} depends on the tests"
+        );
+    }
+    assert!(members["swiglu"].contains("swiglu-core"));
+}
+
+#[test]
+fn the_default_features_bring_no_gpu() {
+    let tree = cargo(&[
+        "tree",
+        "-p",
+        "swiglu",
+        "-e",
+        "normal,build",
+        "--prefix",
+        "none",
+        "-f",
+        "{p}",
+    ]);
+    let names: BTreeSet<_> = tree
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert!(names.contains("swiglu-core"), "{tree}");
+    for gpu in ["wgpu", "cudarc", "naga", "swiglu-wgpu", "swiglu-cuda"] {
+        assert!(!names.contains(gpu), "{gpu} is among {names:?}");
+    }
+}

@@ -1,0 +1,377 @@
+//! Matmuls and whole MLPs, each way that they may go, weights cold.
+
+use swiglu_core::{
+    ActAndMul, Backend, E4M3, Float, GatedActivation, HostWeight, Matmul, QuantOptions,
+    Quantization, Quantize, Quantized, QuantizedMut, RowLayout, ScaleFormat, ScaleLayout,
+    ScaleOrder, Tensor, TensorMut, WeightFormat,
+};
+use swiglu_cuda::{CudaBackend, CudaBuffer, CudaWeight, Route};
+
+use crate::gpu::{Bytes, COLD, Case, Failure, Gpu, random_bytes};
+
+type In<'a> = Tensor<'a, CudaBackend>;
+type Out<'a> = TensorMut<'a, CudaBackend>;
+
+const BF16: Float = Float::BF16;
+
+const fn fp8(scales: ScaleFormat) -> WeightFormat {
+    WeightFormat::Fp8 {
+        scales,
+        block: [128, 128],
+    }
+}
+
+/// N and K.
+const SHAPES: [(&str, [usize; 2]); 4] = [
+    ("Pro gate_up", [6144, 7168]),
+    ("Pro down", [7168, 3072]),
+    ("Flash gate_up", [4096, 4096]),
+    ("Flash down", [4096, 2048]),
+];
+const TOKENS: [usize; 6] = [1, 4, 16, 64, 256, 4096];
+
+const FEW: [usize; 6] = [1, 4, 8, 16, 32, 64];
+
+/// The bytes of a weight and of its scales.
+fn weight_bytes(shape: [usize; 2], format: WeightFormat) -> Result<[Vec<u8>; 2], Failure> {
+    let elements = match format {
+        WeightFormat::Float(float) => Bytes::Numbers(float),
+        _ => Bytes::Codes,
+    };
+    let data = random_bytes(elements, shape[0] * format.row_bytes(shape[1]));
+    let [rows, columns] = format.scale_grid(shape)?;
+    let scales = format.scaling().map_or_else(Vec::new, |(scales, _)| {
+        random_bytes(Bytes::of_scales(scales), rows * columns * scales.size())
+    });
+    Ok([data, scales])
+}
+
+/// Copies of one weight that together are larger than the L2.
+fn weights(gpu: &Gpu, shape: [usize; 2], format: WeightFormat) -> Result<Vec<CudaWeight>, Failure> {
+    let [data, scales] = weight_bytes(shape, format)?;
+    let weight = HostWeight::new(shape, format, &data, &scales)?;
+    let copies = (COLD / data.len()).max(2);
+    let load = |_| Ok(gpu.backend.load_weight(std::slice::from_ref(&weight))?);
+    (0..copies).map(load).collect()
+}
+
+fn buffer(gpu: &Gpu, kind: Bytes, bytes: usize) -> Result<CudaBuffer, Failure> {
+    let bytes = random_bytes(kind, bytes);
+    let mut buffer = gpu.backend.alloc(bytes.len())?;
+    gpu.backend.upload(&mut buffer, &bytes)?;
+    Ok(buffer)
+}
+
+/// Numbers in bf16.
+fn numbers(gpu: &Gpu, elements: usize) -> Result<CudaBuffer, Failure> {
+    buffer(gpu, Bytes::Numbers(BF16), 2 * elements)
+}
+
+/// A matrix of codes and scales in device memory.
+struct Codes {
+    codes: CudaBuffer,
+    scales: CudaBuffer,
+    layout: ScaleLayout,
+    shape: [usize; 2],
+}
+
+impl Codes {
+    fn new(
+        gpu: &Gpu,
+        quant: Quantization,
+        order: ScaleOrder,
+        [t, k]: [usize; 2],
+    ) -> Result<Self, Failure> {
+        let layout = ScaleLayout::contiguous(quant.format(), order, t, quant.groups(k));
+        let scales = Bytes::of_scales(quant.format());
+        Ok(Self {
+            codes: buffer(gpu, Bytes::Codes, t * k)?,
+            scales: buffer(gpu, scales, layout.bytes()?)?,
+            layout,
+            shape: [t, k],
+        })
+    }
+
+    fn read(&self) -> Quantized<'_, CudaBackend> {
+        let [t, k] = self.shape;
+        Quantized {
+            codes: (&self.codes).into(),
+            layout: RowLayout::contiguous(t, k),
+            scales: (&self.scales).into(),
+            scale_layout: self.layout,
+        }
+    }
+
+    fn write(&mut self) -> QuantizedMut<'_, CudaBackend> {
+        let [t, k] = self.shape;
+        QuantizedMut {
+            codes: (&mut self.codes).into(),
+            layout: RowLayout::contiguous(t, k),
+            scales: (&mut self.scales).into(),
+            scale_layout: self.layout,
+        }
+    }
+}
+
+/// The ways of a matmul by a weight of FP8 or of another type.
+fn routes(fp8: bool, t: usize) -> Vec<Option<Route>> {
+    let mut routes = vec![None];
+    if fp8 {
+        routes.push(Some(Route::Decode));
+    }
+    if t <= 256 {
+        routes.push(Some(Route::Rows));
+    }
+    if t >= 128 {
+        routes.push(Some(Route::Tiles));
+    }
+    if t == 256 {
+        routes.push(Some(Route::Ordered));
+    }
+    routes
+}
+
+/// Matmuls of each kind of weight, each way.
+pub fn matmuls(gpu: &Gpu) -> Result<(), Failure> {
+    println!(
+        "microseconds a call, medians; x and y in bf16; floor: the weight's bytes at 4.39 TB/s, or\nits operations at 989 (bf16) or 1979 TFLOP/s (codes); - where the way does not take it\n"
+    );
+    println!("| matmul | T | weight | floor | as chosen | decode | rows | tiles | ordered |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let v4 = Quantization::deepseek_v4();
+    let f32s = Quantization::new(128, ScaleFormat::F32)?;
+    for (name, [n, k]) in SHAPES {
+        let kinds = [
+            ("bf16", WeightFormat::Float(BF16)),
+            ("fp8, E8M0", fp8(ScaleFormat::E8M0)),
+            ("fp8, f32", fp8(ScaleFormat::F32)),
+        ];
+        for (kind, format) in kinds {
+            let scales = format.scaling().map(|(scales, _)| scales);
+            let weights = weights(gpu, [n, k], format)?;
+            let weight_bytes = n * format.row_bytes(k);
+            for t in TOKENS {
+                let floor = |rate: f32| {
+                    (weight_bytes as f32 / 4.39e6).max(2e-6 * (t * n * k) as f32 / rate)
+                };
+                let x = numbers(gpu, t * k)?;
+                // Long matmuls are captured a few times only.
+                let bytes = if t > 1000 { usize::MAX } else { weight_bytes };
+                let mut y = gpu.backend.alloc(t * n * 2)?;
+                let mut cases = Vec::new();
+                let mut shown = Vec::new();
+                let mut measure = |route: Option<Route>| -> Result<Option<Case>, Failure> {
+                    let mut call = |place: usize| {
+                        let x = In::contiguous((&x).into(), BF16, t, k);
+                        let y = Out::contiguous((&mut y).into(), BF16, t, n);
+                        gpu.backend.matmul_by(route, &x, &weights[place], &y)
+                    };
+                    // The library chooses its algorithm at the first call.
+                    if call(0).is_err() {
+                        return Ok(None);
+                    }
+                    Ok(Some(gpu.case(weights.len(), bytes, |i| Ok(call(i)?))?))
+                };
+                let ways = routes(scales.is_some(), t);
+                for &route in &ways {
+                    let case = measure(route)?;
+                    shown.push((route, case.is_some()));
+                    cases.extend(case);
+                }
+                let times = gpu.medians(cases, if t > 1000 { 5 } else { 11 })?;
+                let mut times = times.into_iter();
+                let mut time = |route| {
+                    let there = shown.contains(&(route, true));
+                    let time = if there { times.next() } else { None };
+                    time.map_or("-".to_owned(), |t| format!("{t:.1}"))
+                };
+                let [auto, decode] = [None, Some(Route::Decode)].map(&mut time);
+                let own = [Route::Rows, Route::Tiles, Route::Ordered];
+                let [rows, tiles, any] = own.map(|r| time(Some(r)));
+                println!(
+                    "| {name} | {t} | {kind} | {:.1} | {auto} | {decode} | {rows} | {tiles} | {any} |",
+                    floor(989.0)
+                );
+                if scales.is_none() {
+                    continue;
+                }
+                for (label, quant, order) in [
+                    ("codes, E8M0 rows", v4, ScaleOrder::RowMajor),
+                    ("codes, f32 columns", f32s, ScaleOrder::ColumnMajor),
+                ] {
+                    if (scales == Some(ScaleFormat::F32)) != (order == ScaleOrder::ColumnMajor) {
+                        continue;
+                    }
+                    let codes = Codes::new(gpu, quant, order, [t, k])?;
+                    for (how, backend, rate) in [
+                        ("widened", &gpu.backend, 989.0),
+                        ("tensor cores", &gpu.tensor_cores, 1979.0),
+                    ] {
+                        let mut room = gpu.backend.alloc(t * k * 2)?;
+                        let mut call = |place: usize| {
+                            let room = (&mut room).into();
+                            let y = Out::contiguous((&mut y).into(), BF16, t, n);
+                            backend.matmul_quantized(&quant, codes.read(), &weights[place], room, y)
+                        };
+                        call(0)?;
+                        let case = gpu.case(weights.len(), bytes, |i| Ok(call(i)?))?;
+                        let time = gpu.medians(vec![case], if t > 1000 { 5 } else { 11 })?[0];
+                        println!(
+                            "| {name} | {t} | {kind} x {label}, {how} | {:.1} | {time:.1} | - | - | - | - |",
+                            floor(rate)
+                        );
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whole MLPs with FP8 weights: the input as it is, and quantized before both matmuls.
+pub fn mlps(gpu: &Gpu) -> Result<(), Failure> {
+    println!("\nmicroseconds for a whole MLP with FP8 weights, E8M0 scales, medians\n");
+    println!(
+        "| model | T | weights at 4.39 TB/s | bf16 activations | FP8, widened | FP8, tensor cores |"
+    );
+    println!("|---|---|---|---|---|---|");
+    let (op, quant) = (GatedActivation::deepseek_v4(), Quantization::deepseek_v4());
+    for (name, [h, i]) in [("Pro", [7168, 3072]), ("Flash", [4096, 2048])] {
+        let gate_up = weights(gpu, [2 * i, h], WeightFormat::DEEPSEEK_V4)?;
+        let down = weights(gpu, [h, i], WeightFormat::DEEPSEEK_V4)?;
+        let copies = gate_up.len();
+        for t in [1, 4, 16, 64, 256, 4096] {
+            let x = numbers(gpu, t * h)?;
+            let alloc = |cols: usize| gpu.backend.alloc(2 * t * cols);
+            let (mut wide, mut act) = (alloc(2 * i)?, alloc(i)?);
+            let (mut y, mut room) = (alloc(h)?, alloc(h)?);
+            let mut codes_x = Codes::new(gpu, quant, ScaleOrder::RowMajor, [t, h])?;
+            let mut codes_act = Codes::new(gpu, quant, ScaleOrder::RowMajor, [t, i])?;
+            let b = &gpu.backend;
+            let mut plain = |place: usize| -> Result<(), Failure> {
+                let from = In::contiguous((&x).into(), BF16, t, h);
+                let to = Out::contiguous((&mut wide).into(), BF16, t, 2 * i);
+                b.matmul(from, &gate_up[place], to)?;
+                let from = In::contiguous((&wide).into(), BF16, t, 2 * i);
+                let to = Out::contiguous((&mut act).into(), BF16, t, i);
+                b.act_and_mul(&op, from.into(), to)?;
+                let from = In::contiguous((&act).into(), BF16, t, i);
+                let to = Out::contiguous((&mut y).into(), BF16, t, h);
+                Ok(b.matmul(from, &down[place], to)?)
+            };
+            plain(0)?;
+            let bytes = 3 * h * i;
+            let mut cases = vec![gpu.case(copies, bytes, &mut plain)?];
+            for b in [&gpu.backend, &gpu.tensor_cores] {
+                let mut fp8 = |place: usize| -> Result<(), Failure> {
+                    let from = In::contiguous((&x).into(), BF16, t, h);
+                    b.quantize(&quant, from, codes_x.write())?;
+                    let to = Out::contiguous((&mut wide).into(), BF16, t, 2 * i);
+                    let space = (&mut room).into();
+                    b.matmul_quantized(&quant, codes_x.read(), &gate_up[place], space, to)?;
+                    let from = In::contiguous((&wide).into(), BF16, t, 2 * i).into();
+                    let options = QuantOptions::default();
+                    b.act_and_mul_quant(&op, &quant, from, codes_act.write(), options)?;
+                    let to = Out::contiguous((&mut y).into(), BF16, t, h);
+                    let space = (&mut room).into();
+                    b.matmul_quantized(&quant, codes_act.read(), &down[place], space, to)?;
+                    Ok(())
+                };
+                fp8(0)?;
+                cases.push(gpu.case(copies, bytes, &mut fp8)?);
+            }
+            let m = gpu.medians(cases, 15)?;
+            println!(
+                "| {name} | {t} | {:.1} | {:.1} | {:.1} | {:.1} |",
+                bytes as f32 / 4.39e6,
+                m[0],
+                m[1],
+                m[2]
+            );
+        }
+    }
+    Ok(())
+}
+
+/// How far matmuls of codes are from sums in f64: on tensor cores, and widened to f32, which is
+/// exact under any scales.
+pub fn accuracy(gpu: &Gpu) -> Result<(), Failure> {
+    println!("\nmatmuls of codes against sums in f64, x [64, 7168] by w [128, 7168], y in f32\n");
+    println!(
+        "| way | error/size | worst error of one output over the sum of its terms' magnitudes |"
+    );
+    println!("|---|---|---|");
+    let [t, n, k] = [64, 128, 7168];
+    let quant = Quantization::new(128, ScaleFormat::F32)?;
+    let format = fp8(ScaleFormat::F32);
+    let weight = &weights(gpu, [n, k], format)?[0];
+    let codes = Codes::new(gpu, quant, ScaleOrder::ColumnMajor, [t, k])?;
+    let mut room = gpu.backend.alloc(t * k * 4)?;
+    let mut y = gpu.backend.alloc(t * n * 4)?;
+
+    // The same bytes as on the device.
+    let groups = k / 128;
+    let x = random_bytes(Bytes::Codes, t * k);
+    let [w, w_scales] = weight_bytes([n, k], format)?;
+    let floats = |bytes: &[u8]| -> Vec<f64> {
+        let one = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        bytes.chunks_exact(4).map(one).collect()
+    };
+    let x_scales = random_bytes(Bytes::Numbers(Float::F32), 4 * t * groups);
+    let (x_scales, w_scales) = (floats(&x_scales), floats(&w_scales));
+    let value = |code: u8| f64::from(E4M3(code).to_f32());
+
+    for (name, tensor_cores) in [("FP8 tensor cores", true), ("widened to f32", false)] {
+        let to = Out::contiguous((&mut y).into(), Float::F32, t, n);
+        if tensor_cores {
+            let space = (&mut room).into();
+            gpu.tensor_cores
+                .matmul_quantized(&quant, codes.read(), weight, space, to)?;
+        } else {
+            let mut wide = Out::contiguous((&mut room).into(), Float::F32, t, k);
+            gpu.backend
+                .dequantize(&quant, codes.read(), wide.reborrow())?;
+            gpu.backend.matmul(wide.as_tensor(), weight, to)?;
+        }
+        let mut got = vec![0; t * n * 4];
+        gpu.backend.download(&y, &mut got)?;
+        let (mut wrong, mut size, mut worst) = (0.0_f64, 0.0_f64, 0.0_f64);
+        for (at, got) in got.chunks_exact(4).enumerate() {
+            let (row, column) = (at / n, at % n);
+            let (mut sum, mut terms) = (0.0, 0.0);
+            for i in 0..k {
+                let scale = x_scales[i / 128 * t + row] * w_scales[i / 128];
+                let term = value(x[row * k + i]) * value(w[column * k + i]) * scale;
+                sum += term;
+                terms += term.abs();
+            }
+            let error = f64::from(f32::from_le_bytes([got[0], got[1], got[2], got[3]])) - sum;
+            wrong += error * error;
+            size += sum * sum;
+            worst = worst.max(error.abs() / terms);
+        }
+        println!("| {name} | {:.2e} | {worst:.2e} |", (wrong / size).sqrt());
+    }
+    Ok(())
+}
+
+/// The kernels for few rows of x alone.
+pub fn few(gpu: &Gpu) -> Result<(), Failure> {
+    println!("microseconds a call, medians: rows of x {FEW:?}\n");
+    for (name, [n, k]) in SHAPES {
+        let weights = weights(gpu, [n, k], WeightFormat::DEEPSEEK_V4)?;
+        let mut cases = Vec::new();
+        let x = numbers(gpu, 64 * k)?;
+        let mut y = gpu.backend.alloc(64 * n * 2)?;
+        for t in FEW {
+            cases.push(gpu.case(weights.len(), n * k, |place| {
+                let x = In::contiguous((&x).into(), BF16, t, k);
+                let y = Out::contiguous((&mut y).into(), BF16, t, n);
+                let route = Some(Route::Rows);
+                Ok(gpu.backend.matmul_by(route, &x, &weights[place], &y)?)
+            })?);
+        }
+        println!("{name:13} {:.1?}", gpu.medians(cases, 15)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+// The activations, each as a type with the f32 value of its gate and of its up half. A type is named as
+// core's `Function::name` in camel case: the generated instances.cuh names it so.
+#pragma once
+#include "../common/memory.cuh"
+#include "../common/numbers.cuh"
+
+struct Scalars {
+    float limit;      // of the clamp
+    float up_offset;  // added to the up half; -0 where there is none, which changes no value
+    float a;          // alpha of silu, threshold of fatrelu, beta of situ
+    float b;          // the up bound of situ, 0 where there is none
+};
+TWIN_SIZE(Scalars, 16);
+TWIN_FIELD(Scalars, limit, 0);
+TWIN_FIELD(Scalars, up_offset, 4);
+TWIN_FIELD(Scalars, a, 8);
+TWIN_FIELD(Scalars, b, 12);
+
+enum class Clamp { None, Before, After };
+
+// x * sigmoid(z) by e = exp(-|z|), which overflows nowhere. z has the sign of x.
+template <typename T> __device__ __forceinline__ float times_sigmoid(float x, Pair z);
+template <> __device__ __forceinline__ float times_sigmoid<float>(float x, Pair z) {
+    const float e = exp_neg(z);
+    return quotient(z.hi < 0.0f ? x * e : x, 1.0f + e);
+}
+template <> __device__ __forceinline__ float times_sigmoid<bf16>(float x, Pair z) {
+    const float e = exp_neg_fast(z.hi);
+    return (z.hi < 0.0f ? x * e : x) * reciprocal(1.0f + e);
+}
+template <> __device__ __forceinline__ float times_sigmoid<f16>(float x, Pair z) {
+    return times_sigmoid<bf16>(x, z);
+}
+
+__device__ __forceinline__ double times_sigmoid(double x, double z) {
+    const double e = exp(-fabs(z));
+    return (z < 0.0 ? x * e : x) / (1.0 + e);
+}
+
+// silu with alpha = 1. Eager takes the formula and the arithmetic of PyTorch's own kernel, tails
+// included: exp overflows where x < -88.7, and the result is -0.
+struct Silu {
+    template <typename T, bool EAGER>
+    static __device__ __forceinline__ float gate(float x, const Scalars&) {
+        if constexpr (EAGER) return x / (1.0f + expf(-x));
+        // -inf * 0 is a NaN, and silu(-inf) is one.
+        return times_sigmoid<T>(x, {x, 0.0f});
+    }
+    static __device__ __forceinline__ float up(float x, const Scalars&) { return x; }
+};
+
+struct SiluAlpha : Silu {
+    template <typename T, bool EAGER>
+    static __device__ __forceinline__ float gate(float x, const Scalars& s) {
+        const float z = s.a * x;
+        // Where alpha * x overflows, its rest would be a NaN.
+        const bool finite = fabsf(z) < 3.0e38f;
+        return times_sigmoid<T>(x, {z, finite ? fmaf(s.a, x, -z) : 0.0f});
+    }
+};
+
+struct Gelu : Silu {
+    template <typename T, bool EAGER>
+    static __device__ __forceinline__ float gate(float x, const Scalars&) {
+        // x/2 * erfc(-x/sqrt 2) keeps its precision where 1 + erf(x/sqrt 2) cancels.
+        if constexpr (sizeof(T) == 4) {
+            return (float)(0.5 * x * erfc(-(double)x * 0.70710678118654752440));
+        } else {
+            const float t = x * -0.707106769f;
+            const float c = erfcf(t);
+            float y = 0.5f * x * c;
+            // What the rounding of t costs: erfc'(t) is about -erfc(t) (t + sqrt(t^2 + 3/2)).
+            if (t > 1.0f && t < 11.0f) {
+                const float rest = fmaf(x, -0.707106769f, -t) + x * -1.21016175e-8f;
+                y *= fmaf(-rest, t + sqrtf(fmaf(t, t, 1.5f)), 1.0f);
+            }
+            return y;
+        }
+    }
+};
+
+struct GeluTanh : Silu {
+    template <typename T, bool EAGER>
+    static __device__ __forceinline__ float gate(float x, const Scalars&) {
+        // (1 + tanh z)/2 is sigmoid(2z), which does not cancel.
+        if constexpr (sizeof(T) == 4) {
+            const double w = x;
+            return (float)times_sigmoid(w, 1.5957691216057308 * (w + 0.044715 * (w * w * w)));
+        } else {
+            const float z = 1.59576912f * fmaf(0.044715f * x, x * x, x);
+            return times_sigmoid<T>(x, {z, 0.0f});
+        }
+    }
+};
+
+struct Fatrelu : Silu {
+    template <typename T, bool EAGER>
+    static __device__ __forceinline__ float gate(float x, const Scalars& s) {
+        // Not `x > threshold ? x : 0`, which would take a NaN to 0.
+        return x <= s.a ? 0.0f : x;
+    }
+};
+
+template <typename T> __device__ __forceinline__ float bounded(float x, float bound) {
+    if constexpr (sizeof(T) == 4) return (float)(bound * tanh((double)x / bound));
+    return bound * tanhf(x / bound);
+}
+
+struct Situ {
+    template <typename T, bool EAGER>
+    static __device__ __forceinline__ float gate(float x, const Scalars& s) {
+        if constexpr (sizeof(T) == 4) {
+            const double w = x;
+            return (float)times_sigmoid(s.a * tanh(w / s.a), w);
+        } else {
+            return times_sigmoid<T>(bounded<T>(x, s.a), {x, 0.0f});
+        }
+    }
+    template <typename T> static __device__ __forceinline__ float up(float x, const Scalars& s) {
+        return s.b > 0.0f ? bounded<T>(x, s.b) : x;
+    }
+};
+
+template <typename F, typename T>
+__device__ __forceinline__ float of_up(float x, const Scalars& s) {
+    if constexpr (__is_same(F, Situ)) return Situ::up<T>(x, s);
+    else return F::up(x, s);
+}
+
+// One output, before its last rounding.
+template <typename F, Clamp C, typename T, bool EAGER>
+__device__ __forceinline__ float gated(float gate, float up, const Scalars& s) {
+    auto r = [](float x) { return EAGER ? rounded<T>(x) : x; };
+    if constexpr (C == Clamp::Before) gate = r(min_nan(gate, s.limit));
+    float f = r(F::template gate<T, EAGER>(gate, s));
+    if constexpr (C != Clamp::None) up = max_nan(min_nan(up, s.limit), -s.limit);
+    up = of_up<F, T>(up, s);
+    // The host takes this form only where there is no offset.
+    if constexpr (!__is_same(F, Silu)) up += s.up_offset;
+    if constexpr (C == Clamp::After) f = r(min_nan(f, s.limit));
+    return f * r(up);
+}
+
+// Whether an input is clamped: at the gate (after the function: its value), at the up half from
+// above, and from below; a bit each, ten apart, so that a warp's hits add up in one word.
+constexpr uint32_t HIT_BITS = 10;
+template <typename F, Clamp C, typename T, bool EAGER>
+__device__ __forceinline__ uint32_t clamp_hits(float gate, float up, const Scalars& s) {
+    if constexpr (C == Clamp::After) {
+        const float f = F::template gate<T, EAGER>(gate, s);
+        gate = EAGER ? rounded<T>(f) : f;
+    }
+    return (uint32_t)(gate > s.limit) | (uint32_t)(up > s.limit) << HIT_BITS
+        | (uint32_t)(up < -s.limit) << 2 * HIT_BITS;
+}

@@ -1,0 +1,48 @@
+// What the kernels of matmuls share: y = x * w^T.
+#pragma once
+#include "fragments.cuh"
+#include "../common/memory.cuh"
+
+enum YType : uint32_t { Y_F32, Y_F16, Y_BF16 };
+
+// The twin of `MatmulParams` in src/launch/params.rs.
+struct MatmulParams {
+    const void* x;
+    const void* w;
+    void* y;
+    const float* scales;           // [scale rows, scale_columns], FP8 alone
+    const uint32_t* scale_rows;    // the row of scales of each row of w
+    uint64_t x_stride, y_stride;   // elements
+    uint32_t t, n, k;
+    uint32_t scale_columns;
+    Divisor by_block;              // by the columns of a block of scales
+    uint32_t y_type;
+};
+TWIN_SIZE(MatmulParams, 88);
+TWIN_FIELD(MatmulParams, x, 0);
+TWIN_FIELD(MatmulParams, w, 8);
+TWIN_FIELD(MatmulParams, y, 16);
+TWIN_FIELD(MatmulParams, scales, 24);
+TWIN_FIELD(MatmulParams, scale_rows, 32);
+TWIN_FIELD(MatmulParams, x_stride, 40);
+TWIN_FIELD(MatmulParams, y_stride, 48);
+TWIN_FIELD(MatmulParams, t, 56);
+TWIN_FIELD(MatmulParams, n, 60);
+TWIN_FIELD(MatmulParams, k, 64);
+TWIN_FIELD(MatmulParams, scale_columns, 68);
+TWIN_FIELD(MatmulParams, by_block, 72);
+TWIN_FIELD(MatmulParams, y_type, 80);
+
+__device__ __forceinline__ float widen(e4m3 x) { return (float)x; }
+
+__device__ __forceinline__ void store(const MatmulParams& p, uint32_t t, uint32_t n, float v) {
+    const uint64_t at = t * p.y_stride + n;
+    if (p.y_type == Y_F32) ((float*)p.y)[at] = narrow<float>(v);
+    else if (p.y_type == Y_F16) ((f16*)p.y)[at] = narrow<f16>(v);
+    else ((bf16*)p.y)[at] = narrow<bf16>(v);
+}
+
+// The scales of a row of w.
+__device__ __forceinline__ const float* scales_of(const MatmulParams& p, uint32_t n) {
+    return p.scales + (uint64_t)p.scale_rows[n] * p.scale_columns;
+}

@@ -1,0 +1,124 @@
+// The activation and the quantization of what it gives in one pass: y goes from its registers to
+// codes, and no matrix of y is written.
+//
+// ## Method
+// 1. The threads of a group are 1 to 32 of one warp; each has 4 to 16 elements of it.
+// 2. Addresses are computed before the loads are waited for: these kernels are bound by instructions.
+// 3. y is computed as in activation.cu, multiplied by the route weight and rounded where that is asked for.
+// 4. The largest magnitude of a group gives its scale, and the codes follow (quantize.cuh).
+#include "../activation/instances.cuh"
+#include "quantize.cuh"
+
+// Adds up the hits of a block, and then to the counters once. All threads of the block take part.
+__device__ __forceinline__ void add_hits(uint32_t* counters, uint32_t hits) {
+    constexpr uint32_t ALL = 0xffffffffu, MASK = (1u << HIT_BITS) - 1;
+    __shared__ uint32_t of_warp[32];
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // 32 threads of 8 elements: at most 256 of each.
+    hits = __reduce_add_sync(ALL, hits);
+    if (lane == 0) of_warp[warp] = hits;
+    __syncthreads();
+    if (warp != 0) return;
+    const uint32_t mine = lane < blockDim.x / 32 ? of_warp[lane] : 0;
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+        const uint32_t sum = __reduce_add_sync(ALL, mine >> i * HIT_BITS & MASK);
+        if (lane == 0 && sum > 0) atomicAdd(counters + i, sum);
+    }
+}
+
+template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, typename P, bool ALIGNED, bool HITS,
+          Known KNOWN>
+__device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
+    constexpr int N = P::N, VECTORS = P::VECTORS;
+    Place<N> at = place<N, VECTORS>(p);
+    constexpr uint64_t APART = INTERLEAVED ? 2 : 1;
+    // Vectors are taken of halves with one stride.
+    const uint64_t from = at.row * p.gate_stride + APART * at.column;
+    const uint64_t up_from = at.row * p.up_stride + at.column;
+    begin();
+    if constexpr (KNOWN == Known::Nothing) mask(p, at);
+
+    float y[VECTORS * N] = {};
+    uint32_t hits = 0;
+    if (at.left > 0) {
+        float gate[VECTORS][N] = {}, up[VECTORS][N] = {};
+#pragma unroll
+        for (int v = 0; v < VECTORS; ++v) {
+            const uint32_t count = at.count(v);
+            const uint64_t place = from + APART * v * at.step;
+            if constexpr (ALIGNED) {
+                if (count > 0) load_halves<T, N, INTERLEAVED>(p.gate, p.up, place, gate[v], up[v]);
+            } else {
+                const T* g = (const T*)p.gate + place;
+                const T* u = INTERLEAVED ? g + 1 : (const T*)p.up + up_from + v * at.step;
+#pragma unroll
+                for (int j = 0; j < N; ++j) {
+                    if (j < count) gate[v][j] = widen(g[APART * j]), up[v][j] = widen(u[APART * j]);
+                }
+            }
+        }
+        // Zeros beyond the end of a row stay zeros under every function.
+#pragma unroll
+        for (int j = 0; j < VECTORS * N; ++j) {
+            const float g = gate[j / N][j % N], u = up[j / N][j % N];
+            y[j] = gated<F, C, T, EAGER>(g, u, p.scalars);
+            if constexpr (HITS) hits += clamp_hits<F, C, T, EAGER>(g, u, p.scalars);
+        }
+        if (KNOWN == Known::Nothing && p.route != nullptr) {
+            const float route = p.route[at.row];
+#pragma unroll
+            for (int j = 0; j < VECTORS * N; ++j) {
+                // Not beyond the end of a row, where an infinite one makes NaN of 0.
+                if (j % N < at.count(j / N)) y[j] *= route;
+            }
+        }
+        if (KNOWN != Known::Nothing || p.materialize) {
+#pragma unroll
+            for (int j = 0; j < VECTORS * N; j += 2) round_pair<T>(y[j], y[j + 1]);
+        }
+    }
+    write_quantized<N, VECTORS, ALIGNED, KNOWN>(p, at, y);
+    if constexpr (HITS) {
+        if (p.hits != nullptr) add_hits(p.hits, hits);
+    }
+}
+
+// Kernels are named quant_<function>_<clamp>_<layout>_<type>_<rounding>_<access>. Those of single
+// elements count hits where they are asked to, and take the registers that they need; of vectors
+// there is a form that counts. DeepSeek's activations have forms besides that know their scales, of 4,
+// 8 and 16 elements a thread: which is fastest depends on the size of the call.
+#define KERNEL(NAME, BOUNDS, ELEMENTS, ALIGNED, HITS, KNOWN, F, C, T, EAGER, INTERLEAVED)          \
+    extern "C" __global__ void __launch_bounds__ BOUNDS NAME(const __grid_constant__ QuantParams p) { \
+        using P = Part<T, ELEMENTS>;                                                              \
+        act_and_quantize<F, Clamp::C, T, EAGER, INTERLEAVED, P, ALIGNED, HITS, Known::KNOWN>(p);  \
+    }
+#define UNCLAMPED(NAME, ...)                                                  \
+    KERNEL(NAME##_element, (1024, 1), 4, false, false, Nothing, __VA_ARGS__)  \
+    KERNEL(NAME##_vectors, (1024), 8, true, false, Nothing, __VA_ARGS__)
+#define CLAMPED(NAME, ...)                                                    \
+    KERNEL(NAME##_element, (1024, 1), 4, false, true, Nothing, __VA_ARGS__)   \
+    KERNEL(NAME##_vectors, (1024), 8, true, false, Nothing, __VA_ARGS__)      \
+    KERNEL(NAME##_vectors_hits, (1024), 8, true, true, Nothing, __VA_ARGS__)
+#define KNOWN_SCALES(NAME, ...)                                        \
+    KERNEL(NAME##_4_e8m0, (512), 4, true, false, E8m0, __VA_ARGS__)    \
+    KERNEL(NAME##_8_e8m0, (512), 8, true, false, E8m0, __VA_ARGS__)    \
+    KERNEL(NAME##_16_e8m0, (512), 16, true, false, E8m0, __VA_ARGS__)  \
+    KERNEL(NAME##_4_f32, (512), 4, true, false, F32, __VA_ARGS__)      \
+    KERNEL(NAME##_8_f32, (512), 8, true, false, F32, __VA_ARGS__)      \
+    KERNEL(NAME##_16_f32, (512), 16, true, false, F32, __VA_ARGS__)
+#define TYPES(ACCESSES, NAME, F, C, INTERLEAVED)                    \
+    ACCESSES(NAME##_f32_official, F, C, float, false, INTERLEAVED)  \
+    ACCESSES(NAME##_f16_official, F, C, f16, false, INTERLEAVED)    \
+    ACCESSES(NAME##_f16_eager, F, C, f16, true, INTERLEAVED)        \
+    ACCESSES(NAME##_bf16_official, F, C, bf16, false, INTERLEAVED)  \
+    ACCESSES(NAME##_bf16_eager, F, C, bf16, true, INTERLEAVED)
+
+#define ACCESSES_None UNCLAMPED
+#define ACCESSES_Before CLAMPED
+#define ACCESSES_After CLAMPED
+#define FORM(NAME, F, C, INTERLEAVED) TYPES(ACCESSES_##C, quant_##NAME, F, C, INTERLEAVED)
+FORMS(FORM)
+
+#define TUNED(NAME, F, C, INTERLEAVED) TYPES(KNOWN_SCALES, quant_##NAME, F, C, INTERLEAVED)
+TUNED_FORMS(TUNED)

@@ -1,0 +1,156 @@
+//! Modules, functions and launches: what cudarc's safe layer lacks of the driver.
+
+use std::{
+    ffi::{CString, c_void},
+    sync::Arc,
+};
+
+use cudarc::driver::{CudaContext, result, sys};
+
+use crate::error::{Doing, Result};
+
+/// A loaded fatbin.
+#[derive(Debug)]
+pub(crate) struct Module {
+    module: sys::CUmodule,
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: a module may be used from any thread that the context is bound to.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+impl Module {
+    pub(crate) fn load(context: &Arc<CudaContext>, fatbin: &'static [u8]) -> Result<Self> {
+        context.bind_to_thread().doing("bind the context")?;
+        // SAFETY: the fatbin is one that nvcc wrote, and checked in.
+        let module = unsafe { result::module::load_data(fatbin.as_ptr().cast()) };
+        Ok(Self {
+            module: module.doing("load the kernels")?,
+            context: context.clone(),
+        })
+    }
+
+    /// A kernel, with its code loaded: by default the driver would put that off to the first
+    /// launch, where it allocates.
+    pub(crate) fn function(&self, name: &str) -> Result<Function> {
+        let name = CString::new(name).unwrap_or_default();
+        // SAFETY: the module is loaded.
+        let function = unsafe { result::module::get_function(self.module, name) };
+        let function = function.doing("find a kernel")?;
+        let registers = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS;
+        // SAFETY: the function is of this module.
+        unsafe { result::function::get_function_attribute(function, registers) }
+            .doing("load a kernel")?;
+        Ok(Function(function))
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        self.context.record_err(self.context.bind_to_thread());
+        // SAFETY: the module was loaded by `load` and is unloaded once.
+        let result = unsafe { result::module::unload(self.module) };
+        self.context.record_err(result);
+    }
+}
+
+/// A kernel. It lives as long as its module, which every owner of functions keeps beside them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Function(sys::CUfunction);
+
+// SAFETY: a function is a handle that any thread may launch.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// The size of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid {
+    pub(crate) blocks: [u32; 2],
+    /// Threads of a block.
+    pub(crate) threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub(crate) shared: u32,
+    /// Programmatic dependent launch: the kernel may start while the one before it ends.
+    pub(crate) programmatic: bool,
+}
+
+/// What of a device decides which kernels run and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Capability {
+    pub(crate) major: i32,
+    pub(crate) minor: i32,
+}
+
+impl Capability {
+    pub(crate) fn of(context: &CudaContext) -> Result<Self> {
+        let (major, minor) = context.compute_capability().doing("ask for the device")?;
+        Ok(Self { major, minor })
+    }
+
+    /// Whether a kernel may start before the one before it ends.
+    pub(crate) const fn overlaps_launches(self) -> bool {
+        self.major >= 9
+    }
+
+    /// Whether 32 bytes are one access.
+    pub(crate) const fn has_32_byte_accesses(self) -> bool {
+        self.major >= 10
+    }
+}
+
+impl Function {
+    /// Opts in to more than 48 KB of dynamic shared memory a block.
+    pub(crate) fn allow_shared(self, bytes: u32) -> Result<()> {
+        let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function's module is loaded.
+        unsafe { result::function::set_function_attribute(self.0, most, bytes as i32) }
+            .doing("allow shared memory")
+    }
+
+    /// Launches the kernel with its one parameter.
+    ///
+    /// # Safety
+    /// `P` is the kernel's parameter, its pointers are valid for what the kernel reads and writes
+    /// until it has run, the stream is valid and its context is bound.
+    pub(crate) unsafe fn launch<P>(
+        self,
+        stream: sys::CUstream,
+        grid: Grid,
+        params: &P,
+    ) -> Result<()> {
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks[0],
+            gridDimY: grid.blocks[1],
+            gridDimZ: 1,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: stream,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(grid.programmatic),
+        };
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: by this function's contract; the driver copies the parameter before it returns.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                self.0,
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .doing("launch a kernel")
+    }
+}

@@ -1,0 +1,188 @@
+//! The kernels' parameters, each the twin of a struct in `kernels/`: same fields, same places.
+
+/// A division turned into a multiplication, right for numerators below 2^31.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Divisor {
+    multiplier: u32,
+    shift: u32,
+}
+
+impl Divisor {
+    /// `by` is at least 1 and at most 2^31.
+    pub(crate) const fn new(by: u32) -> Self {
+        if by <= 1 {
+            return Self {
+                multiplier: 0,
+                shift: 0,
+            };
+        }
+        let log = 32 - (by - 1).leading_zeros();
+        let multiplier = (1_u64 << (31 + log)).div_ceil(by as u64);
+        Self {
+            multiplier: multiplier as u32,
+            shift: log - 1,
+        }
+    }
+
+    #[cfg(test)]
+    const fn quotient(self, n: u32) -> u32 {
+        if self.multiplier == 0 {
+            return n;
+        }
+        ((n as u64 * self.multiplier as u64) >> 32) as u32 >> self.shift
+    }
+}
+
+/// The numbers that an activation is made of: `Scalars` of `activation/functions.cuh`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct Scalars {
+    pub(crate) limit: f32,
+    pub(crate) up_offset: f32,
+    pub(crate) a: f32,
+    pub(crate) b: f32,
+}
+
+/// `ActParams` of `activation/activation.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct ActParams {
+    pub(crate) gate: u64,
+    pub(crate) up: u64,
+    pub(crate) output: u64,
+    pub(crate) counts: u64,
+    pub(crate) gate_stride: u64,
+    pub(crate) up_stride: u64,
+    pub(crate) output_stride: u64,
+    pub(crate) d: u64,
+    pub(crate) vectors: u32,
+    pub(crate) row_vectors: u32,
+    pub(crate) by_row: Divisor,
+    pub(crate) batch_rows: u32,
+    pub(crate) first_row: u32,
+    pub(crate) by_batch: Divisor,
+    pub(crate) scalars: Scalars,
+}
+
+/// `QuantParams` of `quant/quantize.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct QuantParams {
+    pub(crate) gate: u64,
+    pub(crate) up: u64,
+    pub(crate) codes: u64,
+    pub(crate) scales: u64,
+    pub(crate) route: u64,
+    pub(crate) counts: u64,
+    pub(crate) hits: u64,
+    pub(crate) gate_stride: u64,
+    pub(crate) up_stride: u64,
+    pub(crate) codes_stride: u64,
+    pub(crate) scale_row: u64,
+    pub(crate) scale_word: u64,
+    pub(crate) threads: u32,
+    pub(crate) row_threads: u32,
+    pub(crate) by_row: Divisor,
+    pub(crate) batch_rows: u32,
+    pub(crate) first_row: u32,
+    pub(crate) by_batch: Divisor,
+    pub(crate) d: u32,
+    pub(crate) groups: u32,
+    pub(crate) group_log: u32,
+    pub(crate) word_log: u32,
+    pub(crate) power_of_two: u32,
+    pub(crate) materialize: u32,
+    pub(crate) floor: f32,
+    pub(crate) scalars: Scalars,
+}
+
+/// `MatmulParams` of `matmul/matmul.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct MatmulParams {
+    pub(crate) x: u64,
+    pub(crate) w: u64,
+    pub(crate) y: u64,
+    pub(crate) scales: u64,
+    pub(crate) scale_rows: u64,
+    pub(crate) x_stride: u64,
+    pub(crate) y_stride: u64,
+    pub(crate) t: u32,
+    pub(crate) n: u32,
+    pub(crate) k: u32,
+    pub(crate) scale_columns: u32,
+    pub(crate) by_block: Divisor,
+    pub(crate) y_type: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    /// Compares a struct with the assertions that its twin's source makes when it is compiled.
+    macro_rules! twin {
+        ($source:literal, $twin:ident, $size:literal, { $($field:ident: $at:literal,)* }) => {{
+            // Every field is named.
+            let _ = |twin: $twin| {
+                let $twin { $($field: _),* } = twin;
+            };
+            let source = include_str!(concat!("../../kernels/", $source));
+            let stated = |text: String| assert!(source.contains(&text), "{}: {text}", $source);
+            assert_eq!(size_of::<$twin>(), $size);
+            stated(format!("TWIN_SIZE({}, {});", stringify!($twin), $size));
+            $(
+                assert_eq!(offset_of!($twin, $field), $at, stringify!($field));
+                let (twin, field) = (stringify!($twin), stringify!($field));
+                stated(format!("TWIN_FIELD({twin}, {field}, {});", $at));
+            )*
+        }};
+    }
+
+    #[test]
+    fn parameters_lie_where_the_kernels_read_them() {
+        twin!("common/memory.cuh", Divisor, 8, { multiplier: 0, shift: 4, });
+        twin!("activation/functions.cuh", Scalars, 16, { limit: 0, up_offset: 4, a: 8, b: 12, });
+        twin!("activation/activation.cu", ActParams, 112, {
+            gate: 0, up: 8, output: 16, counts: 24, gate_stride: 32, up_stride: 40,
+            output_stride: 48, d: 56, vectors: 64, row_vectors: 68, by_row: 72, batch_rows: 80,
+            first_row: 84, by_batch: 88, scalars: 96,
+        });
+        twin!("quant/quantize.cuh", QuantParams, 176, {
+            gate: 0, up: 8, codes: 16, scales: 24, route: 32, counts: 40, hits: 48,
+            gate_stride: 56, up_stride: 64, codes_stride: 72, scale_row: 80, scale_word: 88,
+            threads: 96, row_threads: 100, by_row: 104, batch_rows: 112, first_row: 116,
+            by_batch: 120, d: 128, groups: 132, group_log: 136, word_log: 140, power_of_two: 144,
+            materialize: 148, floor: 152, scalars: 156,
+        });
+        twin!("matmul/matmul.cuh", MatmulParams, 88, {
+            x: 0, w: 8, y: 16, scales: 24, scale_rows: 32, x_stride: 40, y_stride: 48, t: 56,
+            n: 60, k: 64, scale_columns: 68, by_block: 72, y_type: 80,
+        });
+    }
+
+    #[test]
+    fn division_by_multiplication_is_division() {
+        let edges = |by: u32| {
+            let n = (1_u32 << 31) - 1;
+            let last = n / by * by;
+            [
+                0,
+                1,
+                by - 1,
+                by.min(n),
+                last,
+                last.saturating_sub(1),
+                n,
+                n / 2,
+            ]
+        };
+        for by in (1..2000).chain([1 << 30, (1 << 30) + 1, (1 << 31) - 1, 1 << 31, 48_611]) {
+            for n in edges(by).into_iter().filter(|n| *n < 1 << 31) {
+                assert_eq!(Divisor::new(by).quotient(n), n / by, "{n} / {by}");
+            }
+        }
+    }
+}

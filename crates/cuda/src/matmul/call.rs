@@ -1,0 +1,329 @@
+//! The calls of matmuls: plans carried out.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaContext, CudaStream, sys};
+use swiglu_core::{
+    Accumulation, Error as CoreError, Float, Quantization, Request, ScaleFormat, ScaleLayout,
+    ScaleOrder, Shape,
+};
+
+use super::{
+    kernels::MatmulKernels,
+    library::{Addresses, CublasLt, LibraryShape, alignment},
+    plan::{CodesPlan, CodesProblem, MatmulFacts, MatmulPlan, MatmulProblem, Route, ScalesShape},
+};
+use crate::{
+    buffer::CudaBuffer,
+    error::{Doing, Result},
+    launch::driver::Capability,
+    probe::has_cublaslt,
+    quant::{Quantizers, RawQuantized},
+    view::RawMatrix,
+    weight::{CudaWeight, WeightType},
+};
+
+/// The kernels and the library, loaded into a context.
+pub(crate) struct Matmuls {
+    context: Arc<CudaContext>,
+    kernels: MatmulKernels,
+    library: Option<CublasLt>,
+    facts: MatmulFacts,
+    /// Room for the largest FP8 weight loaded so far, decoded.
+    decoded: Mutex<Option<Arc<CudaBuffer>>>,
+}
+
+/// What a plan depends on.
+fn problem(x: &RawMatrix, weight: &CudaWeight, y: &RawMatrix) -> MatmulProblem {
+    let t = x.layout.rows;
+    let stride = if t == 1 { 0 } else { x.layout.stride };
+    let starts = x.first() | (stride * x.float.size()) as u64;
+    MatmulProblem {
+        t,
+        n: weight.rows,
+        k: weight.cols,
+        x: x.float,
+        weight: weight.elements,
+        y: y.float,
+        x_aligned: starts.is_multiple_of(16),
+        scales: weight.scales.as_ref().map(|s| ScalesShape {
+            columns: s.columns,
+            block_columns: s.block_columns,
+            exact_in_bf16: s.exact_in_bf16,
+        }),
+    }
+}
+
+impl Matmuls {
+    pub(crate) fn new(context: &Arc<CudaContext>, accumulation: Accumulation) -> Result<Self> {
+        let library = if has_cublaslt() {
+            Some(CublasLt::new(context)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            context: context.clone(),
+            kernels: MatmulKernels::new(context)?,
+            facts: MatmulFacts {
+                capability: Capability::of(context)?,
+                library: library.as_ref().map(CublasLt::kind),
+                accumulation,
+            },
+            library,
+            decoded: Mutex::new(None),
+        })
+    }
+
+    /// What plans depend on beside their call.
+    pub(crate) const fn facts(&self) -> &MatmulFacts {
+        &self.facts
+    }
+
+    pub(crate) const fn set_accumulation(&mut self, accumulation: Accumulation) {
+        self.facts.accumulation = accumulation;
+    }
+
+    /// How matmuls run, in a few words.
+    pub(crate) const fn describe(&self) -> &'static str {
+        match (self.facts.accumulation, &self.library) {
+            (Accumulation::Ordered, _) => "ordered sums",
+            (Accumulation::MatrixUnit | Accumulation::Fp8TensorCore, Some(_)) => "cublasLt",
+            (Accumulation::MatrixUnit | Accumulation::Fp8TensorCore, None) => {
+                "own kernels: cublasLt was not found"
+            }
+        }
+    }
+
+    /// Sees to it that there is room to decode this weight, if that may happen.
+    pub(crate) fn make_room(&self, stream: &CudaStream, weight: &CudaWeight) -> Result<()> {
+        let anything = RawMatrix {
+            address: 0,
+            float: Float::BF16,
+            layout: swiglu_core::RowLayout::contiguous(1, weight.cols),
+        };
+        let decodes = problem(&anything, weight, &anything).decodes(&self.facts);
+        if !decodes || self.facts.accumulation == Accumulation::Ordered {
+            return Ok(());
+        }
+        let bytes = 2 * weight.rows * weight.cols;
+        let mut decoded = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
+        if decoded.as_ref().is_none_or(|b| b.len() < bytes) {
+            // What is enqueued still uses the smaller one.
+            stream.synchronize().doing("wait")?;
+            *decoded = Some(Arc::new(CudaBuffer::new(&self.context, bytes)?));
+        }
+        Ok(())
+    }
+
+    /// Enqueues y = x · wᵀ, the given way or the best.
+    ///
+    /// # Safety
+    /// The call has been checked, and its memory lives until the stream has run it.
+    pub(crate) unsafe fn matmul(
+        &self,
+        stream: sys::CUstream,
+        x: &RawMatrix,
+        weight: &CudaWeight,
+        y: &RawMatrix,
+        route: Option<Route>,
+    ) -> Result<()> {
+        x.check_aligned("x")?;
+        y.check_aligned("y")?;
+        if x.layout.rows == 0 {
+            return Ok(());
+        }
+        if x.layout.rows > i32::MAX as usize {
+            return Err(CoreError::argument("x", "fewer than 2^31 rows", x.layout.rows).into());
+        }
+        self.context.bind_to_thread().doing("bind the context")?;
+        let problem = problem(x, weight, y);
+        // The library may have no algorithm for a shape, which a plan cannot know.
+        for facts in [self.facts, self.facts.without_library()] {
+            let Some(plan) = MatmulPlan::new(&problem, &facts, route) else {
+                break;
+            };
+            let addresses = [weight.data.address(), x.first(), y.first()];
+            // SAFETY: by this function's contract; each plan is of this call.
+            let done = unsafe {
+                match plan {
+                    MatmulPlan::Library => {
+                        self.by_library(stream, weight.elements, x, weight, y, addresses)
+                    }
+                    MatmulPlan::Decode => self.by_decoding(stream, x, weight, y, addresses),
+                    MatmulPlan::Own(own) => {
+                        let done = self.kernels.matmul(stream, &own, x, weight, y);
+                        done.map(|()| true)
+                    }
+                }
+            }?;
+            if done {
+                return Ok(());
+            }
+        }
+        Err(refused(x, route))
+    }
+
+    /// Enqueues the matmul of a decoded weight; false where the library has no algorithm for it,
+    /// or a weight was loaded when nothing was to be decoded.
+    unsafe fn by_decoding(
+        &self,
+        stream: sys::CUstream,
+        x: &RawMatrix,
+        weight: &CudaWeight,
+        y: &RawMatrix,
+        [_, x_at, y_at]: Addresses,
+    ) -> Result<bool> {
+        let decoded = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = decoded.as_ref();
+        let Some(buffer) = room.filter(|b| b.len() >= 2 * weight.rows * weight.cols) else {
+            return Ok(false);
+        };
+        let addresses = [buffer.address(), x_at, y_at];
+        // SAFETY: by the caller's contract; the buffer has room.
+        unsafe {
+            self.kernels.decode(stream, weight, buffer)?;
+            self.by_library(stream, WeightType::Bf16, x, weight, y, addresses)
+        }
+    }
+
+    /// Enqueues a matmul of one type; false where the library has no algorithm for it.
+    unsafe fn by_library(
+        &self,
+        stream: sys::CUstream,
+        input: WeightType,
+        x: &RawMatrix,
+        weight: &CudaWeight,
+        y: &RawMatrix,
+        addresses: Addresses,
+    ) -> Result<bool> {
+        let Some(library) = &self.library else {
+            return Ok(false);
+        };
+        let shape = LibraryShape {
+            t: x.layout.rows,
+            n: weight.rows,
+            k: weight.cols,
+            input,
+            output: y.float,
+            x_stride: x.layout.stride,
+            y_stride: y.layout.stride,
+            alignments: addresses.map(alignment),
+        };
+        // SAFETY: by the caller's contract.
+        unsafe { library.matmul(shape, addresses, None, stream) }
+    }
+
+    /// Enqueues y = (code · scale) · wᵀ on FP8 tensor cores, where cublasLt can; else false, and
+    /// `scratch` may hold anything. Which calls these are is [`CodesPlan`]'s.
+    ///
+    /// # Safety
+    /// As [`Self::matmul`]; `scratch` is \[T, K\] of 16 bits without gaps.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) unsafe fn matmul_codes(
+        &self,
+        stream: sys::CUstream,
+        quantizers: &Quantizers,
+        quant: &Quantization,
+        x: &RawQuantized,
+        weight: &CudaWeight,
+        scratch: &RawMatrix,
+        y: &RawMatrix,
+    ) -> Result<bool> {
+        let blocks = weight.scales.as_ref().and_then(|s| s.blocks.as_ref());
+        let (Some(library), Some(blocks)) = (&self.library, blocks) else {
+            return Ok(false);
+        };
+        let (t, y_stride) = (x.codes_layout.rows, y.layout.stride * y.float.size());
+        let starts = x.first() | y.first() | (x.codes_layout.stride | y_stride) as u64;
+        let problem = CodesProblem {
+            t,
+            n: weight.rows,
+            k: weight.cols,
+            group: quant.group(),
+            w_in_blocks: true,
+            aligned: starts.is_multiple_of(16),
+            scales_in_columns: x.scales_layout == columns(t, x.scales_layout.groups)
+                && x.scales.is_multiple_of(16),
+            scratch_aligned: scratch.first().is_multiple_of(16),
+        };
+        let Some(plan) = CodesPlan::new(&problem, &self.facts) else {
+            return Ok(false);
+        };
+        x.check_places()?;
+        let scales = match plan {
+            CodesPlan::ScalesInPlace => x.scales,
+            CodesPlan::ScalesInScratch => {
+                // SAFETY: by this function's contract; T · K / 128 floats are less than T · K
+                // halves.
+                if !unsafe { quantizers.scales_to_columns(stream, quant, x, scratch)? } {
+                    return Ok(false);
+                }
+                scratch.first()
+            }
+        };
+        let addresses = [weight.data.address(), x.first(), y.first()];
+        let shape = LibraryShape {
+            t,
+            n: weight.rows,
+            k: weight.cols,
+            input: WeightType::E4m3,
+            output: y.float,
+            x_stride: x.codes_layout.stride,
+            y_stride: y.layout.stride,
+            alignments: addresses.map(alignment),
+        };
+        self.context.bind_to_thread().doing("bind the context")?;
+        // SAFETY: by this function's contract.
+        unsafe { library.matmul(shape, addresses, Some([blocks.address(), scales]), stream) }
+    }
+
+    /// The plan of a matmul of this shape on rows without gaps, on one line; none for requests of
+    /// other kinds.
+    pub(crate) fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
+        let types = match *request {
+            Request::Matmul { x, weight, y } => (x, weight, y),
+            Request::GatedMatmul { x, weight, act, .. } => (x, weight, act),
+            Request::QuantizedMatmul { weight, y, .. } => (Float::BF16, weight, y),
+            _ => return None,
+        };
+        let problem = MatmulProblem::of_shape(shape, types)?;
+        let plan = MatmulPlan::new(&problem, &self.facts, None)?;
+        let Request::QuantizedMatmul { quant, weight, .. } = request else {
+            return Some(plan.to_string());
+        };
+        let codes = CodesProblem {
+            t: problem.t,
+            n: problem.n,
+            k: problem.k,
+            group: quant.group(),
+            w_in_blocks: weight.scaling().is_some_and(|(_, block)| block == [128; 2]),
+            aligned: problem.k.is_multiple_of(16),
+            scales_in_columns: false,
+            scratch_aligned: true,
+        };
+        Some(match CodesPlan::new(&codes, &self.facts) {
+            Some(codes) => codes.to_string(),
+            None => format!("dequantize_bf16, then {plan}"),
+        })
+    }
+}
+
+/// Scales as cublasLt reads them.
+const fn columns(rows: usize, groups: usize) -> ScaleLayout {
+    ScaleLayout::contiguous(ScaleFormat::F32, ScaleOrder::ColumnMajor, rows, groups)
+}
+
+/// The error of a call that no plan takes.
+fn refused(x: &RawMatrix, route: Option<Route>) -> crate::error::Error {
+    let (expected, got) = match route {
+        Some(route) => (
+            "a shape and types that the chosen way takes",
+            format!("{route:?} of {} {}", x.float, x.layout),
+        ),
+        None => (
+            "at most 4,194,240 rows for these types",
+            format!("{} rows", x.layout.rows),
+        ),
+    };
+    CoreError::argument("x", expected, got).into()
+}

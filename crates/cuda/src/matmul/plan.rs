@@ -1,0 +1,364 @@
+//! Which kernel a matmul runs: a pure function of its shape, its types, where x lies, and the
+//! device.
+//!
+//! ## Method
+//! 1. Ordered sums are asked for: the kernel whose sums have one order, which takes everything.
+//! 2. x and w of one type: cublasLt.
+//! 3. Other types, few rows of x: the kernels that read w once for every 64 rows or fewer.
+//! 4. More rows: an FP8 weight that is exact in bf16 is decoded to it, and then cublasLt.
+//! 5. Where these do not take the call, tiles of 128 x 128; and where x or w is not in whole
+//!    16-byte vectors, the ordered kernel again.
+
+use std::fmt;
+
+use swiglu_core::{Accumulation, Float, Shape, WeightFormat};
+
+use crate::{launch::driver::Capability, weight::WeightType};
+
+#[cfg(test)]
+mod tests;
+
+/// Up to this many rows of x, reading a weight once is less than decoding it for cublasLt.
+const FEW_ROWS: usize = 64;
+
+/// Up to this many, reading it once for every 64 is less than what too few tiles take.
+const MORE_ROWS: usize = 256;
+
+/// Rows of x that a block of each kernel for few rows multiplies.
+pub(super) const X_ROWS: [usize; 4] = [8, 16, 32, 64];
+
+/// Rows of w of such a block.
+const W_ROWS: [usize; 4] = [16, 16, 32, 32];
+
+/// The side of the tiles of y.
+const TILE: usize = 128;
+
+/// The side of the ordered kernel's tiles.
+const ORDERED_TILE: usize = 64;
+
+/// A way that a matmul goes.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// cublasLt, for equal types.
+    Library,
+    /// An FP8 weight decoded to bf16, then cublasLt.
+    Decode,
+    /// The kernels for few rows of x.
+    Rows,
+    /// The kernels of tiles.
+    Tiles,
+    /// The ordered kernel, for any alignment.
+    Ordered,
+}
+
+/// What cublasLt can do, where it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LibraryKind {
+    /// Matmuls of one type.
+    Plain,
+    /// Of FP8 as well, with a scale for each block.
+    BlockScaling,
+}
+
+/// What of the device and its libraries decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MatmulFacts {
+    pub(crate) capability: Capability,
+    pub(crate) library: Option<LibraryKind>,
+    pub(crate) accumulation: Accumulation,
+}
+
+impl MatmulFacts {
+    /// The same where cublasLt does not take the call.
+    pub(super) const fn without_library(self) -> Self {
+        Self {
+            library: None,
+            ..self
+        }
+    }
+
+    /// Whether FP8 tensor cores may multiply codes as they are. The library has these kernels for
+    /// Hopper alone.
+    pub(crate) fn multiplies_codes(&self) -> bool {
+        let there = self.library == Some(LibraryKind::BlockScaling);
+        there && self.capability.major == 9 && self.accumulation == Accumulation::Fp8TensorCore
+    }
+}
+
+/// The scales of an FP8 weight, as far as a plan depends on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ScalesShape {
+    /// Of a row of the weight.
+    pub(crate) columns: usize,
+    /// Columns of the weight that share one.
+    pub(crate) block_columns: usize,
+    /// Whether every code times its scale is a value of bf16.
+    pub(crate) exact_in_bf16: bool,
+}
+
+/// y = x · wᵀ: x \[t, k\], w \[n, k\].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MatmulProblem {
+    pub(crate) t: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    pub(crate) x: Float,
+    pub(crate) weight: WeightType,
+    pub(crate) y: Float,
+    /// Whether the rows of x begin at multiples of 16 bytes.
+    pub(crate) x_aligned: bool,
+    pub(crate) scales: Option<ScalesShape>,
+}
+
+impl MatmulProblem {
+    /// That of a shape, x without gaps; none for a format that is not known here. Scales that are
+    /// powers of two are taken for exact.
+    pub(crate) fn of_shape(
+        shape: &Shape,
+        (x, format, y): (Float, WeightFormat, Float),
+    ) -> Option<Self> {
+        let (n, k) = (shape.cols, shape.depth);
+        n.checked_mul(k.checked_mul(4)?)?;
+        let scales = format.scaling().map(|(scales, block)| ScalesShape {
+            columns: k.div_ceil(block[1].max(1)),
+            block_columns: block[1].min(k),
+            exact_in_bf16: scales == swiglu_core::ScaleFormat::E8M0,
+        });
+        Some(Self {
+            t: shape.rows,
+            n,
+            k,
+            x,
+            weight: WeightType::from_format(format).ok()?,
+            y,
+            x_aligned: (k * x.size()).is_multiple_of(16),
+            scales,
+        })
+    }
+
+    /// Whether the blocks of the scales are whole steps of k.
+    fn blocks_are_whole(&self, step: usize) -> bool {
+        let whole = |s: ScalesShape| s.columns == 1 || s.block_columns.is_multiple_of(step);
+        self.scales.is_none_or(whole)
+    }
+
+    /// Whether kernels on tensor cores can read both matrices, 16 bytes at a time.
+    fn is_aligned(&self) -> bool {
+        self.x_aligned && (self.k * self.weight.size()).is_multiple_of(16)
+    }
+
+    /// Whether the weight can be decoded to bf16 without loss, in whole vectors, for cublasLt.
+    pub(super) fn decodes(&self, facts: &MatmulFacts) -> bool {
+        let exact = self.scales.is_some_and(|s| s.exact_in_bf16);
+        let fits = self.k.is_multiple_of(16) && self.n * self.k / 16 < 1 << 31;
+        facts.library.is_some() && exact && fits && self.blocks_are_whole(16)
+    }
+}
+
+/// Elements of k that the threads of a row take at a time, in the kernels for few rows.
+const fn step(weight: WeightType, narrow: bool) -> usize {
+    4 * if narrow { 8 } else { 16 / weight.size() }
+}
+
+/// One of our own kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OwnKernel {
+    /// For few rows of x: the place in [`X_ROWS`], and whether it is for blocks of scales of 32
+    /// columns. On tensor cores, exact products added in f32.
+    Rows { place: usize, narrow: bool },
+    /// Tiles of 128 x 128 of y, as exact.
+    Tiles,
+    /// f32 fused multiply-adds in the order of k, at any alignment and of any block of scales.
+    Ordered,
+}
+
+impl OwnKernel {
+    /// The kernel's name for a pair of types.
+    pub(super) fn name(self, x: Float, weight: WeightType) -> String {
+        let weight = weight.name();
+        match self {
+            Self::Rows { place, narrow } => {
+                let end = if narrow { "_narrow" } else { "" };
+                format!("matmul_{}_rows_{x}_{weight}{end}", X_ROWS[place])
+            }
+            Self::Tiles => format!("matmul_tiles_{x}_{weight}"),
+            Self::Ordered => format!("matmul_any_{x}_{weight}"),
+        }
+    }
+
+    /// Rows of w and of x that a block multiplies.
+    const fn tile(self) -> [usize; 2] {
+        match self {
+            Self::Rows { place, .. } => [W_ROWS[place], X_ROWS[place]],
+            Self::Tiles => [TILE; 2],
+            Self::Ordered => [ORDERED_TILE; 2],
+        }
+    }
+
+    /// Bytes of dynamic shared memory of a block: for tiles, `stages` of `matmul_tiles.cu`.
+    pub(super) fn shared(self, x: Float, weight: WeightType) -> u32 {
+        match self {
+            Self::Rows { .. } | Self::Ordered => 0,
+            Self::Tiles => {
+                let stage = (TILE * 32 * (x.size() + weight.size())) as u32;
+                stage * (96 * 1024 / stage).min(8)
+            }
+        }
+    }
+}
+
+/// A launch of one of our own kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OwnPlan {
+    pub(crate) kernel: OwnKernel,
+    pub(crate) x: Float,
+    pub(crate) weight: WeightType,
+    pub(crate) blocks: [u32; 2],
+}
+
+/// How a matmul is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MatmulPlan {
+    /// cublasLt on the weight as it was stored.
+    Library,
+    /// The weight decoded to bf16, then cublasLt.
+    Decode,
+    /// One of our own kernels.
+    Own(OwnPlan),
+}
+
+impl MatmulPlan {
+    /// The plan of a call, or of the given route alone. None where that route does not take the
+    /// call, and for more rows than a grid has.
+    pub(crate) fn new(
+        problem: &MatmulProblem,
+        facts: &MatmulFacts,
+        route: Option<Route>,
+    ) -> Option<Self> {
+        let one = route.map(|route| [route]);
+        let routes = match &one {
+            Some(route) => route,
+            None => Self::routes(problem, facts.accumulation),
+        };
+        routes.iter().find_map(|&r| Self::by(r, problem, facts))
+    }
+
+    /// The routes of a matmul, the best first; the last one takes all alignments.
+    fn routes(problem: &MatmulProblem, accumulation: Accumulation) -> &'static [Route] {
+        use Route::{Decode, Library, Ordered, Rows, Tiles};
+        match problem.t {
+            _ if accumulation == Accumulation::Ordered => &[Ordered],
+            _ if WeightType::of(problem.x) == problem.weight => &[Library, Tiles, Ordered],
+            t if t <= FEW_ROWS => &[Rows, Tiles, Ordered],
+            t if t <= MORE_ROWS => &[Decode, Rows, Tiles, Ordered],
+            _ => &[Decode, Tiles, Ordered],
+        }
+    }
+
+    /// The plan by one route, if that takes the matmul.
+    fn by(route: Route, problem: &MatmulProblem, facts: &MatmulFacts) -> Option<Self> {
+        let MatmulProblem { t, n, k, x, .. } = *problem;
+        let weight = problem.weight;
+        // What cublasLt takes: x and y of one type, or y in f32.
+        let library = facts.library.is_some() && (problem.y == x || problem.y == Float::F32);
+        let kernel = match route {
+            Route::Library => {
+                return (library && WeightType::of(x) == weight).then_some(Self::Library);
+            }
+            Route::Decode => {
+                let decodes = x == Float::BF16 && problem.decodes(facts);
+                return (library && decodes).then_some(Self::Decode);
+            }
+            Route::Rows => {
+                let is_fp8 = weight == WeightType::E4m3;
+                let fits = problem.is_aligned() && problem.blocks_are_whole(step(weight, is_fp8));
+                let last = X_ROWS.len() - 1;
+                fits.then(|| OwnKernel::Rows {
+                    place: X_ROWS.iter().position(|&rows| t <= rows).unwrap_or(last),
+                    narrow: is_fp8 && !problem.blocks_are_whole(step(weight, false)),
+                })?
+            }
+            Route::Tiles => {
+                let whole = (k * x.size()).is_multiple_of(16) && problem.blocks_are_whole(32);
+                (problem.is_aligned() && whole).then_some(OwnKernel::Tiles)?
+            }
+            Route::Ordered => OwnKernel::Ordered,
+        };
+        let [w_rows, x_rows] = kernel.tile();
+        let blocks = [n.div_ceil(w_rows), t.div_ceil(x_rows)];
+        (blocks[1] <= 65_535).then_some(Self::Own(OwnPlan {
+            kernel,
+            x,
+            weight,
+            blocks: blocks.map(|b| b as u32),
+        }))
+    }
+}
+
+impl fmt::Display for MatmulPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library => f.write_str("cublasLt"),
+            Self::Decode => f.write_str("decode_e4m3_to_bf16, then cublasLt"),
+            Self::Own(own) => {
+                let ([w, x], name) = (own.blocks, own.kernel.name(own.x, own.weight));
+                write!(f, "{name}: {w} x {x} blocks")
+            }
+        }
+    }
+}
+
+/// x as codes: what decides whether FP8 tensor cores multiply them as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CodesProblem {
+    pub(crate) t: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    /// Elements of x that share a scale.
+    pub(crate) group: usize,
+    /// Whether w is FP8 in blocks of 128 x 128 that no part cuts.
+    pub(crate) w_in_blocks: bool,
+    /// Whether rows of codes and of y begin at multiples of 16 bytes.
+    pub(crate) aligned: bool,
+    /// Whether the scales of x are f32 in columns without gaps, at a multiple of 16 bytes.
+    pub(crate) scales_in_columns: bool,
+    /// Whether the scratch memory begins at a multiple of 16 bytes.
+    pub(crate) scratch_aligned: bool,
+}
+
+/// A matmul of codes on FP8 tensor cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CodesPlan {
+    /// The scales of x are read where they are.
+    ScalesInPlace,
+    /// They are written to the scratch memory first, as f32s in columns.
+    ScalesInScratch,
+}
+
+impl CodesPlan {
+    /// The plan of a call; none where the codes are to be widened.
+    pub(crate) fn new(problem: &CodesProblem, facts: &MatmulFacts) -> Option<Self> {
+        let CodesProblem { t, n, k, .. } = *problem;
+        let whole = t.is_multiple_of(4) && n.is_multiple_of(4) && k.is_multiple_of(16);
+        let fits = problem.group == 128 && problem.w_in_blocks && problem.aligned && whole;
+        if !facts.multiplies_codes() || !fits || t == 0 || t > i32::MAX as usize {
+            return None;
+        }
+        if problem.scales_in_columns {
+            return Some(Self::ScalesInPlace);
+        }
+        problem.scratch_aligned.then_some(Self::ScalesInScratch)
+    }
+}
+
+impl fmt::Display for CodesPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ScalesInPlace => f.write_str("cublasLt on FP8 tensor cores"),
+            Self::ScalesInScratch => {
+                f.write_str("scales_to_f32_columns, then cublasLt on FP8 tensor cores")
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Which kernel quantizes: a pure function of where the matrices lie, and of the call's options.
+//!
+//! ## Method
+//! 1. Rows of whole 16-byte vectors, with one stride for both halves, go in vectors; others go
+//!    element by element.
+//! 2. DeepSeek's activations have kernels besides that know the format of their scales and take no
+//!    options. They have 4, 8 or 16 elements a thread: small calls wait for one thread's work, in
+//!    large ones addresses and scales cost less if a thread has more. In between it is a matter of
+//!    how many threads fit beside those of the next call. The bounds were measured on an H200.
+//! 3. A call that counts the clamp's hits has large blocks: a block adds to the counters once.
+
+use std::fmt;
+
+/// A kernel of those of one activation and type, or of one type alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QuantKernel {
+    /// Single elements, 4 a thread; where there is a clamp it counts hits if it is asked to.
+    Element,
+    /// 16-byte vectors, 8 elements a thread.
+    Vectors,
+    /// The same, and it counts hits.
+    CountingVectors,
+    /// Vectors for one format of scales and no options: 4, 8 or 16 elements a thread.
+    Known(KnownElements),
+}
+
+/// Elements of a thread of a kernel that knows its scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KnownElements {
+    Four,
+    Eight,
+    Sixteen,
+}
+
+impl KnownElements {
+    pub(crate) const ALL: [Self; 3] = [Self::Four, Self::Eight, Self::Sixteen];
+
+    pub(crate) const fn count(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+            Self::Sixteen => 16,
+        }
+    }
+}
+
+/// Threads of a block that counts.
+const COUNTING_THREADS: u32 = 512;
+
+/// What the kernels of an activation are, and what a call asks of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FusedCall {
+    /// Whether there are kernels that know their scales.
+    pub(crate) tuned: bool,
+    /// Whether hits are to be counted; without a clamp nothing is hit.
+    pub(crate) counts: bool,
+    /// A route weight, batches, or no rounding of y before amax.
+    pub(crate) has_options: bool,
+}
+
+/// How a quantization is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QuantPlan {
+    pub(crate) kernel: QuantKernel,
+    /// Threads of a block.
+    pub(crate) threads: u32,
+}
+
+impl QuantPlan {
+    /// The plan for `count` numbers, in vectors or not.
+    pub(crate) const fn of_numbers(vectors: bool, count: u64) -> Self {
+        Self {
+            kernel: if vectors {
+                QuantKernel::Vectors
+            } else {
+                QuantKernel::Element
+            },
+            threads: if count < 1 << 20 { 128 } else { 256 },
+        }
+    }
+
+    /// The plan for an activation of `count` outputs.
+    pub(crate) const fn fused(call: FusedCall, vectors: bool, count: u64) -> Self {
+        if call.counts {
+            return Self {
+                kernel: if vectors {
+                    QuantKernel::CountingVectors
+                } else {
+                    QuantKernel::Element
+                },
+                threads: COUNTING_THREADS,
+            };
+        }
+        if !call.tuned || call.has_options || !vectors {
+            return Self::of_numbers(vectors, count);
+        }
+        let (elements, threads) = match count {
+            0..0x4000 => (KnownElements::Four, 128),
+            0x4000..0x2_0000 => (KnownElements::Four, 256),
+            0x2_0000..0x4_0000 => (KnownElements::Eight, 256),
+            0x4_0000..0x12_0000 => (KnownElements::Four, 256),
+            0x12_0000..0x60_0000 => (KnownElements::Eight, 512),
+            0x60_0000.. => (KnownElements::Sixteen, 256),
+        };
+        Self {
+            kernel: QuantKernel::Known(elements),
+            threads,
+        }
+    }
+
+    /// Elements that a thread takes.
+    pub(crate) const fn elements(&self) -> usize {
+        match self.kernel {
+            QuantKernel::Element => 4,
+            QuantKernel::Vectors | QuantKernel::CountingVectors => 8,
+            QuantKernel::Known(elements) => elements.count(),
+        }
+    }
+}
+
+impl fmt::Display for QuantPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (elements, threads) = (self.elements(), self.threads);
+        let how = match self.kernel {
+            QuantKernel::Element => "single elements",
+            QuantKernel::Vectors => "vectors",
+            QuantKernel::CountingVectors => "vectors, hits counted",
+            QuantKernel::Known(_) => "vectors, for this format of scales",
+        };
+        write!(
+            f,
+            "{how}, {elements} elements a thread, blocks of {threads} threads"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: FusedCall = FusedCall {
+        tuned: true,
+        counts: false,
+        has_options: false,
+    };
+
+    #[test]
+    fn tuned_activations_change_their_kernels_with_the_size() {
+        let at = |count| {
+            let plan = QuantPlan::fused(PLAIN, true, count);
+            (plan.elements(), plan.threads)
+        };
+        for (count, below, from) in [
+            (0x4000, (4, 128), (4, 256)),
+            (0x2_0000, (4, 256), (8, 256)),
+            (0x4_0000, (8, 256), (4, 256)),
+            (0x12_0000, (4, 256), (8, 512)),
+            (0x60_0000, (8, 512), (16, 256)),
+        ] {
+            assert_eq!((at(count - 1), at(count)), (below, from), "{count:#x}");
+        }
+    }
+
+    #[test]
+    fn options_unaligned_rows_and_other_forms_take_the_general_kernels() {
+        let count = 1 << 20;
+        let kernel = |call, vectors| QuantPlan::fused(call, vectors, count).kernel;
+        let known = QuantKernel::Known(KnownElements::Four);
+        assert_eq!(kernel(PLAIN, true), known);
+        assert_eq!(kernel(PLAIN, false), QuantKernel::Element);
+        let options = FusedCall {
+            has_options: true,
+            ..PLAIN
+        };
+        assert_eq!(kernel(options, true), QuantKernel::Vectors);
+        let other = FusedCall {
+            tuned: false,
+            ..PLAIN
+        };
+        assert_eq!(kernel(other, true), QuantKernel::Vectors);
+        let counting = FusedCall {
+            counts: true,
+            ..PLAIN
+        };
+        assert_eq!(kernel(counting, true), QuantKernel::CountingVectors);
+        assert_eq!(kernel(counting, false), QuantKernel::Element);
+        assert_eq!(QuantPlan::fused(counting, false, 1).threads, 512);
+    }
+
+    #[test]
+    fn large_matrices_take_larger_blocks() {
+        let threads = |count| QuantPlan::of_numbers(true, count).threads;
+        assert_eq!((threads((1 << 20) - 1), threads(1 << 20)), (128, 256));
+    }
+
+    #[test]
+    fn a_plan_prints_its_kernel() {
+        let text = QuantPlan::fused(PLAIN, true, 1).to_string();
+        let expected =
+            "vectors, for this format of scales, 4 elements a thread, blocks of 128 threads";
+        assert_eq!(text, expected);
+    }
+}

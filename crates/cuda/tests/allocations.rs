@@ -1,0 +1,180 @@
+//! Calls allocate nothing on the host once their shape has been seen.
+// Helpers beside the tests unwrap as the tests do.
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use swiglu_core::{
+    Accumulation, ActAndMul, Float, GateUp, GatedActivation, HostWeight, Matmul, QuantOptions,
+    Quantization, Quantize, Quantized, QuantizedMut, RowLayout, ScaleLayout, ScaleOrder, Tensor,
+    TensorMut, WeightFormat,
+};
+use swiglu_cuda::{CudaBackend, CudaBuffer, CudaWeight};
+
+mod common;
+use common::open;
+
+thread_local! {
+    /// Allocations of this thread: the driver's threads and other tests have their own.
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: everything is the system allocator's; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.with(|count| count.set(count.get() + 1));
+        // SAFETY: by this function's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
+        // SAFETY: by this function's contract.
+        unsafe { System.dealloc(address, layout) }
+    }
+
+    unsafe fn realloc(&self, address: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        COUNT.with(|count| count.set(count.get() + 1));
+        // SAFETY: by this function's contract.
+        unsafe { System.realloc(address, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Runs a call twice; the second time it must not allocate.
+fn second_call_allocates_nothing(what: &str, mut call: impl FnMut() -> swiglu_core::Result<()>) {
+    call().unwrap();
+    let before = COUNT.with(Cell::get);
+    let result = call();
+    let allocations = COUNT.with(Cell::get) - before;
+    result.unwrap();
+    assert_eq!(allocations, 0, "{what}");
+}
+
+const T: usize = 96;
+const H: usize = 256;
+const I: usize = 128;
+
+/// The memory of an MLP of width [`H`] and its inner width [`I`].
+struct Memory {
+    x: CudaBuffer,
+    gate_up: CudaBuffer,
+    act: CudaBuffer,
+    y: CudaBuffer,
+    codes: CudaBuffer,
+    scales: CudaBuffer,
+    scratch: CudaBuffer,
+}
+
+impl Memory {
+    fn new(backend: &CudaBackend) -> Self {
+        let zeros = |bytes: usize| common::filled(backend, &vec![0; bytes]);
+        Self {
+            x: zeros(2 * T * H),
+            gate_up: zeros(2 * T * 2 * I),
+            act: zeros(2 * T * I),
+            y: zeros(2 * T * H),
+            codes: zeros(T * H),
+            scales: zeros(T * H),
+            scratch: zeros(2 * T * H),
+        }
+    }
+}
+
+fn read(buffer: &CudaBuffer, cols: usize) -> Tensor<'_, CudaBackend> {
+    Tensor::contiguous(buffer.into(), Float::BF16, T, cols)
+}
+
+fn write(buffer: &mut CudaBuffer, cols: usize) -> TensorMut<'_, CudaBackend> {
+    TensorMut::contiguous(buffer.into(), Float::BF16, T, cols)
+}
+
+const fn scale_layout(quant: &Quantization, cols: usize) -> ScaleLayout {
+    ScaleLayout::contiguous(quant.format(), ScaleOrder::RowMajor, T, quant.groups(cols))
+}
+
+/// Both matmuls and the activation between them.
+fn forward(
+    backend: &CudaBackend,
+    [gate_up, down]: [&CudaWeight; 2],
+    m: &mut Memory,
+) -> swiglu_core::Result<()> {
+    let op = GatedActivation::deepseek_v4();
+    let (between, act) = (write(&mut m.gate_up, 2 * I), write(&mut m.act, I));
+    backend.matmul_act_and_mul(&op, read(&m.x, H), gate_up, between, act)?;
+    backend.matmul(read(&m.act, I), down, write(&mut m.y, H))
+}
+
+/// x to codes, the matmul of codes, and the activation to codes.
+fn forward_on_codes(
+    backend: &CudaBackend,
+    gate_up: &CudaWeight,
+    m: &mut Memory,
+) -> swiglu_core::Result<()> {
+    let (op, quant) = (GatedActivation::deepseek_v4(), Quantization::deepseek_v4());
+    let to = QuantizedMut {
+        codes: (&mut m.codes).into(),
+        layout: RowLayout::contiguous(T, H),
+        scales: (&mut m.scales).into(),
+        scale_layout: scale_layout(&quant, H),
+    };
+    backend.quantize(&quant, read(&m.x, H), to)?;
+    let from = Quantized {
+        codes: (&m.codes).into(),
+        layout: RowLayout::contiguous(T, H),
+        scales: (&m.scales).into(),
+        scale_layout: scale_layout(&quant, H),
+    };
+    let (scratch, wide) = ((&mut m.scratch).into(), write(&mut m.gate_up, 2 * I));
+    backend.matmul_quantized(&quant, from, gate_up, scratch, wide)?;
+    let to = QuantizedMut {
+        codes: (&mut m.codes).into(),
+        layout: RowLayout::contiguous(T, I),
+        scales: (&mut m.scales).into(),
+        scale_layout: scale_layout(&quant, I),
+    };
+    let options = QuantOptions::default();
+    let input = read(&m.gate_up, 2 * I).into();
+    backend.act_and_mul_quant(&op, &quant, input, to, options)
+}
+
+#[test]
+fn a_second_call_of_a_shape_allocates_nothing() {
+    let Some((mut backend, _turn)) = open("allocations") else {
+        return;
+    };
+    let mut m = Memory::new(&backend);
+    for op in GatedActivation::ALL {
+        second_call_allocates_nothing(&op.to_string(), || {
+            backend.act_and_mul(&op, read(&m.gate_up, 2 * I).into(), write(&mut m.act, I))
+        });
+        second_call_allocates_nothing("two halves", || {
+            let half = |buffer| Tensor::contiguous(buffer, Float::BF16, T, I);
+            let input = GateUp::Split {
+                gate: half((&m.gate_up).into()),
+                up: half((&m.x).into()),
+            };
+            backend.act_and_mul(&op, input, write(&mut m.act, I))
+        });
+    }
+    for accumulation in Accumulation::ALL {
+        backend = backend.with_accumulation(accumulation);
+        for format in [WeightFormat::Float(Float::BF16), WeightFormat::DEEPSEEK_V4] {
+            let load = |n: usize, k: usize| {
+                let data = vec![0x38; n * format.row_bytes(k)];
+                let [r, c] = format.scale_grid([n, k]).unwrap();
+                let scales = vec![127; r * c];
+                let weight = HostWeight::new([n, k], format, &data, &scales).unwrap();
+                backend.load_weight(&[weight]).unwrap()
+            };
+            let (gate_up, down) = (load(2 * I, H), load(H, I));
+            let what = format!("{format}, {accumulation}");
+            second_call_allocates_nothing(&what, || forward(&backend, [&gate_up, &down], &mut m));
+            second_call_allocates_nothing(&what, || forward_on_codes(&backend, &gate_up, &mut m));
+        }
+    }
+}

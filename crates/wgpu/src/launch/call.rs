@@ -1,0 +1,109 @@
+//! The calls that kernels read as immediate data: each is the struct of its name in WGSL, field by
+//! field. `pipelines` has a test of their sizes and offsets.
+
+use bytemuck::{Pod, Zeroable};
+use swiglu_core::Float;
+
+/// The number that stands for a type in the shaders.
+pub(crate) const fn float_code(float: Float) -> u32 {
+    match float {
+        Float::F32 => 0,
+        Float::F16 => 1,
+        Float::BF16 => 2,
+    }
+}
+
+/// op.wgsl: what a call tells of the activation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Op {
+    pub(crate) function: u32,
+    pub(crate) clamp_place: u32,
+    pub(crate) eager: u32,
+    pub(crate) limit: f32,
+    pub(crate) first: f32,
+    pub(crate) second: f32,
+    pub(crate) up_add: f32,
+    pub(crate) gate_guard: u32,
+}
+
+/// activation_call.wgsl: an activation on a window of rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct ActivationCall {
+    pub(crate) units: u32,
+    pub(crate) columns_log2: u32,
+    pub(crate) row_units: u32,
+    pub(crate) rows: u32,
+    pub(crate) d: u32,
+    pub(crate) gate_offset: u32,
+    pub(crate) up_offset: u32,
+    pub(crate) gate_stride: u32,
+    pub(crate) up_stride: u32,
+    pub(crate) in_step: u32,
+    pub(crate) out_offset: u32,
+    pub(crate) out_stride: u32,
+    pub(crate) op: Op,
+}
+
+/// quantize_call.wgsl: a quantization, or its inverse, on a window of rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct QuantizeCall {
+    pub(crate) row_units: u32,
+    pub(crate) rows: u32,
+    pub(crate) d: u32,
+    pub(crate) gate_offset: u32,
+    pub(crate) up_offset: u32,
+    pub(crate) gate_stride: u32,
+    pub(crate) up_stride: u32,
+    pub(crate) in_step: u32,
+    pub(crate) out_offset: u32,
+    pub(crate) out_stride: u32,
+    pub(crate) op: Op,
+    pub(crate) quant: Quant,
+}
+
+/// quantize_call.wgsl: how elements share scales, and what is done besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Quant {
+    pub(crate) group: u32,
+    pub(crate) groups: u32,
+    pub(crate) format: u32,
+    pub(crate) order: u32,
+    pub(crate) scale_offset: u32,
+    pub(crate) scale_stride: u32,
+    pub(crate) floor: f32,
+    pub(crate) rounded_to: u32,
+    pub(crate) first_row: u32,
+    pub(crate) batch_rows: u32,
+    pub(crate) counts_offset: u32,
+    pub(crate) route_offset: u32,
+    pub(crate) hits_offset: u32,
+    pub(crate) path: u32,
+}
+
+/// matmul_call.wgsl: a matmul on a window of tokens and a buffer of the weight's rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct MatmulCall {
+    pub(crate) tokens: u32,
+    pub(crate) rows: u32,
+    pub(crate) k: u32,
+    pub(crate) row_vectors: u32,
+    pub(crate) x_float: u32,
+    pub(crate) x_offset: u32,
+    pub(crate) x_stride: u32,
+    pub(crate) y_float: u32,
+    pub(crate) y_offset: u32,
+    pub(crate) y_stride: u32,
+    pub(crate) block_rows: u32,
+    pub(crate) block_cols: u32,
+    pub(crate) scale_cols: u32,
+    pub(crate) scale_skip: u32,
+    pub(crate) scale_shift: u32,
+    pub(crate) gate_row: u32,
+    pub(crate) up_row: u32,
+    pub(crate) op: Op,
+}

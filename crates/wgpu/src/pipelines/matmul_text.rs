@@ -1,0 +1,184 @@
+//! The matmuls' text and constants.
+
+use swiglu_core::Float;
+
+use super::matmul::{
+    COOPERATIVE_DEPTH, COOPERATIVE_TILE, DeviceFormat, GATED_ROWS, GatedFormat, GemvKind,
+    GemvTokens, LANES, ROWS, Tier, TileKind,
+};
+use super::shader::{
+    ACTIVATION_NATIVE, ACTIVATION_QUICK, ELEMENT, FUNCTIONS_TEXT, NUMERIC, OP, OPERATION, Shader,
+    activation_constants, flag,
+};
+use crate::launch::float_code;
+
+pub(super) const CALL: &str = include_str!("../shaders/matmul_call.wgsl");
+const OPERANDS: &str = include_str!("../shaders/matmul_operands.wgsl");
+const GEMV: &str = include_str!("../shaders/gemv.wgsl");
+const GEMV_STORE: &str = include_str!("../shaders/gemv_store.wgsl");
+const GEMV_GATED: &str = include_str!("../shaders/gemv_gated.wgsl");
+const GEMV_ANY: &str = include_str!("../shaders/gemv_any.wgsl");
+const REDUCE_SUBGROUP: &str = include_str!("../shaders/reduce_subgroup.wgsl");
+const REDUCE_WORKGROUP: &str = include_str!("../shaders/reduce_workgroup.wgsl");
+const TILED: &str = include_str!("../shaders/matmul_tiles.wgsl");
+const COOPERATIVE: &str = include_str!("../shaders/matmul_cooperative.wgsl");
+
+/// Vectors of four that each of their 128 invocations brings of x, and of the weight, at a time.
+const COOPERATIVE_VECTORS: u32 = COOPERATIVE_TILE * COOPERATIVE_DEPTH / 4 / 128;
+
+/// The shaders' number for a type that the call tells.
+const ANY: u32 = 255;
+
+fn constants(
+    (weight, x): (DeviceFormat, Option<Float>),
+    aligned: bool,
+    tier: Tier,
+) -> Vec<(&'static str, f64)> {
+    vec![
+        ("X_FLOAT", f64::from(x.map_or(ANY, float_code))),
+        ("WEIGHT", f64::from(weight.code())),
+        ("QUADS", (4 / weight.size()) as f64),
+        ("ALIGNED", flag(aligned)),
+        ("E4M3_AS_F16", flag(tier.e4m3_as_f16)),
+    ]
+}
+
+/// The text with its lines that contain `#t` so many times, numbered there.
+fn repeated(count: u32, text: &str) -> String {
+    let mut all = String::new();
+    for line in text.split_inclusive('\n') {
+        let times = if line.contains("#t") { count } else { 1 };
+        all.extend((0..times).map(|t| line.replace("#t", &t.to_string())));
+    }
+    all
+}
+
+/// The text of a matmul: its constants, what all share, and its own parts.
+fn text(constants: &[(&str, u32)], own: &[&str]) -> String {
+    let constants: String = constants
+        .iter()
+        .map(|(name, value)| format!("const {name}: u32 = {value}u;\n"))
+        .collect();
+    constants + &[NUMERIC, ELEMENT, OP, CALL].concat() + &own.concat()
+}
+
+/// The text of a GEMV whose workgroups have [`LANES`] invocations for each of `rows`.
+fn gemv_text(rows: u32, tier: Tier, own: &[&str]) -> String {
+    let reduce = if tier.subgroups {
+        REDUCE_SUBGROUP
+    } else {
+        REDUCE_WORKGROUP
+    };
+    let own = [&[OPERANDS, reduce], own].concat();
+    text(&[("LANES", LANES), ("ROWS", rows)], &own)
+}
+
+/// The same for up to so many tokens of the usual type.
+fn usual_gemv_text(rows: u32, tier: Tier, tokens: GemvTokens, own: &[&str]) -> String {
+    let tokens = tokens.count();
+    let count = format!("const TOKENS: u32 = {tokens}u;\n");
+    let of_tokens = repeated(tokens, GEMV);
+    gemv_text(rows, tier, &[&[&count, of_tokens.as_str()], own].concat())
+}
+
+/// By the weight's format and [`GemvKind`].
+pub(super) fn gemvs(tier: Tier) -> Vec<Shader> {
+    let shader = |weight: DeviceFormat, kind| {
+        let (entry, source, x, aligned) = match kind {
+            GemvKind::Usual(tokens) => (
+                "gemv",
+                usual_gemv_text(ROWS, tier, tokens, &[GEMV_STORE]),
+                Some(weight.usual_x()),
+                true,
+            ),
+            GemvKind::Any { aligned } => (
+                "gemv_any",
+                gemv_text(ROWS, tier, &[GEMV_ANY]),
+                None,
+                aligned,
+            ),
+        };
+        Shader {
+            source,
+            entry,
+            constants: constants((weight, x), aligned, tier),
+            checked: false,
+        }
+    };
+    let all = DeviceFormat::ALL.into_iter();
+    all.flat_map(|weight| GemvKind::ALL.map(|kind| shader(weight, kind)))
+        .collect()
+}
+
+/// By [`GatedFormat`] and [`GemvTokens`].
+pub(super) fn gated(tier: Tier) -> Vec<Shader> {
+    let own = [
+        FUNCTIONS_TEXT,
+        OPERATION,
+        ACTIVATION_QUICK,
+        ACTIVATION_NATIVE,
+        GEMV_GATED,
+    ];
+    let shader = |weight: DeviceFormat, tokens| {
+        let x = weight.usual_x();
+        let mut constants = constants((weight, Some(x)), true, tier);
+        constants.extend(activation_constants(x, true));
+        Shader {
+            source: usual_gemv_text(GATED_ROWS, tier, tokens, &own),
+            entry: "gemv_gated",
+            constants,
+            checked: false,
+        }
+    };
+    let all = GatedFormat::ALL.into_iter();
+    all.flat_map(|weight| GemvTokens::ALL.map(|tokens| shader(weight.format(), tokens)))
+        .collect()
+}
+
+/// By the weight's format and [`TileKind`].
+pub(super) fn tiles(tier: Tier) -> Vec<Shader> {
+    let shader = |weight: DeviceFormat, kind: TileKind| {
+        let (x, aligned) = match kind {
+            TileKind::Small { aligned } => (None, aligned),
+            TileKind::Large => (Some(weight.usual_x()), true),
+        };
+        Shader {
+            source: text(
+                &[
+                    ("TILE", kind.side()),
+                    ("DEPTH", kind.depth()),
+                    ("BUFFERS", 1 + u32::from(tier.two_buffers)),
+                ],
+                &[OPERANDS, TILED],
+            ),
+            entry: "matmul_tiles",
+            constants: constants((weight, x), aligned, tier),
+            checked: false,
+        }
+    };
+    let all = DeviceFormat::ALL.into_iter();
+    all.flat_map(|weight| TileKind::ALL.map(|kind| shader(weight, kind)))
+        .collect()
+}
+
+/// The tiles of f16 by f16 on cooperative matrices, for any rows or for dense ones of `k` elements.
+pub(super) fn cooperative(k: Option<u32>) -> Shader {
+    Shader {
+        source: "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned()
+            + &text(&[], &[&repeated(COOPERATIVE_VECTORS, COOPERATIVE)]),
+        entry: "matmul_cooperative",
+        constants: vec![("K", f64::from(k.unwrap_or(0)))],
+        checked: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_tokens_are_repeated() {
+        let text = "a\nb#t = #tu;\nc\n";
+        assert_eq!(repeated(2, text), "a\nb0 = 0u;\nb1 = 1u;\nc\n");
+    }
+}

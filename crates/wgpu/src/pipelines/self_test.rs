@@ -1,0 +1,269 @@
+//! Whether kernels compute what they should on this device: small cases with known results.
+//!
+//! ## Method
+//! 1. [`run`] tries what every backend must have; if it fails, plainer kernels are taken.
+//! 2. [`cooperative`], [`native`] and [`gated`] try kernels that are left out where they fail: a
+//!    driver may compile them wrongly, and WGSL promises little of some operations.
+//! 3. Operands are small integers, or numbers whose sums are exact in f32, so that any order of a sum
+//!    gives one result.
+
+use swiglu_core::{
+    ActAndMul, Backend, E4M3, E8M0, Element, Float, GatedActivation, HostWeight, Matmul, RowLayout,
+    ScaleFormat, Tensor, TensorMut, WeightFormat, bf16, f16, reference,
+};
+
+use super::matmul::{FEW_USUAL, GemvTokens};
+use crate::{Result, WgpuError};
+
+/// A buffer that holds these elements.
+fn filled<B: Backend, T: Element>(backend: &B, data: &[T]) -> Result<B::Buffer> {
+    let mut buffer = backend.alloc(size_of_val(data))?;
+    backend.upload(&mut buffer, bytemuck::cast_slice(data))?;
+    Ok(buffer)
+}
+
+/// The first elements of a buffer.
+fn contents<B: Backend, T: Element>(
+    backend: &B,
+    buffer: &B::Buffer,
+    count: usize,
+) -> Result<Vec<T>> {
+    let mut data = vec![T::default(); count];
+    backend.download(buffer, bytemuck::cast_slice_mut(&mut data))?;
+    Ok(data)
+}
+
+/// The activation of rows of 2d elements.
+fn activated<B: ActAndMul, T: Element>(
+    backend: &B,
+    op: &GatedActivation,
+    input: &[T],
+    d: usize,
+) -> Result<Vec<T>> {
+    let (from, to) = GatedActivation::contiguous(input.len(), d)?;
+    let x = filled(backend, input)?;
+    let mut y = backend.alloc(to.rows * d * size_of::<T>())?;
+    let input = Tensor::<B>::new(B::view(&x), T::FLOAT, from);
+    let output = TensorMut::new(B::view_mut(&mut y), T::FLOAT, to);
+    backend.act_and_mul(op, input.into(), output)?;
+    contents(backend, &y, to.rows * d)
+}
+
+fn expect(kernel: &str, got: &[f32], wanted: &[f32]) -> Result<()> {
+    match got.iter().zip(wanted).position(|(a, b)| a != b) {
+        None => Ok(()),
+        Some(i) => Err(WgpuError::SelfTest {
+            kernel: kernel.to_owned(),
+            message: format!("element {i} is {}, not {}", got[i], wanted[i]),
+        }),
+    }
+}
+
+/// Runs a GEMV, a tiled matmul and an activation.
+pub(crate) fn run<B: Matmul + ActAndMul>(backend: &B) -> Result<()> {
+    const ROWS: usize = 7;
+    const COLS: usize = 300;
+    let small = |i: usize| (i % 7) as f32 - 3.0;
+    let weight: Vec<f32> = (0..ROWS * COLS).map(small).collect();
+    let loaded = load(backend, [ROWS, COLS], Float::F32, &weight)?;
+    for (tokens, kernel) in [(1, "the GEMV"), (FEW_USUAL + 1, "the tiled matmul")] {
+        let x: Vec<f32> = (0..tokens * COLS).map(|i| small(i / 3)).collect();
+        let x_layout = RowLayout::contiguous(tokens, COLS);
+        let got = multiplied(backend, (&x, x_layout), &loaded, ROWS)?;
+        // Sums of small integers: exact in any order.
+        let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(a, b)| a * b).sum();
+        let rows = || weight.chunks_exact(COLS);
+        let wanted: Vec<f32> = x
+            .chunks_exact(COLS)
+            .flat_map(|x| rows().map(move |w| dot(x, w)))
+            .collect();
+        expect(kernel, &got, &wanted)?;
+    }
+    fp8(backend)?;
+    let relu = GatedActivation::fatrelu_and_mul(0.0)?;
+    let input = [1.0, -2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0_f32];
+    let got = activated(backend, &relu, &input, 4)?;
+    expect("the activation", &got, &[5.0, 0.0, 21.0, -32.0])
+}
+
+/// A weight of plain numbers on the device.
+fn load<B: Matmul, T: Element>(
+    backend: &B,
+    shape: [usize; 2],
+    float: Float,
+    weight: &[T],
+) -> Result<B::Weight> {
+    let (format, data) = (WeightFormat::Float(float), bytemuck::cast_slice(weight));
+    let host = HostWeight::new(shape, format, data, &[])?;
+    Ok(backend.load_weight(&[host])?)
+}
+
+/// x by a weight of `rows` rows, in f32.
+fn multiplied<B: Matmul, T: Element>(
+    backend: &B,
+    (x, layout): (&[T], RowLayout),
+    weight: &B::Weight,
+    rows: usize,
+) -> Result<Vec<f32>> {
+    let on_device = filled(backend, x)?;
+    let count = layout.rows * rows;
+    let mut y = backend.alloc(count * size_of::<f32>())?;
+    let x = Tensor::new(B::view(&on_device), T::FLOAT, layout);
+    let to = TensorMut::contiguous(B::view_mut(&mut y), Float::F32, layout.rows, rows);
+    backend.matmul(x, weight, to)?;
+    contents(backend, &y, count)
+}
+
+/// A matmul of small integers in f16 on cooperative matrices, with tiles that are not full: of
+/// rows of x that follow one another, and of rows that lie apart.
+pub(crate) fn cooperative<B: Matmul>(backend: &B) -> Result<()> {
+    const SHAPE: [usize; 3] = [140, 200, 96];
+    let [tokens, rows, cols] = SHAPE;
+    let integers = |n: usize| -> Vec<f16> {
+        let small = |i: usize| f16::from_f32((i * 5 % 7) as f32 - 3.0);
+        (0..n).map(small).collect()
+    };
+    let w = integers(rows * cols);
+    let loaded = load(backend, [rows, cols], Float::F16, &w)?;
+    for stride in [cols, cols + 8] {
+        let x = integers(tokens * stride);
+        let layout = RowLayout::contiguous(tokens, cols).with_stride(stride);
+        let got = multiplied(backend, (&x, layout), &loaded, rows)?;
+        let dot = |x: &[f16], w: &[f16]| -> f32 {
+            let terms = x.iter().zip(w);
+            terms.map(|(a, b)| a.to_f32() * b.to_f32()).sum()
+        };
+        let wanted: Vec<f32> = x
+            .chunks_exact(stride)
+            .flat_map(|x| w.chunks_exact(cols).map(move |w| dot(&x[..cols], w)))
+            .collect();
+        expect("the matmul on cooperative matrices", &got, &wanted)?;
+    }
+    Ok(())
+}
+
+/// The gated half of an MLP is the same in one kernel as in two, for each number of tokens that a
+/// kernel is made for.
+///
+/// # Errors
+/// The first element that is not.
+pub(crate) fn gated<B: Matmul + ActAndMul>(backend: &B) -> Result<()> {
+    const D: usize = 24;
+    const COLS: usize = 520;
+    let op = GatedActivation::deepseek_v4();
+    let numbers = |n: usize, step: usize| -> Vec<bf16> {
+        let small = |i: usize| bf16::from_f32((i * step % 37) as f32 / 16.0 - 1.0);
+        (0..n).map(small).collect()
+    };
+    let weight = load(
+        backend,
+        [2 * D, COLS],
+        Float::BF16,
+        &numbers(2 * D * COLS, 5),
+    )?;
+    for tokens in GemvTokens::ALL.map(|tokens| tokens.count() as usize) {
+        let on_device = filled(backend, &numbers(tokens * COLS, 11))?;
+        let mut between = backend.alloc(tokens * 2 * D * 2)?;
+        let mut act = backend.alloc(tokens * D * 2)?;
+        let mut widened = |fused: bool| -> Result<Vec<f32>> {
+            let x = Tensor::contiguous(B::view(&on_device), Float::BF16, tokens, COLS);
+            let view = B::view_mut(&mut between);
+            let mut between = TensorMut::<B>::contiguous(view, Float::BF16, tokens, 2 * D);
+            let to = TensorMut::contiguous(B::view_mut(&mut act), Float::BF16, tokens, D);
+            if fused {
+                backend.matmul_act_and_mul(&op, x, &weight, between, to)?;
+            } else {
+                backend.matmul(x, &weight, between.reborrow())?;
+                backend.act_and_mul(&op, between.as_tensor().into(), to)?;
+            }
+            let got: Vec<bf16> = contents(backend, &act, tokens * D)?;
+            Ok(got.into_iter().map(bf16::to_f32).collect())
+        };
+        let (want, got) = (widened(false)?, widened(true)?);
+        expect("the gated GEMV", &got, &want)?;
+    }
+    Ok(())
+}
+
+/// Every gate of 16 bits through silu, with and without a limit, is within an ulp of what it should
+/// be, and nearly always right.
+///
+/// # Errors
+/// The first result that is not, or how many are wrong.
+pub(crate) fn native<B: ActAndMul>(backend: &B) -> Result<()> {
+    for op in [
+        GatedActivation::silu_and_mul(),
+        GatedActivation::deepseek_v4(),
+    ] {
+        every_gate::<_, f16>(backend, &op)?;
+        every_gate::<_, bf16>(backend, &op)?;
+    }
+    Ok(())
+}
+
+fn every_gate<B: ActAndMul, T: Element>(backend: &B, op: &GatedActivation) -> Result<()> {
+    const COUNT: usize = 1 << 16;
+    const UPS: [f32; 7] = [1.0, -0.3, 7.1, 0.011, -1.3, 300.0, -0.0007];
+    let failed = |message| WgpuError::SelfTest {
+        kernel: format!("the native {op} in {}", T::FLOAT),
+        message,
+    };
+    let gate = |i: usize| T::from_bits(i as u32);
+    let up = |i: usize| T::from_f64(f64::from(UPS[i % UPS.len()]));
+    let wanted: Vec<T> = (0..COUNT)
+        .map(|i| reference::gated(op, gate(i), up(i)))
+        .collect();
+    // One row has a kernel of its own.
+    for rows in [1, 2] {
+        let d = COUNT / rows;
+        let row = |r: usize| {
+            let all = r * d..(r + 1) * d;
+            all.clone().map(gate).chain(all.map(up))
+        };
+        let input: Vec<T> = (0..rows).flat_map(row).collect();
+        let got = activated(backend, op, &input, d)?;
+        let mut wrong = 0;
+        for (i, (&got, &want)) in got.iter().zip(&wanted).enumerate() {
+            if got == want || got.is_nan() && want.is_nan() {
+                continue;
+            }
+            wrong += 1;
+            if got.is_nan() || want.is_nan() || got.ulps_between(want) > 1 {
+                return Err(failed(format!(
+                    "of gate {:e} and up {:e} it makes {:e}, not {:e}",
+                    gate(i).to_f32(),
+                    up(i).to_f32(),
+                    got.to_f32(),
+                    want.to_f32()
+                )));
+            }
+        }
+        if wrong * 1000 > COUNT {
+            return Err(failed(format!(
+                "{wrong} of {COUNT} results are not the nearest"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Every finite code of E4M3, subnormal ones too, comes out as its value.
+fn fp8<B: Matmul>(backend: &B) -> Result<()> {
+    let codes: Vec<u8> = (0..=255).filter(|code| code & 0x7f != 0x7f).collect();
+    // A row for each code, of which all but the first element are 0.
+    let mut weight = vec![0; codes.len() * 16];
+    for (row, code) in weight.chunks_exact_mut(16).zip(&codes) {
+        row[0] = *code;
+    }
+    let ones = vec![E8M0::ONE.0; codes.len()];
+    let format = WeightFormat::Fp8 {
+        scales: ScaleFormat::E8M0,
+        block: [1, 16],
+    };
+    let host = HostWeight::new([codes.len(), 16], format, &weight, &ones)?;
+    let loaded = backend.load_weight(&[host])?;
+    let x = (&[1.0_f32; 16][..], RowLayout::contiguous(1, 16));
+    let got = multiplied(backend, x, &loaded, codes.len())?;
+    let wanted: Vec<f32> = codes.iter().map(|code| E4M3(*code).to_f32()).collect();
+    expect("the decoding of e4m3", &got, &wanted)
+}
