@@ -1,183 +1,148 @@
-//! Activations of rows: tasks of a pool take rows, or parts of long ones, in vectors.
+//! Activations of rows: [T, 2d] to [T, d].
+//!
+//! ## Method
+//! 1. A [`plan`] says from the shape alone how rows are cut into tasks, and whether results are stored
+//!    past the caches.
+//! 2. A task goes through its rows' [`Columns`] in units of two vectors, whatever lies where: halves,
+//!    pairs, two tensors. Fewer columns than a unit are padded with zeros and computed alike.
+//! 3. What is computed of a unit is a [`formula`] (exact operations around silu), or
+//!    [`approximate`], where the reference computes the lanes that the vectors do not hold for.
+//!    DeepSeek-V4's own has a shorter way through units of usual numbers, [`clamped`].
+//! 4. A [`Destination`] takes the results: rounded to their type, or as f32 on the way to being
+//!    quantized. It is a value and no type parameter, so that each formula is compiled once an element
+//!    type and instruction set.
 
-use std::ops::Range;
+use swiglu_core::RowLayout;
 
-use rayon::prelude::*;
-use swiglu_core::{Clamp, Function, GatedActivation, Layout, Rounding, RowLayout};
-
-use crate::simd::{self, Kernel, Simd};
-use crate::{InstructionSet, cache};
+use crate::element::{HIGHEST_LIMIT, VectorElement};
+use crate::simd::{self, Kernel, Outlined, Simd};
+use crate::tasks::Shared;
 
 mod approximate;
 mod clamped;
 mod columns;
+mod destination;
 mod formula;
-mod lanes;
-mod output;
+mod known;
+mod plan;
 
 use approximate::{Approximate, Gelu, GeluTanh, Mended, Situ};
-pub(crate) use columns::{Columns, Visit};
-use formula::{FatRelu, Formula, Plain, Silu};
-use lanes::HIGHEST;
-pub(crate) use lanes::{Lanes, UNIT};
-pub(crate) use output::Output;
-use output::Streamed;
+use clamped::Clamped;
+pub(crate) use columns::{Columns, GateUpRows, Visit};
+pub(crate) use destination::Destination;
+use formula::{Each, FatRelu, Formula, Plain, Silu};
+pub(crate) use known::{KnownActivation, KnownFunction, SiluClamp};
+pub(crate) use plan::ActivationPlan;
 
-/// Outputs that one task computes at the most.
-const TASK: usize = 16 * 1024;
-
-/// Outputs up to which a call runs on the caller's thread: waking a pool costs some microseconds,
-/// in which one thread computes about as many.
-const INLINE: usize = 16 * 1024;
-
-/// A pointer that tasks write disjoint parts through.
-pub(crate) struct Shared<T>(pub(crate) *mut T);
-
-// SAFETY: whoever dereferences the pointer answers for it.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    /// The pointer, by a method so that closures borrow the whole.
-    pub(crate) const fn get(&self) -> *mut T {
-        self.0
-    }
-}
-
-/// Whether an output is computed on the caller's thread.
-pub(crate) const fn is_small(output: &RowLayout) -> bool {
-    output.rows * output.cols <= INLINE
-}
-
-/// Calls `work` with a row and a range of its columns until all of `output` is covered, in tasks of
-/// about [`TASK`] outputs: whole rows if they are short, parts of one if they are long.
-pub(crate) fn split(output: &RowLayout, work: impl Fn(usize, Range<usize>) + Sync) {
-    let d = output.cols;
-    let width = d.min(TASK);
-    let parts = d.div_ceil(width);
-    let rows = (TASK / width).max(1);
-    let run = |task: usize| {
-        let start = task % parts * width;
-        let first = task / parts * rows;
-        for row in first..output.rows.min(first + rows) {
-            work(row, start..d.min(start + width));
-        }
-    };
-    let tasks = output.rows.div_ceil(rows) * parts;
-    if is_small(output) {
-        (0..tasks).for_each(run);
-    } else {
-        (0..tasks).into_par_iter().for_each(|task| {
-            run(task);
-            // For what was stored past the caches; after each row it would take a third of the time.
-            simd::fence();
-        });
-    }
-}
-
-/// Runs `op` over rows in slices. The layouts must have passed [`swiglu_core::ActShape::new`] and
-/// [`RowLayout::check`].
-pub(crate) fn act_and_mul<T: Lanes>(
-    set: InstructionSet,
-    op: &GatedActivation,
-    (input, from): (&[T], RowLayout),
+/// Runs an activation over rows in slices, whose layouts must have passed
+/// [`swiglu_core::check::act`].
+pub(crate) fn act_and_mul<T: VectorElement>(
+    plan: &ActivationPlan,
+    activation: &KnownActivation,
+    input: &GateUpRows<'_, T>,
     (output, to): (&mut [T], RowLayout),
 ) {
-    // What no cache holds is written past them, which spares reading it first.
-    let streamed = 3 * to.rows * to.cols * size_of::<T>() > cache::last_level();
     let output = Shared(output.as_mut_ptr());
-    split(&to, |row, range| {
-        let from = Columns::new(op, &input[from.row(row)], range);
+    plan.split.run(&to, plan.streamed, &|row, range| {
         // SAFETY: the row lies inside the output, whose layout was checked.
-        let output = unsafe { output.get().add(to.row(row).start) };
-        // SAFETY: `set` is only given out for machines that have it.
-        unsafe {
-            if streamed {
-                let output = Streamed(output);
-                simd::dispatch(set, Piece { from, output });
-            } else {
-                simd::dispatch(set, Piece { from, output });
-            }
-        }
+        let row_of_results = unsafe { output.get().add(to.row(row).start) };
+        let piece = Piece {
+            from: input.columns(activation, row, range),
+            to: Destination::new(row_of_results, plan.streamed),
+        };
+        // SAFETY: a plan's set is one that the machine has.
+        unsafe { simd::dispatch(plan.set, piece) }
     });
 }
 
 /// A run of a row's results, which nothing else reads or writes meanwhile.
-pub(crate) struct Piece<'a, T, O> {
+pub(crate) struct Piece<'a, T> {
     pub(crate) from: Columns<'a, T>,
-    pub(crate) output: O,
+    pub(crate) to: Destination<T>,
 }
 
-impl<T: Lanes, O: Output<T>> Kernel for Piece<'_, T, O> {
+impl<T: VectorElement> Kernel for Piece<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let op = self.from.op();
-        let eager = op.rounding() == Rounding::Eager;
-        match (op.function(), op.clamp()) {
-            (Function::Silu { alpha: 1.0 }, Clamp::None) if !eager => self.each(s, Plain),
-            (Function::Silu { alpha }, clamp) => {
+        self.compute(s);
+    }
+}
+
+impl<T: VectorElement> Piece<'_, T> {
+    /// Computes the results, in one call to the function that has the formula.
+    #[inline(always)]
+    pub(crate) fn compute<S: Simd>(&self, s: S) {
+        let KnownActivation {
+            function, eager, ..
+        } = *self.from.activation();
+        match function {
+            KnownFunction::Silu {
+                alpha: 1.0,
+                clamp: SiluClamp::None,
+                up_offset: 0.0,
+            } if !eager => self.each(s, Plain),
+            KnownFunction::Silu {
+                alpha,
+                clamp,
+                up_offset,
+            } => {
                 let formula = Silu {
                     alpha,
                     clamp,
-                    offset: op.up_offset(),
+                    up_offset,
                     eager,
                 };
                 match formula.only_clamps().filter(|&limit| {
                     let same = T::from_f32(limit).to_f32() == limit;
-                    same && limit <= HIGHEST && op.layout() == Layout::Concatenated
+                    same && limit <= HIGHEST_LIMIT && self.from.apart().is_some()
                 }) {
-                    Some(limit) => self.clamped(s, limit, formula),
+                    Some(limit) => s.call(Clamped {
+                        piece: self,
+                        limit,
+                        formula,
+                    }),
                     None => self.each(s, formula),
                 }
             }
-            (Function::FatRelu { threshold }, _) => self.each(s, FatRelu { threshold }),
-            (Function::Gelu, _) => self.mended(s, Gelu, eager),
-            (Function::GeluTanh, _) => self.mended(s, GeluTanh, eager),
-            (Function::Situ { beta, up_bound }, _) => {
+            KnownFunction::FatRelu { threshold } => self.each(s, FatRelu { threshold }),
+            KnownFunction::Gelu => self.mended(s, Gelu, eager),
+            KnownFunction::GeluTanh => self.mended(s, GeluTanh, eager),
+            KnownFunction::Situ { beta, up_bound } => {
                 self.mended(s, Situ { beta, up_bound }, eager);
             }
         }
     }
-}
 
-impl<T: Lanes, O: Output<T>> Piece<'_, T, O> {
     #[inline(always)]
     fn each<S: Simd, F: Formula<T>>(&self, s: S, formula: F) {
-        let lead = self.output.lead(self.from.range().start);
-        let mut store = Store {
-            output: self.output,
+        s.call(Each {
+            piece: self,
+            range: self.from.range(),
             formula,
-            of: std::marker::PhantomData,
-        };
-        self.from.each(s, lead, &mut store);
+        });
     }
 
     #[inline(always)]
     fn mended<S: Simd, F: Approximate>(&self, s: S, function: F, eager: bool) {
-        let mut mended = Mended {
+        s.call(Mended {
             piece: self,
+            to: self.to,
             function,
             eager,
-        };
-        let lead = self.output.lead(self.from.range().start);
-        self.from.each(s, lead, &mut mended);
+        });
     }
 }
 
-/// Stores what a formula gives.
-struct Store<O, F, T> {
-    output: O,
-    formula: F,
-    of: std::marker::PhantomData<T>,
-}
+/// A piece as a part of a larger kernel.
+pub(crate) struct ComputePiece<'a, 'b, T>(pub(crate) &'a Piece<'b, T>);
 
-impl<S: Simd, T: Lanes, O: Output<T>, F: Formula<T>> Visit<S> for Store<O, F, T> {
+impl<S: Simd, T: VectorElement> Outlined<S> for ComputePiece<'_, '_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn visit(&mut self, s: S, j: usize, count: usize, gates: [S::F; 2], ups: [S::F; 2]) {
-        let f = self.formula;
-        let y = [f.of(s, gates[0], ups[0]), f.of(s, gates[1], ups[1])];
-        // SAFETY: the columns are the piece's own.
-        unsafe { self.output.store(s, j, y, count) }
+    fn run(self, s: S) {
+        self.0.compute(s);
     }
 }

@@ -2,55 +2,57 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::ThreadPool;
 use swiglu_core::{
-    ActAndMul, ActShape, Backend, DType, Element, GatedActivation, GatedMatmul, HostBuffer,
-    HostWeight, Layout, Matmul, QuantizedMatmul, Result, RowLayout, Rows, RowsMut, Support, Tensor,
-    TensorMut, bf16, f16,
+    Accuracy, ActAndMul, ActShape, Backend, Error, Float, GateUp, GatedActivation, HostWeight,
+    Layout, Matmul, Request, Result, RowLayout, Shape, Support, Tensor, TensorMut, WeightFormat,
+    bf16, check, f16,
 };
 
-use crate::activation::{self, Lanes};
-use crate::product::{self, Activated, Output, Rounded};
-use crate::weight::PackedWeight;
-use crate::{Error, InstructionSet};
+use crate::activation::{self, ActivationPlan, GateUpRows, KnownActivation};
+use crate::element::VectorElement;
+use crate::matmul::{self, Activated, Epilogue, Input, MatmulPlan, Rounded};
+use crate::weight::{PackedShape, PackedWeight, UNKNOWN_FORMAT};
+use crate::{InstructionSet, Settings};
 
-/// Runs an activation on rows in slices, with the fastest instruction set of this machine, in the
-/// rayon pool that it is called from: input \[T, 2d\], output \[T, d\].
+mod quantize;
+
+/// Runs an activation with the fastest instruction set of this machine, in the rayon pool that it is
+/// called from: gates and ups \[T, 2d\] in one matrix or \[T, d\] each in two, output \[T, d\].
+///
+/// ```
+/// use swiglu_core::{GateUp, GatedActivation, RowLayout, Tensor, TensorMut};
+/// # fn main() -> swiglu_core::Result<()> {
+/// // What two linear layers gave, one row of d = 2 each.
+/// let (gates, ups, row) = ([0.0_f32, 20.0], [7.0_f32, 3.0], RowLayout::contiguous(1, 2));
+/// let mut output = [1.0_f32; 2];
+/// let (gate, up) = (Tensor::from_slice(&gates, row), Tensor::from_slice(&ups, row));
+/// let to = TensorMut::from_slice(&mut output, row);
+/// swiglu_cpu::act_and_mul(&GatedActivation::silu_and_mul(), GateUp::Split { gate, up }, to)?;
+/// assert_eq!(output, [0.0, 60.0]);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
-/// As [`ActShape::new`].
-pub fn act_and_mul<T: Element>(
+/// As [`CpuBackend`]'s [`ActAndMul::act_and_mul`].
+pub fn act_and_mul(
     op: &GatedActivation,
-    input: Rows<'_, T>,
-    output: RowsMut<'_, T>,
+    input: GateUp<'_, CpuBackend>,
+    output: TensorMut<'_, CpuBackend>,
 ) -> Result<()> {
-    fn typed<T: Element, L: Lanes>(
-        op: &GatedActivation,
-        input: Rows<'_, T>,
-        output: RowsMut<'_, T>,
-    ) {
-        let from = (bytemuck::cast_slice::<T, L>(input.data()), *input.layout());
-        let (output, layout) = output.into_parts();
-        let to = (bytemuck::cast_slice_mut::<T, L>(output), layout);
-        activation::act_and_mul(InstructionSet::detect(), op, from, to);
-    }
-    ActShape::new((T::DTYPE, input.layout()), (T::DTYPE, output.layout()))?;
-    match T::DTYPE {
-        DType::F16 => typed::<T, f16>(op, input, output),
-        DType::BF16 => typed::<T, bf16>(op, input, output),
-        // No `Element` is storage only.
-        DType::F32 | DType::F8E4M3 | DType::E8M0 => typed::<T, f32>(op, input, output),
-    }
-    Ok(())
+    CpuBackend::new().act_and_mul(op, input, output)
 }
 
-/// The CPU as a backend. Calls run at once and return when they are done.
+/// The CPU as a backend. Its memory is the host's: views are slices of bytes, aligned to their
+/// elements. Calls run at once and return when they are done.
 ///
-/// Activations allocate nothing. A product widens at most 256 rows of its input at a time to f32, in
+/// Activations allocate nothing. A matmul widens at most 256 rows of its input at a time to f32, in
 /// memory that the backend keeps and uses again, so that only the first of its size allocates.
 #[derive(Debug)]
 pub struct CpuBackend {
     set: InstructionSet,
+    settings: Settings,
     pool: Option<Arc<ThreadPool>>,
-    /// Inputs of products as f32, one for each call under way.
+    /// Inputs of matmuls as f32, one for each call under way.
     widened: Mutex<Vec<Vec<f32>>>,
 }
 
@@ -65,6 +67,7 @@ impl CpuBackend {
     pub fn new() -> Self {
         Self {
             set: InstructionSet::detect(),
+            settings: Settings::default(),
             pool: None,
             widened: Mutex::default(),
         }
@@ -73,12 +76,12 @@ impl CpuBackend {
     /// This instruction set.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the machine lacks it.
-    pub fn with_instruction_set(set: InstructionSet) -> Result<Self, Error> {
+    /// [`crate::Error::Unavailable`] where the machine lacks it.
+    pub fn with_instruction_set(set: InstructionSet) -> Result<Self, crate::Error> {
         if set.available() {
             Ok(Self { set, ..Self::new() })
         } else {
-            Err(Error::Unavailable(set))
+            Err(crate::Error::Unavailable(set))
         }
     }
 
@@ -91,9 +94,20 @@ impl CpuBackend {
         }
     }
 
+    /// The same, with these sizes at which calls change their way.
+    #[must_use]
+    pub fn with_settings(self, settings: Settings) -> Self {
+        Self { settings, ..self }
+    }
+
     /// The instruction set that kernels use.
     pub const fn instruction_set(&self) -> InstructionSet {
         self.set
+    }
+
+    /// The pool that calls run in; `None` for the one that they are made from.
+    pub const fn pool(&self) -> Option<&Arc<ThreadPool>> {
+        self.pool.as_ref()
     }
 
     fn in_pool<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
@@ -103,79 +117,136 @@ impl CpuBackend {
         }
     }
 
-    fn act<T: Lanes>(
-        &self,
-        op: &GatedActivation,
-        input: &Tensor<'_, HostBuffer>,
-        output: TensorMut<'_, HostBuffer>,
-    ) {
-        let from = (input.buffer.typed::<T>(), input.layout);
-        let layout = output.layout;
-        let to = (output.buffer.typed_mut::<T>(), layout);
-        self.for_rows(&layout, || activation::act_and_mul(self.set, op, from, to));
-    }
-
-    /// Runs work on rows of this layout in the pool. A small call stays on its thread even where
-    /// the backend has a pool of its own.
-    pub(crate) fn for_rows(&self, layout: &RowLayout, work: impl FnOnce() + Send) {
-        if activation::is_small(layout) {
+    /// Runs work in the pool, or where the caller's thread does all of it, on that.
+    fn run(&self, inline: bool, work: impl FnOnce() + Send) {
+        if inline {
             work();
         } else {
             self.in_pool(work);
         }
     }
 
-    /// Runs a product on the rows of `x`, which may be of any of the three types.
-    fn product<O: Output>(&self, x: &Tensor<'_, HostBuffer>, weight: &PackedWeight, output: &O) {
+    fn threads(&self) -> usize {
+        let pool = self.pool.as_ref();
+        pool.map_or_else(rayon::current_num_threads, |p| p.current_num_threads())
+    }
+
+    fn activation_plan(&self, shape: [usize; 2], float: Float) -> ActivationPlan {
+        ActivationPlan::new(&self.settings, self.set, shape, float)
+    }
+
+    fn matmul_plan(&self, rows: usize, weight: &PackedShape) -> MatmulPlan {
+        MatmulPlan::new(&self.settings, self.set, self.threads(), rows, weight)
+    }
+
+    /// Runs an activation whose arguments passed their check.
+    fn activate(
+        &self,
+        activation: &KnownActivation,
+        input: &GateUp<'_, Self>,
+        output: TensorMut<'_, Self>,
+    ) -> Result<()> {
+        let float = input.float();
+        typed!(float, T => {
+            let (input, to) = (GateUpRows::<T>::new(input)?, rows_mut::<T>("output", output)?);
+            let plan = self.activation_plan([to.1.rows, to.1.cols], float);
+            self.run(plan.split.inline, || activation::act_and_mul(&plan, activation, &input, to));
+        });
+        Ok(())
+    }
+
+    /// Runs a matmul whose arguments passed their check.
+    fn multiply(
+        &self,
+        x: &Tensor<'_, Self>,
+        weight: &PackedWeight,
+        epilogue: &dyn Epilogue,
+    ) -> Result<()> {
+        let input = Input::new(x)?;
+        let plan = self.matmul_plan(x.layout.rows, weight.shape());
         let kept = || self.widened.lock().unwrap_or_else(PoisonError::into_inner);
         let mut widened = kept().pop().unwrap_or_default();
-        self.in_pool(|| match x.dtype {
-            DType::F16 => self.multiply::<f16, O>(x, weight, output, &mut widened),
-            DType::BF16 => self.multiply::<bf16, O>(x, weight, output, &mut widened),
-            DType::F32 | DType::F8E4M3 | DType::E8M0 => {
-                self.multiply::<f32, O>(x, weight, output, &mut widened);
-            }
+        self.run(plan.inline, || {
+            matmul::multiply(&plan, &input, weight, epilogue, &mut widened);
         });
         kept().push(widened);
+        Ok(())
     }
 
-    fn multiply<X: Lanes, O: Output>(
+    /// The same with sums rounded to y's type.
+    fn multiply_and_round(
         &self,
-        x: &Tensor<'_, HostBuffer>,
+        argument: &'static str,
+        x: &Tensor<'_, Self>,
         weight: &PackedWeight,
-        output: &O,
-        widened: &mut Vec<f32>,
-    ) {
-        let x = (x.buffer.typed::<X>(), x.layout);
-        product::multiply(self.set, x, weight, output, widened);
-    }
-
-    fn rounded<T: Lanes>(
-        &self,
-        x: &Tensor<'_, HostBuffer>,
-        weight: &PackedWeight,
-        y: TensorMut<'_, HostBuffer>,
-    ) {
-        let rounded = Rounded::new((y.buffer.typed_mut::<T>(), y.layout));
-        self.product(x, weight, &rounded);
-    }
-
-    fn activated<T: Lanes>(
-        &self,
-        op: &GatedActivation,
-        x: &Tensor<'_, HostBuffer>,
-        weight: &PackedWeight,
-        act: TensorMut<'_, HostBuffer>,
-    ) {
-        let activated = Activated::new(op, (act.buffer.typed_mut::<T>(), act.layout));
-        self.product(x, weight, &activated);
+        y: TensorMut<'_, Self>,
+    ) -> Result<()> {
+        typed!(y.float, T => {
+            let y = rows_mut::<T>(argument, y)?;
+            self.multiply(x, weight, &Rounded::new(y))
+        })
     }
 }
 
+/// Runs an expression with T as the type that a [`Float`] names.
+macro_rules! typed {
+    ($float:expr, $T:ident => $call:expr) => {
+        match $float {
+            Float::F32 => {
+                type $T = f32;
+                $call
+            }
+            Float::F16 => {
+                type $T = f16;
+                $call
+            }
+            Float::BF16 => {
+                type $T = bf16;
+                $call
+            }
+        }
+    };
+}
+use typed;
+
+/// The elements of a matrix to be written, and where its rows lie.
+fn rows_mut<'a, T: VectorElement>(
+    argument: &'static str,
+    matrix: TensorMut<'a, CpuBackend>,
+) -> Result<(&'a mut [T], RowLayout)> {
+    let layout = matrix.layout;
+    Ok((matrix.into_typed(argument)?, layout))
+}
+
+/// An activation, or the error of a call of one that is not known here.
+fn known(op: &GatedActivation) -> Result<KnownActivation> {
+    KnownActivation::new(op).ok_or_else(|| Error::unsupported(crate::PLATFORM, op, UNKNOWN_OP))
+}
+
+/// Why an activation is refused that a later core may describe.
+const UNKNOWN_OP: &str = "this backend does not know the activation";
+
+fn supports_op(op: &GatedActivation) -> Support {
+    match KnownActivation::new(op) {
+        Some(_) => Support::Native,
+        None => Support::No(UNKNOWN_OP.to_owned()),
+    }
+}
+
+fn supports_weight(format: WeightFormat) -> Support {
+    match PackedShape::new([1, 1], format, false) {
+        Some(_) => Support::Native,
+        None => Support::No(UNKNOWN_FORMAT.to_owned()),
+    }
+}
+
+/// Whether the activation comes before sums leave the caches, in a weight of gates and ups.
+fn is_fused(op: &GatedActivation) -> bool {
+    op.layout() == Layout::Concatenated
+}
+
 impl Backend for CpuBackend {
-    /// The pool that calls run in; `None` for the one they are made from.
-    type Device = Option<Arc<ThreadPool>>;
-    type Buffer = HostBuffer;
+    swiglu_core::host_memory!();
 
     fn platform(&self) -> &'static str {
         crate::PLATFORM
@@ -184,44 +255,62 @@ impl Backend for CpuBackend {
     fn description(&self) -> String {
         let available = InstructionSet::ALL.into_iter().filter(|s| s.available());
         let names: Vec<_> = available.map(InstructionSet::name).collect();
-        let threads = self
-            .pool
-            .as_ref()
-            .map_or_else(rayon::current_num_threads, |p| p.current_num_threads());
+        let threads = self.threads();
         let (set, names) = (self.set, names.join(", "));
         format!("{set} of {names}; {threads} threads")
     }
 
-    fn device(&self) -> &Self::Device {
-        &self.pool
+    fn accuracy(&self) -> Accuracy {
+        Accuracy::EXACT
     }
 
-    fn supports(&self, _op: &GatedActivation, dtype: DType) -> Support {
-        if DType::COMPUTE.contains(&dtype) {
-            Support::Native
-        } else {
-            Support::No(format!("{dtype} is storage only"))
+    fn supports(&self, request: &Request) -> Support {
+        match request {
+            Request::Activation { op, .. } | Request::ActivationQuant { op, .. } => supports_op(op),
+            Request::Quantize { .. } => Support::Native,
+            Request::Matmul { weight, .. } => supports_weight(*weight),
+            Request::GatedMatmul { op, weight, .. } => {
+                supports_op(op).and(supports_weight(*weight))
+            }
+            Request::QuantizedMatmul { weight, .. } => supports_weight(*weight).and(
+                Support::Emulated("codes are widened before the matmul".to_owned()),
+            ),
+            _ => Support::No(format!("{request} is not known to this backend")),
         }
     }
 
-    fn alloc(&self, bytes: usize) -> Result<HostBuffer> {
-        HostBuffer::zeroed(bytes)
-    }
-
-    fn len(&self, buffer: &HostBuffer) -> usize {
-        buffer.len()
-    }
-
-    fn upload(&self, buffer: &mut HostBuffer, data: &[u8]) -> Result<()> {
-        buffer.write(data)
-    }
-
-    fn download(&self, buffer: &HostBuffer, data: &mut [u8]) -> Result<()> {
-        buffer.read(data)
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        Ok(())
+    fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
+        let &Shape { rows, cols, depth } = shape;
+        let matmul = |weight: &WeightFormat, gated: bool| {
+            let weight = PackedShape::new([cols, depth], *weight, gated)?;
+            Some(self.matmul_plan(rows, &weight).to_string())
+        };
+        let elementwise = |cols, float| self.activation_plan([rows, cols], float);
+        match request {
+            Request::Activation { float, .. } => Some(elementwise(cols, *float).to_string()),
+            Request::ActivationQuant { float, .. } | Request::Quantize { float, .. } => {
+                // Codes are read again at once, and so never stored past the caches.
+                let ActivationPlan { set, split, .. } = elementwise(cols, *float);
+                Some(format!("{set}, {split}"))
+            }
+            Request::Matmul { weight, .. } => matmul(weight, false),
+            Request::GatedMatmul {
+                op, weight, act, ..
+            } => {
+                let sums = matmul(weight, true)?;
+                if is_fused(op) {
+                    return Some(format!("{sums}, fused with the activation"));
+                }
+                let activation = elementwise(cols / 2, *act);
+                Some(format!("{sums}; then {activation}"))
+            }
+            Request::QuantizedMatmul { weight, .. } => {
+                let widening = elementwise(depth, Float::BF16).split;
+                let sums = matmul(weight, false)?;
+                Some(format!("widened to bf16 in {widening}; {sums}"))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -229,36 +318,27 @@ impl ActAndMul for CpuBackend {
     fn act_and_mul(
         &self,
         op: &GatedActivation,
-        input: Tensor<'_, HostBuffer>,
-        output: TensorMut<'_, HostBuffer>,
+        input: GateUp<'_, Self>,
+        output: TensorMut<'_, Self>,
     ) -> Result<()> {
-        self.check_act(&input, &output)?;
-        match input.dtype {
-            DType::F16 => self.act::<f16>(op, &input, output),
-            DType::BF16 => self.act::<bf16>(op, &input, output),
-            // The check has refused what is storage only.
-            DType::F32 | DType::F8E4M3 | DType::E8M0 => self.act::<f32>(op, &input, output),
-        }
-        Ok(())
+        check::act(&input, &output)?;
+        self.activate(&known(op)?, &input, output)
     }
 }
 
 impl Matmul for CpuBackend {
     type Weight = PackedWeight;
 
-    fn supports_weight(&self, dtype: DType) -> Support {
-        match dtype {
-            DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 => Support::Native,
-            DType::E8M0 => Support::No("f8_e8m0 holds scales only".to_owned()),
-        }
-    }
-
     fn load_weight(&self, parts: &[HostWeight<'_>]) -> Result<PackedWeight> {
         self.in_pool(|| PackedWeight::stacked(parts))
     }
 
+    fn load_gate_up(&self, gate: HostWeight<'_>, up: HostWeight<'_>) -> Result<PackedWeight> {
+        self.in_pool(|| PackedWeight::gate_up(gate, up))
+    }
+
     fn weight_shape(&self, weight: &PackedWeight) -> [usize; 2] {
-        weight.shape()
+        [weight.shape().n, weight.shape().k]
     }
 
     fn weight_bytes(&self, weight: &PackedWeight) -> usize {
@@ -267,25 +347,12 @@ impl Matmul for CpuBackend {
 
     fn matmul(
         &self,
-        x: Tensor<'_, HostBuffer>,
+        x: Tensor<'_, Self>,
         weight: &PackedWeight,
-        y: TensorMut<'_, HostBuffer>,
+        y: TensorMut<'_, Self>,
     ) -> Result<()> {
-        self.check_matmul(&x, weight, &y)?;
-        match y.dtype {
-            DType::F16 => self.rounded::<f16>(&x, weight, y),
-            DType::BF16 => self.rounded::<bf16>(&x, weight, y),
-            DType::F32 | DType::F8E4M3 | DType::E8M0 => self.rounded::<f32>(&x, weight, y),
-        }
-        Ok(())
-    }
-}
-
-impl QuantizedMatmul for CpuBackend {}
-
-impl GatedMatmul for CpuBackend {
-    fn load_gate_up(&self, gate: HostWeight<'_>, up: HostWeight<'_>) -> Result<PackedWeight> {
-        self.in_pool(|| PackedWeight::gate_up(gate, up))
+        check::matmul(&x, self.weight_shape(weight), &y)?;
+        self.multiply_and_round("y", &x, weight, y)
     }
 
     /// `gate_up` is left unwritten where the weight came from [`Self::load_gate_up`] and the
@@ -293,22 +360,20 @@ impl GatedMatmul for CpuBackend {
     fn matmul_act_and_mul(
         &self,
         op: &GatedActivation,
-        x: Tensor<'_, HostBuffer>,
+        x: Tensor<'_, Self>,
         weight: &PackedWeight,
-        mut gate_up: TensorMut<'_, HostBuffer>,
-        act: TensorMut<'_, HostBuffer>,
+        mut gate_up: TensorMut<'_, Self>,
+        act: TensorMut<'_, Self>,
     ) -> Result<()> {
-        if !weight.is_gated() || op.layout() != Layout::Concatenated {
-            self.matmul(x, weight, gate_up.reborrow())?;
-            return self.act_and_mul(op, gate_up.as_ref(), act);
+        let _: ActShape = check::gated_matmul(&x, self.weight_shape(weight), &gate_up, &act)?;
+        let activation = known(op)?;
+        if !weight.is_gated() || !is_fused(op) {
+            self.multiply_and_round("gate_up", &x, weight, gate_up.reborrow())?;
+            return self.activate(&activation, &gate_up.as_tensor().into(), act);
         }
-        self.check_matmul(&x, weight, &gate_up)?;
-        self.check_act(&gate_up.as_ref(), &act)?;
-        match act.dtype {
-            DType::F16 => self.activated::<f16>(op, &x, weight, act),
-            DType::BF16 => self.activated::<bf16>(op, &x, weight, act),
-            DType::F32 | DType::F8E4M3 | DType::E8M0 => self.activated::<f32>(op, &x, weight, act),
-        }
-        Ok(())
+        typed!(act.float, T => {
+            let act = rows_mut::<T>("act", act)?;
+            self.multiply(&x, weight, &Activated::new(&activation, act))
+        })
     }
 }

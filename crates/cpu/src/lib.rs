@@ -1,18 +1,18 @@
-//! The CPU backend of swiglu: gated activations and products on rayon and SIMD.
+//! The CPU backend of swiglu: gated activations and matmuls on rayon and SIMD.
 //!
 //! [`CpuBackend`] implements the traits of `swiglu_core`; [`act_and_mul`] is the operation on
 //! slices for those who use nothing else.
 //!
 //! ```
-//! use swiglu_core::{GatedActivation, RowLayout, Rows, RowsMut, bf16};
+//! use swiglu_core::{GatedActivation, RowLayout, Tensor, TensorMut, bf16};
 //! # fn main() -> swiglu_core::Result<()> {
 //! // Two rows of gate ‖ up with d = 3, in rows of 8 elements of which the last 2 are unused.
 //! let input = [bf16::from_f32(12.0); 2 * 8];
 //! let mut output = [bf16::ZERO; 2 * 3];
 //! swiglu_cpu::act_and_mul(
 //!     &GatedActivation::deepseek_v4(),
-//!     Rows::new(&input, RowLayout::contiguous(2, 6).with_stride(8))?,
-//!     RowsMut::new(&mut output, RowLayout::contiguous(2, 3))?,
+//!     Tensor::from_slice(&input, RowLayout::contiguous(2, 6).with_stride(8)).into(),
+//!     TensorMut::from_slice(&mut output, RowLayout::contiguous(2, 3)),
 //! )?;
 //! assert_eq!(output, [bf16::from_f32(99.9955); 6]); // silu(10) · 10
 //! # Ok(())
@@ -22,7 +22,7 @@
 //! # Results
 //!
 //! Every [`InstructionSet`] performs the same exactly rounded operations in the same order on each
-//! element, and an output of a product is summed over k in a fixed order. So results depend neither
+//! element, and an output of a matmul is summed over k in a fixed order. So results depend neither
 //! on the instruction set, nor on the number of threads, nor on the other rows of a call.
 //!
 //! # Threads
@@ -32,21 +32,23 @@
 
 mod activation;
 mod backend;
+mod buffer;
 mod cache;
-mod e4m3;
+mod element;
 mod error;
-mod instruction_set;
 pub mod limits;
 mod math;
-mod memory;
-mod product;
+mod matmul;
 mod quant;
+mod settings;
 mod simd;
+mod tasks;
 mod weight;
 
 pub use backend::{CpuBackend, act_and_mul};
 pub use error::Error;
-pub use instruction_set::InstructionSet;
+pub use settings::Settings;
+pub use simd::InstructionSet;
 pub use weight::PackedWeight;
 
 const PLATFORM: &str = "cpu";

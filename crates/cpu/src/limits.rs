@@ -11,17 +11,15 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use rayon::prelude::*;
-
-use crate::activation::Shared;
-use crate::memory::ask_for_huge_pages;
+use crate::buffer::ask_for_huge_pages;
 use crate::simd::{self, Kernel, LANES, Simd};
+use crate::tasks::{self, Shared};
 use crate::{Error, InstructionSet, cache};
 
 /// How memory is gone through, by each thread of the current rayon pool in a part of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pattern {
-    /// Four streams are read, from huge pages as weights are: a product of one row.
+    /// Four streams are read, from huge pages as weights are: a matmul of one row.
     Read,
     /// Two streams are read and one is written with ordinary stores: an activation within caches.
     TwoReadsOneWrite,
@@ -102,7 +100,7 @@ impl Traffic {
         let length = self.from.len() / 2;
         let parts = length.div_ceil(PART);
         let to = Shared(self.to.as_mut_ptr());
-        (0..parts).into_par_iter().for_each(|part| {
+        tasks::for_each(parts, false, &|part| {
             let range = part * PART..length.min((part + 1) * PART);
             let pass = Pass {
                 past_caches: self.pattern == Pattern::TwoReadsOneStream,

@@ -1,18 +1,18 @@
 //! Quantization to FP8 and back: a row, or a part of a long one, at a time on one thread. What an
 //! activation gives stays in the first-level cache until it is quantized.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use swiglu_core::{
-    ActAndMulQuant, Batch, DType, E8M0, GatedActivation, HostBuffer, QuantOptions, Quantization,
-    Quantized, QuantizedMut, Result, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, Scales,
-    Support, Tensor, TensorMut, bf16, f16,
+    Backend, E8M0, QuantOptions, Quantization, Quantized, QuantizedMut, RowLayout, ScaleFormat,
+    ScaleLayout, ScaleOrder,
 };
 
-use crate::activation::{self, Columns, Lanes, Shared};
+use crate::InstructionSet;
+use crate::activation::{GateUpRows, KnownActivation};
+use crate::element::VectorElement;
 use crate::simd;
-use crate::{CpuBackend, InstructionSet};
+use crate::tasks::{Shared, Split};
 
 mod fused;
 mod hits;
@@ -23,20 +23,23 @@ use hits::Hits;
 use rows::{Dequantize, Quantize};
 
 /// Codes and scales of a matrix, of which tasks write disjoint parts.
-struct Target {
+pub(crate) struct Target {
     codes: Shared<u8>,
     layout: RowLayout,
     scales: Shared<u8>,
-    scales_layout: ScaleLayout,
+    scale_layout: ScaleLayout,
 }
 
 impl Target {
-    fn new(output: QuantizedMut<'_, HostBuffer>) -> Self {
+    /// The matrix must have passed its check, and outlive this.
+    pub(crate) fn new<'a, B: Backend<ViewMut<'a> = &'a mut [u8]>>(
+        output: QuantizedMut<'a, B>,
+    ) -> Self {
         Self {
-            layout: output.codes.layout,
-            codes: Shared(output.codes.buffer.bytes_mut().as_mut_ptr()),
-            scales_layout: output.scales.layout,
-            scales: Shared(output.scales.buffer.bytes_mut().as_mut_ptr()),
+            codes: Shared(output.codes.as_mut_ptr()),
+            layout: output.layout,
+            scales: Shared(output.scales.as_mut_ptr()),
+            scale_layout: output.scale_layout,
         }
     }
 
@@ -48,7 +51,7 @@ impl Target {
             // SAFETY: the row lies inside the codes.
             codes: unsafe { self.codes.get().add(self.layout.row(row).start) },
             scales: self.scales.get(),
-            layout: &self.scales_layout,
+            layout: &self.scale_layout,
             row,
         }
     }
@@ -77,7 +80,7 @@ impl TargetRow<'_> {
                 self.scales.cast::<f32>().add(at).write_unaligned(scale);
             },
             // SAFETY: as above. A power of two is its own ceiling.
-            ScaleFormat::Ue8m0 => unsafe { self.scales.add(at).write(E8M0::ceil(scale).0) },
+            ScaleFormat::E8M0 => unsafe { self.scales.add(at).write(E8M0::ceil(scale).0) },
         }
         if self.layout.order == ScaleOrder::Packed && group + 1 == self.layout.groups {
             for g in group + 1..self.layout.groups.next_multiple_of(4) {
@@ -88,41 +91,67 @@ impl TargetRow<'_> {
     }
 }
 
-/// The scale at a place.
-fn read_scale(scales: &Scales<'_, HostBuffer>, row: usize, group: usize) -> f32 {
-    let at = scales.layout.position(row, group);
-    match scales.layout.format {
-        ScaleFormat::F32 => scales.buffer.typed::<f32>()[at],
-        ScaleFormat::Ue8m0 => E8M0(scales.buffer.bytes()[at]).to_f32(),
+/// Rows in batches, of which the first few are in use.
+#[derive(Clone, Copy)]
+struct Batches<'a> {
+    rows: usize,
+    /// An i32 each.
+    counts: &'a [u8],
+}
+
+impl Batches<'_> {
+    fn in_use(self, row: usize) -> bool {
+        let counts = self.counts.as_chunks().0;
+        let count = i32::from_le_bytes(counts[row / self.rows]);
+        usize::try_from(count).is_ok_and(|count| row % self.rows < count)
     }
 }
 
-/// Whether a row is in use.
-fn in_use(row: usize, batch: Option<&Batch<'_, HostBuffer>>) -> bool {
-    batch.is_none_or(|batch| {
-        let counts = batch.counts.bytes().as_chunks().0;
-        let count = i32::from_le_bytes(counts[row / batch.rows]);
-        usize::try_from(count).is_ok_and(|count| row % batch.rows < count)
-    })
+/// What a fused call does besides, as [`QuantOptions`].
+pub(crate) struct Options<'a> {
+    /// An f32 for each row.
+    route: Option<&'a [u8]>,
+    batches: Option<Batches<'a>>,
+    /// Three u32.
+    hits: Option<&'a mut [u8]>,
 }
 
-fn act_quant<T: Lanes>(
-    set: InstructionSet,
-    op: &GatedActivation,
+impl<'a> Options<'a> {
+    pub(crate) fn new<B>(options: QuantOptions<'a, B>) -> Self
+    where
+        B: Backend<View<'a> = &'a [u8], ViewMut<'a> = &'a mut [u8]>,
+    {
+        Self {
+            route: options.route,
+            batches: options.batch.map(|batch| Batches {
+                rows: batch.rows,
+                counts: batch.counts,
+            }),
+            hits: options.hits,
+        }
+    }
+}
+
+/// How a call is cut into tasks, and the instruction set that runs them.
+pub(crate) type How = (InstructionSet, Split);
+
+/// Quantizes an activation's results. The call must have passed its check.
+pub(crate) fn act_quant<T: VectorElement>(
+    (set, split): How,
+    activation: &KnownActivation,
     quant: &Quantization,
-    input: &Tensor<'_, HostBuffer>,
-    output: QuantizedMut<'_, HostBuffer>,
-    options: QuantOptions<'_, HostBuffer>,
+    input: &GateUpRows<'_, T>,
+    target: &Target,
+    options: Options<'_>,
 ) {
-    let QuantOptions { route, batch, hits } = options;
-    let (x, target) = (input.buffer.typed::<T>(), Target::new(output));
-    let counted = hits.is_some();
+    let Options { route, batches, .. } = options;
+    let counted = options.hits.is_some();
     let counters = [const { AtomicU32::new(0) }; 3];
-    let work = |row: usize, range: Range<usize>| {
-        if !in_use(row, batch.as_ref()) {
+    split.run(&target.layout, false, &|row, range| {
+        if batches.is_some_and(|batches| !batches.in_use(row)) {
             return;
         }
-        let from = Columns::new(op, &x[input.layout.row(row)], range);
+        let from = input.columns(activation, row, range);
         if counted {
             // SAFETY: `set` is only given out for machines that have it.
             let hits = unsafe { simd::dispatch(set, Hits(&from)) };
@@ -133,16 +162,15 @@ fn act_quant<T: Lanes>(
         let fused = Fused {
             from,
             quant,
-            route: route.map(|r| r.typed::<f32>()[row]),
+            route: route.map(|route| ScaleFormat::F32.read(route, row)),
             // SAFETY: the layouts were checked; a task alone has these columns.
             to: unsafe { target.row(row) },
         };
         // SAFETY: as above.
         unsafe { simd::dispatch(set, fused) }
-    };
-    activation::split(&target.layout, work);
-    if let Some(hits) = hits {
-        let places = hits.bytes_mut().as_chunks_mut().0;
+    });
+    if let Some(hits) = options.hits {
+        let places = hits.as_chunks_mut().0;
         for (place, counter) in places.iter_mut().zip(counters) {
             let count = u32::from_le_bytes(*place).wrapping_add(counter.into_inner());
             *place = count.to_le_bytes();
@@ -150,17 +178,17 @@ fn act_quant<T: Lanes>(
     }
 }
 
-fn quantize<T: Lanes>(
-    set: InstructionSet,
+/// Quantizes rows. The call must have passed its check.
+pub(crate) fn quantize<T: VectorElement>(
+    (set, split): How,
     quant: &Quantization,
-    input: &Tensor<'_, HostBuffer>,
-    output: QuantizedMut<'_, HostBuffer>,
+    (x, layout): (&[T], RowLayout),
+    target: &Target,
 ) {
-    let (x, target) = (input.buffer.typed::<T>(), Target::new(output));
-    activation::split(&target.layout, |row, range| {
+    split.run(&target.layout, false, &|row, range| {
         let quantize = Quantize {
             quant,
-            values: &x[input.layout.row(row)],
+            values: &x[layout.row(row)],
             range,
             // SAFETY: the layouts were checked; a task alone has these columns.
             to: unsafe { target.row(row) },
@@ -170,93 +198,29 @@ fn quantize<T: Lanes>(
     });
 }
 
-fn dequantize<T: Lanes>(
-    set: InstructionSet,
+/// Widens codes with their scales. The call must have passed its check.
+pub(crate) fn dequantize<'a, T: VectorElement, B: Backend<View<'a> = &'a [u8]>>(
+    (set, split): How,
     quant: &Quantization,
-    input: &Quantized<'_, HostBuffer>,
-    output: TensorMut<'_, HostBuffer>,
+    input: &Quantized<'a, B>,
+    (y, layout): (&mut [T], RowLayout),
 ) {
-    let (codes, layout) = (&input.codes, output.layout);
-    let y = Shared(output.buffer.typed_mut::<T>().as_mut_ptr());
-    activation::split(&layout, |row, range| {
+    let (codes, codes_layout) = (input.codes, input.layout);
+    let (scales, scale_layout) = (input.scales, input.scale_layout);
+    let y = Shared(y.as_mut_ptr());
+    split.run(&layout, false, &|row, range| {
         let dequantize = Dequantize {
             group: quant.group(),
-            codes: &codes.buffer.bytes()[codes.layout.row(row)],
+            codes: &codes[codes_layout.row(row)],
             range,
-            scale: |group| read_scale(&input.scales, row, group),
+            scale: |group| {
+                let at = scale_layout.position(row, group);
+                scale_layout.format.read(scales, at)
+            },
             // SAFETY: the row lies inside the output, whose layout was checked.
             to: unsafe { y.get().add(layout.row(row).start) },
         };
         // SAFETY: `set` is only given out for machines that have it.
         unsafe { simd::dispatch(set, dequantize) }
     });
-}
-
-/// Calls a function of the type parameter `$t` with the type that a dtype names. Checks have refused
-/// what is storage only.
-macro_rules! typed {
-    ($dtype:expr, $function:ident($($argument:expr),*)) => {
-        match $dtype {
-            DType::F16 => $function::<f16>($($argument),*),
-            DType::BF16 => $function::<bf16>($($argument),*),
-            DType::F32 | DType::F8E4M3 | DType::E8M0 => $function::<f32>($($argument),*),
-        }
-    };
-}
-
-impl ActAndMulQuant for CpuBackend {
-    fn supports_quant(&self, _quant: &Quantization, dtype: DType) -> Support {
-        if DType::COMPUTE.contains(&dtype) {
-            Support::Native
-        } else {
-            Support::No(format!("{dtype} is storage only"))
-        }
-    }
-
-    fn act_and_mul_quant(
-        &self,
-        op: &GatedActivation,
-        quant: &Quantization,
-        input: Tensor<'_, HostBuffer>,
-        output: QuantizedMut<'_, HostBuffer>,
-        options: QuantOptions<'_, HostBuffer>,
-    ) -> Result<()> {
-        self.check_act_quant(op, quant, &input, &output, &options)?;
-        let (set, layout) = (self.instruction_set(), output.codes.layout);
-        self.for_rows(&layout, || {
-            typed!(
-                input.dtype,
-                act_quant(set, op, quant, &input, output, options)
-            );
-        });
-        Ok(())
-    }
-
-    fn quantize(
-        &self,
-        quant: &Quantization,
-        input: Tensor<'_, HostBuffer>,
-        output: QuantizedMut<'_, HostBuffer>,
-    ) -> Result<()> {
-        self.check_quant(quant, &input, &output)?;
-        let (set, layout) = (self.instruction_set(), output.codes.layout);
-        self.for_rows(&layout, || {
-            typed!(input.dtype, quantize(set, quant, &input, output));
-        });
-        Ok(())
-    }
-
-    fn dequantize(
-        &self,
-        quant: &Quantization,
-        input: Quantized<'_, HostBuffer>,
-        output: TensorMut<'_, HostBuffer>,
-    ) -> Result<()> {
-        self.check_dequant(quant, &input, &output)?;
-        let (set, layout) = (self.instruction_set(), output.layout);
-        self.for_rows(&layout, || {
-            typed!(output.dtype, dequantize(set, quant, &input, output));
-        });
-        Ok(())
-    }
 }

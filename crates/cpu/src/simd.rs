@@ -1,15 +1,26 @@
 //! Vectors of [`LANES`] f32, one file an instruction set. Every operation is exactly rounded, so
 //! that a kernel written over [`Simd`] gives the same bits on all of them.
+//!
+//! ## Method
+//! 1. A kernel is a value that implements [`Kernel`]: one generic `run`, always inlined.
+//! 2. [`dispatch`] calls it in a function that is compiled with the features of an instruction set
+//!    and hands it that set's token. A token is only made there, so a token in hand is proof that
+//!    the machine has the instructions.
+//! 3. What is not inlined into such a function is compiled without its features. So closures do not
+//!    take part: traits do, whose methods are `#[inline(always)]`.
+//! 4. What several kernels share, or seldom do, implements [`Outlined`]. [`Simd::call`] compiles it
+//!    by itself with the same features: once for all who call it, and with the registers to itself.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod instruction_set;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
 
-use crate::{InstructionSet, e4m3};
+pub use instruction_set::InstructionSet;
 
 /// Elements of a vector, however many registers that takes.
 pub(crate) const LANES: usize = 16;
@@ -23,7 +34,7 @@ pub(crate) fn fence() {
     }
 }
 
-/// Asks for a cache line that will be read.
+/// Prefetches a cache line that will be read.
 #[inline(always)]
 pub(crate) fn prefetch<T>(from: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -49,10 +60,12 @@ pub(crate) fn prefetch_second_level<T>(from: *const T) {
     let _ = from;
 }
 
-/// What brings a value to the f16 that ends in the bits of its E4M3 code: the formats' exponents are
-/// biased by 15 and 7. What f16 has fewer of than bf16, below the 128th part of the least code, decides
-/// nothing but whether a value is above the middle between 0 and that code; with a part in 2^14 more
-/// (which conversion takes back from all values that f16 has) none that is gets lost.
+/// Takes a value to the f16 whose bits end in those of its E4M3 code: the two formats' exponents are
+/// biased by 15 and 7, a factor of 2^-8.
+///
+/// f16 has fewer small values than bf16: below 1/128 of the least code it flushes to zero, where a
+/// value decides nothing but whether it lies above the midpoint of 0 and that code. A factor of
+/// 1 + 2^-14 more keeps those above it there; conversion rounds it off again everywhere else.
 #[cfg(target_arch = "x86_64")]
 const TO_F16: f32 = (1.0 + 1.0 / 16_384.0) / 256.0;
 
@@ -63,8 +76,8 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
-/// What a kernel seldom does, compiled by itself: it then takes no registers from the rest.
-pub(crate) trait Rare<S: Simd> {
+/// A part of a kernel that is compiled by itself: see [`Simd::call`].
+pub(crate) trait Outlined<S: Simd> {
     type Output;
     /// Implementations are `#[inline(always)]`, as kernels' are.
     fn run(self, s: S) -> Self::Output;
@@ -86,7 +99,29 @@ pub(crate) unsafe fn dispatch<K: Kernel>(set: InstructionSet, kernel: K) -> K::O
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
         InstructionSet::Neon => unsafe { neon::run(kernel) },
-        _ => kernel.run(scalar::Scalar),
+        _ => scalar::run(kernel),
+    }
+}
+
+/// How large a micro-kernel's tile of sums may be, in vectors of [`LANES`] sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Registers {
+    /// Vectors of sums that stay in registers.
+    pub(crate) sums: usize,
+    /// Most rows of a tile (MR): a divisor of `sums`.
+    pub(crate) rows: usize,
+}
+
+/// What an instruction set has for micro-kernels.
+pub(crate) const fn registers(set: InstructionSet) -> Registers {
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2 => avx2::Avx2::REGISTERS,
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx512 => avx512::Avx512::REGISTERS,
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon => neon::Neon::REGISTERS,
+        _ => scalar::Scalar::REGISTERS,
     }
 }
 
@@ -94,10 +129,7 @@ pub(crate) unsafe fn dispatch<K: Kernel>(set: InstructionSet, kernel: K) -> K::O
 ///
 /// Comparisons with NaN are false. `fma(a, b, c)` is a·b + c in one rounding.
 pub(crate) trait Simd: Copy {
-    /// How many vectors of sums a product may keep in registers.
-    const SUMS: usize;
-    /// Most rows of a product's tile: a divisor of [`Self::SUMS`].
-    const ROWS: usize;
+    const REGISTERS: Registers;
 
     /// [`LANES`] f32.
     type F: Copy;
@@ -106,8 +138,8 @@ pub(crate) trait Simd: Copy {
     /// [`LANES`] truth values.
     type M: Copy;
 
-    /// Bytes up to which a row is short enough to ask for the next one meanwhile, as measured.
-    const ROW_AHEAD: usize = 16 << 10;
+    /// Bytes up to which a row is short enough to prefetch the next one meanwhile, as measured.
+    const PREFETCHED_ROW: usize = 16 << 10;
 
     fn splat(self, x: f32) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -118,8 +150,9 @@ pub(crate) trait Simd: Copy {
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     fn is_nan(self, a: Self::F) -> Self::M;
     fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;
-    /// Runs what is rare, out of line.
-    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output;
+    /// Runs a part that is compiled by itself, once for all kernels that call it. Where that happens
+    /// seldom, [`std::hint::cold_path`] before it keeps the caller's registers for the rest.
+    fn call<P: Outlined<Self>>(self, part: P) -> P::Output;
 
     /// Whether every lane is true.
     fn all(self, mask: Self::M) -> bool;
@@ -196,17 +229,15 @@ pub(crate) trait Simd: Copy {
     unsafe fn store_u8(self, to: *mut u8, a: Self::I);
 
     /// Stores the E4M3 codes of values of bf16 times `by`, the first's at even places and the second's
-    /// at odd ones. That is a power of two, and the products are at most 448.
+    /// at odd ones, where the set has a way that is shorter than operations on
+    /// lanes of 32 bits; elsewhere stores nothing and is false. `by` is a power of two, and the products are at most 448.
     ///
     /// # Safety
-    /// Twice [`LANES`] bytes can be written.
+    /// Two bytes a lane can be written.
     #[inline(always)]
-    unsafe fn store_codes_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) {
-        let by = self.splat(by);
-        let even = e4m3::encode_within(self, self.mul(a[0], by));
-        let odd = e4m3::encode_within(self, self.mul(a[1], by));
-        // SAFETY: the caller vouches for it.
-        unsafe { self.store_u16(to.cast(), self.or(even, self.shl::<8>(odd))) }
+    unsafe fn store_e4m3_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) -> bool {
+        let _ = (to, a, by);
+        false
     }
 
     /// Rounds to f16 and widens again.

@@ -1,8 +1,8 @@
 use std::ops::Range;
 
-use swiglu_core::{DType, HostWeight, Result};
+use swiglu_core::{Error, Float, HostWeight, Result, WeightFormat};
 
-use crate::memory::Memory;
+use crate::buffer::PageBuffer;
 use crate::simd::LANES;
 
 mod pack;
@@ -12,6 +12,82 @@ pub(crate) const GROUP: usize = 4;
 /// Sums are added to the total at every multiple of this in k, and where a scale's block ends.
 pub(crate) const BLOCK: usize = 128;
 
+/// Why a weight is refused that a later core may describe.
+pub(crate) const UNKNOWN_FORMAT: &str = "this backend does not know the format";
+
+/// How the elements of panels are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PanelFormat {
+    F32,
+    F16,
+    BF16,
+    E4M3,
+}
+
+impl PanelFormat {
+    /// The only place where core's description is read; none for what kernels here do not decode.
+    pub(crate) const fn of(format: WeightFormat) -> Option<Self> {
+        Some(match format {
+            WeightFormat::Float(Float::F32) => Self::F32,
+            WeightFormat::Float(Float::F16) => Self::F16,
+            WeightFormat::Float(Float::BF16) => Self::BF16,
+            WeightFormat::Fp8 { .. } => Self::E4M3,
+            _ => return None,
+        })
+    }
+
+    /// Bytes of an element.
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::E4M3 => 1,
+        }
+    }
+}
+
+/// What a matmul's plan asks of a weight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackedShape {
+    /// Outputs.
+    pub(crate) n: usize,
+    /// Inputs.
+    pub(crate) k: usize,
+    pub(crate) format: PanelFormat,
+    /// k's that share a scale.
+    scale_block: usize,
+    /// Whether panels alternate between gate and up.
+    gated: bool,
+}
+
+impl PackedShape {
+    /// The shape of a weight [n, k] once it is packed; none for a format that is not known.
+    pub(crate) fn new([n, k]: [usize; 2], format: WeightFormat, gated: bool) -> Option<Self> {
+        let block = format.scaling().map_or(k, |(_, [_, block])| block);
+        Some(Self {
+            n,
+            k,
+            format: PanelFormat::of(format)?,
+            scale_block: block.min(k),
+            gated,
+        })
+    }
+
+    /// How many panels there are.
+    pub(crate) const fn panels(&self) -> usize {
+        if self.gated {
+            2 * (self.n / 2).div_ceil(LANES)
+        } else {
+            self.n.div_ceil(LANES)
+        }
+    }
+
+    /// Whether every block begins with a group.
+    pub(crate) const fn blocks_are_groups(&self) -> bool {
+        self.scale_block == self.k || self.scale_block.is_multiple_of(GROUP)
+    }
+}
+
 /// A weight [N, K] packed into panels of 16 outputs, in the width that it was stored in.
 ///
 /// A panel holds *units* of k: for each unit the 16 outputs' side by side. A unit is one k of f32
@@ -19,11 +95,8 @@ pub(crate) const BLOCK: usize = 128;
 /// half of one. The last unit, and the last panel's missing outputs, are filled up with zeros.
 #[derive(Debug)]
 pub struct PackedWeight {
-    n: usize,
-    k: usize,
-    dtype: DType,
-    gated: bool,
-    panels: Memory,
+    shape: PackedShape,
+    panels: PageBuffer,
     scales: Option<Scales>,
 }
 
@@ -57,57 +130,44 @@ pub(crate) struct Block {
 }
 
 impl PackedWeight {
-    /// Outputs and inputs, [N, K].
-    pub(crate) const fn shape(&self) -> [usize; 2] {
-        [self.n, self.k]
-    }
-
-    pub(crate) const fn dtype(&self) -> DType {
-        self.dtype
+    pub(crate) const fn shape(&self) -> &PackedShape {
+        &self.shape
     }
 
     /// Whether panels alternate between the first half of the outputs (gate) and the second (up).
     pub(crate) const fn is_gated(&self) -> bool {
-        self.gated
+        self.shape.gated
     }
 
-    /// The bytes that a product reads.
+    /// The bytes that a matmul reads.
     pub(crate) fn bytes(&self) -> usize {
         let scales = self.scales.as_ref();
         let scales = scales.map_or(0, |s| s.values.len() * 4 + s.nans.len() * 2);
         self.panels.as_slice().len() + scales
     }
 
-    /// How many panels there are.
-    pub(crate) const fn count(&self) -> usize {
-        if self.gated {
-            2 * (self.n / 2).div_ceil(LANES)
-        } else {
-            self.n.div_ceil(LANES)
-        }
-    }
-
     /// The outputs that a panel makes.
     pub(crate) fn outputs(&self, panel: usize) -> Range<usize> {
-        let (offset, panel, n) = if self.gated {
-            let half = self.n / 2;
+        let PackedShape { n, gated, .. } = self.shape;
+        let (offset, panel, n) = if gated {
+            let half = n / 2;
             (panel % 2 * half, panel / 2, half)
         } else {
-            (0, panel, self.n)
+            (0, panel, n)
         };
         offset + panel * LANES..offset + n.min((panel + 1) * LANES)
     }
 
     /// The elements of a panel.
     pub(crate) fn panel(&self, panel: usize) -> &[u8] {
-        let bytes = panel_bytes(self.k, self.dtype);
+        let bytes = panel_bytes(self.shape.k, self.shape.format);
         &self.panels.as_slice()[panel * bytes..][..bytes]
     }
 
     /// The scales of a panel's outputs in a block of scales: one or [`LANES`], or none.
     pub(crate) fn scales(&self, panel: usize, block: usize) -> Option<&[f32]> {
         let scales = self.scales.as_ref()?;
-        let at = scales.place(self.k, panel, block);
+        let at = scales.place(self.shape.k, panel, block);
         Some(&scales.values[at * scales.width..][..scales.width])
     }
 
@@ -115,7 +175,7 @@ impl PackedWeight {
     pub(crate) fn nans(&self, panel: usize, block: usize) -> u16 {
         match &self.scales {
             Some(scales) if !scales.nans.is_empty() => {
-                scales.nans[scales.place(self.k, panel, block)]
+                scales.nans[scales.place(self.shape.k, panel, block)]
             }
             _ => 0,
         }
@@ -123,7 +183,7 @@ impl PackedWeight {
 
     /// The runs of k in the order that they are summed in.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> {
-        let (k, outer) = (self.k, self.scale_block());
+        let (k, outer) = (self.shape.k, self.shape.scale_block);
         let mut start = 0;
         std::iter::from_fn(move || {
             let scale = start / outer;
@@ -134,66 +194,55 @@ impl PackedWeight {
         })
     }
 
-    /// Whether every block begins with a group.
-    pub(crate) fn blocks_are_groups(&self) -> bool {
-        let outer = self.scale_block();
-        outer == self.k || outer.is_multiple_of(GROUP)
-    }
-
-    fn scale_block(&self) -> usize {
-        let k = self.k;
-        self.scales.as_ref().map_or(k, |s| s.block.min(k))
-    }
-
     /// Packs stacked weights; see [`swiglu_core::Matmul::load_weight`].
     pub(crate) fn stacked(parts: &[HostWeight<'_>]) -> Result<Self> {
-        HostWeight::check_parts(parts)?;
-        Ok(Self::pack(parts, false))
+        Self::pack(parts, false)
     }
 
     /// Packs a gate and an up weight, their panels taking turns; see
     /// [`swiglu_core::GatedMatmul::load_gate_up`].
     pub(crate) fn gate_up(gate: HostWeight<'_>, up: HostWeight<'_>) -> Result<Self> {
-        let parts = [gate, up];
-        HostWeight::check_parts(&parts)?;
-        Ok(Self::pack(&parts, gate.rows() == up.rows()))
+        let gated = gate.rows() == up.rows();
+        Self::pack(&[gate, up], gated)
     }
 
-    fn pack(parts: &[HostWeight<'_>], gated: bool) -> Self {
+    fn pack(parts: &[HostWeight<'_>], gated: bool) -> Result<Self> {
+        HostWeight::check_parts(parts)?;
+        let (format, k) = (parts[0].format(), parts[0].cols());
+        let n = parts.iter().map(HostWeight::rows).sum();
+        let Some(shape) = PackedShape::new([n, k], format, gated) else {
+            let what = format!("weights of {format}");
+            return Err(Error::unsupported(crate::PLATFORM, what, UNKNOWN_FORMAT));
+        };
         let mut weight = Self {
-            n: parts.iter().map(HostWeight::rows).sum(),
-            k: parts[0].cols(),
-            dtype: parts[0].dtype(),
-            gated,
-            panels: Memory::zeroed(0),
+            shape,
+            panels: PageBuffer::zeroed(0),
             scales: None,
         };
         let packed = pack::panels(&weight, parts);
         weight.scales = pack::scales(&weight, parts, &packed.nans);
         weight.panels = packed.panels;
-        weight
+        Ok(weight)
     }
 }
 
 /// The size of a panel.
-const fn panel_bytes(k: usize, dtype: DType) -> usize {
-    k.next_multiple_of(GROUP) * LANES * dtype.size()
+const fn panel_bytes(k: usize, format: PanelFormat) -> usize {
+    k.next_multiple_of(GROUP) * LANES * format.bytes()
 }
 
 #[cfg(test)]
 mod tests {
-    use swiglu_core::BlockScales;
+    use swiglu_core::ScaleFormat;
 
     use super::*;
 
     fn f8(codes: &[u8], shape: [usize; 2], block: [usize; 2], scales: &[u8]) -> PackedWeight {
-        let scales = BlockScales {
-            data: scales,
-            dtype: DType::E8M0,
+        let format = WeightFormat::Fp8 {
+            scales: ScaleFormat::E8M0,
             block,
         };
-        let [n, k] = shape;
-        let weight = HostWeight::new(n, k, DType::F8E4M3, codes, Some(scales)).unwrap();
+        let weight = HostWeight::new(shape, format, codes, scales).unwrap();
         PackedWeight::stacked(&[weight]).unwrap()
     }
 
@@ -201,7 +250,7 @@ mod tests {
     fn a_panel_holds_words_of_k_side_by_side() {
         let codes: Vec<u8> = (0..17 * 6).collect();
         let weight = f8(&codes, [17, 6], [128, 128], &[127]);
-        assert_eq!(weight.count(), 2);
+        assert_eq!(weight.shape().panels(), 2);
         assert_eq!(weight.outputs(1), 16..17);
         let panel = weight.panel(0);
         assert_eq!(panel.len(), 8 * LANES);
@@ -251,9 +300,14 @@ mod tests {
     #[test]
     fn panels_of_gate_and_up_take_turns() {
         let [gate, up] = [1_u8, 2].map(|byte| vec![byte; 20 * 2 * 4]);
-        let part = |data| HostWeight::new(20, 2, DType::F32, data, None).unwrap();
+        let part =
+            |data| HostWeight::new([20, 2], WeightFormat::Float(Float::F32), data, &[]).unwrap();
         let weight = PackedWeight::gate_up(part(&gate), part(&up)).unwrap();
-        assert!(weight.is_gated() && weight.shape() == [40, 2] && weight.count() == 4);
+        assert!(
+            weight.is_gated()
+                && (weight.shape().n, weight.shape().k) == (40, 2)
+                && weight.shape().panels() == 4
+        );
         let outputs = [0..16, 20..36, 16..20, 36..40];
         assert_eq!([0, 1, 2, 3].map(|p| weight.outputs(p)), outputs);
         assert_eq!([0, 1, 2, 3].map(|p| weight.panel(p)[0]), [1, 2, 1, 2]);

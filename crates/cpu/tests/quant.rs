@@ -12,8 +12,8 @@ use swiglu_core::{
     TensorMut, bf16,
 };
 use swiglu_cpu::{CpuBackend, InstructionSet};
-use swiglu_conformance::inputs::{Numbers, quantizations};
-use swiglu_conformance::{Check, Expectations, Harness, QuantCase, checks};
+use swiglu_testing::inputs::{Numbers, quantizations};
+use swiglu_testing::{Check, Expectations, Harness, QuantCase, checks};
 
 const POISON: u8 = 0xa5;
 

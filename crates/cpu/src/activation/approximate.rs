@@ -1,12 +1,14 @@
 //! The functions that few models use. They are vectors, and the reference computes the lanes that
 //! these do not hold for; of SiTU in f32 all of them.
 
-use swiglu_core::DType;
+use std::ops::Range;
 
-use super::lanes::{Lanes, UNIT};
-use super::{Output, Piece, Visit};
+use swiglu_core::Float;
+
+use super::{Destination, Piece, Visit};
+use crate::element::{UNIT, VectorElement};
 use crate::math::{gelu, gelu_tanh, normal, normal_tanh, sigmoid, tanh};
-use crate::simd::{Rare, Simd};
+use crate::simd::{Outlined, Simd};
 
 /// f(gate) · g(up) on vectors.
 pub(super) trait Approximate: Copy {
@@ -25,9 +27,9 @@ pub(super) trait Approximate: Copy {
 }
 
 /// Where a function holds for a type.
-const fn above<T: Lanes, F: Approximate>() -> f32 {
-    match T::DTYPE {
-        DType::F32 => F::ABOVE_IN_F32,
+const fn above<T: VectorElement, F: Approximate>() -> f32 {
+    match T::FLOAT {
+        Float::F32 => F::ABOVE_IN_F32,
         _ => F::ABOVE,
     }
 }
@@ -108,35 +110,45 @@ fn bounded<S: Simd>(s: S, x: S::F, bound: f32) -> S::F {
 }
 
 /// Stores a function's values, and the reference's where it does not hold.
-pub(super) struct Mended<'a, 'b, T, O, F> {
-    pub(super) piece: &'a Piece<'b, T, O>,
+pub(super) struct Mended<'a, 'b, T, F> {
+    pub(super) piece: &'a Piece<'b, T>,
+    /// The piece's.
+    pub(super) to: Destination<T>,
     pub(super) function: F,
     pub(super) eager: bool,
 }
 
-impl<S: Simd, T: Lanes, O: Output<T>, F: Approximate> Visit<S> for Mended<'_, '_, T, O, F> {
+impl<S: Simd, T: VectorElement, F: Approximate> Outlined<S> for Mended<'_, '_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(mut self, s: S) {
+        let from = &self.piece.from;
+        let range = from.range();
+        from.each(s, &range, self.to.lead(range.start), &mut self);
+    }
+}
+
+impl<S: Simd, T: VectorElement, F: Approximate> Visit<S> for Mended<'_, '_, T, F> {
     #[inline(always)]
     fn visit(&mut self, s: S, j: usize, count: usize, gates: [S::F; 2], ups: [S::F; 2]) {
         let y = [
-            self.product(s, gates[0], ups[0]),
-            self.product(s, gates[1], ups[1]),
+            self.value(s, gates[0], ups[0]),
+            self.value(s, gates[1], ups[1]),
         ];
         // SAFETY: the columns are the piece's own.
-        unsafe { self.piece.output.store(s, j, y, count) };
-        if !(holds::<S, T, F>(s, gates[0], ups[0]) && holds::<S, T, F>(s, gates[1], ups[1])) {
-            s.apart(Mend::<T, O, F> {
-                piece: self.piece,
-                columns: j..j + count.min(UNIT),
-                of: std::marker::PhantomData,
-            });
+        unsafe { self.to.store(s, j, y, count) };
+        let above = above::<T, F>();
+        if !(holds(s, above, gates[0], ups[0]) && holds(s, above, gates[1], ups[1])) {
+            mend(self.piece, j..j + count.min(UNIT), above);
         }
     }
 }
 
-impl<T: Lanes, O, F: Approximate> Mended<'_, '_, T, O, F> {
+impl<T: VectorElement, F: Approximate> Mended<'_, '_, T, F> {
     #[inline(always)]
-    fn product<S: Simd>(&self, s: S, gate: S::F, up: S::F) -> S::F {
-        if T::DTYPE == DType::F32 {
+    fn value<S: Simd>(&self, s: S, gate: S::F, up: S::F) -> S::F {
+        if T::FLOAT == Float::F32 {
             let share = self.function.share(s, gate);
             // Unless that is asked for, f is not rounded: that of the least gates would lose bits.
             return if self.eager {
@@ -154,34 +166,25 @@ impl<T: Lanes, O, F: Approximate> Mended<'_, '_, T, O, F> {
     }
 }
 
-/// Whether a function holds for every lane.
+/// Whether a function holds for every lane: above this gate.
 #[inline(always)]
-fn holds<S: Simd, T: Lanes, F: Approximate>(s: S, gate: S::F, up: S::F) -> bool {
+fn holds<S: Simd>(s: S, above: f32, gate: S::F, up: S::F) -> bool {
     let larger = s.float(s.max_u32(s.bits(s.abs(gate)), s.bits(s.abs(up))));
-    s.all(s.lt(s.splat(above::<T, F>()), gate)) && s.all(s.lt(larger, s.splat(HUGE)))
+    s.all(s.lt(s.splat(above), gate)) && s.all(s.lt(larger, s.splat(HUGE)))
 }
 
-/// The lanes of a unit that the function does not hold for.
-struct Mend<'a, 'b, T, O, F> {
-    piece: &'a Piece<'b, T, O>,
-    columns: std::ops::Range<usize>,
-    of: std::marker::PhantomData<F>,
-}
-
-impl<S: Simd, T: Lanes, O: Output<T>, F: Approximate> Rare<S> for Mend<'_, '_, T, O, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self, _: S) {
-        let Piece { from, output } = self.piece;
-        for j in self.columns {
-            let (gate, up) = from.pair(j);
-            let [x, u] = [gate.to_f32(), up.to_f32()];
-            // A lane's bits do not depend on the others.
-            if !(x > above::<T, F>() && x.abs() < HUGE && u.abs() < HUGE) {
-                // SAFETY: the columns are the piece's own.
-                unsafe { output.evaluate(j, from.op(), gate, up) };
-            }
+/// Computes those columns of a unit by the reference that a function does not hold for. A lane's bits
+/// do not depend on the others.
+#[cold]
+#[inline(never)]
+fn mend<T: VectorElement>(piece: &Piece<'_, T>, columns: Range<usize>, above: f32) {
+    let Piece { from, to } = piece;
+    for j in columns {
+        let (gate, up) = from.pair(j);
+        let [x, u] = [gate.to_f32(), up.to_f32()];
+        if !(x > above && x.abs() < HUGE && u.abs() < HUGE) {
+            // SAFETY: the columns are the piece's own.
+            unsafe { to.evaluate(j, &from.activation().op, gate, up) };
         }
     }
 }

@@ -1,24 +1,88 @@
 use std::ops::Range;
 
-use swiglu_core::{GatedActivation, Layout, Order};
+use swiglu_core::{Backend, GateUp, Layout, Order, Result, RowLayout};
 
-use super::lanes::{Lanes, UNIT};
+use super::KnownActivation;
+use crate::element::{UNIT, VectorElement};
 use crate::simd::{self, Simd};
+
+/// The input of an activation: rows of gates and ups.
+#[derive(Clone, Copy)]
+pub(crate) enum GateUpRows<'a, T> {
+    /// In one matrix \[T, 2d\], each row as the activation's layout and order say.
+    Merged(Matrix<'a, T>),
+    /// In two \[T, d\].
+    Split {
+        gate: Matrix<'a, T>,
+        up: Matrix<'a, T>,
+    },
+}
+
+/// Elements, and where in them rows lie.
+type Matrix<'a, T> = (&'a [T], RowLayout);
+
+impl<'a, T: VectorElement> GateUpRows<'a, T> {
+    /// The input must have passed its check.
+    ///
+    /// # Errors
+    /// Memory that is not aligned to T.
+    pub(crate) fn new<B: Backend<View<'a> = &'a [u8]>>(input: &GateUp<'a, B>) -> Result<Self> {
+        Ok(match input {
+            GateUp::Merged(x) => Self::Merged((x.typed("input")?, x.layout)),
+            GateUp::Split { gate, up } => Self::Split {
+                gate: (gate.typed("gate")?, gate.layout),
+                up: (up.typed("up")?, up.layout),
+            },
+        })
+    }
+
+    /// Some columns of a row.
+    pub(crate) fn columns(
+        &self,
+        activation: &'a KnownActivation,
+        row: usize,
+        range: Range<usize>,
+    ) -> Columns<'a, T> {
+        match *self {
+            Self::Merged((x, layout)) => {
+                Columns::new(activation, &x[layout.row(row)], layout.stride, range)
+            }
+            Self::Split {
+                gate: (gates, gate),
+                up: (ups, up),
+            } => {
+                let (gates, ups) = (&gates[gate.row(row)], &ups[up.row(row)]);
+                let row = GateUpRow::Apart { gates, ups };
+                Columns::of(activation, row, [gate.stride, up.stride], range)
+            }
+        }
+    }
+}
 
 /// A run of columns of one row of input.
 pub(crate) struct Columns<'a, T> {
-    op: &'a GatedActivation,
-    /// The whole row, 2d elements.
-    row: &'a [T],
+    activation: &'a KnownActivation,
+    row: GateUpRow<'a, T>,
+    /// Elements from a row to the next one's, of the gates and of the ups.
+    strides: [usize; 2],
     /// Within the d columns.
     range: Range<usize>,
+}
+
+/// Where a row's gates and ups lie.
+#[derive(Clone, Copy)]
+enum GateUpRow<'a, T> {
+    /// Apart, d elements each: in the halves of a row, or in two tensors.
+    Apart { gates: &'a [T], ups: &'a [T] },
+    /// In turns, 2d elements.
+    Interleaved { pairs: &'a [T], order: Order },
 }
 
 /// Bytes up to which a row fits beside the next one into the second-level cache.
 const FAR: usize = 64 << 10;
 
-/// The row after one. Processors foresee a stream up to the end of a page only, and half a row is a
-/// page or two; so it is asked for meanwhile.
+/// The row after one, to be prefetched. Processors foresee a stream up to the end of a page only, and
+/// half a row is a page or two.
 #[derive(Clone, Copy)]
 pub(super) struct NextRow<T> {
     from: [*const T; 2],
@@ -28,9 +92,9 @@ pub(super) struct NextRow<T> {
 }
 
 impl<T> NextRow<T> {
-    /// Asks for a unit of both, `at` elements on.
+    /// Prefetches a unit of both, `at` elements on.
     #[inline(always)]
-    pub(super) fn ask(&self, at: usize) {
+    pub(super) fn prefetch(&self, at: usize) {
         for from in self.from {
             for line in (0..UNIT * size_of::<T>()).step_by(64) {
                 let from = from.wrapping_add(at).wrapping_byte_add(line);
@@ -53,20 +117,57 @@ pub(crate) trait Visit<S: Simd> {
     fn visit(&mut self, s: S, j: usize, count: usize, gates: [S::F; 2], ups: [S::F; 2]);
 }
 
-impl<'a, T: Lanes> Columns<'a, T> {
-    /// Columns of a row of 2d elements, within its d results.
-    pub(crate) fn new(op: &'a GatedActivation, row: &'a [T], range: Range<usize>) -> Self {
-        assert!(range.end <= row.len() / 2, "columns lie within their row");
-        Self { op, row, range }
+impl<'a, T: VectorElement> Columns<'a, T> {
+    /// Columns of a row of 2d elements, within its d results. The next row begins `stride` elements
+    /// on.
+    pub(crate) fn new(
+        activation: &'a KnownActivation,
+        row: &'a [T],
+        stride: usize,
+        range: Range<usize>,
+    ) -> Self {
+        let (layout, order) = (activation.op.layout(), activation.op.order());
+        let row = match layout {
+            Layout::Interleaved => GateUpRow::Interleaved { pairs: row, order },
+            Layout::Concatenated => {
+                let (first, second) = row.split_at(row.len() / 2);
+                let (gates, ups) = match order {
+                    Order::GateFirst => (first, second),
+                    Order::UpFirst => (second, first),
+                };
+                GateUpRow::Apart { gates, ups }
+            }
+        };
+        Self::of(activation, row, [stride; 2], range)
     }
 
-    /// Some of these columns.
+    fn of(
+        activation: &'a KnownActivation,
+        row: GateUpRow<'a, T>,
+        strides: [usize; 2],
+        range: Range<usize>,
+    ) -> Self {
+        let d = match row {
+            GateUpRow::Apart { gates, ups } => gates.len().min(ups.len()),
+            GateUpRow::Interleaved { pairs, .. } => pairs.len() / 2,
+        };
+        assert!(range.end <= d, "columns lie within their row");
+        Self {
+            activation,
+            row,
+            strides,
+            range,
+        }
+    }
+
+    /// Some of the columns.
     pub(crate) fn part(&self, range: Range<usize>) -> Self {
-        Self::new(self.op, self.row, range)
+        assert!(range.end <= self.range.end, "a part of the columns");
+        Self { range, ..*self }
     }
 
-    pub(crate) const fn op(&self) -> &'a GatedActivation {
-        self.op
+    pub(crate) const fn activation(&self) -> &'a KnownActivation {
+        self.activation
     }
 
     pub(crate) fn range(&self) -> Range<usize> {
@@ -74,25 +175,37 @@ impl<'a, T: Lanes> Columns<'a, T> {
     }
 
     /// The gate and the up of a column.
-    pub(crate) fn pair(&self, j: usize) -> (T, T) {
-        let (gate, up) = self.op.positions(self.row.len() / 2, j);
-        (self.row[gate], self.row[up])
+    pub(super) fn pair(&self, j: usize) -> (T, T) {
+        match self.row {
+            GateUpRow::Apart { gates, ups } => (gates[j], ups[j]),
+            GateUpRow::Interleaved { pairs, order } => match order {
+                Order::GateFirst => (pairs[2 * j], pairs[2 * j + 1]),
+                Order::UpFirst => (pairs[2 * j + 1], pairs[2 * j]),
+            },
+        }
     }
 
-    /// Visits all columns in units, the first with `lead` columns if that is not 0. Where they are
-    /// fewer than [`UNIT`] they are padded with zeros, so that they are computed alike.
+    /// Visits `range`, which lies within the columns, in units, the first with `lead` columns if that
+    /// is not 0. Where they are fewer than [`UNIT`] they are padded with zeros, so that they are
+    /// computed alike.
     #[inline(always)]
-    pub(crate) fn each<S: Simd>(&self, s: S, lead: usize, visit: &mut impl Visit<S>) {
-        let Range { start, end } = self.range;
-        let first = self.starts();
-        let next = self.next_row::<S>();
-        let mut j = start;
+    pub(crate) fn each<S: Simd>(
+        &self,
+        s: S,
+        range: &Range<usize>,
+        lead: usize,
+        visit: &mut impl Visit<S>,
+    ) {
+        assert!(range.end <= self.range.end, "a part of the columns");
+        // In locals: what is stored might otherwise lie in memory that this reads again.
+        let (row, next) = (self.row, self.next_row::<S>());
+        let mut j = range.start;
         let mut room = if lead == 0 { UNIT } else { lead };
-        while j < end {
-            let count = room.min(end - j);
+        while j < range.end {
+            let count = room.min(range.end - j);
             let (gates, ups) = if count == UNIT {
                 // SAFETY: a unit of columns lies within the range, and that within the row.
-                unsafe { self.load(s, first, &next, j) }
+                unsafe { row.load(s, next, j) }
             } else {
                 self.load_few(s, j, count)
             };
@@ -102,67 +215,36 @@ impl<'a, T: Lanes> Columns<'a, T> {
         }
     }
 
-    /// The places of the gate and the up of column 0.
+    /// Where the gates and the ups begin, if they are apart.
     #[inline(always)]
-    fn starts(&self) -> [usize; 2] {
-        self.op.positions(self.row.len() / 2, 0).into()
+    pub(super) fn apart(&self) -> Option<[*const T; 2]> {
+        match self.row {
+            GateUpRow::Apart { gates, ups } => Some([gates.as_ptr(), ups.as_ptr()]),
+            GateUpRow::Interleaved { .. } => None,
+        }
     }
 
-    /// Where the gates and the ups of a row begin that has them in halves.
-    pub(super) fn halves(&self) -> [*const T; 2] {
-        self.starts().map(|at| self.row.as_ptr().wrapping_add(at))
-    }
-
-    /// What is asked for while this row is gone through.
+    /// What is prefetched while this row is gone through.
     pub(super) fn next_row<S: Simd>(&self) -> NextRow<T> {
-        let length = size_of_val(self.row);
-        let [a, b] = match self.op.layout() {
-            Layout::Concatenated => [0, self.row.len() / 2],
-            Layout::Interleaved => [0, UNIT],
+        let (length, [a, b]) = match self.row {
+            GateUpRow::Apart { gates, ups } => (2 * gates.len(), [gates.as_ptr(), ups.as_ptr()]),
+            GateUpRow::Interleaved { pairs, .. } => {
+                let row = pairs.as_ptr();
+                (pairs.len(), [row, row.wrapping_add(UNIT)])
+            }
         };
-        let row = self.row.as_ptr().wrapping_byte_add(length);
+        let bytes = length * size_of::<T>();
         NextRow {
-            from: [row.wrapping_add(a), row.wrapping_add(b)],
-            near: length <= S::ROW_AHEAD,
-            far: length <= FAR,
+            from: [
+                a.wrapping_add(self.strides[0]),
+                b.wrapping_add(self.strides[1]),
+            ],
+            near: bytes <= S::PREFETCHED_ROW,
+            far: bytes <= FAR,
         }
     }
 
-    /// The gates and ups of the [`UNIT`] columns from `j` on; those of column 0 are at `first`.
-    ///
-    /// # Safety
-    /// They lie within the row.
-    #[inline(always)]
-    unsafe fn load<S: Simd>(
-        &self,
-        s: S,
-        first: [usize; 2],
-        next: &NextRow<T>,
-        j: usize,
-    ) -> ([S::F; 2], [S::F; 2]) {
-        let row = self.row.as_ptr();
-        let [a, b] = match self.op.layout() {
-            Layout::Concatenated => [first[0] + j, first[1] + j],
-            Layout::Interleaved => [2 * j, 2 * j + UNIT],
-        };
-        next.ask(a.min(b));
-        match (self.op.layout(), self.op.order()) {
-            (Layout::Concatenated, _) => {
-                // SAFETY: the columns from j to j + UNIT have their places in the row; so below.
-                unsafe { (T::load(s, row.add(a)), T::load(s, row.add(b))) }
-            }
-            (Layout::Interleaved, order) => {
-                // SAFETY: as above.
-                let [even, odd] = unsafe { T::load_alternating(s, row.add(a)) };
-                match order {
-                    Order::GateFirst => (even, odd),
-                    Order::UpFirst => (odd, even),
-                }
-            }
-        }
-    }
-
-    /// The same of fewer columns, padded with zeros.
+    /// The gates and ups of fewer columns, padded with zeros.
     #[inline(always)]
     fn load_few<S: Simd>(&self, s: S, j: usize, count: usize) -> ([S::F; 2], [S::F; 2]) {
         let (mut gates, mut ups) = ([T::default(); UNIT], [T::default(); UNIT]);
@@ -171,5 +253,36 @@ impl<'a, T: Lanes> Columns<'a, T> {
         }
         // SAFETY: the arrays are units.
         unsafe { (T::load(s, gates.as_ptr()), T::load(s, ups.as_ptr())) }
+    }
+}
+
+impl<T: VectorElement> GateUpRow<'_, T> {
+    /// The gates and ups of the [`UNIT`] columns from `j` on.
+    ///
+    /// # Safety
+    /// They lie within the row.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, s: S, next: NextRow<T>, j: usize) -> ([S::F; 2], [S::F; 2]) {
+        match self {
+            Self::Apart { gates, ups } => {
+                next.prefetch(j);
+                // SAFETY: the columns from j to j + UNIT have their places in both; so below.
+                unsafe {
+                    (
+                        T::load(s, gates.as_ptr().add(j)),
+                        T::load(s, ups.as_ptr().add(j)),
+                    )
+                }
+            }
+            Self::Interleaved { pairs, order } => {
+                next.prefetch(2 * j);
+                // SAFETY: as above.
+                let [even, odd] = unsafe { T::load_alternating(s, pairs.as_ptr().add(2 * j)) };
+                match order {
+                    Order::GateFirst => (even, odd),
+                    Order::UpFirst => (odd, even),
+                }
+            }
+        }
     }
 }

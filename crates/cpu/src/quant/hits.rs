@@ -1,8 +1,7 @@
 use std::marker::PhantomData;
 
-use swiglu_core::{Clamp, Function, Rounding};
-
-use crate::activation::{Columns, Lanes, Visit};
+use crate::activation::{Columns, KnownActivation, KnownFunction, SiluClamp, Visit};
+use crate::element::VectorElement;
 use crate::math::silu;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -10,27 +9,34 @@ use crate::simd::{Kernel, LANES, Simd};
 /// result), at the up half from above, and from below. NaN is not.
 pub(super) struct Hits<'a, T>(pub(super) &'a Columns<'a, T>);
 
-impl<T: Lanes> Kernel for Hits<'_, T> {
+impl<T: VectorElement> Kernel for Hits<'_, T> {
     type Output = [u32; 3];
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> [u32; 3] {
-        let op = self.0.op();
-        let (limit, slope) = match (op.clamp(), op.function()) {
-            (Clamp::None, _) => return [0; 3],
-            (Clamp::After(limit), Function::Silu { alpha }) => (limit, Some(alpha)),
-            // No other function is clamped at its result.
-            (Clamp::Before(limit) | Clamp::After(limit), _) => (limit, None),
+        let KnownActivation {
+            function, eager, ..
+        } = *self.0.activation();
+        let (limit, slope) = match function {
+            KnownFunction::Silu { alpha, clamp, .. } => match clamp {
+                SiluClamp::None => return [0; 3],
+                SiluClamp::Before(limit) => (limit, None),
+                SiluClamp::After(limit) => (limit, Some(alpha)),
+            },
+            KnownFunction::FatRelu { .. }
+            | KnownFunction::Gelu
+            | KnownFunction::GeluTanh
+            | KnownFunction::Situ { .. } => return [0; 3],
         };
         let mut count = Count::<S, T> {
-            limit: limit.get(),
+            limit,
             slope,
-            eager: op.rounding() == Rounding::Eager,
+            eager,
             counts: [s.splat_u32(0); 3],
             of: PhantomData,
         };
         // What pads the last columns is 0, which no limit clamps.
-        self.0.each(s, 0, &mut count);
+        self.0.each(s, &self.0.range(), 0, &mut count);
         count.counts.map(|count| {
             let mut lanes = [0.0_f32; LANES];
             // SAFETY: the array has LANES elements.
@@ -49,7 +55,7 @@ struct Count<S: Simd, T> {
     of: PhantomData<T>,
 }
 
-impl<S: Simd, T: Lanes> Visit<S> for Count<S, T> {
+impl<S: Simd, T: VectorElement> Visit<S> for Count<S, T> {
     #[inline(always)]
     fn visit(&mut self, s: S, _: usize, _: usize, gates: [S::F; 2], ups: [S::F; 2]) {
         let (above, below) = (s.splat(self.limit), s.splat(-self.limit));

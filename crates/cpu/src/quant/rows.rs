@@ -1,11 +1,12 @@
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use swiglu_core::{DType, E4M3, Element, Quantization, ScaleFormat};
+use swiglu_core::{E4M3, Element, Float, Quantization, ScaleFormat};
 
 use super::TargetRow;
-use crate::activation::{Lanes, Output, UNIT};
-use crate::e4m3;
-use crate::simd::{Kernel, Simd};
+use crate::element::{UNIT, VectorElement};
+use crate::math::e4m3;
+use crate::simd::{Kernel, Outlined, Simd};
 
 /// Columns that are quantized together: whole groups, and 4 KiB of f32.
 pub(super) const CHUNK: usize = 1024;
@@ -20,7 +21,7 @@ fn padded<T: Copy + Default>(from: &[T], j: usize, count: usize) -> [T; UNIT] {
 
 /// Where the values of a row come from.
 pub(super) trait Values {
-    type Of: Lanes;
+    type Of: VectorElement;
 
     /// A unit whose first column is `j` and that has `count` of them, zeros beyond, in `room` if it is
     /// not anywhere yet.
@@ -30,13 +31,56 @@ pub(super) trait Values {
     unsafe fn unit(&self, j: usize, count: usize, room: &mut [Self::Of; UNIT]) -> *const Self::Of;
 }
 
-/// Quantizes a run of at most [`CHUNK`] columns, in whole groups but for a row's last, from units in
-/// T's order.
-///
+/// The quantization of a run of at most [`CHUNK`] columns, in whole groups but for a row's last, from
+/// units in T's order.
+pub(super) struct Groups<'a, 'b, T, V> {
+    quant: &'a Quantization,
+    range: Range<usize>,
+    to: &'a TargetRow<'b>,
+    from: &'a V,
+    order: PhantomData<T>,
+}
+
+impl<'a, 'b, T, V> Groups<'a, 'b, T, V> {
+    /// # Safety
+    /// As [`super::Target::row`] and [`Values::unit`] of the columns.
+    pub(super) const unsafe fn new(
+        quant: &'a Quantization,
+        range: Range<usize>,
+        to: &'a TargetRow<'b>,
+        from: &'a V,
+    ) -> Self {
+        Self {
+            quant,
+            range,
+            to,
+            from,
+            order: PhantomData,
+        }
+    }
+}
+
+impl<S: Simd, T: VectorElement, V: Values> Outlined<S> for Groups<'_, '_, T, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: S) {
+        let Self {
+            quant,
+            range,
+            to,
+            from,
+            ..
+        } = self;
+        // SAFETY: the caller of `new` vouches for the columns.
+        unsafe { groups::<S, T, V>(s, quant, range, to, from) }
+    }
+}
+
 /// # Safety
-/// As [`super::Target::row`] and [`Values::unit`] of the columns.
+/// As [`Groups::new`].
 #[inline(always)]
-pub(super) unsafe fn groups<S: Simd, T: Lanes, V: Values>(
+unsafe fn groups<S: Simd, T: VectorElement, V: Values>(
     s: S,
     quant: &Quantization,
     range: Range<usize>,
@@ -73,7 +117,7 @@ pub(super) unsafe fn groups<S: Simd, T: Lanes, V: Values>(
                     codes::<S, T, V, ANY>(s, columns, to, from, scale);
                 }
                 // Scales are normal powers of two: so are their inverses.
-                ScaleFormat::Ue8m0 => {
+                ScaleFormat::E8M0 => {
                     codes::<S, T, V, TIMES>(s, columns, to, from, 1.0 / scale);
                 }
                 ScaleFormat::F32 => codes::<S, T, V, OVER>(s, columns, to, from, scale),
@@ -93,7 +137,7 @@ const OVER: u8 = 2;
 /// # Safety
 /// As [`groups`].
 #[inline(always)]
-unsafe fn codes<S: Simd, T: Lanes, V: Values, const HOW: u8>(
+unsafe fn codes<S: Simd, T: VectorElement, V: Values, const HOW: u8>(
     s: S,
     group: Range<usize>,
     to: &TargetRow<'_>,
@@ -125,15 +169,15 @@ unsafe fn codes<S: Simd, T: Lanes, V: Values, const HOW: u8>(
 /// # Safety
 /// [`UNIT`] bytes can be written.
 #[inline(always)]
-unsafe fn store_codes<S: Simd, T: Lanes, V: Values, const HOW: u8>(
+unsafe fn store_codes<S: Simd, T: VectorElement, V: Values, const HOW: u8>(
     s: S,
     to: *mut u8,
     [a, b]: [S::F; 2],
     by: f32,
 ) {
-    if HOW == TIMES && V::Of::DTYPE == DType::BF16 {
+    if HOW == TIMES && V::Of::FLOAT == Float::BF16 {
         // SAFETY: the caller vouches for it; so below.
-        return unsafe { s.store_codes_of_bf16(to, [a, b], by) };
+        return unsafe { e4m3::store_of_bf16(s, to, [a, b], by) };
     }
     let by = s.splat(by);
     let code = match HOW {
@@ -159,7 +203,7 @@ pub(super) struct Quantize<'a, T> {
     pub(super) to: TargetRow<'a>,
 }
 
-impl<T: Lanes> Kernel for Quantize<'_, T> {
+impl<T: VectorElement> Kernel for Quantize<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -175,7 +219,7 @@ impl<T: Lanes> Kernel for Quantize<'_, T> {
         for start in self.range.clone().step_by(CHUNK) {
             let range = start..self.range.end.min(start + CHUNK);
             // SAFETY: the range is within the values, and its columns are this call's own.
-            unsafe { groups::<S, T, _>(s, self.quant, range, &self.to, &row) };
+            s.call(unsafe { Groups::<T, _>::new(self.quant, range, &self.to, &row) });
         }
     }
 }
@@ -186,7 +230,7 @@ pub(super) struct Row<'a, T> {
     pub(super) first: usize,
 }
 
-impl<T: Lanes> Values for Row<'_, T> {
+impl<T: VectorElement> Values for Row<'_, T> {
     type Of = T;
 
     #[inline(always)]
@@ -215,7 +259,7 @@ pub(super) struct Dequantize<'a, T, F> {
 /// Scales from which products with codes, and what those lose in rounding, are normal numbers.
 const LEAST: f32 = f32::from_bits((127 - 80) << 23);
 
-impl<T: Lanes, F: Fn(usize) -> f32> Kernel for Dequantize<'_, T, F> {
+impl<T: VectorElement, F: Fn(usize) -> f32> Kernel for Dequantize<'_, T, F> {
     type Output = ();
 
     #[inline(always)]
@@ -248,18 +292,36 @@ impl<T: Lanes, F: Fn(usize) -> f32> Kernel for Dequantize<'_, T, F> {
                     product::<S, T>(s, e4m3::decode(s, b), by),
                 ];
                 // SAFETY: as above.
-                unsafe { self.to.store(s, j, y, count) };
+                unsafe { store(s, self.to.add(j), y, count) };
             }
         }
+    }
+}
+
+/// Stores the first `count` of a unit.
+///
+/// # Safety
+/// So many elements can be written.
+#[inline(always)]
+unsafe fn store<S: Simd, T: VectorElement>(s: S, to: *mut T, y: [S::F; 2], count: usize) {
+    if count == UNIT {
+        // SAFETY: the caller vouches for a unit; so below.
+        return unsafe { T::store(s, to, y) };
+    }
+    let mut few = [T::default(); UNIT];
+    // SAFETY: the array is a unit, of which `count` are copied.
+    unsafe {
+        T::store(s, few.as_mut_ptr(), y);
+        to.copy_from_nonoverlapping(few.as_ptr(), count);
     }
 }
 
 /// a · b as it is rounded to T in one rounding afterwards: to odd where T is narrower than f32. The
 /// product's rounding error must be a normal number.
 #[inline(always)]
-fn product<S: Simd, T: Lanes>(s: S, a: S::F, b: S::F) -> S::F {
+fn product<S: Simd, T: VectorElement>(s: S, a: S::F, b: S::F) -> S::F {
     let nearest = s.canonical(s.mul(a, b));
-    if T::DTYPE == DType::F32 {
+    if T::FLOAT == Float::F32 {
         return nearest;
     }
     let magnitude = s.abs(nearest);

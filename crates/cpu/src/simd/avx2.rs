@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use super::{Kernel, Rare, Simd, TO_F16};
+use super::{Kernel, Outlined, Registers, Simd, TO_F16};
 
 /// AVX2, FMA and F16C: two registers a vector.
 #[derive(Clone, Copy)]
@@ -15,15 +15,14 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
 }
 
-/// Runs what is rare, out of line.
+/// Runs a part of a kernel, out of line.
 ///
 /// # Safety
 /// As [`run`].
-#[cold]
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn apart<R: Rare<Avx2>>(rare: R) -> R::Output {
-    rare.run(Avx2(()))
+unsafe fn call<P: Outlined<Avx2>>(part: P) -> P::Output {
+    part.run(Avx2(()))
 }
 
 /// An intrinsic on both registers of its vector arguments.
@@ -36,17 +35,16 @@ macro_rules! both {
 
 impl Simd for Avx2 {
     // Twelve of sixteen registers.
-    const SUMS: usize = 6;
-    const ROWS: usize = 6;
+    const REGISTERS: Registers = Registers { sums: 6, rows: 6 };
 
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type M = [__m256; 2];
 
     #[inline(always)]
-    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output {
+    fn call<P: Outlined<Self>>(self, part: P) -> P::Output {
         // SAFETY: a value of `Avx2` is only made where the machine has the instructions.
-        unsafe { apart(rare) }
+        unsafe { call(part) }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -236,7 +234,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn store_codes_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) {
+    unsafe fn store_e4m3_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) -> bool {
         let by = self.splat(by * TO_F16);
         let [even, odd] = [self.mul(a[0], by), self.mul(a[1], by)];
         let even = both!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>; even);
@@ -255,6 +253,7 @@ impl Simd for Avx2 {
             let odd = _mm256_or_si256(high, sign);
             _mm256_storeu_si256(to.cast(), _mm256_or_si256(even, odd));
         }
+        true
     }
     #[inline(always)]
     fn round_f16(self, a: Self::F) -> Self::F {

@@ -1,7 +1,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::code_bits;
-use super::{Kernel, Rare, Simd, TO_F16};
+use super::{Kernel, Outlined, Registers, Simd, TO_F16};
 
 /// AVX-512: one register a vector.
 #[derive(Clone, Copy)]
@@ -16,15 +16,14 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
 }
 
-/// Runs what is rare, out of line.
+/// Runs a part of a kernel, out of line.
 ///
 /// # Safety
 /// As [`run`].
-#[cold]
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn apart<R: Rare<Avx512>>(rare: R) -> R::Output {
-    rare.run(Avx512(()))
+unsafe fn call<P: Outlined<Avx512>>(part: P) -> P::Output {
+    part.run(Avx512(()))
 }
 
 /// An expression of intrinsics that touch no memory.
@@ -37,19 +36,18 @@ macro_rules! op {
 
 impl Simd for Avx512 {
     // Half of 32 registers, with room for the weights.
-    const SUMS: usize = 16;
-    const ROWS: usize = 8;
+    const REGISTERS: Registers = Registers { sums: 16, rows: 8 };
 
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;
 
-    const ROW_AHEAD: usize = 24 << 10;
+    const PREFETCHED_ROW: usize = 24 << 10;
 
     #[inline(always)]
-    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output {
+    fn call<P: Outlined<Self>>(self, part: P) -> P::Output {
         // SAFETY: a value of `Avx512` is only made where the machine has the instructions.
-        unsafe { apart(rare) }
+        unsafe { call(part) }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -208,7 +206,7 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn store_codes_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) {
+    unsafe fn store_e4m3_of_bf16(self, to: *mut u8, a: [Self::F; 2], by: f32) -> bool {
         let by = self.splat(by * TO_F16);
         let [even, odd] = [self.mul(a[0], by), self.mul(a[1], by)];
         // SAFETY: the caller vouches for 32 bytes.
@@ -225,6 +223,7 @@ impl Simd for Avx512 {
             let codes = _mm256_ternarylogic_epi32::<SELECT>(mask(0xff), even, odd);
             _mm256_storeu_si256(to.cast(), codes);
         }
+        true
     }
     #[inline(always)]
     fn round_f16(self, a: Self::F) -> Self::F {

@@ -3,7 +3,7 @@ use std::array::from_fn;
 
 use swiglu_core::f16;
 
-use super::{Kernel, LANES, Rare, Simd};
+use super::{Kernel, LANES, Outlined, Registers, Simd};
 
 /// NEON: four registers a vector. Conversions from and to f16 go through memory, an element at a
 /// time, as the instructions for them are not in stable Rust.
@@ -19,15 +19,14 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Neon(()))
 }
 
-/// Runs what is rare, out of line.
+/// Runs a part of a kernel, out of line.
 ///
 /// # Safety
 /// As [`run`].
-#[cold]
 #[inline(never)]
 #[target_feature(enable = "neon")]
-unsafe fn apart<R: Rare<Neon>>(rare: R) -> R::Output {
-    rare.run(Neon(()))
+unsafe fn call<P: Outlined<Neon>>(part: P) -> P::Output {
+    part.run(Neon(()))
 }
 
 /// An intrinsic on all four registers of its vector arguments.
@@ -58,17 +57,16 @@ macro_rules! halves {
 
 impl Simd for Neon {
     // Twenty-four of 32 registers.
-    const SUMS: usize = 6;
-    const ROWS: usize = 6;
+    const REGISTERS: Registers = Registers { sums: 6, rows: 6 };
 
     type F = [float32x4_t; 4];
     type I = [uint32x4_t; 4];
     type M = [uint32x4_t; 4];
 
     #[inline(always)]
-    fn apart<R: Rare<Self>>(self, rare: R) -> R::Output {
+    fn call<P: Outlined<Self>>(self, part: P) -> P::Output {
         // SAFETY: a value of `Neon` is only made where the machine has the instructions.
-        unsafe { apart(rare) }
+        unsafe { call(part) }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {

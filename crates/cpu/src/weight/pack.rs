@@ -1,32 +1,34 @@
 //! Packing: a panel is the transpose of its outputs' rows, in units.
 
 use rayon::prelude::*;
-use swiglu_core::{DType, HostWeight};
+use swiglu_core::HostWeight;
 
-use super::{PackedWeight, Scales, panel_bytes};
-use crate::memory::Memory;
+use super::{PackedWeight, PanelFormat, Scales, panel_bytes};
+use crate::buffer::PageBuffer;
 use crate::simd::LANES;
 
 /// Bytes of a row that are spread over a panel at a time: a cache line.
 const LINE: usize = 64;
 
 pub(super) struct Packed {
-    pub(super) panels: Memory,
+    pub(super) panels: PageBuffer,
     /// Where f8 codes are NaN: panel, lane and block of scales.
     pub(super) nans: Vec<[usize; 3]>,
 }
 
 pub(super) fn panels(weight: &PackedWeight, parts: &[HostWeight<'_>]) -> Packed {
-    let bytes = panel_bytes(weight.k, weight.dtype);
-    let mut panels = Memory::zeroed(weight.count() * bytes);
+    let bytes = panel_bytes(weight.shape.k, weight.shape.format);
+    let mut panels = PageBuffer::zeroed(weight.shape.panels() * bytes);
     let each = panels.as_mut_slice().par_chunks_mut(bytes).enumerate();
     let nans = each.flat_map_iter(|(p, panel)| {
         let rows: Vec<_> = weight.outputs(p).map(|n| row(parts, n)).collect();
-        match weight.dtype {
-            DType::F16 => transpose::<2>(&rows, panel),
-            DType::F32 | DType::BF16 | DType::F8E4M3 | DType::E8M0 => transpose::<4>(&rows, panel),
+        match weight.shape.format {
+            PanelFormat::F16 => transpose::<2>(&rows, panel),
+            PanelFormat::F32 | PanelFormat::BF16 | PanelFormat::E4M3 => {
+                transpose::<4>(&rows, panel)
+            }
         }
-        let block = parts[0].scales().map(|s| s.block[1]);
+        let block = parts[0].format().scaling().map(|(_, [_, block])| block);
         block.map_or_else(Vec::new, |block| nans(&rows, p, block))
     });
     Packed {
@@ -35,22 +37,22 @@ pub(super) fn panels(weight: &PackedWeight, parts: &[HostWeight<'_>]) -> Packed 
     }
 }
 
-/// The part that makes an output, and the row in it.
-fn place(parts: &[HostWeight<'_>], mut output: usize) -> (usize, usize) {
-    for (i, part) in parts.iter().enumerate() {
-        if output < part.rows() {
-            return (i, output);
-        }
-        output -= part.rows();
+/// The part that makes an output, and the row in it. Outputs are those of the parts.
+fn place(parts: &[HostWeight<'_>], output: usize) -> (usize, usize) {
+    let (mut part, mut row) = (0, output);
+    while row >= parts[part].rows() {
+        row -= parts[part].rows();
+        part += 1;
     }
-    unreachable!("an output beyond the weight's");
+    (part, row)
 }
 
 /// The bytes that make an output.
-fn row<'a>(parts: &[HostWeight<'a>], output: usize) -> &'a [u8] {
+fn row<'a>(parts: &'a [HostWeight<'_>], output: usize) -> &'a [u8] {
     let (part, row) = place(parts, output);
-    let bytes = parts[part].cols() * parts[part].dtype().size();
-    &parts[part].data()[row * bytes..][..bytes]
+    let part = &parts[part];
+    let bytes = part.format().row_bytes(part.cols());
+    &part.data()[row * bytes..][..bytes]
 }
 
 /// Writes units of U bytes of at most [`LANES`] rows side by side.
@@ -94,8 +96,8 @@ pub(super) fn scales(
     parts: &[HostWeight<'_>],
     nans: &[[usize; 3]],
 ) -> Option<Scales> {
-    let [height, block] = parts[0].scales()?.block;
-    let blocks = weight.k.div_ceil(block);
+    let (_, [height, block]) = parts[0].format().scaling()?;
+    let blocks = weight.shape.k.div_ceil(block);
     let of = |output, b| {
         let (part, row) = place(parts, output);
         parts[part].scale(row, b * block)
@@ -105,10 +107,10 @@ pub(super) fn scales(
         let [first, last] = [outputs.start, outputs.end - 1].map(|n| place(parts, n));
         (first.0, first.1 / height) == (last.0, last.1 / height)
     };
-    let uniform = (0..weight.count()).all(same);
+    let uniform = (0..weight.shape.panels()).all(same);
     let width = if uniform { 1 } else { LANES };
-    let mut values = Vec::with_capacity(weight.count() * blocks * width);
-    for outputs in (0..weight.count()).map(|p| weight.outputs(p)) {
+    let mut values = Vec::with_capacity(weight.shape.panels() * blocks * width);
+    for outputs in (0..weight.shape.panels()).map(|p| weight.outputs(p)) {
         for b in 0..blocks {
             let lanes = (0..width).map(|lane| of((outputs.start + lane).min(outputs.end - 1), b));
             values.extend(lanes);
@@ -124,7 +126,7 @@ pub(super) fn scales(
         scales.nans.resize(scales.values.len(), 0);
     }
     for &[panel, lane, b] in nans {
-        let at = scales.place(weight.k, panel, b);
+        let at = scales.place(weight.shape.k, panel, b);
         if uniform {
             scales.nans[at] |= 1 << lane;
         } else {

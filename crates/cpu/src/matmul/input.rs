@@ -1,11 +1,11 @@
 use std::ops::Range;
 
-use rayon::prelude::*;
-use swiglu_core::RowLayout;
+use swiglu_core::{Backend, Float, Result, RowLayout, Tensor, bf16, f16};
 
 use crate::InstructionSet;
-use crate::activation::{Lanes, UNIT};
+use crate::element::{UNIT, VectorElement};
 use crate::simd::{self, Kernel, LANES, Simd};
+use crate::tasks::{self, Shared};
 use crate::weight::BLOCK;
 
 /// Elements that are widened in about the time that waking a pool takes.
@@ -43,8 +43,42 @@ impl Tiles {
     }
 }
 
-/// Rows of a product's input as f32: for each [`BLOCK`] of k tile after tile, in each of them for
-/// every k the tile's rows side by side. A product reads that from the first to the last.
+/// The rows of x, of any of the three floats.
+pub(crate) struct Input<'a> {
+    elements: Elements<'a>,
+    layout: RowLayout,
+}
+
+#[derive(Clone, Copy)]
+enum Elements<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    BF16(&'a [bf16]),
+}
+
+impl<'a> Input<'a> {
+    /// The tensor must have passed its check.
+    ///
+    /// # Errors
+    /// Memory that is not aligned to its type.
+    pub(crate) fn new<B: Backend<View<'a> = &'a [u8]>>(x: &Tensor<'a, B>) -> Result<Self> {
+        Ok(Self {
+            elements: match x.float {
+                Float::F32 => Elements::F32(x.typed("x")?),
+                Float::F16 => Elements::F16(x.typed("x")?),
+                Float::BF16 => Elements::BF16(x.typed("x")?),
+            },
+            layout: x.layout,
+        })
+    }
+
+    pub(super) const fn rows(&self) -> usize {
+        self.layout.rows
+    }
+}
+
+/// Rows of a matmul's input as f32: for each [`BLOCK`] of k tile after tile, in each of them for
+/// every k the tile's rows side by side. A matmul reads that from the first to the last.
 pub(super) struct Packed<'a> {
     values: &'a [f32],
     tiles: Tiles,
@@ -52,29 +86,63 @@ pub(super) struct Packed<'a> {
 
 impl<'a> Packed<'a> {
     /// Widens the rows from `first` on into `values`, which have rows · K elements.
-    pub(super) fn new<T: Lanes>(
+    pub(super) fn new(
         set: InstructionSet,
-        (x, layout): (&[T], RowLayout),
+        x: &Input<'_>,
         first: usize,
         tiles: Tiles,
         values: &'a mut [f32],
     ) -> Self {
-        let widen = |(block, to): (usize, &mut [f32])| {
-            let kernel = Widen {
-                x,
-                layout: layout.with_offset(layout.offset + first * layout.stride + block * BLOCK),
-                tiles,
-                to,
+        let (size, inline) = (tiles.rows * BLOCK, values.len() <= INLINE);
+        let (length, to) = (values.len(), Shared(values.as_mut_ptr()));
+        tasks::for_each(length.div_ceil(size), inline, &|block| {
+            let start = block * size;
+            // SAFETY: blocks are disjoint parts of the values.
+            let to = unsafe {
+                let to = to.get().add(start);
+                std::slice::from_raw_parts_mut(to, size.min(length - start))
             };
-            // SAFETY: `set` is only given out for machines that have it.
-            unsafe { simd::dispatch(set, kernel) }
-        };
-        let size = tiles.rows * BLOCK;
-        if values.len() <= INLINE {
-            values.chunks_mut(size).enumerate().for_each(widen);
-        } else {
-            values.par_chunks_mut(size).enumerate().for_each(widen);
-        }
+            let offset = x.layout.offset + first * x.layout.stride + block * BLOCK;
+            let layout = x.layout.with_offset(offset);
+            match x.elements {
+                // SAFETY: `set` is only given out for machines that have it; so below.
+                Elements::F32(x) => unsafe {
+                    simd::dispatch(
+                        set,
+                        Widen {
+                            x,
+                            layout,
+                            tiles,
+                            to,
+                        },
+                    )
+                },
+                // SAFETY: as above.
+                Elements::F16(x) => unsafe {
+                    simd::dispatch(
+                        set,
+                        Widen {
+                            x,
+                            layout,
+                            tiles,
+                            to,
+                        },
+                    )
+                },
+                // SAFETY: as above.
+                Elements::BF16(x) => unsafe {
+                    simd::dispatch(
+                        set,
+                        Widen {
+                            x,
+                            layout,
+                            tiles,
+                            to,
+                        },
+                    )
+                },
+            }
+        });
         Self { values, tiles }
     }
 
@@ -102,7 +170,7 @@ struct Widen<'a, T> {
     to: &'a mut [f32],
 }
 
-impl<T: Lanes> Kernel for Widen<'_, T> {
+impl<T: VectorElement> Kernel for Widen<'_, T> {
     type Output = ();
 
     #[inline(always)]

@@ -1,36 +1,35 @@
-//! The sums of a product: R rows by P panels at a time, in registers.
+//! The sums of a matmul, MR rows by NR outputs at a time, in registers.
+//!
+//! ## Method
+//! 1. A tile has R rows and P panels of 16 outputs (MR and NR are the most there are), a vector of
+//!    sums each. Every k takes P vectors of weights and R scalars of x, and makes R · P fused
+//!    multiply-adds ([`step`]).
+//! 2. After each block of k, which ends where a scale's does, a tile's sums are multiplied by the scale
+//!    and added to their totals in memory ([`Multiply::tile`]). That order is the same for all R and P.
+//! 3. With few rows this is a GEMV: weights come from memory once, from several panels side by side
+//!    ([`Gemv`]).
+//! 4. With many rows each block of k of two panels serves all tiles, and the next block is prefetched
+//!    meanwhile. Its weights are decoded for each tile ([`ManyTiles`]) or once ([`DecodedTiles`]).
+//! 5. R and P are constants of the functions, and loops over them are unrolled in the source, so that
+//!    sums are registers from the start. Each of these functions is compiled by itself.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use swiglu_core::DType;
-
 use super::decode::{BF16, Decode, E4M3, F16, F32};
-use super::input::{Packed, Tiles};
-use crate::simd::{self, Kernel, LANES, Simd};
-use crate::weight::{BLOCK, Block, GROUP, PackedWeight};
-
-/// Rows up to which weights are decoded as they come.
-const FEW: usize = 4;
-
-/// Most rows of a tile on an instruction set.
-pub(super) struct MostRows;
-
-impl Kernel for MostRows {
-    type Output = usize;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> usize {
-        S::ROWS
-    }
-}
+use super::input::Packed;
+use super::plan::{DecodeStep, gemv_panels, tile_panels};
+use crate::simd::{self, Kernel, LANES, Outlined, Simd};
+use crate::weight::{BLOCK, Block, GROUP, PackedWeight, PanelFormat};
 
 /// Some panels for all rows of an input.
 pub(super) struct Multiply<'a> {
     pub(super) x: &'a Packed<'a>,
     pub(super) weight: &'a PackedWeight,
+    pub(super) decode: DecodeStep,
     pub(super) panels: Range<usize>,
     /// \[panel, row, lane\], zero before.
-    pub(super) totals: &'a mut [f32],
+    pub(super) sums: &'a mut [f32],
 }
 
 impl Kernel for Multiply<'_> {
@@ -38,19 +37,15 @@ impl Kernel for Multiply<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let rows = match self.x.tiles() {
-            Tiles { rows, count: 1 } if rows <= FEW => rows,
-            _ => 0,
-        };
-        // What takes little to decode is decoded as often as it is used.
-        match (self.weight.dtype(), self.weight.blocks_are_groups(), rows) {
-            (_, false, _) => self.decoded(s),
-            (DType::BF16, _, 0) if 2 * S::ROWS <= S::SUMS => self.many::<S, BF16>(s),
-            (_, _, 0) => self.decoded(s),
-            (DType::F32, ..) => self.few::<S, F32>(s, rows),
-            (DType::F16, ..) => self.few::<S, F16>(s, rows),
-            (DType::BF16, ..) => self.few::<S, BF16>(s, rows),
-            (DType::F8E4M3 | DType::E8M0, ..) => self.few::<S, E4M3>(s, rows),
+        match (self.decode, self.weight.shape().format) {
+            (DecodeStep::Gemv, PanelFormat::F32) => self.gemv::<S, F32>(s),
+            (DecodeStep::Gemv, PanelFormat::F16) => self.gemv::<S, F16>(s),
+            (DecodeStep::Gemv, PanelFormat::BF16) => self.gemv::<S, BF16>(s),
+            (DecodeStep::Gemv, PanelFormat::E4M3) => self.gemv::<S, E4M3>(s),
+            (DecodeStep::EachTile, PanelFormat::BF16) if tile_panels(S::REGISTERS) == 2 => {
+                s.call(ManyTiles::<BF16>(&mut self, PhantomData));
+            }
+            (DecodeStep::EachTile | DecodeStep::OnceABlock, _) => s.call(DecodedTiles(&mut self)),
         }
     }
 }
@@ -76,7 +71,7 @@ macro_rules! rows {
     };
     (@ $rows:expr, $S:ident, $R:ident, $call:expr, $($n:literal)+) => {
         match $rows {
-            $($n if $n <= $S::ROWS => {
+            $($n if $n <= $S::REGISTERS.rows => {
                 const $R: usize = $n;
                 $call
             })+
@@ -88,34 +83,87 @@ macro_rules! rows {
     };
 }
 
+/// One low tile: weights are decoded as they come.
+struct Gemv<'a, 'b, D, const R: usize>(&'a mut Multiply<'b>, PhantomData<D>);
+
+impl<S: Simd, D: Decode, const R: usize> Outlined<S> for Gemv<'_, '_, D, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: S) {
+        assert_eq!(self.0.x.tiles().rows, R, "a GEMV's rows are one tile");
+        match gemv_panels(S::REGISTERS, R, D::IS_F8) {
+            4 => self.0.gemv_panels::<S, D, R, 4>(s),
+            2 => self.0.gemv_panels::<S, D, R, 2>(s),
+            _ => self.0.gemv_panels::<S, D, R, 1>(s),
+        }
+    }
+}
+
+/// Many rows: block by block of k, so that those of the input stay in the second-level cache, and in
+/// each of them two panels after two.
+struct ManyTiles<'a, 'b, D>(&'a mut Multiply<'b>, PhantomData<D>);
+
+impl<S: Simd, D: Decode> Outlined<S> for ManyTiles<'_, '_, D> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: S) {
+        let all = self.0;
+        for block in all.weight.blocks() {
+            for first in all.panels.clone().step_by(2) {
+                let w = all.stored::<D, 2>(first, &block);
+                let next = all.after(first, &block);
+                // SAFETY: the panels go on for the block's k.
+                unsafe { all.tiles::<S, D>(s, first, &block, w, &next) };
+            }
+        }
+    }
+}
+
+/// The same with a block of two panels decoded once, into the first-level cache.
+struct DecodedTiles<'a, 'b>(&'a mut Multiply<'b>);
+
+impl<S: Simd> Outlined<S> for DecodedTiles<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: S) {
+        let all = self.0;
+        let mut w = [Decoded::ZERO; 2];
+        for block in all.weight.blocks() {
+            for first in all.panels.clone().step_by(2) {
+                let panels = first..all.panels.end.min(first + 2);
+                for (panel, w) in panels.zip(&mut w) {
+                    s.call(Fill {
+                        to: w,
+                        weight: all.weight,
+                        panel,
+                        ks: &block.ks,
+                    });
+                }
+                let w = [w[0].at(&block.ks), w[1].at(&block.ks)];
+                let next = all.after(first, &block);
+                // SAFETY: the block was filled in.
+                unsafe { all.tiles::<S, F32>(s, first, &block, w, &next) };
+            }
+        }
+    }
+}
+
 impl Multiply<'_> {
-    /// One low tile: weights are decoded as they come, from as many panels side by side as the
-    /// sums leave registers for.
     #[inline(always)]
-    fn few<S: Simd, D: Decode>(&mut self, s: S, rows: usize) {
-        match rows {
-            1 => self.strips::<S, D, 1>(s),
-            2 => self.strips::<S, D, 2>(s),
-            3 => self.strips::<S, D, 3>(s),
-            _ => self.strips::<S, D, 4>(s),
+    fn gemv<S: Simd, D: Decode>(&mut self, s: S) {
+        match self.x.tiles().rows {
+            4 if S::REGISTERS.rows >= 4 => s.call(Gemv::<D, 4>(self, PhantomData)),
+            3 if S::REGISTERS.rows >= 3 => s.call(Gemv::<D, 3>(self, PhantomData)),
+            2 if S::REGISTERS.rows >= 2 => s.call(Gemv::<D, 2>(self, PhantomData)),
+            _ => s.call(Gemv::<D, 1>(self, PhantomData)),
         }
     }
 
     #[inline(always)]
-    fn strips<S: Simd, D: Decode, const R: usize>(&mut self, s: S) {
-        // Decoding f8 takes registers too, which sums leave where there are many.
-        let spare = S::SUMS >= 2 * S::ROWS || D::BYTES != E4M3::BYTES;
-        if 4 * R <= S::SUMS && spare {
-            self.strip::<S, D, R, 4>(s);
-        } else if 2 * R <= S::SUMS {
-            self.strip::<S, D, R, 2>(s);
-        } else {
-            self.strip::<S, D, R, 1>(s);
-        }
-    }
-
-    #[inline(always)]
-    fn strip<S: Simd, D: Decode, const R: usize, const P: usize>(&mut self, s: S) {
+    fn gemv_panels<S: Simd, D: Decode, const R: usize, const P: usize>(&mut self, s: S) {
         for first in self.panels.clone().step_by(P) {
             for block in self.weight.blocks() {
                 let w = self.stored::<D, P>(first, &block);
@@ -139,7 +187,7 @@ impl Multiply<'_> {
     #[inline(always)]
     fn after(&self, first: usize, block: &Block) -> Next {
         let last = self.panels.end - 1;
-        let bytes = LANES * self.weight.dtype().size();
+        let bytes = LANES * self.weight.shape().format.bytes();
         Next {
             panels: [first, last.min(first + 1)].map(|p| {
                 self.weight
@@ -151,39 +199,7 @@ impl Multiply<'_> {
         }
     }
 
-    /// Many rows: block by block of k, so that those of the input stay in the second-level cache,
-    /// and in each of them two panels after two.
-    #[inline(always)]
-    fn many<S: Simd, D: Decode>(&mut self, s: S) {
-        for block in self.weight.blocks() {
-            for first in self.panels.clone().step_by(2) {
-                let w = self.stored::<D, 2>(first, &block);
-                let next = self.after(first, &block);
-                // SAFETY: the panels go on for the block's k.
-                unsafe { self.tiles::<S, D>(s, first, &block, w, &next) };
-            }
-        }
-    }
-
-    /// The same with a block of two panels decoded once, into the first-level cache.
-    #[inline(always)]
-    fn decoded<S: Simd>(&mut self, s: S) {
-        let mut w = [Decoded::ZERO; 2];
-        for block in self.weight.blocks() {
-            for first in self.panels.clone().step_by(2) {
-                let panels = first..self.panels.end.min(first + 2);
-                for (panel, w) in panels.zip(&mut w) {
-                    w.fill(s, self.weight, panel, &block.ks);
-                }
-                let w = [w[0].at(&block.ks), w[1].at(&block.ks)];
-                let next = self.after(first, &block);
-                // SAFETY: the block was filled in.
-                unsafe { self.tiles::<S, F32>(s, first, &block, w, &next) };
-            }
-        }
-    }
-
-    /// All rows' products of a block of two panels.
+    /// All tiles' sums of a block of two panels.
     ///
     /// # Safety
     /// As [`Self::tile`] for the tiles' rows.
@@ -198,22 +214,23 @@ impl Multiply<'_> {
     ) {
         let tiles = self.x.tiles();
         for (tile, rows) in (0..tiles.count).map(|tile| (tile, tiles.get(tile).1)) {
-            next.fetch(tile, tiles.count);
+            next.prefetch(tile, tiles.count);
             rows!(rows, S, R => {
                 // SAFETY: the caller vouches for it.
                 unsafe {
-                    if 2 * S::ROWS <= S::SUMS {
+                    if tile_panels(S::REGISTERS) == 2 {
                         self.tile::<S, D, R, 2>(s, tile, first, block, w);
                     } else {
-                        self.tile::<S, D, R, 1>(s, tile, first, block, [w[0]]);
-                        self.tile::<S, D, R, 1>(s, tile, first + 1, block, [w[1]]);
+                        for (p, w) in w.into_iter().enumerate() {
+                            self.tile::<S, D, R, 1>(s, tile, first + p, block, [w]);
+                        }
                     }
                 }
             });
         }
     }
 
-    /// Adds a block's products of a tile's R rows with P panels to their totals. `w` points to the
+    /// Adds a block's sums of a tile's R rows with P panels to their totals. `w` points to the
     /// block in each panel.
     ///
     /// # Safety
@@ -260,7 +277,7 @@ impl Multiply<'_> {
                 return;
             }
             let at = (first + p - self.panels.start) * self.x.tiles().rows + row;
-            let totals = self.totals[at * LANES..][..R * LANES].as_mut_ptr();
+            let totals = self.sums[at * LANES..][..R * LANES].as_mut_ptr();
             let scale = match self.weight.scales(first + p, block.scale) {
                 None => None,
                 Some(&[one]) => Some(match self.weight.nans(first + p, block.scale) {
@@ -304,9 +321,9 @@ struct Next {
 }
 
 impl Next {
-    /// Asks for a tile's share of them.
+    /// Prefetches a tile's share of them.
     #[inline(always)]
-    fn fetch(&self, tile: usize, count: usize) {
+    fn prefetch(&self, tile: usize, count: usize) {
         const LINE: usize = 64;
         let lines = self.bytes.div_ceil(LINE);
         for line in lines * tile / count..lines * (tile + 1) / count {
@@ -317,7 +334,7 @@ impl Next {
     }
 }
 
-/// Adds the products of k number J of a group.
+/// Adds the products of a group's k number J.
 ///
 /// # Safety
 /// `x` points to R rows of the group's k up to J, each of `w` to the group, `at` bytes before it.
@@ -351,19 +368,7 @@ impl Decoded {
     const ZERO: Self = Self([0.0; _]);
 
     #[inline(always)]
-    fn fill<S: Simd>(&mut self, s: S, weight: &PackedWeight, panel: usize, ks: &Range<usize>) {
-        let groups = ks.start / GROUP..ks.end.div_ceil(GROUP);
-        let panel = weight.panel(panel);
-        match weight.dtype() {
-            DType::F32 => self.with::<S, F32>(s, panel, groups),
-            DType::F16 => self.with::<S, F16>(s, panel, groups),
-            DType::BF16 => self.with::<S, BF16>(s, panel, groups),
-            DType::F8E4M3 | DType::E8M0 => self.with::<S, E4M3>(s, panel, groups),
-        }
-    }
-
-    #[inline(always)]
-    fn with<S: Simd, D: Decode>(&mut self, s: S, panel: &[u8], groups: Range<usize>) {
+    fn decode<S: Simd, D: Decode>(&mut self, s: S, panel: &[u8], groups: Range<usize>) {
         let panel = panel[groups.start * D::BYTES..groups.end * D::BYTES].chunks_exact(D::BYTES);
         for (from, to) in panel.zip(self.0.chunks_exact_mut(GROUP * LANES)) {
             let (from, to) = (from.as_ptr(), to.as_mut_ptr());
@@ -380,5 +385,29 @@ impl Decoded {
     /// Where a block that was filled in begins.
     fn at(&self, ks: &Range<usize>) -> *const u8 {
         self.0[ks.start % GROUP * LANES..].as_ptr().cast()
+    }
+}
+
+/// Decodes a block of a panel.
+struct Fill<'a> {
+    to: &'a mut Decoded,
+    weight: &'a PackedWeight,
+    panel: usize,
+    ks: &'a Range<usize>,
+}
+
+impl<S: Simd> Outlined<S> for Fill<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: S) {
+        let groups = self.ks.start / GROUP..self.ks.end.div_ceil(GROUP);
+        let panel = self.weight.panel(self.panel);
+        match self.weight.shape().format {
+            PanelFormat::F32 => self.to.decode::<S, F32>(s, panel, groups),
+            PanelFormat::F16 => self.to.decode::<S, F16>(s, panel, groups),
+            PanelFormat::BF16 => self.to.decode::<S, BF16>(s, panel, groups),
+            PanelFormat::E4M3 => self.to.decode::<S, E4M3>(s, panel, groups),
+        }
     }
 }

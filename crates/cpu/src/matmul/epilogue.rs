@@ -1,13 +1,15 @@
-use swiglu_core::{GatedActivation, RowLayout};
+use swiglu_core::RowLayout;
 
-use super::PANELS;
+use super::plan::PANELS;
 use crate::InstructionSet;
-use crate::activation::{Columns, Lanes, Piece, Shared, UNIT};
+use crate::activation::{Columns, Destination, KnownActivation, Piece};
+use crate::element::{UNIT, VectorElement};
 use crate::simd::{self, Kernel, LANES, Simd};
+use crate::tasks::Shared;
 use crate::weight::PackedWeight;
 
 /// The sums of some panels for some rows.
-pub(crate) struct Totals<'a> {
+pub(crate) struct Sums<'a> {
     pub(super) weight: &'a PackedWeight,
     pub(super) first_panel: usize,
     pub(super) panels: usize,
@@ -17,33 +19,54 @@ pub(crate) struct Totals<'a> {
     pub(super) values: &'a [f32],
 }
 
-/// Where a product's sums go.
-pub(crate) trait Output: Sync {
+/// What becomes of a matmul's sums.
+pub(crate) trait Epilogue: Sync {
     /// Takes the sums of panels for rows.
     ///
     /// # Safety
     /// The machine has `set`, and no other call the same panels and rows.
-    unsafe fn store(&self, set: InstructionSet, totals: &Totals<'_>);
+    unsafe fn store(&self, set: InstructionSet, sums: &Sums<'_>);
 }
 
-/// One row of sums rounded to T, in vectors from these panels, none for zeros.
-struct Round<'a, T, P> {
-    totals: &'a Totals<'a>,
+/// One row of sums rounded to T, in vectors, zeros where there is no panel.
+struct Round<'a, T> {
+    sums: &'a Sums<'a>,
     row: usize,
-    panel: P,
+    order: PanelOrder,
     to: &'a mut [T],
 }
 
-impl<T: Lanes, P: Fn(usize) -> Option<usize>> Kernel for Round<'_, T, P> {
+/// Which panel makes each vector of a row.
+#[derive(Clone, Copy)]
+enum PanelOrder {
+    /// One after another, so many.
+    AsTheyCome(usize),
+    /// Panels take turns between gate and up: so many gates in `half` vectors, then the ups.
+    GatesFirst { pairs: usize, half: usize },
+}
+
+impl PanelOrder {
+    const fn panel(self, vector: usize) -> Option<usize> {
+        match self {
+            Self::AsTheyCome(panels) if vector < panels => Some(vector),
+            Self::GatesFirst { pairs, half } if vector % half < pairs => {
+                Some(vector % half * 2 + vector / half)
+            }
+            Self::AsTheyCome(_) | Self::GatesFirst { .. } => None,
+        }
+    }
+}
+
+impl<T: VectorElement> Kernel for Round<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Totals { rows, values, .. } = *self.totals;
+        let Sums { rows, values, .. } = *self.sums;
         for (i, to) in self.to.as_chunks_mut::<UNIT>().0.iter_mut().enumerate() {
             let mut unit = [s.splat(0.0); 2];
             for (j, vector) in unit.iter_mut().enumerate() {
-                if let Some(panel) = (self.panel)(2 * i + j) {
+                if let Some(panel) = self.order.panel(2 * i + j) {
                     let sums = &values[(panel * rows + self.row) * LANES..][..LANES];
                     // SAFETY: the slice has LANES elements.
                     *vector = s.canonical(unsafe { s.load_f32(sums.as_ptr()) });
@@ -64,7 +87,7 @@ pub(crate) struct Rounded<T> {
     layout: RowLayout,
 }
 
-impl<T: Lanes> Rounded<T> {
+impl<T: VectorElement> Rounded<T> {
     /// The layout must have passed its check against the slice.
     pub(crate) const fn new((output, layout): (&mut [T], RowLayout)) -> Self {
         Self {
@@ -74,22 +97,22 @@ impl<T: Lanes> Rounded<T> {
     }
 }
 
-impl<T: Lanes> Output for Rounded<T> {
-    unsafe fn store(&self, set: InstructionSet, totals: &Totals<'_>) {
+impl<T: VectorElement> Epilogue for Rounded<T> {
+    unsafe fn store(&self, set: InstructionSet, sums: &Sums<'_>) {
         let mut rounded = [T::default(); ROW];
-        let rounded = &mut rounded[..(totals.panels * LANES).next_multiple_of(UNIT)];
-        for row in 0..totals.rows {
+        let rounded = &mut rounded[..(sums.panels * LANES).next_multiple_of(UNIT)];
+        for row in 0..sums.rows {
             let round = Round {
-                totals,
+                sums,
                 row,
-                panel: |i| (i < totals.panels).then_some(i),
+                order: PanelOrder::AsTheyCome(sums.panels),
                 to: rounded,
             };
             // SAFETY: the caller vouches for the set.
             unsafe { simd::dispatch(set, round) };
-            let start = self.layout.row(totals.first_row + row).start;
-            for (p, values) in rounded.chunks(LANES).take(totals.panels).enumerate() {
-                let outputs = totals.weight.outputs(totals.first_panel + p);
+            let start = self.layout.row(sums.first_row + row).start;
+            for (p, values) in rounded.chunks(LANES).take(sums.panels).enumerate() {
+                let outputs = sums.weight.outputs(sums.first_panel + p);
                 // SAFETY: the layout was checked; the row's columns are this call's own.
                 unsafe {
                     let to = self.output.get().add(start + outputs.start);
@@ -102,51 +125,49 @@ impl<T: Lanes> Output for Rounded<T> {
 
 /// The activation of sums rounded to T, \[rows, N/2\]: the weight is gated.
 pub(crate) struct Activated<'a, T> {
-    op: &'a GatedActivation,
+    activation: &'a KnownActivation,
     output: Shared<T>,
     layout: RowLayout,
 }
 
-impl<'a, T: Lanes> Activated<'a, T> {
+impl<'a, T: VectorElement> Activated<'a, T> {
     /// The layout must have passed its check against the slice.
     pub(crate) const fn new(
-        op: &'a GatedActivation,
+        activation: &'a KnownActivation,
         (output, layout): (&mut [T], RowLayout),
     ) -> Self {
         Self {
-            op,
+            activation,
             output: Shared(output.as_mut_ptr()),
             layout,
         }
     }
 }
 
-impl<T: Lanes> Output for Activated<'_, T> {
-    unsafe fn store(&self, set: InstructionSet, totals: &Totals<'_>) {
+impl<T: VectorElement> Epilogue for Activated<'_, T> {
+    unsafe fn store(&self, set: InstructionSet, sums: &Sums<'_>) {
         // A row of its own, [gate | up], for the activation that rows have everywhere.
         let mut rounded = [T::default(); ROW];
-        let pairs = totals.panels / 2;
+        let pairs = sums.panels / 2;
         // Vectors of a half, in whole units.
         let half = pairs.next_multiple_of(UNIT / LANES);
         let rounded = &mut rounded[..2 * half * LANES];
-        let first = totals.weight.outputs(totals.first_panel).start;
-        let last = totals
-            .weight
-            .outputs(totals.first_panel + totals.panels - 2);
-        for row in 0..totals.rows {
+        let first = sums.weight.outputs(sums.first_panel).start;
+        let last = sums.weight.outputs(sums.first_panel + sums.panels - 2);
+        for row in 0..sums.rows {
             let round = Round {
-                totals,
+                sums,
                 row,
-                panel: |i| (i % half < pairs).then_some(i % half * 2 + i / half),
+                order: PanelOrder::GatesFirst { pairs, half },
                 to: rounded,
             };
             // SAFETY: the caller vouches for the set.
             unsafe { simd::dispatch(set, round) };
-            let start = self.layout.row(totals.first_row + row).start + first;
+            let start = self.layout.row(sums.first_row + row).start + first;
             let piece = Piece {
-                from: Columns::new(self.op, rounded, 0..last.end - first),
+                from: Columns::new(self.activation, rounded, rounded.len(), 0..last.end - first),
                 // SAFETY: the layout was checked.
-                output: unsafe { self.output.get().add(start) },
+                to: Destination::new(unsafe { self.output.get().add(start) }, false),
             };
             // SAFETY: as above; the row's columns are this call's own.
             unsafe { simd::dispatch(set, piece) };

@@ -1,18 +1,32 @@
+//! The three floats as vectors load, round and store them.
+//!
+//! ## Method
+//! 1. Elements come in units of [`UNIT`]: two vectors of f32.
+//! 2. Which element of a unit is where in them is the type's own affair. f32 and f16 have the first
+//!    half in the first vector. bf16 has the elements at even places there and those at odd places in
+//!    the second: a shift and a mask of 32-bit words, where order would take a permutation.
+//! 3. What is elementwise need not know. Where order counts, [`VectorElement::place`] and
+//!    [`VectorElement::from_order`] say it.
+
+use std::hint::cold_path;
+
 use swiglu_core::{Element, bf16, f16};
 
-use crate::math::USUAL;
 use crate::simd::{LANES, Simd};
 
-/// Elements that are taken at once: two vectors, between which each type has them in an order of its
-/// own.
+/// Elements that are taken at once: two vectors.
 pub(crate) const UNIT: usize = 2 * LANES;
 
-/// The highest limit of [`Lanes::load_clamped`].
-pub(super) const HIGHEST: f32 = 16.0;
+/// Magnitudes below which silu takes its short way: neither exp(x) nor 1 plus it leaves the normal
+/// numbers.
+pub(crate) const USUAL: f32 = 80.0;
 
-/// An element type as units are loaded and stored. What is stored or rounded has no NaN but the
-/// canonical one.
-pub(crate) trait Lanes: Element {
+/// The highest limit of [`VectorElement::load_clamped`].
+pub(crate) const HIGHEST_LIMIT: f32 = 16.0;
+
+/// An element type as units are loaded and stored. What is stored or rounded must have no NaN but
+/// the canonical one.
+pub(crate) trait VectorElement: Element {
     /// # Safety
     /// [`UNIT`] elements can be read.
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> [S::F; 2];
@@ -30,7 +44,7 @@ pub(crate) trait Lanes: Element {
     /// As [`Self::store`], and the address is a multiple of as many elements.
     unsafe fn stream<S: Simd>(s: S, to: *mut Self, a: [S::F; 2]);
     /// A unit of gates and one of ups, clamped: the gates from above by `limit`, the ups on both
-    /// sides. The limit is positive, at most [`HIGHEST`] and one of this type's values. None where a
+    /// sides. The limit is positive, at most [`HIGHEST_LIMIT`] and one of this type's values. None where a
     /// lane is NaN or silu not [`USUAL`] of its gate; also where one is merely large.
     ///
     /// # Safety
@@ -56,7 +70,11 @@ pub(crate) trait Lanes: Element {
         // usual ones; with 1 for the rounding.
         let sum = s.add(s.add(gates[0], ups[0]), s.add(gates[1], ups[1]));
         let least = s.splat(3.0 * limit - (USUAL - 1.0));
-        s.all(s.lt(least, sum)).then_some([gates, ups])
+        if !s.all(s.lt(least, sum)) {
+            cold_path();
+            return None;
+        }
+        Some([gates, ups])
     }
 
     /// Takes a unit's magnitudes into the largest ones so far, 0 before the first.
@@ -113,7 +131,7 @@ pub(crate) trait Lanes: Element {
 }
 
 /// One after another.
-impl Lanes for f32 {
+impl VectorElement for f32 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> [S::F; 2] {
         // SAFETY: as above.
@@ -166,7 +184,7 @@ fn to_upper<S: Simd>(s: S, a: S::F) -> S::I {
 }
 
 /// The even elements, then the odd: words of two, of which a shift and a mask make vectors.
-impl Lanes for bf16 {
+impl VectorElement for bf16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> [S::F; 2] {
         // SAFETY: as above; a unit is LANES words, and no alignment is asked for.
@@ -209,7 +227,11 @@ impl Lanes for bf16 {
         let gates = s.min_i16(gates, above);
         let ups = s.min_i16(s.min_u16(ups, below), above);
         let clamped = [widen(s, gates), widen(s, ups)];
-        s.at_most_u16(larger, usual).then_some(clamped)
+        if !s.at_most_u16(larger, usual) {
+            cold_path();
+            return None;
+        }
+        Some(clamped)
     }
     #[inline(always)]
     unsafe fn larger<S: Simd>(s: S, so_far: S::I, from: *const Self) -> S::I {
@@ -269,7 +291,7 @@ fn words<S: Simd>(s: S, a: [S::F; 2]) -> S::F {
 }
 
 /// One after another.
-impl Lanes for f16 {
+impl VectorElement for f16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> [S::F; 2] {
         // SAFETY: as above; f16 is a u16.

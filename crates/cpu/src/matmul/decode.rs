@@ -5,6 +5,8 @@ use crate::weight::GROUP;
 
 /// A type of stored elements.
 pub(super) trait Decode {
+    /// Whether it is more than a shift and a mask.
+    const IS_F8: bool = false;
     /// Bytes of a panel's group of k.
     const BYTES: usize;
 
@@ -58,6 +60,7 @@ impl Decode for BF16 {
 
 /// Four k in a word. NaN is none of its business: see [`crate::weight`].
 impl Decode for E4M3 {
+    const IS_F8: bool = true;
     const BYTES: usize = GROUP * LANES;
 
     #[inline(always)]

@@ -4,13 +4,13 @@ const HUGE_PAGE: usize = 2 << 20;
 /// they are written, and a page is only there once it is touched: whoever fills it first brings it,
 /// on its own thread.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct PageBuffer {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
 }
 
-impl Memory {
+impl PageBuffer {
     const LINE: usize = 64;
 
     pub(crate) fn zeroed(len: usize) -> Self {

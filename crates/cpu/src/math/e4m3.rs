@@ -1,7 +1,8 @@
 //! [`swiglu_core::E4M3`] codes in vectors, a code in the lowest byte of each lane.
 
-use crate::simd::Simd;
 use swiglu_core::E4M3;
+
+use crate::simd::Simd;
 
 /// The values of codes.
 #[inline(always)]
@@ -42,6 +43,24 @@ pub(crate) fn encode_within<S: Simd>(s: S, value: S::F) -> S::I {
     let code = s.select(is_subnormal, s.float(subnormal), s.float(normal));
     let sign = s.and(s.shr::<24>(s.bits(value)), s.splat_u32(0x80));
     s.or(s.bits(code), sign)
+}
+
+/// Stores the codes of values of bf16 times `by`, the first's at even places and the second's at odd
+/// ones. `by` is a power of two, and the products are at most 448.
+///
+/// # Safety
+/// Two bytes a lane can be written.
+#[inline(always)]
+pub(crate) unsafe fn store_of_bf16<S: Simd>(s: S, to: *mut u8, a: [S::F; 2], by: f32) {
+    // SAFETY: the caller vouches for the bytes; so below.
+    if unsafe { s.store_e4m3_of_bf16(to, a, by) } {
+        return;
+    }
+    let by = s.splat(by);
+    let even = encode_within(s, s.mul(a[0], by));
+    let odd = encode_within(s, s.mul(a[1], by));
+    // SAFETY: a word of two codes a lane.
+    unsafe { s.store_u16(to.cast(), s.or(even, s.shl::<8>(odd))) }
 }
 
 #[cfg(test)]

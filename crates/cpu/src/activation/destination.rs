@@ -1,0 +1,205 @@
+use swiglu_core::{GatedActivation, reference};
+
+use crate::element::{UNIT, VectorElement};
+use crate::simd::Simd;
+
+/// Where the results of a row go, by their column.
+#[derive(Clone, Copy)]
+pub(crate) struct Destination<T> {
+    /// The place of column `first`, of T; of f32 if widened.
+    to: *mut T,
+    first: usize,
+    kind: Kind,
+}
+
+/// How results are stored.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    /// Rounded to T.
+    Stored,
+    /// The same past the caches, which a [fence](crate::simd::fence) must follow.
+    Streamed,
+    /// As f32 in T's order, in whole units with zeros for what the last does not have.
+    Widened {
+        route: Option<f32>,
+        materialize: bool,
+    },
+}
+
+impl<T: VectorElement> Destination<T> {
+    /// A row of results from column 0 on.
+    pub(crate) const fn new(row: *mut T, streamed: bool) -> Self {
+        let kind = if streamed {
+            Kind::Streamed
+        } else {
+            Kind::Stored
+        };
+        Self {
+            to: row,
+            first: 0,
+            kind,
+        }
+    }
+
+    /// Results from column `first` on.
+    pub(crate) const fn from_column(to: *mut T, first: usize) -> Self {
+        Self {
+            to,
+            first,
+            kind: Kind::Stored,
+        }
+    }
+
+    /// Results from column `first` on as f32, times `route`, rounded to T first if they `materialize`.
+    pub(crate) const fn widened(
+        to: *mut f32,
+        first: usize,
+        route: Option<f32>,
+        materialize: bool,
+    ) -> Self {
+        Self {
+            to: to.cast(),
+            first,
+            kind: Kind::Widened { route, materialize },
+        }
+    }
+
+    /// The place of a column as an element.
+    ///
+    /// # Safety
+    /// As [`Self::store`], and the results are not widened.
+    #[inline(always)]
+    unsafe fn place(self, j: usize) -> *mut T {
+        // SAFETY: the caller vouches for the column.
+        unsafe { self.to.add(j - self.first) }
+    }
+
+    /// Stores the first `count` of a unit at the columns from `j` on.
+    ///
+    /// # Safety
+    /// The columns lie within the row, and nothing else uses them meanwhile.
+    #[inline(always)]
+    pub(super) unsafe fn store<S: Simd>(self, s: S, j: usize, y: [S::F; 2], count: usize) {
+        if count == UNIT && self.lead(j) == 0 {
+            // SAFETY: the caller vouches for the columns; so below.
+            return unsafe { self.store_unit(s, j, y) };
+        }
+        if let Kind::Widened { .. } = self.kind {
+            // SAFETY: there is room for whole units.
+            return unsafe {
+                self.store_unit(s, j, y);
+                let to = self.to.cast::<f32>().add(j - self.first);
+                for element in count..UNIT {
+                    to.add(T::place(element)).write(0.0);
+                }
+            };
+        }
+        // SAFETY: as above.
+        unsafe { store_few(s, self.place(j), y, count) }
+    }
+
+    /// Stores a whole unit that begins where [`Self::lead`] is 0.
+    ///
+    /// # Safety
+    /// As [`Self::store`].
+    #[inline(always)]
+    pub(super) unsafe fn store_unit<S: Simd>(self, s: S, j: usize, y: [S::F; 2]) {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.store_unit_as(self.kind, s, j, y) }
+    }
+
+    /// As [`Self::store_unit`], for a caller that knows the kind.
+    ///
+    /// # Safety
+    /// As [`Self::store_unit`], and the kind is [`Self::kind`].
+    #[inline(always)]
+    pub(super) unsafe fn store_unit_as<S: Simd>(self, kind: Kind, s: S, j: usize, y: [S::F; 2]) {
+        match kind {
+            // SAFETY: the caller vouches for the columns; so below.
+            Kind::Stored => unsafe { T::store(s, self.place(j), y) },
+            // SAFETY: as above; the lead is there for the address.
+            Kind::Streamed => unsafe { T::stream(s, self.place(j), y) },
+            Kind::Widened { route, materialize } => {
+                let finish = Finish { route, materialize };
+                let y = [finish.value::<S, T>(s, y[0]), finish.value::<S, T>(s, y[1])];
+                // SAFETY: as above.
+                unsafe { f32::store(s, self.to.cast::<f32>().add(j - self.first), y) }
+            }
+        }
+    }
+
+    /// How results are stored.
+    #[inline(always)]
+    pub(super) const fn kind(self) -> Kind {
+        self.kind
+    }
+
+    /// Computes and stores one column by the reference.
+    ///
+    /// # Safety
+    /// As [`Self::store`].
+    pub(super) unsafe fn evaluate(self, j: usize, op: &GatedActivation, gate: T, up: T) {
+        let Kind::Widened { route, materialize } = self.kind else {
+            // SAFETY: the caller vouches for the column; so below.
+            return unsafe { self.place(j).write(reference::gated(op, gate, up)) };
+        };
+        let route = route.unwrap_or(1.0);
+        let y = if materialize {
+            reference::gated_routed(op, gate, up, route).to_f32()
+        } else {
+            // Not in eager rounding, so that f32 only means the last one.
+            reference::gated_routed::<f32>(op, gate.to_f32(), up.to_f32(), route)
+        };
+        let element = (j - self.first) % UNIT;
+        // SAFETY: as above.
+        unsafe {
+            let unit = self.to.cast::<f32>().add(j - self.first - element);
+            unit.add(T::place(element)).write(y);
+        }
+    }
+
+    /// How many columns from `j` on are stored before whole units are: streaming wants an address that
+    /// is a multiple of a unit.
+    #[inline(always)]
+    pub(super) fn lead(self, j: usize) -> usize {
+        let Kind::Streamed = self.kind else {
+            return 0;
+        };
+        let past = self.to.wrapping_add(j - self.first).addr() % (UNIT * size_of::<T>());
+        if past == 0 {
+            0
+        } else {
+            UNIT - past / size_of::<T>()
+        }
+    }
+}
+
+/// What widened results are besides.
+#[derive(Clone, Copy)]
+struct Finish {
+    route: Option<f32>,
+    materialize: bool,
+}
+
+impl Finish {
+    #[inline(always)]
+    fn value<S: Simd, T: VectorElement>(self, s: S, y: S::F) -> S::F {
+        let y = match self.route {
+            Some(route) => s.canonical(s.mul(y, s.splat(route))),
+            None => y,
+        };
+        if self.materialize { T::round(s, y) } else { y }
+    }
+}
+
+/// # Safety
+/// `count` elements can be written.
+#[inline(always)]
+unsafe fn store_few<S: Simd, T: VectorElement>(s: S, to: *mut T, y: [S::F; 2], count: usize) {
+    let mut few = [T::default(); UNIT];
+    // SAFETY: the array is a unit, of which `count` are copied.
+    unsafe {
+        T::store(s, few.as_mut_ptr(), y);
+        to.copy_from_nonoverlapping(few.as_ptr(), count);
+    }
+}

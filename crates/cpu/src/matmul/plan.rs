@@ -1,0 +1,201 @@
+use std::fmt;
+
+use super::input::Tiles;
+use crate::simd::{self, LANES};
+use crate::weight::{PackedShape, PanelFormat};
+use crate::{InstructionSet, Settings};
+
+/// Most rows that are multiplied at a time. This bounds the memory for their widened copy, and a
+/// block of k of it stays in the second-level cache.
+pub(super) const CHUNK: usize = 256;
+/// Rows up to which a task reads its panels from end to end: their copy is in the cache anyhow.
+pub(super) const LOW: usize = 32;
+/// Most panels of a task, with few rows and with many: each block of k is read once for so many.
+pub(super) const PANELS: [usize; 2] = [4, 8];
+/// Rows up to which weights are decoded as they come.
+const FEW: usize = 4;
+
+/// When stored weights become f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DecodeStep {
+    /// As a GEMV over one tile of rows reads them, each once.
+    Gemv,
+    /// As the micro-kernel reads them, for every tile of rows again: where it is a shift and a mask.
+    EachTile,
+    /// A block at a time into the first-level cache, once for all tiles of rows.
+    OnceABlock,
+}
+
+/// How a matmul runs: a function of its shape, the weight's format, the instruction set, the threads
+/// and the settings. No part of it changes a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MatmulPlan {
+    pub(crate) set: InstructionSet,
+    /// Most rows of a micro-kernel's tile.
+    pub(crate) mr: usize,
+    /// Outputs of a micro-kernel's tile.
+    pub(crate) nr: usize,
+    /// Most rows of x that are multiplied at a time.
+    pub(crate) chunk: usize,
+    /// Panels of 16 outputs that a task takes.
+    pub(crate) panels_per_task: usize,
+    pub(crate) decode: DecodeStep,
+    /// Whether the caller's thread runs all tasks.
+    pub(crate) inline: bool,
+}
+
+impl MatmulPlan {
+    /// The plan for `rows` rows of x by this weight on so many threads.
+    pub(crate) fn new(
+        settings: &Settings,
+        set: InstructionSet,
+        threads: usize,
+        rows: usize,
+        weight: &PackedShape,
+    ) -> Self {
+        let registers = simd::registers(set);
+        // As equal chunks as there can be: the first may have one row more than the others.
+        let chunks = Tiles::new(rows, CHUNK);
+        let chunk = rows.div_ceil(chunks.count.max(1)).max(1);
+        let decode = if !weight.blocks_are_groups() {
+            DecodeStep::OnceABlock
+        } else if rows <= FEW.min(registers.rows) {
+            DecodeStep::Gemv
+        } else if weight.format == PanelFormat::BF16 && tile_panels(registers) == 2 {
+            DecodeStep::EachTile
+        } else {
+            DecodeStep::OnceABlock
+        };
+        let side_by_side = match decode {
+            DecodeStep::Gemv => gemv_panels(registers, rows, weight.format == PanelFormat::E4M3),
+            DecodeStep::EachTile | DecodeStep::OnceABlock => tile_panels(registers),
+        };
+        // In pairs, for a gate to have its up, and enough tasks for threads to share.
+        let share = weight.panels() / (4 * threads.max(1));
+        let most = PANELS[usize::from(chunk > LOW)];
+        Self {
+            set,
+            mr: registers.rows,
+            nr: side_by_side * LANES,
+            chunk,
+            panels_per_task: share.clamp(2, most) / 2 * 2,
+            decode,
+            inline: rows * weight.n * weight.k <= settings.inline_multiplications,
+        }
+    }
+}
+
+impl fmt::Display for MatmulPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { set, mr, nr, .. } = self;
+        let decode = match self.decode {
+            DecodeStep::Gemv => "GEMV",
+            DecodeStep::EachTile => "decoded for each tile",
+            DecodeStep::OnceABlock => "decoded once a block",
+        };
+        let (chunk, panels) = (self.chunk, self.panels_per_task);
+        write!(
+            f,
+            "{set} {mr} x {nr}, {decode}, chunks of {chunk} rows, tasks of {panels} panels "
+        )?;
+        f.write_str(if self.inline {
+            "on the caller's thread"
+        } else {
+            "in the pool"
+        })
+    }
+}
+
+/// Panels that a GEMV's micro-kernel takes side by side for so many rows: as many as the sums leave
+/// registers for. Decoding f8 takes registers too, which sums leave where there are many.
+pub(super) const fn gemv_panels(registers: simd::Registers, rows: usize, is_f8: bool) -> usize {
+    let simd::Registers { sums, rows: most } = registers;
+    let spare = sums >= 2 * most || !is_f8;
+    if 4 * rows <= sums && spare {
+        4
+    } else if 2 * rows <= sums {
+        2
+    } else {
+        1
+    }
+}
+
+/// The same for tiles of MR rows.
+pub(super) const fn tile_panels(registers: simd::Registers) -> usize {
+    if 2 * registers.rows <= registers.sums {
+        2
+    } else {
+        1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swiglu_core::{Float, ScaleFormat, WeightFormat};
+
+    use super::*;
+
+    const BF16: WeightFormat = WeightFormat::Float(Float::BF16);
+    const F16: WeightFormat = WeightFormat::Float(Float::F16);
+    const F32: WeightFormat = WeightFormat::Float(Float::F32);
+    const FP8: WeightFormat = WeightFormat::DEEPSEEK_V4;
+
+    fn plan(set: InstructionSet, threads: usize, rows: usize, format: WeightFormat) -> MatmulPlan {
+        let weight = PackedShape::new([4096, 4096], format, false).unwrap();
+        MatmulPlan::new(&Settings::default(), set, threads, rows, &weight)
+    }
+
+    #[test]
+    fn without_an_instruction_set_a_tile_is_one_vector() {
+        let one = plan(InstructionSet::Scalar, 2, 1, BF16);
+        assert_eq!((one.mr, one.nr, one.decode), (1, 16, DecodeStep::Gemv));
+        let two = plan(InstructionSet::Scalar, 2, 2, BF16);
+        assert_eq!(
+            (two.mr, two.nr, two.decode),
+            (1, 16, DecodeStep::OnceABlock)
+        );
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn few_rows_are_a_gemv_and_bf16_is_decoded_on_the_way() {
+        use InstructionSet::{Avx2, Avx512};
+        let line = |set, rows, format| plan(set, 16, rows, format).to_string();
+        let gemv = "avx512 8 x 64, GEMV, chunks of 1 rows, tasks of 4 panels in the pool";
+        assert_eq!(line(Avx512, 1, FP8), gemv);
+        assert!(line(Avx2, 1, FP8).starts_with("avx2 6 x 32, GEMV"));
+        assert!(line(Avx2, 1, F16).starts_with("avx2 6 x 64, GEMV"));
+        assert!(line(Avx512, 4, F32).starts_with("avx512 8 x 64, GEMV"));
+        assert!(line(Avx512, 5, F32).starts_with("avx512 8 x 32, decoded once a block"));
+        assert!(line(Avx512, 5, BF16).starts_with("avx512 8 x 32, decoded for each tile"));
+        assert!(line(Avx2, 5, BF16).starts_with("avx2 6 x 16, decoded once a block"));
+    }
+
+    #[test]
+    fn rows_come_in_equal_chunks_and_threads_share_the_panels() {
+        let plan = |threads, rows| plan(InstructionSet::Scalar, threads, rows, F16);
+        let chunks = [1, 256, 257, 300, 513].map(|t| plan(2, t).chunk);
+        assert_eq!(chunks, [1, 256, 129, 150, 171]);
+        let panels = |rows| [1, 8, 16, 32].map(|n| plan(n, rows).panels_per_task);
+        assert_eq!(panels(4), [4, 4, 4, 2]);
+        assert_eq!(panels(64), [8, 8, 4, 2]);
+        let none = plan(2, 0);
+        assert!(none.inline && none.chunk == 1);
+    }
+
+    #[test]
+    fn blocks_that_cut_a_group_of_k_are_decoded_by_themselves_and_settings_decide() {
+        let format = WeightFormat::Fp8 {
+            scales: ScaleFormat::F32,
+            block: [5, 7],
+        };
+        let weight = PackedShape::new([16, 16], format, false).unwrap();
+        let plan =
+            |settings: &Settings| MatmulPlan::new(settings, InstructionSet::Scalar, 2, 1, &weight);
+        let mut settings = Settings::default();
+        assert_eq!(plan(&settings).decode, DecodeStep::OnceABlock);
+        assert!(plan(&settings).inline);
+        settings.inline_multiplications = 255;
+        assert!(!plan(&settings).inline);
+    }
+}

@@ -1,0 +1,32 @@
+use crate::cache;
+
+/// Sizes at which calls change their way. They change no result.
+///
+/// ```
+/// let mut settings = swiglu_cpu::Settings::default();
+/// settings.inline_outputs = 0; // every activation runs in the pool
+/// let backend = swiglu_cpu::CpuBackend::new().with_settings(settings);
+/// # drop(backend);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Outputs (T · d) up to which an activation runs on the caller's thread. Waking a pool takes some
+    /// microseconds, in which one thread computes about as many as the default.
+    pub inline_outputs: usize,
+    /// Multiplications (T · N · K) up to which a matmul runs on the caller's thread, as above.
+    pub inline_multiplications: usize,
+    /// Bytes of input and output beyond which an activation's results are stored past the caches,
+    /// which spares reading their lines first. By default the size of the last-level cache.
+    pub stream_bytes: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            inline_outputs: 16 * 1024,
+            inline_multiplications: 64 * 1024,
+            stream_bytes: cache::last_level(),
+        }
+    }
+}
