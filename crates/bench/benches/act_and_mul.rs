@@ -39,7 +39,10 @@ fn measure<T: Element>(op: &GatedActivation, case: &Case, report: &mut Report) {
     let mut value = || T::from_f32((random.f32() - 0.5) * 40.0);
     let input: Vec<T> = (0..rows * 2 * d).map(|_| value()).collect();
     let mut output = vec![T::default(); rows * d];
-    let (from, to) = (RowLayout::contiguous(rows, 2 * d), RowLayout::contiguous(rows, d));
+    let (from, to) = (
+        RowLayout::contiguous(rows, 2 * d),
+        RowLayout::contiguous(rows, d),
+    );
     let passes = |n| {
         for _ in 0..n {
             swiglu_cpu::act_and_mul(op, &input, from, &mut output, to).unwrap();

@@ -192,7 +192,11 @@ fn main() {
                     figure("of reads", "ratio", reads),
                     figure("of multiply-adds", "ratio", fma),
                 ];
-                report.case("mlp", &format!("{} {set} T={tokens}", format.name()), &figures);
+                report.case(
+                    "mlp",
+                    &format!("{} {set} T={tokens}", format.name()),
+                    &figures,
+                );
             }
             let rate = bytes / median(loading) / 1e9;
             let case = format!("{} {set}", format.name());

@@ -104,10 +104,7 @@ impl<W: Write> Report<W> {
             for figure in figures.iter().filter(|f| f.value.is_finite()) {
                 let fields = [section, case, &figure.name, figure.unit];
                 let fields = fields.map(quoted).join(",");
-                line(
-                    &mut self.to,
-                    &format!("{fields},{}", rounded(figure.value)),
-                );
+                line(&mut self.to, &format!("{fields},{}", rounded(figure.value)));
             }
             return;
         }
@@ -229,7 +226,11 @@ mod tests {
 
     #[test]
     fn words_choose_and_nothing_chooses_all() {
-        let options = Options::new(["--bench", "--csv", "bf16", "4"].map(String::from).into_iter());
+        let options = Options::new(
+            ["--bench", "--csv", "bf16", "4"]
+                .map(String::from)
+                .into_iter(),
+        );
         assert!(options.csv);
         assert_eq!(options.words, ["bf16", "4"]);
         assert_eq!(options.numbers(&[1, 2]), [4]);

@@ -1,8 +1,7 @@
 //! Tests of a backend's kernels that take some of them away.
 
 use swiglu_core::{
-    Backend, Float, HostWeight, Matmul, ScaleFormat, Tensor, TensorMut, WeightFormat, bf16,
-    f16,
+    Backend, Float, HostWeight, Matmul, ScaleFormat, Tensor, TensorMut, WeightFormat, bf16, f16,
 };
 
 use crate::WgpuBackend;

@@ -21,7 +21,9 @@ use swiglu_bench::{Options, Report};
 fn main() -> Result<(), Failure> {
     let mut options = Options::from_env();
     if options.words.is_empty() {
-        options.words = ["limit", "quantized", "matmuls"].map(str::to_owned).to_vec();
+        options.words = ["limit", "quantized", "matmuls"]
+            .map(str::to_owned)
+            .to_vec();
     }
     let mut report = Report::new(&options);
     let gpu = Gpu::open(&report)?;

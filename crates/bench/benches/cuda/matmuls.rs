@@ -182,7 +182,10 @@ impl Measured<'_> {
         (self.bytes() as f64 / 4.39e6).max(operations as f64 / rate / 1e6)
     }
 
-    fn graph(&self, mut call: impl FnMut(usize) -> swiglu_core::Result<()>) -> Result<Case, Failure> {
+    fn graph(
+        &self,
+        mut call: impl FnMut(usize) -> swiglu_core::Result<()>,
+    ) -> Result<Case, Failure> {
         // Long matmuls are captured a few times only.
         let long = self.shape[0] > 1000;
         let bytes = if long { usize::MAX } else { self.bytes() };
@@ -190,7 +193,8 @@ impl Measured<'_> {
     }
 
     fn medians(&self, cases: Vec<Case>) -> Result<Vec<f64>, Failure> {
-        self.gpu.medians(cases, if self.shape[0] > 1000 { 5 } else { 11 })
+        self.gpu
+            .medians(cases, if self.shape[0] > 1000 { 5 } else { 11 })
     }
 
     /// As the plan chooses, and each way that it could have taken.

@@ -354,4 +354,3 @@ fn noise(bytes: usize) -> Vec<u8> {
     }
     data
 }
-

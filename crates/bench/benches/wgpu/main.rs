@@ -28,23 +28,28 @@ fn main() -> Result<()> {
 }
 
 /// How the weights of an MLP are stored here.
-const WEIGHTS: [WeightFormat; 2] = [
-    WeightFormat::Float(Float::BF16),
-    WeightFormat::DEEPSEEK_V4,
-];
+const WEIGHTS: [WeightFormat; 2] = [WeightFormat::Float(Float::BF16), WeightFormat::DEEPSEEK_V4];
 
 fn activations(bench: &Bench, report: &mut Report) -> Result<()> {
     // What a process measures first reads two or three times too long.
     bench.nothing()?;
     let empty = bench.nothing()?;
-    report.case("activation", "an empty dispatch", &[figure("time", "us", empty)]);
+    report.case(
+        "activation",
+        "an empty dispatch",
+        &[figure("time", "us", empty)],
+    );
     let one = bench.activation(Float::BF16, 1, 2048, 200)?;
     let figures = [
         figure("time", "us", one),
         figure("over an empty dispatch", "ratio", one / empty),
     ];
     report.case("activation", "bf16 1x2048", &figures);
-    let rows = if bench.software() { [64, 256] } else { [4096, 32768] };
+    let rows = if bench.software() {
+        [64, 256]
+    } else {
+        [4096, 32768]
+    };
     for rows in rows {
         for float in [Float::BF16, Float::F16, Float::F32] {
             let case = Case::activation(GatedActivation::deepseek_v4(), float, rows, 3072);
