@@ -1,4 +1,5 @@
-//! The direction of dependencies, read from `cargo metadata`.
+//! The direction of dependencies: between the workspace's packages, read from cargo, and between
+//! the modules of a backend, read from their sources.
 #![allow(clippy::unwrap_used)] // Helpers of tests may panic as tests may.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,8 +50,10 @@ fn dependencies_point_towards_core() {
         "swiglu-cli" => Some(["swiglu", "swiglu-conformance"].as_slice()),
         // The toy that shows how a backend from outside looks.
         "threads-backend" => Some(["swiglu", "swiglu-core"].as_slice()),
-        "swiglu" => None,
-        "xtask" => Some([].as_slice()),
+        // What is not published, the benches, may measure anything.
+        "swiglu" | "swiglu-bench" => None,
+        // The list of CUDA's instances follows from the family's table.
+        "xtask" => Some(core),
         other => panic!("{other} is new here: say what it may depend on"),
     };
     let members = members();
@@ -63,32 +66,53 @@ fn dependencies_point_towards_core() {
             assert!(others.is_empty(), "{name} depends on {others:?}");
         }
         assert!(
-            name == "swiglu-cli" || !needs.contains("swiglu-conformance"),
+            matches!(name.as_str(), "swiglu-cli" | "swiglu-bench")
+                || !needs.contains("swiglu-conformance"),
             "{name} depends on the tests"
+        );
+        assert!(
+            !needs.contains("swiglu-bench"),
+            "{name} depends on the benches"
         );
     }
     assert!(members["swiglu"].contains("swiglu-core"));
 }
 
+/// The packages that are compiled to use one.
+fn tree(package: &str) -> BTreeSet<String> {
+    let arguments = ["tree", "-p", package, "-e", "normal,build"];
+    let tree = cargo(&[&arguments[..], &["--prefix", "none", "-f", "{p}"]].concat());
+    let name = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    let names: BTreeSet<_> = tree.lines().filter_map(name).collect();
+    assert!(names.contains("swiglu-core"), "{tree}");
+    names
+}
+
 #[test]
 fn the_default_features_bring_no_gpu() {
-    let tree = cargo(&[
-        "tree",
-        "-p",
-        "swiglu",
-        "-e",
-        "normal,build",
-        "--prefix",
-        "none",
-        "-f",
-        "{p}",
-    ]);
-    let names: BTreeSet<_> = tree
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .collect();
-    assert!(names.contains("swiglu-core"), "{tree}");
+    let names = tree("swiglu");
     for gpu in ["wgpu", "cudarc", "naga", "swiglu-wgpu", "swiglu-cuda"] {
         assert!(!names.contains(gpu), "{gpu} is among {names:?}");
+    }
+}
+
+#[test]
+fn the_program_brings_no_test_framework() {
+    let names = tree("swiglu-cli");
+    assert!(names.contains("swiglu-conformance"), "{names:?}");
+    for framework in ["proptest", "criterion"] {
+        assert!(!names.contains(framework), "{framework} is among {names:?}");
+    }
+}
+
+mod modules;
+
+#[test]
+fn no_backends_modules_need_each_other_in_a_circle() {
+    for name in ["cpu", "cuda", "wgpu"] {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        let source = std::path::Path::new(folder).join(name).join("src");
+        let circles = modules::circles(&modules::uses(&source));
+        assert!(circles.is_empty(), "{name}: {}", circles.join("; "));
     }
 }

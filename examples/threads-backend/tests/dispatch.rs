@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use swiglu::{DType, Dispatch, Dispatcher, GatedActivation, bf16, built_in};
+use swiglu::{AnyBackend, Dispatch, Dispatcher, Float, GatedActivation, bf16, built_in};
 use threads_backend::{NAME, Threads, register};
 
 fn dispatcher(platform: Option<&str>) -> Dispatcher {
@@ -19,7 +19,7 @@ fn dispatcher(platform: Option<&str>) -> Dispatcher {
 fn it_is_tried_before_the_built_in_ones() {
     let op = GatedActivation::deepseek_v4();
     for asked in [None, Some(NAME)] {
-        let device = dispatcher(asked).device(&op, DType::BF16).unwrap();
+        let device = dispatcher(asked).device(&op, Float::BF16).unwrap();
         assert_eq!(device.report().chosen, NAME);
         assert_eq!(device.report().rejected, []);
         let gate_up = vec![bf16::from_f32(30.0); 3 * 2 * 4096];
@@ -27,7 +27,7 @@ fn it_is_tried_before_the_built_in_ones() {
         device.act_and_mul(&op, &gate_up, &mut y, 4096).unwrap();
         assert!(y.iter().all(|y| *y == bf16::from_f32(99.9955)));
     }
-    let cpu = dispatcher(Some("cpu")).device(&op, DType::BF16).unwrap();
+    let cpu = dispatcher(Some("cpu")).device(&op, Float::BF16).unwrap();
     assert_eq!(cpu.report().chosen, "cpu");
     assert_eq!(cpu.backend().platform(), "cpu");
 }
@@ -35,13 +35,13 @@ fn it_is_tried_before_the_built_in_ones() {
 #[test]
 fn it_wins_over_a_built_in_platform_of_the_same_name() {
     let mut registry = built_in();
-    registry.register("cpu", || Ok(Arc::new(Threads::open()?)));
+    registry.register("cpu", |_| Ok(Arc::new(AnyBackend::new(Threads(2)))));
     let dispatch = Dispatch {
         platform: Some("cpu".to_owned()),
         ..Dispatch::default()
     };
     let device = Dispatcher::new(registry, dispatch)
-        .device(&GatedActivation::silu_and_mul(), DType::F32)
+        .device(&GatedActivation::silu_and_mul(), Float::F32)
         .unwrap();
     assert_eq!(device.report().chosen, "cpu");
     assert_eq!(device.backend().platform(), NAME);
