@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use swiglu_bench::{Options, Report, figure};
 use swiglu_conformance::{Case, timing};
-use swiglu_core::{Element, GatedActivation, Request, RowLayout, bf16, f16};
+use swiglu_core::{Element, GatedActivation, Request, RowLayout, Tensor, TensorMut, bf16, f16};
 
 const BUDGET: Duration = Duration::from_millis(500);
 
@@ -45,7 +45,9 @@ fn measure<T: Element>(op: &GatedActivation, case: &Case, report: &mut Report) {
     );
     let passes = |n| {
         for _ in 0..n {
-            swiglu_cpu::act_and_mul(op, &input, from, &mut output, to).unwrap();
+            let input = Tensor::from_slice(&input, from).into();
+            let output = TensorMut::from_slice(&mut output, to);
+            swiglu_cpu::act_and_mul(op, input, output).unwrap();
         }
         Ok::<_, Infallible>(())
     };
