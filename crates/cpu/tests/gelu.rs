@@ -1,7 +1,7 @@
 //! gelu and its tanh form in f32, on gates and ups of every size.
 #![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
 
-use swiglu_core::{Element, GatedActivation, Rounding, Rows, RowsMut, reference};
+use swiglu_core::{Element, GatedActivation, Rounding, Tensor, TensorMut, reference};
 
 /// Gates that a vector takes or that it leaves to the reference, of each exponent and sign.
 fn gates() -> Vec<f32> {
@@ -20,8 +20,8 @@ fn worst(op: &GatedActivation, up: f32) -> (u64, f32) {
     input.resize(2 * d, up);
     let mut output = vec![0.0; d];
     let (from, to) = GatedActivation::contiguous(2 * d, d).unwrap();
-    let rows = Rows::new(&input, from).unwrap();
-    swiglu_cpu::act_and_mul(op, rows, RowsMut::new(&mut output, to).unwrap()).unwrap();
+    let rows = Tensor::from_slice(&input, from).into();
+    swiglu_cpu::act_and_mul(op, rows, TensorMut::from_slice(&mut output, to)).unwrap();
     let error = |(gate, got): (&f32, &f32)| {
         let wanted = reference::gated(op, *gate, up);
         (u64::from(got.ulps_between(wanted)), *gate)
