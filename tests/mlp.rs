@@ -45,7 +45,7 @@ fn with(form: &SyntheticConfig, test: impl Fn(&MlpConfig, &SharedExpert<'_>)) {
     for activation_quant in MODES {
         let config = MlpConfig {
             activation_quant,
-            ..model.mlp_config(&form.prefix())
+            ..model.mlp_config(&form.prefix()).unwrap()
         };
         test(&config, &SharedExpert::load(&checkpoint, &config).unwrap());
     }

@@ -6,6 +6,8 @@ use swiglu_mlp::ModelConfig;
 
 fuzz_target!(|text: &str| {
     if let Ok(model) = ModelConfig::from_json(text) {
-        let _ = model.mlp_config("layers.3.ffn.shared_experts").activation();
+        if let Ok(config) = model.mlp_config("layers.3.ffn.shared_experts") {
+            let _ = config.activation();
+        }
     }
 });

@@ -49,7 +49,7 @@ impl Files {
                 map.push(format!("\"{tensor}\":\"{name}\""));
             }
             let model = ModelConfig::from_json(&form.config_json()).unwrap();
-            configs.push(model.mlp_config(&form.prefix()));
+            configs.push(model.mlp_config(&form.prefix()).unwrap());
             paths.push(path);
         }
         let index = format!("{{\"weight_map\":{{{}}}}}", map.join(","));

@@ -135,7 +135,7 @@ fn subjects(arguments: &Bench) -> Result<Vec<Subject>> {
         let model = ModelConfig::from_json(&weights.config_json())?;
         let config = MlpConfig {
             activation_quant: arguments.activations.unwrap_or_default().into(),
-            ..model.mlp_config(&weights.prefix())
+            ..model.mlp_config(&weights.prefix())?
         };
         subjects.push(Subject::Mlp { weights, config });
     }

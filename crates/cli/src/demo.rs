@@ -32,7 +32,7 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
     let folder = tempfile::tempdir()?;
     write_checkpoint(folder.path(), &SyntheticConfig::flash(SEED))?;
     let model = ModelConfig::from_file(&folder.path().join("config.json"))?;
-    let config = model.mlp_config(PREFIX);
+    let config = model.mlp_config(PREFIX)?;
     let op = config.activation()?;
     let checkpoint = Checkpoint::open(folder.path())?;
     let expert = SharedExpert::load(&checkpoint, &config)?;

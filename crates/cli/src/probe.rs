@@ -53,7 +53,7 @@ pub fn probe(arguments: &Probe, out: &mut impl Write) -> Result<()> {
 fn flash() -> Result<MlpConfig> {
     let shape = SyntheticConfig::flash(0);
     let model = ModelConfig::from_json(&shape.config_json())?;
-    Ok(model.mlp_config(&shape.prefix()))
+    Ok(model.mlp_config(&shape.prefix())?)
 }
 
 /// The name of a stage of this MLP and its sizes in a pass over so many tokens; none of a stage that

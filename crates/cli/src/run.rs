@@ -13,15 +13,17 @@ use crate::tensor_file::{self, HostTensor};
 /// `swiglu run`.
 pub fn run(arguments: &Run, out: &mut impl Write) -> Result<()> {
     let model = ModelConfig::from_file(&config_path(arguments)?)?;
-    let limit = match arguments.limit {
-        Some(given) => given.0.map(Limit::new).transpose()?,
-        None => model.limit,
+    let stated = match arguments.limit {
+        Some(given) => {
+            let limit = given.0.map(Limit::new).transpose()?;
+            model.mlp_config_with_limit(&arguments.prefix, limit)?
+        }
+        None => model.mlp_config(&arguments.prefix)?,
     };
     let config = MlpConfig {
-        limit,
         rounding: arguments.rounding.into(),
         activation_quant: arguments.activations.into(),
-        ..model.mlp_config(&arguments.prefix)
+        ..stated
     };
     let (op, quant) = (config.activation()?, config.quantization()?);
     let x = tensor_file::read(&arguments.input)?;

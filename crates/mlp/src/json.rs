@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Number, Value};
 
 /// A JSON object in which a name that stands twice is an error, and errors say under which name.
 #[derive(Debug)]
@@ -38,6 +39,65 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueVisitor<V> {
             entries.insert(name, value);
         }
         Ok(UniqueMap(entries))
+    }
+}
+
+/// Any JSON value, in whose objects, at any depth, a name that stands twice is an error.
+#[derive(Debug)]
+pub struct UniqueValue(pub Value);
+
+impl<'de> Deserialize<'de> for UniqueValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = UniqueValue;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<UniqueValue, E> {
+        Ok(UniqueValue(Value::Null))
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<UniqueValue, E> {
+        Ok(UniqueValue(value.into()))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<UniqueValue, E> {
+        Ok(UniqueValue(value.into()))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<UniqueValue, E> {
+        Ok(UniqueValue(value.into()))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<UniqueValue, E> {
+        let number = Number::from_f64(value).ok_or_else(|| E::custom("a number out of range"))?;
+        Ok(UniqueValue(Value::Number(number)))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<UniqueValue, E> {
+        Ok(UniqueValue(value.into()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<UniqueValue, A::Error> {
+        let mut values = Vec::new();
+        while let Some(UniqueValue(value)) = seq.next_element()? {
+            values.push(value);
+        }
+        Ok(UniqueValue(Value::Array(values)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<UniqueValue, A::Error> {
+        let UniqueMap(entries) = UniqueVisitor(PhantomData::<UniqueValue>).visit_map(map)?;
+        let entries = entries.into_iter().map(|(name, UniqueValue(v))| (name, v));
+        Ok(UniqueValue(Value::Object(entries.collect())))
     }
 }
 
@@ -81,7 +141,7 @@ pub fn mark_python_numbers(text: &str) -> Cow<'_, str> {
 }
 
 /// The number that a value is, Python's included.
-pub fn as_number(value: &serde_json::Value) -> Option<f64> {
+pub fn as_number(value: &Value) -> Option<f64> {
     match value.as_str().and_then(|s| s.strip_prefix(MARK)) {
         Some("NaN") => Some(f64::NAN),
         Some("Infinity") => Some(f64::INFINITY),
@@ -97,7 +157,7 @@ mod tests {
     #[test]
     fn pythons_numbers_are_read_outside_strings_only() {
         let text = r#"{"a": NaN, "b": [Infinity,-Infinity], "c": "NaN \" Infinity", "d\\": NaN, "é": 1.5}"#;
-        let value: serde_json::Value = serde_json::from_str(&mark_python_numbers(text)).unwrap();
+        let value: Value = serde_json::from_str(&mark_python_numbers(text)).unwrap();
         assert!(as_number(&value["a"]).unwrap().is_nan());
         assert_eq!(as_number(&value["b"][0]), Some(f64::INFINITY));
         assert_eq!(as_number(&value["b"][1]), Some(f64::NEG_INFINITY));
@@ -113,5 +173,18 @@ mod tests {
         assert!(twice.unwrap_err().to_string().starts_with("a stands twice"));
         let wrong = serde_json::from_str::<UniqueMap<u8>>(r#"{"a": -1}"#);
         assert!(wrong.unwrap_err().to_string().starts_with("a: "));
+    }
+
+    #[test]
+    fn a_name_stands_once_at_any_depth() {
+        let read = |text: &str| serde_json::from_str::<UniqueValue>(text).map(|v| v.0);
+        let text = r#"{"a": [null, true, -1, 2, 0.5, "x", {"b": 1e300}], "c": {}}"#;
+        assert_eq!(
+            read(text).unwrap(),
+            serde_json::from_str::<Value>(text).unwrap()
+        );
+        let error = read(r#"{"a": [1, {"b": {"c": 1, "d": 2, "c": 1}}]}"#).unwrap_err();
+        assert!(error.to_string().contains("c stands twice"), "{error}");
+        assert!(read(&"[".repeat(100_000)).is_err());
     }
 }

@@ -21,7 +21,7 @@
 //! write_checkpoint(&folder, &tiny)?;
 //!
 //! let model = ModelConfig::from_file(&folder.join("config.json"))?;
-//! let config = model.mlp_config("layers.3.ffn.shared_experts");
+//! let config = model.mlp_config("layers.3.ffn.shared_experts")?;
 //! let checkpoint = Checkpoint::open(&folder)?;
 //! let expert = SharedExpert::load(&checkpoint, &config)?;
 //! let mlp = DeepseekV4Mlp::load(Arc::new(Reference), &config, &expert)?;

@@ -8,11 +8,23 @@ use swiglu_core::{
 use crate::stage::Stages;
 use crate::{Error, Result, Shard};
 
-/// A model's `hidden_act`. DeepSeek-V4 has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What gate and up go through. The first is DeepSeek's; a configuration's `hidden_act` says
+/// `silu` for all of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum HiddenAct {
-    /// x · sigmoid(x).
+    /// silu(gate) · up. A limit clamps before the function: `silu_and_mul_with_clamp`.
     Silu,
+    /// gate·sigmoid(alpha·gate) · (up + beta), which needs a limit and clamps before the function:
+    /// MiniMax-M3.
+    SwigluOai {
+        /// What the gate is multiplied by in the sigmoid.
+        alpha: f32,
+        /// What is added to the clamped up half.
+        beta: f32,
+    },
+    /// silu(gate) · up, where a limit clamps silu(gate), after the function: Step and Ling.
+    SwigluStep,
 }
 
 impl FromStr for HiddenAct {
@@ -51,7 +63,7 @@ pub struct MlpConfig {
     pub intermediate_size: usize,
     /// The activation.
     pub hidden_act: HiddenAct,
-    /// The clamp before the activation; `None` is no clamp.
+    /// The limit of the clamp; `None` is no clamp.
     pub limit: Option<Limit>,
     /// Where the activation rounds.
     pub rounding: Rounding,
@@ -76,12 +88,23 @@ impl MlpConfig {
     /// The activation between the matmuls.
     ///
     /// # Errors
-    /// None for a valid [`Limit`].
+    /// [`HiddenAct::SwigluOai`] without a limit, or with an alpha or a beta that it does not take.
     pub fn activation(&self) -> Result<GatedActivation> {
-        let HiddenAct::Silu = self.hidden_act;
-        let op = match self.limit {
-            Some(limit) => GatedActivation::silu_and_mul_with_clamp(limit.get(), 1.0, 0.0)?,
-            None => GatedActivation::silu_and_mul(),
+        let op = match (self.hidden_act, self.limit) {
+            (HiddenAct::Silu, Some(limit)) => {
+                GatedActivation::silu_and_mul_with_clamp(limit.get(), 1.0, 0.0)?
+            }
+            (HiddenAct::SwigluOai { alpha, beta }, Some(limit)) => {
+                GatedActivation::silu_and_mul_with_clamp(limit.get(), alpha, beta)?
+            }
+            (HiddenAct::SwigluStep, Some(limit)) => {
+                GatedActivation::swiglustep_and_mul(limit.get())?
+            }
+            (HiddenAct::Silu | HiddenAct::SwigluStep, None) => GatedActivation::silu_and_mul(),
+            (HiddenAct::SwigluOai { .. }, None) => {
+                let expected = "a limit, as the activation with alpha and beta has one";
+                return Err(Error::config("limit", expected, "none"));
+            }
         };
         Ok(op.with_rounding(self.rounding))
     }

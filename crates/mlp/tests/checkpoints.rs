@@ -27,7 +27,7 @@ fn tensors(form: &SyntheticConfig) -> (MlpConfig, Tensors) {
         )
     };
     (
-        model.mlp_config(&form.prefix()),
+        model.mlp_config(&form.prefix()).unwrap(),
         read.iter().map(own).collect(),
     )
 }

@@ -2,16 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
 
-use swiglu_core::Limit;
-use swiglu_mlp::ModelConfig;
+use swiglu_core::{GatedActivation, Limit};
+use swiglu_mlp::{HiddenAct, ModelConfig};
 
-const V4: &str = r#"{"model_type": "deepseek_v4", "hidden_size": 4096, "moe_intermediate_size": 2048,
-  "n_shared_experts": 1, "hidden_act": "silu", "swiglu_limit": 10.0, "quantization_config":
-  {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "scale_fmt": "ue8m0",
-   "weight_block_size": [128, 128]}}"#;
+mod common;
+use common::{PREFIX, V4};
 
 fn read(text: &str) -> ModelConfig {
     ModelConfig::from_json(text).unwrap()
+}
+
+fn limit(text: &str) -> Option<f32> {
+    read(text).limit(PREFIX).unwrap().map(Limit::get)
 }
 
 fn refused(from: &str, to: &str, reason: &str) {
@@ -26,7 +28,7 @@ fn refused(from: &str, to: &str, reason: &str) {
 fn hugging_faces_form() {
     let config = read(V4);
     assert_eq!((config.hidden_size, config.intermediate_size), (4096, 2048));
-    assert_eq!(config.limit, Some(Limit::new(10.0).unwrap()));
+    assert_eq!(limit(V4), Some(10.0));
     assert_eq!(config.block, Some([128, 128]));
     let v41 = V4
         .replace("[128, 128]", "[32, 32]")
@@ -50,11 +52,10 @@ fn deepseeks_own_form() {
 }
 
 #[test]
-fn the_limit_is_off_in_four_ways_and_never_nan() {
+fn the_limit_is_off_in_four_ways_and_never_nan_or_text() {
     for off in ["null", "0", "0.0", "Infinity"] {
-        assert_eq!(read(&V4.replace("10.0", off)).limit, None, "{off}");
+        assert_eq!(limit(&V4.replace("10.0", off)), None, "{off}");
     }
-    assert_eq!(read(&V4.replace("\"swiglu_limit\": 10.0,", "")).limit, None);
     for bad in [
         "NaN",
         "-Infinity",
@@ -105,6 +106,94 @@ fn what_is_not_understood_is_refused_by_name() {
         "experts\": 18446744073709551615",
         "n_shared_experts",
     );
+    refused("\"silu\"", "\"swigluoai\"", "hidden_act: expected");
+    refused("\"hidden_act\": \"silu\",", "", "hidden_act: expected");
+    refused(
+        "{\"model",
+        "{\"text_config\": 7, \"model",
+        "text_config: expected an object",
+    );
     assert!(ModelConfig::from_json("[]").is_err());
     assert!(ModelConfig::from_json("").is_err());
+}
+
+#[test]
+fn settings_of_nested_configurations_are_looked_up_at_both_levels() {
+    let nested = |top: &str| format!("{{{top} \"text_config\": {V4}}}");
+    assert_eq!(read(&nested("")), read(V4));
+    for top in [
+        "\"swiglu_limit\": 10,",
+        "\"swiglu_limit\": 1e1, \"model_type\": \"a_wrapper\",",
+        "\"quantization_config\": null, \"hidden_size\": 4096,",
+    ] {
+        assert_eq!(read(&nested(top)), read(V4), "{top}");
+    }
+    for (top, reason) in [
+        (
+            "\"swiglu_limit\": 7,",
+            "swiglu_limit: expected one value at both levels, got 10.0 under",
+        ),
+        (
+            "\"swiglu_limit\": null,",
+            "swiglu_limit: expected one value at both levels",
+        ),
+        (
+            "\"hidden_size\": 4097,",
+            "hidden_size: expected one value at both levels",
+        ),
+        (
+            "\"n_shared_experts\": 2,",
+            "n_shared_experts: expected one value at both levels",
+        ),
+        (
+            "\"quantization_config\": {},",
+            "quantization_config: expected one value at both",
+        ),
+        (
+            "\"swiglu_alpha\": 2,",
+            "swiglu_alpha: expected no such setting",
+        ),
+    ] {
+        let error = ModelConfig::from_json(&nested(top))
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(reason), "{error}");
+    }
+    // What one level alone says counts, wherever it stands.
+    let split = |moved: &str| {
+        assert!(V4.contains(moved));
+        let text = format!("{{{moved} \"text_config\": {}}}", V4.replace(moved, ""));
+        assert_eq!(read(&text), read(V4), "{moved}");
+    };
+    split("\"swiglu_limit\": 10.0,");
+    split("\"moe_intermediate_size\": 2048,");
+    let quantization = &V4[V4.find("\"quantization_config").unwrap()..V4.len() - 1];
+    let rest = V4.replace(&format!(", {quantization}"), "");
+    let root = format!("{{{quantization}, \"text_config\": {rest}}}");
+    assert_eq!(read(&root), read(V4));
+    // The settings of another part of the model have no say.
+    let vision = nested("\"vision_config\": {\"swiglu_limit\": 3, \"swiglu_alpha\": 2},");
+    assert_eq!(read(&vision), read(V4));
+}
+
+#[test]
+fn a_key_that_stands_twice_is_an_error_at_any_level() {
+    refused(
+        "\"swiglu_limit\": 10.0",
+        "\"swiglu_limit\": 10.0, \"swiglu_limit\": 0",
+        "config: expected JSON",
+    );
+    let twice = V4.replace("\"fmt\": \"e4m3\"", "\"fmt\": \"e4m3\", \"fmt\": \"e4m3\"");
+    let error = ModelConfig::from_json(&twice).unwrap_err().to_string();
+    assert!(error.contains("fmt stands twice"), "{error}");
+}
+
+#[test]
+fn the_limit_of_a_layer_reaches_the_mlp() {
+    let config = read(V4).mlp_config(PREFIX).unwrap();
+    assert_eq!(
+        (config.hidden_act, config.prefix.as_str()),
+        (HiddenAct::Silu, PREFIX)
+    );
+    assert_eq!(config.activation().unwrap(), GatedActivation::deepseek_v4());
 }

@@ -230,7 +230,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let path = put(folder.path(), "a.safetensors", &bytes);
         if let Ok(checkpoint) = Checkpoint::open(&path) {
-            let _ = SharedExpert::load(&checkpoint, &model.mlp_config(PREFIX));
+            let _ = SharedExpert::load(&checkpoint, &model.mlp_config(PREFIX).unwrap());
         }
     }
 

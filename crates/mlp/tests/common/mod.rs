@@ -16,6 +16,12 @@ use swiglu_mlp::{Checkpoint, DeepseekV4Mlp, MlpConfig, ModelConfig, SharedExpert
 
 pub const PREFIX: &str = "layers.3.ffn.shared_experts";
 
+/// A configuration of DeepSeek-V4's.
+pub const V4: &str = r#"{"model_type": "deepseek_v4", "hidden_size": 4096, "moe_intermediate_size": 2048,
+  "n_shared_experts": 1, "hidden_act": "silu", "swiglu_limit": 10.0, "quantization_config":
+  {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "scale_fmt": "ue8m0",
+   "weight_block_size": [128, 128]}}"#;
+
 /// A small ragged checkpoint: the last block of each dimension is partial.
 pub fn tiny() -> SyntheticConfig {
     SyntheticConfig {
@@ -96,7 +102,7 @@ pub fn with(synthetic: &SyntheticConfig, test: impl FnOnce(MlpConfig, SharedExpe
     let folder = tempfile::tempdir().unwrap();
     write_checkpoint(folder.path(), synthetic).unwrap();
     let model = ModelConfig::from_file(&folder.path().join("config.json")).unwrap();
-    let config = model.mlp_config(&synthetic.prefix());
+    let config = model.mlp_config(&synthetic.prefix()).unwrap();
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let expert = SharedExpert::load(&checkpoint, &config).unwrap();
     test(config, expert);
