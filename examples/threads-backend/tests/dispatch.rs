@@ -1,9 +1,13 @@
 //! A platform from outside is chosen as the built-in ones are, and before them.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
-use swiglu::{AnyBackend, Dispatch, Dispatcher, Float, GatedActivation, bf16, built_in};
-use threads_backend::{NAME, Threads, register};
+use swiglu::mlp::MlpConfig;
+use swiglu::{
+    AnyBackend, Dispatch, Dispatcher, Float, GatedActivation, WeightFormat, bf16, built_in,
+};
+use threads_backend::{Threads, register};
 
 fn dispatcher(platform: Option<&str>) -> Dispatcher {
     let mut registry = built_in();
@@ -18,9 +22,9 @@ fn dispatcher(platform: Option<&str>) -> Dispatcher {
 #[test]
 fn it_is_tried_before_the_built_in_ones() {
     let op = GatedActivation::deepseek_v4();
-    for asked in [None, Some(NAME)] {
+    for asked in [None, Some("threads")] {
         let device = dispatcher(asked).device(&op, Float::BF16).unwrap();
-        assert_eq!(device.report().chosen, NAME);
+        assert_eq!(device.report().chosen, "threads");
         assert_eq!(device.report().rejected, []);
         let gate_up = vec![bf16::from_f32(30.0); 3 * 2 * 4096];
         let mut y = vec![bf16::ZERO; 3 * 4096];
@@ -33,9 +37,21 @@ fn it_is_tried_before_the_built_in_ones() {
 }
 
 #[test]
+fn what_it_does_not_run_goes_to_the_next_with_the_reason() {
+    let config = MlpConfig::default();
+    let weight = WeightFormat::DEEPSEEK_V4;
+    let device = dispatcher(None).mlp_device(&config, weight, weight);
+    let report = device.unwrap().report().to_string();
+    assert!(report.contains("threads (it only activates)"), "{report}");
+}
+
+#[test]
 fn it_wins_over_a_built_in_platform_of_the_same_name() {
     let mut registry = built_in();
-    registry.register("cpu", |_| Ok(Arc::new(AnyBackend::new(Threads(2)))));
+    registry.register("cpu", |_options| {
+        let threads = Threads(NonZero::<usize>::MIN);
+        Ok(Arc::new(AnyBackend::new(threads)))
+    });
     let dispatch = Dispatch {
         platform: Some("cpu".to_owned()),
         ..Dispatch::default()
@@ -44,5 +60,5 @@ fn it_wins_over_a_built_in_platform_of_the_same_name() {
         .device(&GatedActivation::silu_and_mul(), Float::F32)
         .unwrap();
     assert_eq!(device.report().chosen, "cpu");
-    assert_eq!(device.backend().platform(), NAME);
+    assert_eq!(device.backend().platform(), "threads");
 }
