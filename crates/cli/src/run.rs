@@ -16,7 +16,7 @@ pub fn run(arguments: &Run, out: &mut impl Write) -> Result<()> {
     let stated = match arguments.limit {
         Some(given) => {
             let limit = given.0.map(Limit::new).transpose()?;
-            model.mlp_config_with_limit(&arguments.prefix, limit)?
+            model.mlp_config_with_limit(&arguments.prefix, limit)
         }
         None => model.mlp_config(&arguments.prefix)?,
     };

@@ -39,15 +39,17 @@ impl Backend for Threads {
     }
 }
 
+type Op = GatedActivation;
+type Input<'a> = GateUp<'a, Threads>;
 type Output<'a> = TensorMut<'a, Threads>;
 
 impl ActAndMul for Threads {
-    fn act_and_mul(&self, op: &GatedActivation, x: GateUp<'_, Self>, y: Output<'_>) -> Result<()> {
-        check::act(&x, &y)?;
-        match x.float() {
-            Float::F32 => self.run::<f32>(*op, &x, y),
-            Float::F16 => self.run::<f16>(*op, &x, y),
-            Float::BF16 => self.run::<bf16>(*op, &x, y),
+    fn act_and_mul(&self, op: &Op, input: Input<'_>, output: Output<'_>) -> Result<()> {
+        check::act(&input, &output)?;
+        match input.float() {
+            Float::F32 => run::<f32>(self.0.get(), op, &input, output),
+            Float::F16 => run::<f16>(self.0.get(), op, &input, output),
+            Float::BF16 => run::<bf16>(self.0.get(), op, &input, output),
         }
     }
 }
@@ -58,32 +60,23 @@ impl Matmul for Threads {
     type Weight = NoWeight;
 }
 
-impl Threads {
-    /// Each thread takes rows one after another; the last may take fewer.
-    fn run<T: Element>(
-        self,
-        op: GatedActivation,
-        x: &GateUp<'_, Self>,
-        y: Output<'_>,
-    ) -> Result<()> {
-        let (halves, layout) = (Halves::<T>::new(&op, x)?, y.layout);
-        let rows: Vec<_> = (0..layout.rows).collect();
-        let share = layout.rows.div_ceil(self.0.get()).max(1);
-        let y = y
-            .into_typed::<T>("output")?
-            .get_mut(layout.offset..)
-            .unwrap_or_default();
-        thread::scope(|scope| {
-            for (y, rows) in y.chunks_mut(share * layout.stride).zip(rows.chunks(share)) {
-                scope.spawn(move || {
-                    for (y, &t) in y.chunks_mut(layout.stride).zip(rows) {
-                        for (y, (gate, up)) in y.iter_mut().zip(halves.pairs(t)) {
-                            *y = reference::gated(&op, gate, up);
-                        }
+/// Each thread takes rows one after another; the last may take fewer.
+fn run<T: Element>(threads: usize, op: &Op, input: &Input<'_>, output: Output<'_>) -> Result<()> {
+    let (halves, layout) = (Halves::<T>::new(op, input)?, output.layout);
+    let share = layout.rows.div_ceil(threads).max(1);
+    let y = output.into_typed::<T>("output")?;
+    let y = y.get_mut(layout.offset..).unwrap_or_default();
+    let mut rows: Vec<_> = y.chunks_mut(layout.stride).take(layout.rows).collect();
+    thread::scope(|scope| {
+        for (i, rows) in rows.chunks_mut(share).enumerate() {
+            scope.spawn(move || {
+                for (t, row) in rows.iter_mut().enumerate() {
+                    for (y, (gate, up)) in row.iter_mut().zip(halves.pairs(i * share + t)) {
+                        *y = reference::gated(op, gate, up);
                     }
-                });
-            }
-        });
-        Ok(())
-    }
+                }
+            });
+        }
+    });
+    Ok(())
 }
