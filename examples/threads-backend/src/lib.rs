@@ -24,7 +24,6 @@ pub fn register(registry: &mut Registry<AnyBackend>) {
 
 impl Backend for Threads {
     swiglu_core::host_memory!();
-
     fn platform(&self) -> &'static str {
         "threads"
     }
@@ -71,9 +70,8 @@ fn run<T: Element>(threads: usize, op: &Op, input: &Input<'_>, output: Output<'_
         for (i, rows) in rows.chunks_mut(share).enumerate() {
             scope.spawn(move || {
                 for (t, row) in rows.iter_mut().enumerate() {
-                    for (y, (gate, up)) in row.iter_mut().zip(halves.pairs(i * share + t)) {
-                        *y = reference::gated(op, gate, up);
-                    }
+                    let each = row.iter_mut().zip(halves.pairs(i * share + t));
+                    each.for_each(|(y, (gate, up))| *y = reference::gated(op, gate, up));
                 }
             });
         }

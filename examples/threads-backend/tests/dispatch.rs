@@ -3,9 +3,8 @@
 use std::num::NonZero;
 use std::sync::Arc;
 
-use swiglu::mlp::MlpConfig;
 use swiglu::{
-    AnyBackend, Dispatch, Dispatcher, Float, GatedActivation, WeightFormat, bf16, built_in,
+    AnyBackend, Dispatch, Dispatcher, Float, GatedActivation, Request, WeightFormat, bf16, built_in,
 };
 use threads_backend::{Threads, register};
 
@@ -38,10 +37,13 @@ fn it_is_tried_before_the_built_in_ones() {
 
 #[test]
 fn what_it_does_not_run_goes_to_the_next_with_the_reason() {
-    let config = MlpConfig::default();
-    let weight = WeightFormat::DEEPSEEK_V4;
-    let device = dispatcher(None).mlp_device(&config, weight, weight);
-    let report = device.unwrap().report().to_string();
+    let matmul = Request::Matmul {
+        x: Float::BF16,
+        weight: WeightFormat::DEEPSEEK_V4,
+        y: Float::BF16,
+    };
+    let device = dispatcher(None).device_for(&[matmul]).unwrap();
+    let report = device.report().to_string();
     assert!(report.contains("threads (it only activates)"), "{report}");
 }
 
