@@ -1,6 +1,7 @@
 //! Quantization to FP8 and back: a row, or a part of a long one, at a time on one thread. What an
 //! activation gives stays in the first-level cache until it is quantized.
 
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use swiglu_core::{
@@ -23,29 +24,28 @@ use hits::Hits;
 use rows::{Dequantize, Quantize};
 
 /// Codes and scales of a matrix, of which tasks write disjoint parts.
-pub(crate) struct Target {
+pub(crate) struct Target<'a> {
     codes: Shared<u8>,
     layout: RowLayout,
     scales: Shared<u8>,
     scale_layout: ScaleLayout,
+    memory: PhantomData<&'a mut [u8]>,
 }
 
-impl Target {
-    /// The matrix must have passed its check, and outlive this.
-    pub(crate) fn new<'a, B: Backend<ViewMut<'a> = &'a mut [u8]>>(
-        output: QuantizedMut<'a, B>,
-    ) -> Self {
+impl<'a> Target<'a> {
+    /// The matrix must have passed its check.
+    pub(crate) fn new<B: Backend<ViewMut<'a> = &'a mut [u8]>>(output: QuantizedMut<'a, B>) -> Self {
         Self {
             codes: Shared(output.codes.as_mut_ptr()),
             layout: output.layout,
             scales: Shared(output.scales.as_mut_ptr()),
             scale_layout: output.scale_layout,
+            memory: PhantomData,
         }
     }
 
     /// # Safety
-    /// The layouts were checked against the buffers, which outlive the value, and nothing else uses
-    /// the row's columns and their scales meanwhile.
+    /// Nothing else uses the row's columns and their scales meanwhile.
     unsafe fn row(&self, row: usize) -> TargetRow<'_> {
         TargetRow {
             // SAFETY: the row lies inside the codes.
@@ -141,7 +141,7 @@ pub(crate) fn act_quant<T: VectorElement>(
     activation: &KnownActivation,
     quant: &Quantization,
     input: &GateUpRows<'_, T>,
-    target: &Target,
+    target: &Target<'_>,
     options: Options<'_>,
 ) {
     let Options { route, batches, .. } = options;
@@ -183,7 +183,7 @@ pub(crate) fn quantize<T: VectorElement>(
     (set, split): How,
     quant: &Quantization,
     (x, layout): (&[T], RowLayout),
-    target: &Target,
+    target: &Target<'_>,
 ) {
     split.run(&target.layout, false, &|row, range| {
         let quantize = Quantize {

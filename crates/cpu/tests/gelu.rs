@@ -1,7 +1,7 @@
 //! gelu and its tanh form in f32, on gates and ups of every size.
 #![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
 
-use swiglu_core::{Element, GatedActivation, Rounding, Tensor, TensorMut, reference};
+use swiglu_core::{Element, GatedActivation, Rounding, RowLayout, Tensor, TensorMut, reference};
 
 /// Gates that a vector takes or that it leaves to the reference, of each exponent and sign.
 fn gates() -> Vec<f32> {
@@ -19,9 +19,9 @@ fn worst(op: &GatedActivation, up: f32) -> (u64, f32) {
     let mut input = gates.clone();
     input.resize(2 * d, up);
     let mut output = vec![0.0; d];
-    let (from, to) = GatedActivation::contiguous(2 * d, d).unwrap();
-    let rows = Tensor::from_slice(&input, from).into();
-    swiglu_cpu::act_and_mul(op, rows, TensorMut::from_slice(&mut output, to)).unwrap();
+    let from = Tensor::from_slice(&input, RowLayout::contiguous(1, 2 * d));
+    let to = TensorMut::from_slice(&mut output, RowLayout::contiguous(1, d));
+    swiglu_cpu::act_and_mul(op, from.into(), to).unwrap();
     let error = |(gate, got): (&f32, &f32)| {
         let wanted = reference::gated(op, *gate, up);
         (u64::from(got.ulps_between(wanted)), *gate)

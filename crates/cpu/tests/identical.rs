@@ -9,10 +9,10 @@ use std::sync::{Arc, LazyLock};
 
 use fastrand::Rng;
 use swiglu_core::{
-    ActAndMul, Backend, BlockScales, DType, GatedActivation, GatedMatmul, HostBuffer, HostWeight,
-    Matmul, Rounding, RowLayout, Tensor, TensorMut,
+    ActAndMul, Backend, Float, GateUp, GatedActivation, HostBuffer, HostWeight, Matmul, Rounding,
+    RowLayout, ScaleFormat, Tensor, TensorMut, WeightFormat,
 };
-use swiglu_cpu::{CpuBackend, InstructionSet};
+use swiglu_cpu::{CpuBackend, InstructionSet, Settings};
 
 /// Backends that must agree: every instruction set of this machine, and pools of several sizes.
 static BACKENDS: LazyLock<Vec<(String, CpuBackend)>> = LazyLock::new(|| {
@@ -28,24 +28,32 @@ static BACKENDS: LazyLock<Vec<(String, CpuBackend)>> = LazyLock::new(|| {
         let backend = CpuBackend::new().with_pool(Arc::new(pool.build().unwrap()));
         backends.push((format!("{threads} threads"), backend));
     }
+    // Nothing on the caller's thread, and every activation past the caches.
+    let mut low = Settings::default();
+    (
+        low.inline_outputs,
+        low.inline_multiplications,
+        low.stream_bytes,
+    ) = (0, 0, 0);
+    backends.push(("pool".to_owned(), CpuBackend::new().with_settings(low)));
     backends
 });
 
 /// Bits of every class: any pattern, numbers of ordinary size, and small ones.
-fn values(random: &mut Rng, dtype: DType, count: usize) -> HostBuffer {
-    let mut buffer = HostBuffer::zeroed(count * dtype.size()).unwrap();
-    for bytes in buffer.bytes_mut().chunks_exact_mut(dtype.size()) {
+fn values(random: &mut Rng, float: Float, count: usize) -> HostBuffer {
+    let mut buffer = HostBuffer::zeroed(count * float.size()).unwrap();
+    for bytes in buffer.bytes_mut().chunks_exact_mut(float.size()) {
         let ordinary = (random.f32() - 0.5) * [2.0, 40.0, 400.0][random.usize(..3)];
-        let bits = match (dtype, random.bool()) {
+        let bits = match (float, random.bool()) {
             (_, false) => random.u32(..).to_le_bytes(),
-            (DType::F32, true) => ordinary.to_le_bytes(),
-            (DType::F16, true) => {
+            (Float::F32, true) => ordinary.to_le_bytes(),
+            (Float::F16, true) => {
                 let half = swiglu_core::f16::from_f32(ordinary).to_bits();
                 u32::from(half).to_le_bytes()
             }
             (_, true) => (ordinary.to_bits() >> 16).to_le_bytes(),
         };
-        bytes.copy_from_slice(&bits[..dtype.size()]);
+        bytes.copy_from_slice(&bits[..float.size()]);
     }
     buffer
 }
@@ -72,91 +80,85 @@ fn activations() {
     for op in GatedActivation::ALL {
         for rounding in [Rounding::Official, Rounding::Eager] {
             let op = op.with_rounding(rounding);
-            for dtype in DType::COMPUTE {
+            for float in Float::ALL {
                 // One that stays on its thread, one of many rows, one of long rows.
                 for (rows, d) in [(3, 37), (700, 129), (2, 40_001)] {
-                    let input = values(&mut random, dtype, rows * (2 * d + 3));
+                    let input = values(&mut random, float, rows * (2 * d + 3));
                     let from = RowLayout::contiguous(rows, 2 * d).with_stride(2 * d + 3);
-                    all_agree(&format!("{op} in {dtype}, {rows} x {d}"), |backend| {
-                        let mut output = backend.alloc(rows * d * dtype.size()).unwrap();
-                        let tensor = Tensor {
-                            buffer: &input,
-                            dtype,
-                            layout: from,
-                        };
-                        let to = TensorMut::contiguous(&mut output, dtype, rows, d);
-                        backend.act_and_mul(&op, tensor, to).unwrap();
-                        output
-                    });
+                    let half = RowLayout { cols: d, ..from };
+                    let tensor = |layout| Tensor::new(CpuBackend::view(&input), float, layout);
+                    let inputs = [
+                        GateUp::Merged(tensor(from)),
+                        GateUp::Split {
+                            gate: tensor(half),
+                            up: tensor(half.with_offset(d + 1)),
+                        },
+                    ];
+                    for input in inputs {
+                        all_agree(&format!("{op} in {float}, {rows} x {d}"), |backend| {
+                            let mut output = backend.alloc(rows * d * float.size()).unwrap();
+                            let to = CpuBackend::view_mut(&mut output);
+                            let to = TensorMut::contiguous(to, float, rows, d);
+                            backend.act_and_mul(&op, input, to).unwrap();
+                            output
+                        });
+                    }
                 }
             }
         }
     }
 }
 
-/// Bytes of moderate elements, and for f8 scales of these blocks.
-struct Stored {
-    dtype: DType,
-    shape: [usize; 2],
-    data: Vec<u8>,
-    scales: Vec<u8>,
-    block: [usize; 2],
+/// Bytes of moderate elements, and for FP8 scales.
+fn stored(random: &mut Rng, format: WeightFormat, [n, k]: [usize; 2]) -> HostWeight<'static> {
+    let size = format.bits() / 8;
+    let mut data = vec![0_u8; n * k * size];
+    for (at, byte) in data.iter_mut().enumerate() {
+        // The last byte of an element holds its sign and exponent: keep it moderate.
+        let last = at % size == size - 1;
+        *byte = random.u8(..) & if last { 0xbf } else { 0xff };
+    }
+    let [rows, columns] = format.scale_grid([n, k]).unwrap();
+    let scales = (0..rows * columns).map(|_| random.u8(120..134)).collect();
+    HostWeight::owned([n, k], format, data, scales).unwrap()
 }
 
-impl Stored {
-    fn new(random: &mut Rng, dtype: DType, [n, k]: [usize; 2], block: [usize; 2]) -> Self {
-        let mut data = vec![0_u8; n * k * dtype.size()];
-        for (at, byte) in data.iter_mut().enumerate() {
-            // The last byte of an element holds its sign and exponent: keep it moderate.
-            let last = at % dtype.size() == dtype.size() - 1;
-            *byte = random.u8(..) & if last { 0xbf } else { 0xff };
-        }
-        let count = n.div_ceil(block[0]) * k.div_ceil(block[1]);
-        Self {
-            dtype,
-            shape: [n, k],
-            data,
-            scales: (0..count).map(|_| random.u8(120..134)).collect(),
-            block,
-        }
-    }
-
-    fn view(&self) -> HostWeight<'_> {
-        let scales = (self.dtype == DType::F8E4M3).then_some(BlockScales {
-            data: &self.scales,
-            dtype: DType::E8M0,
-            block: self.block,
-        });
-        let [n, k] = self.shape;
-        HostWeight::new(n, k, self.dtype, &self.data, scales).unwrap()
+const fn fp8(block: [usize; 2]) -> WeightFormat {
+    WeightFormat::Fp8 {
+        scales: ScaleFormat::E8M0,
+        block,
     }
 }
 
-/// Types of weights, with blocks of scales that do and do not end with a panel, a word or a sum.
-const FORMATS: [(DType, [usize; 2]); 7] = [
-    (DType::F32, [1, 1]),
-    (DType::F16, [1, 1]),
-    (DType::BF16, [1, 1]),
-    (DType::F8E4M3, [32, 32]),
-    (DType::F8E4M3, [128, 128]),
-    (DType::F8E4M3, [5, 7]),
-    (DType::F8E4M3, [48, 200]),
+/// Formats of weights, with blocks of scales that do and do not end with a panel, a word or a sum.
+const FORMATS: [WeightFormat; 7] = [
+    WeightFormat::Float(Float::F32),
+    WeightFormat::Float(Float::F16),
+    WeightFormat::Float(Float::BF16),
+    fp8([32, 32]),
+    fp8([128, 128]),
+    fp8([5, 7]),
+    fp8([48, 200]),
 ];
 
+fn rows_of(random: &mut Rng, rows: usize, k: usize) -> HostBuffer {
+    let x: Vec<f32> = (0..rows * k).map(|_| random.f32() - 0.5).collect();
+    HostBuffer::from_slice(&x).unwrap()
+}
+
 #[test]
-fn products() {
+fn matmuls() {
     let mut random = Rng::with_seed(2);
     let (n, k) = (147, 301);
-    for (dtype, block) in FORMATS {
-        let weight = Stored::new(&mut random, dtype, [n, k], block);
+    for format in FORMATS {
+        let weight = stored(&mut random, format, [n, k]);
         for rows in [1, 2, 3, 4, 5, 7, 8, 13, 33, 300] {
-            let x: Vec<f32> = (0..rows * k).map(|_| random.f32() - 0.5).collect();
-            let x = HostBuffer::from_slice(&x).unwrap();
-            all_agree(&format!("{dtype} weights, {rows} rows"), |backend| {
-                let weight = backend.load_weight(&[weight.view()]).unwrap();
+            let x = rows_of(&mut random, rows, k);
+            all_agree(&format!("{format} weights, {rows} rows"), |backend| {
+                let weight = backend.load_weight(std::slice::from_ref(&weight)).unwrap();
                 let mut y = backend.alloc(rows * n * 4).unwrap();
-                let x = Tensor::contiguous(&x, DType::F32, rows, k);
-                let to = TensorMut::contiguous(&mut y, DType::F32, rows, n);
+                let x = Tensor::contiguous(x.bytes(), Float::F32, rows, k);
+                let to = TensorMut::contiguous(y.bytes_mut(), Float::F32, rows, n);
                 backend.matmul(x, &weight, to).unwrap();
                 y
             });
@@ -164,10 +166,10 @@ fn products() {
     }
 }
 
-/// The activation on the way gives what it gives after the product, whose sums it was not given
+/// The activation on the way gives what it gives after the matmul, whose sums it was not given
 /// exactly here, and whose gate and up are whole and cut panels.
 #[test]
-fn gated_products() {
+fn gated_matmuls() {
     let mut random = Rng::with_seed(4);
     let k = 301;
     for op in [
@@ -176,28 +178,31 @@ fn gated_products() {
         GatedActivation::mul_and_silu(),
         GatedActivation::gpt_oss(),
     ] {
-        for (i, &(dtype, block)) in [16, 77, 144].into_iter().zip(&FORMATS[2..]) {
-            let [gate, up] = [0, 1].map(|_| Stored::new(&mut random, dtype, [i, k], block));
+        for (i, &format) in [16, 77, 144].into_iter().zip(&FORMATS[2..]) {
+            let [gate, up] = [0, 1].map(|_| stored(&mut random, format, [i, k]));
             for rows in [1, 3, 6, 40, 300] {
-                let x: Vec<f32> = (0..rows * k).map(|_| random.f32() - 0.5).collect();
-                let x = HostBuffer::from_slice(&x).unwrap();
-                all_agree(&format!("{op}, {dtype} weights, {rows} x {i}"), |backend| {
-                    let gated = backend.load_gate_up(gate.view(), up.view()).unwrap();
-                    let stacked = backend.load_weight(&[gate.view(), up.view()]).unwrap();
-                    let mut acts = [&gated, &stacked].map(|weight| {
-                        let mut gate_up = backend.alloc(rows * 2 * i * 2).unwrap();
-                        let mut act = backend.alloc(rows * i * 2).unwrap();
-                        let x = Tensor::contiguous(&x, DType::F32, rows, k);
-                        let between = TensorMut::contiguous(&mut gate_up, DType::BF16, rows, 2 * i);
-                        let to = TensorMut::contiguous(&mut act, DType::BF16, rows, i);
-                        backend
-                            .matmul_act_and_mul(&op, x, weight, between, to)
-                            .unwrap();
-                        act
-                    });
-                    assert_eq!(acts[0].bytes(), acts[1].bytes(), "{op}, {rows} x {i}");
-                    std::mem::take(&mut acts[0])
-                });
+                let x = rows_of(&mut random, rows, k);
+                all_agree(
+                    &format!("{op}, {format} weights, {rows} x {i}"),
+                    |backend| {
+                        let gated = backend.load_gate_up(gate.clone(), up.clone()).unwrap();
+                        let stacked = backend.load_weight(&[gate.clone(), up.clone()]).unwrap();
+                        let mut acts = [&gated, &stacked].map(|weight| {
+                            let mut gate_up = backend.alloc(rows * 2 * i * 2).unwrap();
+                            let mut act = backend.alloc(rows * i * 2).unwrap();
+                            let x = Tensor::contiguous(x.bytes(), Float::F32, rows, k);
+                            let between = gate_up.bytes_mut();
+                            let between = TensorMut::contiguous(between, Float::BF16, rows, 2 * i);
+                            let to = TensorMut::contiguous(act.bytes_mut(), Float::BF16, rows, i);
+                            backend
+                                .matmul_act_and_mul(&op, x, weight, between, to)
+                                .unwrap();
+                            act
+                        });
+                        assert_eq!(acts[0].bytes(), acts[1].bytes(), "{op}, {rows} x {i}");
+                        std::mem::take(&mut acts[0])
+                    },
+                );
             }
         }
     }
@@ -209,26 +214,17 @@ fn a_row_does_not_depend_on_the_others() {
     let (rows, n, k) = (301_usize, 64_usize, 700_usize);
     let data: Vec<u8> = (0..n * k).map(|_| random.u8(..) & 0xbf).collect();
     let ones = vec![127; n.div_ceil(128) * k.div_ceil(128)];
-    let scales = BlockScales {
-        data: &ones,
-        dtype: DType::E8M0,
-        block: [128, 128],
-    };
-    let weight = HostWeight::new(n, k, DType::F8E4M3, &data, Some(scales)).unwrap();
+    let weight = HostWeight::new([n, k], WeightFormat::DEEPSEEK_V4, &data, &ones).unwrap();
     let backend = CpuBackend::new();
     let weight = backend.load_weight(&[weight]).unwrap();
-    let x: Vec<f32> = (0..rows * k).map(|_| random.f32() - 0.5).collect();
-    let x = HostBuffer::from_slice(&x).unwrap();
+    let x = rows_of(&mut random, rows, k);
     let product = |layout: RowLayout| {
-        let mut y = backend.alloc(layout.rows * n * 4).unwrap();
-        let x = Tensor {
-            buffer: &x,
-            dtype: DType::F32,
-            layout,
-        };
-        let to = TensorMut::contiguous(&mut y, DType::F32, layout.rows, n);
+        let mut y = vec![0.0_f32; layout.rows * n];
+        let to = RowLayout::contiguous(layout.rows, n);
+        let x = Tensor::new(x.bytes(), Float::F32, layout);
+        let to = TensorMut::from_slice(&mut y, to);
         backend.matmul(x, &weight, to).unwrap();
-        y.typed::<f32>().to_vec()
+        y
     };
     let together = product(RowLayout::contiguous(rows, k));
     for batch in [1, 2, 5, 40] {

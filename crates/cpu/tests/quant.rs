@@ -5,15 +5,14 @@
 
 use std::sync::{Arc, LazyLock};
 
+use swiglu_conformance::inputs::{Numbers, quantizations};
+use swiglu_conformance::{Check, Harness, QuantCase, Size, checks};
 use swiglu_core::reference::Reference;
 use swiglu_core::{
-    ActAndMulQuant, Batch, DType, GatedActivation, HostBuffer, QuantOptions, Quantization,
-    Quantized, QuantizedMut, ScaleFormat, ScaleLayout, ScaleOrder, Scales, ScalesMut, Tensor,
-    TensorMut, bf16,
+    Batch, Float, GatedActivation, HostBuffer, QuantOptions, Quantization, Quantize, Quantized,
+    QuantizedMut, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, Tensor, TensorMut, bf16,
 };
 use swiglu_cpu::{CpuBackend, InstructionSet};
-use swiglu_testing::inputs::{Numbers, quantizations};
-use swiglu_testing::{Check, Expectations, Harness, QuantCase, checks};
 
 const POISON: u8 = 0xa5;
 
@@ -27,7 +26,7 @@ static HARNESSES: LazyLock<Vec<(String, Harness<CpuBackend>)>> = LazyLock::new(|
         let backend = CpuBackend::new().with_pool(Arc::new(pool.build().unwrap()));
         backends.push((format!("{threads} threads"), backend));
     }
-    let harness = |(name, backend)| (name, Harness::new(backend, Expectations::exact()));
+    let harness = |(name, backend)| (name, Harness::new(backend, Size::from_env()));
     backends.into_iter().map(harness).collect()
 });
 
@@ -67,7 +66,7 @@ fn the_fused_pass_is_the_two_step_path() {
 /// Groups whose largest magnitude is each float around 448 times each power of two.
 #[test]
 fn scales_step_where_448_times_a_power_of_two_does() {
-    let quant = Quantization::new(32, ScaleFormat::Ue8m0).unwrap();
+    let quant = Quantization::new(32, ScaleFormat::E8M0).unwrap();
     let quant = quant.with_floor(1e-30).unwrap();
     let mut x = Vec::new();
     for exponent in -90..119 {
@@ -77,7 +76,7 @@ fn scales_step_where_448_times_a_power_of_two_does() {
         }
     }
     let case = QuantCase::new(None, (quant, ScaleOrder::RowMajor), 1, x.len());
-    let reference = Harness::new(Reference, Expectations::exact());
+    let reference = Harness::new(Reference, Size::from_env());
     let want = case.run(&reference, &x).unwrap();
     for (steps, exponent) in want.scales.chunks_exact(3).zip(-90..119_i32) {
         let byte = (127 + exponent) as u8;
@@ -85,7 +84,7 @@ fn scales_step_where_448_times_a_power_of_two_does() {
     }
     for (name, harness) in &*HARNESSES {
         let got = case.run(harness, &x).unwrap();
-        case.same(DType::F32, &got, &want, name).unwrap();
+        case.same(Float::F32, &got, &want, name).unwrap();
     }
 }
 
@@ -95,9 +94,9 @@ fn scales_step_where_448_times_a_power_of_two_does() {
 fn sweep_scales(backend: &CpuBackend, step: u32) -> u64 {
     const GROUPS: usize = 1 << 16;
     let floor = 1e-30_f32;
-    let quant = Quantization::new(32, ScaleFormat::Ue8m0).unwrap();
+    let quant = Quantization::new(32, ScaleFormat::E8M0).unwrap();
     let quant = quant.with_floor(floor).unwrap();
-    let layout = ScaleLayout::contiguous(ScaleFormat::Ue8m0, ScaleOrder::RowMajor, 1, GROUPS);
+    let layout = ScaleLayout::contiguous(ScaleFormat::E8M0, ScaleOrder::RowMajor, 1, GROUPS);
     let mut x = HostBuffer::zeroed(4 * 32 * GROUPS).unwrap();
     let mut codes = HostBuffer::zeroed(32 * GROUPS).unwrap();
     let mut scales = HostBuffer::zeroed(GROUPS).unwrap();
@@ -110,13 +109,12 @@ fn sweep_scales(backend: &CpuBackend, step: u32) -> u64 {
             group[bits(g) as usize % 32] = f32::from_bits(bits(g));
         }
         let output = QuantizedMut {
-            codes: TensorMut::contiguous(&mut codes, DType::F8E4M3, 1, 32 * GROUPS),
-            scales: ScalesMut {
-                buffer: &mut scales,
-                layout,
-            },
+            codes: codes.bytes_mut(),
+            layout: RowLayout::contiguous(1, 32 * GROUPS),
+            scales: scales.bytes_mut(),
+            scale_layout: layout,
         };
-        let input = Tensor::contiguous(&x, DType::F32, 1, 32 * GROUPS);
+        let input = Tensor::contiguous(x.bytes(), Float::F32, 1, 32 * GROUPS);
         backend.quantize(&quant, input, output).unwrap();
         for (g, &byte) in scales.bytes().iter().enumerate() {
             let amax = f64::from(f32::from_bits(bits(g)).max(floor));
@@ -160,7 +158,7 @@ fn all_backends_give_the_same_codes() {
             let want = case.run(first, &x).unwrap();
             for (name, harness) in others {
                 let got = case.run(harness, &x).unwrap();
-                case.same(DType::BF16, &got, &want, name).unwrap();
+                case.same(Float::BF16, &got, &want, name).unwrap();
             }
         }
     }
@@ -169,19 +167,22 @@ fn all_backends_give_the_same_codes() {
 /// Codes times scales are rounded once, under every code and odd scales.
 #[test]
 fn codes_are_widened_as_the_reference_does() {
-    fn widened<B: ActAndMulQuant<Buffer = HostBuffer>>(
+    fn widened<B>(
         backend: &B,
         quant: &Quantization,
         order: ScaleOrder,
-        dtype: DType,
+        float: Float,
         d: usize,
-    ) -> Vec<u8> {
+    ) -> Vec<u8>
+    where
+        B: Quantize<Buffer = HostBuffer>,
+    {
         let rows = 7;
         let codes: Vec<u8> = (0..rows * d).map(|i| (i % 256) as u8).collect();
         let layout = ScaleLayout::contiguous(quant.format(), order, rows, quant.groups(d));
         let bytes = layout.bytes().unwrap();
         let scales: Vec<u8> = match quant.format() {
-            ScaleFormat::Ue8m0 => (0..bytes).map(|i| (i * 7) as u8).collect(),
+            ScaleFormat::E8M0 => (0..bytes).map(|i| (i * 7) as u8).collect(),
             ScaleFormat::F32 => (0..bytes / 4)
                 .flat_map(|i| {
                     let power = 2f32.powi(i as i32 * 5 % 260 - 140);
@@ -194,26 +195,25 @@ fn codes_are_widened_as_the_reference_does() {
                 .collect(),
         };
         let (codes, scales) = (filled(&codes), filled(&scales));
-        let mut y = filled(&vec![POISON; rows * d * dtype.size() + 2]);
+        let mut y = filled(&vec![POISON; rows * d * float.size() + 2]);
         let input = Quantized {
-            codes: Tensor::contiguous(&codes, DType::F8E4M3, rows, d),
-            scales: Scales {
-                buffer: &scales,
-                layout,
-            },
+            codes: B::view(&codes),
+            layout: RowLayout::contiguous(rows, d),
+            scales: B::view(&scales),
+            scale_layout: layout,
         };
-        let output = TensorMut::contiguous(&mut y, dtype, rows, d);
+        let output = TensorMut::contiguous(B::view_mut(&mut y), float, rows, d);
         backend.dequantize(quant, input, output).unwrap();
         y.bytes().to_vec()
     }
     for (quant, order) in quantizations().unwrap() {
-        for dtype in DType::COMPUTE {
+        for float in Float::ALL {
             for d in [1, 255, 2304] {
-                let want = widened(&Reference, &quant, order, dtype, d);
+                let want = widened(&Reference, &quant, order, float, d);
                 for (name, harness) in &*HARNESSES {
-                    let got = widened(&harness.backend, &quant, order, dtype, d);
+                    let got = widened(&harness.backend, &quant, order, float, d);
                     let at = (0..got.len()).find(|&i| got[i] != want[i]);
-                    assert_eq!(at, None, "{quant} {order} {dtype} {d} on {name}");
+                    assert_eq!(at, None, "{quant} {order} {float} {d} on {name}");
                 }
             }
         }
@@ -230,17 +230,19 @@ fn arguments_are_named() {
         let mut scales = filled(&[POISON; 2]);
         let layout = ScaleLayout::contiguous(quant.format(), order, 2, 1).with_stride(stride);
         let output = QuantizedMut {
-            codes: TensorMut::contiguous(&mut codes, DType::F8E4M3, 2, 128),
-            scales: ScalesMut {
-                buffer: &mut scales,
-                layout,
-            },
+            codes: codes.bytes_mut(),
+            layout: RowLayout::contiguous(2, 128),
+            scales: scales.bytes_mut(),
+            scale_layout: layout,
         };
         let options = QuantOptions {
-            batch: counts.map(|counts| Batch { rows: 1, counts }),
+            batch: counts.map(|counts| Batch {
+                rows: 1,
+                counts: counts.bytes(),
+            }),
             ..QuantOptions::default()
         };
-        let input = Tensor::contiguous(&x, DType::BF16, 2, 256);
+        let input = Tensor::contiguous(x.bytes(), Float::BF16, 2, 256).into();
         let op = GatedActivation::deepseek_v4();
         let error = backend.act_and_mul_quant(&op, &quant, input, output, options);
         assert!(codes.bytes().iter().all(|&b| b == POISON));

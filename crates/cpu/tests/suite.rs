@@ -8,3 +8,4 @@ fn open(set: InstructionSet) -> Result<CpuBackend, String> {
 
 swiglu_conformance::suite!(cpu, || Ok::<_, String>(CpuBackend::new()));
 swiglu_conformance::suite!(cpu_scalar, || open(InstructionSet::Scalar));
+swiglu_conformance::complete!(cpu_complete, || Ok::<_, String>(CpuBackend::new()));
