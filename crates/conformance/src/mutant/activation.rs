@@ -175,7 +175,7 @@ impl<B: ActAndMul> Mutant<B> {
             let from = &x[start..start + 2 * d];
             let mut row = from.to_vec();
             for j in 0..d {
-                let tail = d % VECTOR != 0 && j >= d - d % VECTOR;
+                let tail = !d.is_multiple_of(VECTOR) && j >= d - d % VECTOR;
                 let of = match self.fault {
                     Fault::TailReadsItsNeighbour if tail => j.saturating_sub(1),
                     _ => j,

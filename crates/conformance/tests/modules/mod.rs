@@ -120,7 +120,7 @@ fn exports(lib: &str) -> BTreeMap<&str, &str> {
 }
 
 /// The names at the crate's root that a file refers to.
-fn referred<'a>(file: &'a SourceFile) -> Vec<&'a str> {
+fn referred(file: &SourceFile) -> Vec<&str> {
     let text = without_tests(&file.text);
     let mut found = Vec::new();
     let begins = |at: usize| {
