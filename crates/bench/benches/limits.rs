@@ -27,10 +27,12 @@ const LIMITS: [Pattern; 3] = [
     Pattern::Read,
 ];
 
-const ROUNDS: usize = 20;
+/// How long each case and each limit runs in all.
+const EACH: Duration = Duration::from_millis(400);
 
 /// Something to time, which moves so many bytes.
 struct Measured<'a> {
+    section: &'static str,
     name: String,
     bytes: usize,
     passes: Passes<'a>,
@@ -55,7 +57,8 @@ fn activation<'a>(
     let backend = CpuBackend::with_instruction_set(set).unwrap();
     let mut y = backend.alloc(rows * d * float.size()).unwrap();
     Measured {
-        name: format!("{} {set}", op.name()),
+        section: op.name(),
+        name: set.to_string(),
         bytes: Case::activation(*op, float, rows, d).bytes().iter().sum(),
         passes: Box::new(move |n| {
             for _ in 0..n {
@@ -83,7 +86,8 @@ fn quantized<'a>(
     let mut scales = backend.alloc(layout.bytes().unwrap()).unwrap();
     let case = Case::activation_quant(*op, quant, float, rows, d);
     Measured {
-        name: format!("{} {set} {quant}", op.name()),
+        section: op.name(),
+        name: format!("{set} {quant}"),
         bytes: case.bytes().iter().sum(),
         passes: Box::new(move |n| {
             for _ in 0..n {
@@ -106,7 +110,8 @@ fn quantized<'a>(
 fn limit<'a>(pattern: Pattern, bytes: usize) -> Measured<'a> {
     let mut traffic = Traffic::new(pattern, bytes);
     Measured {
-        name: format!("limit {pattern:?}"),
+        section: "limits",
+        name: format!("{pattern:?}"),
         bytes: traffic.run(),
         passes: Box::new(move |n| {
             for _ in 0..n {
@@ -147,7 +152,7 @@ fn main() {
                 }
             }
             cases.retain(|case| {
-                let name = format!("{title} {}", case.name);
+                let name = format!("{title} {} {}", case.section, case.name);
                 words.iter().all(|w| name.contains(w.as_str()))
             });
             if !cases.is_empty() {
@@ -163,17 +168,17 @@ fn main() {
 fn measure(title: &str, cases: Vec<Measured<'_>>, report: &mut Report) {
     let (about, mut passes): (Vec<_>, Vec<_>) = cases
         .into_iter()
-        .map(|case| ((case.name, case.bytes), case.passes))
+        .map(|case| ((case.section, case.name, case.bytes), case.passes))
         .unzip();
-    let seconds = in_turn(ROUNDS, Duration::ZERO, &mut passes);
-    let rate = |i: usize| about[i].1 as f64 / seconds[i];
-    for (i, (name, _)) in about.iter().enumerate() {
+    let seconds = in_turn(EACH, &mut passes);
+    let rate = |i: usize| about[i].2 as f64 / seconds[i];
+    for (i, (section, name, _)) in about.iter().enumerate() {
         let figures = [
             figure("time", "us", seconds[i] * 1e6),
             figure("rate", "GB/s", rate(i) / 1e9),
             figure("of the streaming limit", "ratio", rate(i) / rate(0)),
             figure("of the writing limit", "ratio", rate(i) / rate(1)),
         ];
-        report.case("activation", &format!("{title} {name}"), &figures);
+        report.case(section, &format!("{title} {name}"), &figures);
     }
 }

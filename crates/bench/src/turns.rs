@@ -1,25 +1,60 @@
 //! Cases that take turns, so that what disturbs the machine disturbs all of them alike.
+//!
+//! ## Method
+//! 1. A batch of a case is the number of passes, doubled from one, that takes at least 30 µs: far
+//!    above the clock's step. [`swiglu_conformance::timing`] takes longer batches of one case after
+//!    another; here most batches are one pass, so that no case finds its data in a cache because it
+//!    has just run.
+//! 2. A round times one batch of every case. Rounds go on for a budget a case, at least five.
+//! 3. Of each case the median of its rounds is told.
 
-use std::convert::Infallible;
-use std::time::Duration;
-
-use swiglu_conformance::timing;
+use std::time::{Duration, Instant};
 
 /// Runs so many passes of a case and waits for them.
 pub type Passes<'a> = Box<dyn FnMut(usize) + 'a>;
 
-/// Seconds a pass of each case, in their order: medians over `rounds`, each of which times all cases
-/// one after another, for about `budget` a case.
-pub fn in_turn(rounds: usize, budget: Duration, cases: &mut [Passes<'_>]) -> Vec<f64> {
-    let mut seconds = vec![Vec::with_capacity(rounds); cases.len()];
-    for _ in 0..rounds {
-        for (seconds, passes) in seconds.iter_mut().zip(&mut *cases) {
-            let run = |n| {
-                passes(n);
-                Ok::<_, Infallible>(())
-            };
-            let Ok(timing) = timing::time(budget, 1, run);
-            seconds.push(timing.median);
+const SAMPLE: Duration = Duration::from_micros(30);
+const MOST_BATCH: usize = 1024;
+const LEAST_ROUNDS: usize = 5;
+
+/// Seconds a pass of each case, in their order: medians over rounds, which in all take about `budget`
+/// for each case.
+pub fn in_turn(budget: Duration, cases: &mut [Passes<'_>]) -> Vec<f64> {
+    let origin = Instant::now();
+    in_turn_by(|| origin.elapsed(), budget, cases)
+}
+
+/// As [`in_turn`], by any clock: a test's own does not depend on what else the machine does.
+fn in_turn_by(
+    clock: impl Fn() -> Duration,
+    budget: Duration,
+    cases: &mut [Passes<'_>],
+) -> Vec<f64> {
+    let mut batches = Vec::with_capacity(cases.len());
+    for passes in &mut *cases {
+        passes(1);
+        let mut batch = 1;
+        loop {
+            let start = clock();
+            passes(batch);
+            if clock() - start >= SAMPLE || batch == MOST_BATCH {
+                break;
+            }
+            batch *= 2;
+        }
+        batches.push(batch);
+    }
+    let budget = budget * cases.len() as u32;
+    let mut seconds = vec![Vec::new(); cases.len()];
+    let begin = clock();
+    for round in 0.. {
+        if round >= LEAST_ROUNDS && clock() - begin >= budget {
+            break;
+        }
+        for ((passes, &batch), seconds) in cases.iter_mut().zip(&batches).zip(&mut seconds) {
+            let start = clock();
+            passes(batch);
+            seconds.push((clock() - start).as_secs_f64() / batch as f64);
         }
     }
     seconds.into_iter().map(median).collect()
@@ -33,6 +68,8 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+
     use super::*;
 
     #[test]
@@ -43,14 +80,41 @@ mod tests {
     }
 
     #[test]
-    fn every_case_gets_its_own_time() {
-        let mut calls = [0, 0];
-        let [a, b] = &mut calls;
-        let mut cases: [Passes<'_>; 2] = [Box::new(|n| *a += n), Box::new(|n| *b += n)];
-        let seconds = in_turn(2, Duration::ZERO, &mut cases);
-        assert_eq!(seconds.len(), 2);
-        assert!(seconds.iter().all(|s| s.is_finite()));
-        drop(cases);
-        assert!(calls.iter().all(|&n| n > 0), "{calls:?}");
+    fn cases_take_turns_and_each_gets_its_own_time() {
+        // A pass of the first takes 10 µs, of the second 40; a disturbed one ten times as long.
+        let (now, ran) = (Cell::new(0), RefCell::new(Vec::new()));
+        let case = |name: char, micros: u64| -> Passes<'_> {
+            let (now, ran) = (&now, &ran);
+            Box::new(move |n| {
+                let factor = if ran.borrow().len() == 12 { 10 } else { 1 };
+                ran.borrow_mut().push((name, n));
+                now.set(now.get() + micros * factor * n as u64);
+            })
+        };
+        let mut cases = [case('a', 10), case('b', 40)];
+        let clock = || Duration::from_micros(now.get());
+        let seconds = in_turn_by(clock, Duration::ZERO, &mut cases);
+        assert!((seconds[0] - 10e-6).abs() < 1e-12, "{seconds:?}");
+        assert!((seconds[1] - 40e-6).abs() < 1e-12, "{seconds:?}");
+        let ran = ran.borrow();
+        let sizes = [('a', 1), ('a', 1), ('a', 2), ('a', 4), ('b', 1), ('b', 1)];
+        assert_eq!(ran[..6], sizes, "the sizes of batches");
+        assert_eq!(ran[6..], [('a', 4), ('b', 1)].repeat(LEAST_ROUNDS));
+    }
+
+    #[test]
+    fn the_budget_makes_rounds() {
+        let now = Cell::new(0);
+        let count = Cell::new(0);
+        let mut cases: [Passes<'_>; 1] = [Box::new(|n| {
+            now.set(now.get() + 1000 * n as u64);
+            count.set(count.get() + 1);
+        })];
+        in_turn_by(
+            || Duration::from_micros(now.get()),
+            Duration::from_millis(20),
+            &mut cases,
+        );
+        assert_eq!(count.get(), 2 + 20);
     }
 }

@@ -209,6 +209,21 @@ pub(crate) fn same_bits<T: Element>(
     Ok(())
 }
 
+/// As [`same_bits`], with NaN too: what one kernel gives on both ways.
+pub(crate) fn identical<T: Element>(
+    op: &GatedActivation,
+    pairs: &[(T, T)],
+    got: &[T],
+    want: &[T],
+) -> Result<(), Failure> {
+    for (at, (&pair, (&got, &want))) in pairs.iter().zip(got.iter().zip(want)).enumerate() {
+        if got.to_bits() != want.to_bits() {
+            return Err(mismatch(op, at, pair, (got, want)));
+        }
+    }
+    Ok(())
+}
+
 /// The pairs of gate and up in rows of 2d elements, in the order of the outputs.
 pub(crate) fn pairs_of_rows<T: Element>(op: &GatedActivation, rows: &[T], d: usize) -> Vec<(T, T)> {
     let of_row = |row: &[T]| -> Vec<(T, T)> {

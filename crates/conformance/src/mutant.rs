@@ -10,6 +10,7 @@ mod caught;
 mod matmuls;
 mod quant;
 
+use std::fmt;
 use std::sync::Arc;
 
 use swiglu_core::{
@@ -28,6 +29,16 @@ pub enum Capability {
     Matmul,
     /// [`swiglu_core::Quantize`].
     Quantization,
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Activation => "activations",
+            Self::Matmul => "matmuls",
+            Self::Quantization => "quantization",
+        })
+    }
 }
 
 macro_rules! faults {

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use swiglu_core::{
@@ -20,8 +20,8 @@ pub(crate) fn tell(platform: &str, reason: &str, check: &str) {
 pub(crate) struct Skips<'a, B: Backend> {
     pub(crate) harness: &'a Harness<B>,
     check: &'static str,
-    /// The first thing left out for a reason, and how many more.
-    left_out: BTreeMap<String, (String, usize)>,
+    /// The first thing left out for a reason, and all of them.
+    left_out: BTreeMap<String, (String, BTreeSet<String>)>,
 }
 
 impl<'a, B: Backend> Skips<'a, B> {
@@ -47,8 +47,9 @@ impl<'a, B: Backend> Skips<'a, B> {
 
     /// Notes something left out for another reason than a request's.
     pub(crate) fn leave_out(&mut self, what: String, reason: String) {
-        let more = &mut self.left_out.entry(reason).or_insert((what, 0)).1;
-        *more += 1;
+        let first = || (what.clone(), BTreeSet::new());
+        let (_, all) = self.left_out.entry(reason).or_insert_with(first);
+        all.insert(what);
     }
 
     /// Whether an activation runs in this type.
@@ -105,8 +106,8 @@ impl<B: Backend> Drop for Skips<'_, B> {
         if !self.harness.tells_skips {
             return;
         }
-        for (reason, (first, count)) in &self.left_out {
-            let what = match count - 1 {
+        for (reason, (first, all)) in &self.left_out {
+            let what = match all.len() - 1 {
                 0 => format!("{first}: {reason}"),
                 more => format!("{first} and {more} more: {reason}"),
             };

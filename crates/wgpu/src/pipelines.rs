@@ -19,7 +19,3 @@ pub(crate) use matmul::{
 pub(crate) use quantize::QuantizeKernel;
 pub(crate) use shader::FUNCTIONS;
 pub(crate) use table::{Pipelines, QuantizePipelines};
-
-/// The large tiles from which on they pay: fewer leave parts of a large device idle, which four times
-/// as many small ones do not.
-pub(crate) const MANY_TILES: u32 = 96;

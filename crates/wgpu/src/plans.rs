@@ -172,7 +172,7 @@ mod tests {
                     y: bf16,
                 },
                 [1, 7168, 3072],
-                "gemv(bf16 by e4m3, 1 tokens)",
+                "gemv(bf16 by e4m3, T <= 1)",
             ),
             (
                 Request::GatedMatmul {
@@ -182,7 +182,7 @@ mod tests {
                     act: bf16,
                 },
                 [1, 6144, 7168],
-                "gemv_gated(bf16 by e4m3, 1 tokens)",
+                "gemv_gated(bf16 by e4m3, T <= 1)",
             ),
             (
                 Request::GatedMatmul {
@@ -222,7 +222,7 @@ mod tests {
             depth: 4096,
         };
         let shown = plan(&facts, &request, &shape).unwrap();
-        let expected = "gemv(bf16 by bf16, 1 tokens), for each of 2 buffers of the weight";
+        let expected = "gemv(bf16 by bf16, T <= 1), for each of 2 buffers of the weight";
         assert_eq!(shown, expected);
     }
 }

@@ -7,7 +7,7 @@ use swiglu_core::{
 
 use super::arguments::named;
 use super::in_every_type;
-use crate::compare::{halves_of_rows, pairs_of_rows, same_bits};
+use crate::compare::{halves_of_rows, identical, pairs_of_rows};
 use crate::inputs::telling;
 use crate::quant_case::QuantCase;
 use crate::skips::Skips;
@@ -41,7 +41,7 @@ pub fn split_halves_equal_merged<B: ActAndMul>(h: &Harness<B>) -> Result<(), Fai
                 ] {
                     let layouts = SplitLayouts { gate, up, output };
                     let got = h.act_on_split(&op, [&gates, &ups], layouts)?;
-                    same_bits(&op, &pairs_of_rows(&op, &merged, d), &got, &want)
+                    identical(&op, &pairs_of_rows(&op, &merged, d), &got, &want)
                         .map_err(|f| f.within(format!("gate {gate}, up {up}, output {output}")))?;
                 }
             }

@@ -3,7 +3,7 @@ use swiglu_core::{
 };
 
 use super::in_every_type;
-use crate::compare::{halves_of_rows, pairs_of_rows, same_bits};
+use crate::compare::{halves_of_rows, identical, pairs_of_rows};
 use crate::harness::poison;
 use crate::inputs::Numbers;
 use crate::skips::Skips;
@@ -35,7 +35,7 @@ pub fn parts_of_host_memory<B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure>
                 let two = Inputs::Split([part(&gates), part(&ups)]);
                 for (input, what) in [(one, "one matrix"), (two, "two matrices")] {
                     if let Some(got) = run(h, &op, &input, (rows, d))? {
-                        same_bits(&op, &pairs, &got, &want)
+                        identical(&op, &pairs, &got, &want)
                             .map_err(|f| f.within(format!("{what} in host memory")))?;
                     }
                 }
@@ -130,7 +130,7 @@ fn between_two_elements<B: ActAndMul>(h: &Harness<B>) -> Result<(), Failure> {
         Ok(()) => {
             h.backend.synchronize()?;
             let pairs = pairs_of_rows(&op, &values, 8);
-            same_bits(&op, &pairs, &got, &want)
+            identical(&op, &pairs, &got, &want)
         }
         Err(Error::Argument {
             argument: "input", ..

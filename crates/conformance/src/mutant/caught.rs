@@ -137,7 +137,7 @@ pub fn missed<B: FullBackend>(backend: B, accuracy: Accuracy) -> Vec<String> {
     ] {
         let of_it = CAUGHT.iter().filter(|(f, _)| f.capability() == capability);
         if let Support::No(reason) = backend.supports(&request(capability)) {
-            let what = format!("{} faults, {capability:?}: {reason}", of_it.count());
+            let what = format!("{} faults of {capability}: {reason}", of_it.count());
             tell(backend.platform(), &what, "mutants");
             continue;
         }

@@ -158,9 +158,9 @@ mod tests {
             let plan = plan(&Facts::GPU, v4, tokens, act);
             plan.map(|plan| plan.to_string())
         };
-        let one = "gemv_gated(bf16 by e4m3, 1 tokens)";
+        let one = "gemv_gated(bf16 by e4m3, T <= 1)";
         assert_eq!(shown(1).unwrap(), one);
-        let two = "2 x gemv_gated(bf16 by e4m3, 8 tokens)";
+        let two = "2 x gemv_gated(bf16 by e4m3, T <= 8)";
         assert_eq!(shown(16).unwrap(), two);
         assert_eq!(shown(33), None);
     }

@@ -280,13 +280,13 @@ mod tests {
     fn few_tokens_go_eight_at_a_time_and_many_in_tiles() {
         use DeviceFormat::{BF16, E4m3, F16, F32};
         for (tokens, weight, expected) in [
-            (1, BF16, "gemv(bf16 by bf16, 1 tokens)"),
+            (1, BF16, "gemv(bf16 by bf16, T <= 1)"),
             (
                 11,
                 E4m3,
-                "gemv(bf16 by e4m3, 8 tokens), then gemv(bf16 by e4m3, 4 tokens)",
+                "gemv(bf16 by e4m3, T <= 8), then gemv(bf16 by e4m3, T <= 4)",
             ),
-            (32, F32, "4 x gemv(f32 by f32, 8 tokens)"),
+            (32, F32, "4 x gemv(f32 by f32, T <= 8)"),
             (33, F32, "matmul_tiles(64 x 64, by f32, whole vectors)"),
             (4096, BF16, "matmul_tiles(128 x 128, bf16 by bf16)"),
             (4096, F16, "matmul_cooperative(f16, dense)"),

@@ -84,6 +84,10 @@ pub(crate) const FEW_ANY: usize = 8;
 /// The most tokens of any type at a time.
 pub(crate) const ANY_TOKENS: usize = 4;
 
+/// The number of large tiles from which on they pay: fewer leave parts of a large device idle, which four times
+/// as many small ones do not.
+pub(super) const MANY_TILES: u32 = 96;
+
 /// The side of the tiles on cooperative matrices.
 pub(crate) const COOPERATIVE_TILE: u32 = 128;
 
@@ -251,7 +255,7 @@ impl fmt::Display for MatmulKernel {
         match self {
             Self::Gemv(format, GemvKind::Usual(tokens)) => {
                 let (x, tokens) = (format.usual_x(), tokens.count());
-                write!(f, "gemv({x} by {format}, {tokens} tokens)")
+                write!(f, "gemv({x} by {format}, T <= {tokens})")
             }
             Self::Gemv(format, GemvKind::Any { aligned }) => {
                 write!(f, "gemv_any(by {format}, {})", vectors(*aligned))
@@ -333,7 +337,7 @@ impl fmt::Display for GatedKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let format = self.weight.format();
         let (x, tokens) = (format.usual_x(), self.tokens.count());
-        write!(f, "gemv_gated({x} by {format}, {tokens} tokens)")
+        write!(f, "gemv_gated({x} by {format}, T <= {tokens})")
     }
 }
 

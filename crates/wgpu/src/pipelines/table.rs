@@ -6,10 +6,10 @@ use std::sync::Mutex;
 
 use super::activation::{self, ActivationKernel};
 use super::compile::PipelineBuilder;
-use super::matmul::{GATED_INVOCATIONS, GatedKernel, MatmulKernel, Tier};
+use super::matmul::{GATED_INVOCATIONS, GatedKernel, MANY_TILES, MatmulKernel, Tier};
+use super::matmul_text;
 use super::quantize::{self, QUANTIZE_BUFFERS, QuantizeKernel};
 use super::shader::Shader;
-use super::{MANY_TILES, matmul_text};
 use crate::device::{Device, Facts};
 use crate::{Result, WgpuError};
 
