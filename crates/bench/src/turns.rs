@@ -2,7 +2,7 @@
 //!
 //! ## Method
 //! 1. A batch of a case is the number of passes, doubled from one, that takes at least 30 µs: far
-//!    above the clock's step. [`swiglu_conformance::timing`] takes longer batches of one case after
+//!    above the clock's step. `swiglu_conformance::timing` takes longer batches of one case after
 //!    another; here most batches are one pass, so that no case finds its data in a cache because it
 //!    has just run.
 //! 2. A round times one batch of every case. Rounds go on for a budget a case, at least five.

@@ -112,7 +112,7 @@ impl<'a> QuantCase<'a> {
         match (self.op, self.split) {
             (Some(op), true) => {
                 let [gates, ups] = halves_of_rows(op, rows, self.d);
-                let (gate, up) = (lies(self.d, self.gap), lies(self.d, self.gap + 3));
+                let (gate, up) = (lies(self.d, self.gap), lies(self.d, self.gap + 16));
                 vec![(gate, gates), (up, ups)]
             }
             (Some(_), false) => vec![(lies(2 * self.d, self.gap), rows.to_vec())],

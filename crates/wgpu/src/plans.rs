@@ -44,7 +44,7 @@ fn fused(facts: &Facts, op: &GatedActivation, float: Float, shape: &Shape) -> Op
     let input = FusedInput {
         op: &op,
         float,
-        step: spans.step,
+        layout: spans.layout,
         vectors: spans.halves_are_vectors(),
     };
     let windows = [spans.gate, spans.up, RowSpan::contiguous(1, d)];

@@ -1,86 +1,17 @@
-//! Matrices anywhere in a buffer of the caller's, halves in two of them, and all in one buffer.
+//! Matrices anywhere in a buffer of the caller's, and halves in two of them.
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::OnceLock;
+mod common;
 
+use common::{POISON, Page, open, raw, values};
 use swiglu_conformance::inputs::Numbers;
 use swiglu_core::{
     ActAndMul, Backend, Batch, Element, Float, GateUp, GatedActivation, HostWeight, Matmul,
     QuantOptions, Quantization, Quantize, Quantized, QuantizedMut, RowLayout, ScaleFormat,
     ScaleLayout, ScaleOrder, Tensor, TensorMut, WeightFormat, bf16, f16,
 };
-use swiglu_wgpu::{Buffer, Builder, View, ViewMut, WgpuBackend, wgpu};
-
-const POISON: u8 = 0xa5;
-
-/// One backend for all tests of a kind: to open one is to compile its kernels.
-fn open(shared: bool) -> Option<&'static WgpuBackend> {
-    static BACKENDS: [OnceLock<Option<WgpuBackend>>; 2] = [OnceLock::new(), OnceLock::new()];
-    let open = |builder: Builder| match builder.allow_software(true).open() {
-        Ok(backend) => Some(backend),
-        Err(reason) => {
-            swiglu_conformance::may_skip("wgpu", &reason.to_string(), "views");
-            None
-        }
-    };
-    let backend = || open(WgpuBackend::builder().shared_buffers(shared));
-    BACKENDS[usize::from(shared)].get_or_init(backend).as_ref()
-}
-
-/// A page of the caller's: a wgpu buffer that calls see parts of.
-struct Page {
-    raw: wgpu::Buffer,
-    bytes: Vec<u8>,
-}
-
-impl Page {
-    fn new(backend: &WgpuBackend, bytes: usize) -> Self {
-        let raw = backend
-            .device()
-            .raw()
-            .create_buffer(&wgpu::BufferDescriptor {
-                label: None,
-                size: bytes as u64,
-                usage: Buffer::USAGES,
-                mapped_at_creation: false,
-            });
-        let mut page = Self {
-            raw,
-            bytes: vec![POISON; bytes],
-        };
-        page.put::<f32>(backend, 0, &[]);
-        page
-    }
-
-    /// Writes elements from a byte on.
-    fn put<T: Element>(&mut self, backend: &WgpuBackend, offset: usize, data: &[T]) {
-        let data: &[u8] = bytemuck::cast_slice(data);
-        self.bytes[offset..offset + data.len()].copy_from_slice(data);
-        let mut buffer = Buffer::wrap(self.raw.clone()).unwrap();
-        backend.upload(&mut buffer, &self.bytes).unwrap();
-    }
-
-    /// All bytes, as the device has them.
-    fn contents(&self, backend: &WgpuBackend) -> Vec<u8> {
-        let buffer = Buffer::wrap(self.raw.clone()).unwrap();
-        swiglu_conformance::contents(backend, &buffer).unwrap()
-    }
-
-    fn view(&self, offset: usize, size: usize) -> View<'_> {
-        View::new(&self.raw, offset as u64, size as u64).unwrap()
-    }
-
-    fn view_mut(&self, offset: usize, size: usize) -> ViewMut<'_> {
-        ViewMut::new(&self.raw, offset as u64, size as u64).unwrap()
-    }
-}
-
-fn values<T: Element>(count: usize, seed: u64) -> Vec<T> {
-    let mut numbers = Numbers::new(seed);
-    let mut value = || T::from_f32((numbers.below(4001) as f32 - 2000.0) / 150.0);
-    (0..count).map(|_| value()).collect()
-}
+use swiglu_wgpu::{View, ViewMut, WgpuBackend, wgpu};
 
 /// A call on places in pages writes what a call on buffers of its own writes, and nothing else.
 fn activates_in_place<T: Element>(backend: &WgpuBackend, op: &GatedActivation, places: [usize; 2]) {
@@ -183,7 +114,7 @@ fn splits<T: Element>(backend: &WgpuBackend, op: &GatedActivation, d: usize) {
         let near =
             |(a, b): (&T, &T)| a.ulps_between(*b) <= 8 * u32::from(T::FLOAT == Float::F32) + 1;
         assert!(got.iter().zip(&want).all(near), "{what}");
-        if gaps == [0, 0] && d == 40 && op.layout() == swiglu_core::Layout::Concatenated {
+        if gaps != [3, 1] || d == 13 {
             assert!(got == want, "{what}");
         }
         quantizes_splits(backend, op, input(), got, &what);
@@ -348,80 +279,6 @@ fn quantizations_run_where_the_caller_has_its_rows() {
     }
 }
 
-/// Input and output in one buffer: refused, or taken where the backend was opened for it.
-#[test]
-fn one_buffer_for_all_is_taken_where_it_was_asked_for() {
-    let (Some(apart), Some(shared)) = (open(false), open(true)) else {
-        return;
-    };
-    let op = GatedActivation::deepseek_v4();
-    let (rows, d) = (3, 40);
-    let input = values::<bf16>(rows * 2 * d, 2);
-    let want = apart.act_and_mul_slice(&op, &input, d).unwrap();
-    // The output ends, in the same word, where the input starts.
-    let (from, to) = (4096 + 6, 4096 + 4 - 2 * want.len());
-    let run = |backend: &WgpuBackend, to: usize| {
-        let mut page = Page::new(backend, 16_384);
-        page.put(backend, from, &input);
-        let x = page.view(from, size_of_val(&*input));
-        let x = Tensor::contiguous(x, Float::BF16, rows, 2 * d);
-        let y = page.view_mut(to, 2 * want.len());
-        let y = TensorMut::contiguous(y, Float::BF16, rows, d);
-        backend.act_and_mul(&op, x.into(), y).map(|()| {
-            let mut expected = page.bytes.clone();
-            expected[to..to + 2 * want.len()].copy_from_slice(bytemuck::cast_slice(&want));
-            let near = |(a, b): (&bf16, &bf16)| a.ulps_between(*b) <= 1;
-            let got = page.contents(backend);
-            let [got, expected] = [&got, &expected].map(|b| bytemuck::cast_slice::<_, bf16>(b));
-            let poison = |(a, b): (&bf16, &bf16)| a.to_bits() == b.to_bits();
-            assert!(got.iter().zip(expected).all(|p| poison(p) || near(p)));
-        })
-    };
-    let refused = run(apart, to).unwrap_err().to_string();
-    assert!(refused.contains("Builder::shared_buffers"), "{refused}");
-    run(shared, to).unwrap();
-    let overlap = run(shared, to + 4).unwrap_err().to_string();
-    let expected = "output: expected memory that no other argument is in";
-    assert!(overlap.starts_with(expected), "{overlap}");
-}
-
-/// A matmul, its activation and the way back in one buffer.
-#[test]
-fn a_whole_layer_runs_in_one_buffer() {
-    let (Some(apart), Some(shared)) = (open(false), open(true)) else {
-        return;
-    };
-    const K: usize = 64;
-    const D: usize = 48;
-    let op = GatedActivation::deepseek_v4();
-    let w = values::<bf16>(2 * D * K, 3);
-    let format = WeightFormat::Float(Float::BF16);
-    let run = |backend: &WgpuBackend, one: bool, tokens: usize| {
-        let host = HostWeight::new([2 * D, K], format, bytemuck::cast_slice(&w), &[]).unwrap();
-        let weight = backend.load_weight(&[host]).unwrap();
-        let x: Vec<_> = values::<bf16>(tokens * K, 6);
-        let sizes = [K, 2 * D, D].map(|cols| 2 * tokens * cols);
-        let mut pages = [0, 1, 2].map(|_| Page::new(backend, 65_536));
-        pages[0].put(backend, 0, &x);
-        let page = |i: usize| &pages[if one { 0 } else { i }];
-        let at = [0, 20_480, 40_960];
-        let x = Tensor::contiguous(page(0).view(at[0], sizes[0]), Float::BF16, tokens, K);
-        let [gate_up, act] = [(1, 2 * D), (2, D)].map(|(i, cols)| {
-            let view = page(i).view_mut(at[i], sizes[i]);
-            TensorMut::contiguous(view, Float::BF16, tokens, cols)
-        });
-        backend
-            .matmul_act_and_mul(&op, x, &weight, gate_up, act)
-            .unwrap();
-        page(2).contents(backend)[at[2]..at[2] + sizes[2]].to_vec()
-    };
-    for tokens in [1, 40] {
-        let want = run(apart, false, tokens);
-        assert_eq!(run(shared, false, tokens), want);
-        assert_eq!(run(shared, true, tokens), want);
-    }
-}
-
 #[test]
 fn a_part_that_is_not_in_its_buffer_is_refused() {
     let Some(backend) = open(false) else {
@@ -448,15 +305,7 @@ fn a_part_that_is_not_in_its_buffer_is_refused() {
     let error = backend.act_and_mul(&op, input.into(), y).unwrap_err();
     let expected = "input: expected a view that starts at a multiple of 2 bytes";
     assert!(error.to_string().starts_with(expected), "{error}");
-    let plain = backend
-        .device()
-        .raw()
-        .create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: 64,
-            usage: wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+    let plain = raw(backend, 64, wgpu::BufferUsages::COPY_DST);
     let error = ViewMut::new(&plain, 0, 64).unwrap_err().to_string();
     assert!(
         error.starts_with("view: expected a buffer of the usage"),

@@ -17,5 +17,5 @@ fn it_is_not_complete_and_what_is_missing_is_named() {
     let failure = swiglu_conformance::checks::everything_is_supported(&harness);
     let failure = failure.expect_err("it only activates").to_string();
     assert!(failure.contains("it only activates"), "{failure}");
-    assert!(failure.contains("matmul of bf16 by fp8"), "{failure}");
+    assert!(failure.contains("matmul of f32 by f32 to f32"), "{failure}");
 }

@@ -23,18 +23,17 @@ const LN_2_LOW: f32 = -2.121_944_4e-4;
 pub(super) const DEEPEST: f32 = 170.0;
 
 /// 2^t on ±1/2 as (even + t · odd) / (even - t · odd) with even = t² + `EVEN` and odd = `ODD`: the
-/// [2/2] Padé form with minimax coefficients. Its error of 9.2e-7 is a four-thousandth of bf16's last
-/// place.
+/// [2/2] Padé form, fitted with the slope ln 2 at 0. Its relative error of 9.2e-7 is a four-thousandth
+/// of bf16's last place.
 const EVEN: f32 = 25.019_884;
 const ODD: f32 = 8.671_231;
 
-/// The same as the [3/3] Padé form with minimax coefficients: even = a · t² + b and odd = t² + c.
-/// Error 1.6e-8.
+/// The same as the [3/3] Padé form, its coefficients fitted as f32: even = a · t² + b and
+/// odd = t² + c. Relative error 1.6e-8.
 const EVEN_3: [f32; 2] = [17.312_458, 360.336_12];
 const ODD_3: f32 = 124.882_99;
 
-/// 2^t on ±1/2 as a polynomial, from t^6 down: minimax among those with coefficients of f32. Error
-/// 8e-9.
+/// 2^t on ±1/2 as a polynomial, from t^6 down, its coefficients fitted as f32. Relative error 8e-9.
 pub(super) const EXP_2: [f32; 7] = [
     1.512_665_2e-4,
     1.336_378_6e-3,
@@ -45,7 +44,8 @@ pub(super) const EXP_2: [f32; 7] = [
     1.0,
 ];
 
-/// (exp(f) - 1 - f) / f² on ±ln 2 / 2 as a polynomial, from f^5 down: minimax.
+/// (exp(f) - 1 - f) / f² on ±ln 2 / 2 as a polynomial, from f^5 down: that of Cephes' expf. Error
+/// 2.5e-8, and of exp an eighth of that at the most.
 const EXP_TAIL: [f32; 6] = [
     1.987_569_1e-4,
     1.398_2e-3,

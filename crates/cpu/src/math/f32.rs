@@ -6,8 +6,8 @@ use crate::simd::Simd;
 /// No gate of more matters: beyond it [`normal`] is 0 or 1.
 const FARTHEST: f32 = 12.625;
 
-/// (Φ(x) - 1/2) / x, Φ the normal distribution, for |x| at most 1: a minimax polynomial of degree 5 in
-/// x², from x^10 down.
+/// (Φ(x) - 1/2) / x, Φ the normal distribution, for |x| at most 1: a polynomial of degree 5 in x², from
+/// x^10 down. Relative error 3.3e-8, half a unit in the last place of its constant term.
 const NEAR: [f32; 6] = [
     -7.628_864_8e-6,
     1.134_301_9e-4,
@@ -17,9 +17,9 @@ const NEAR: [f32; 6] = [
     0.398_942_3,
 ];
 
-/// The normal distribution's tail beyond a, P(X > a), times exp(a²/2), on [1, 5]: a minimax polynomial of
+/// The normal distribution's tail beyond a, P(X > a), times exp(a²/2), on [1, 5]: a polynomial of
 /// degree 7 in q = (a - 3) / (a + 3), from q^7 down to q, and the constant by itself, for q's rounding
-/// error to be added to it. Error 7.6e-9.
+/// error to be added to it. Relative error 7.6e-9.
 const TAIL: [f32; 7] = [
     -3.946_969_5e-4,
     -9.715_979e-4,

@@ -6,7 +6,8 @@
 //!    as fit make a dispatch.
 //! 3. The kernel follows from the places: whole vectors where all starts, strides and d are, and of
 //!    those the native one for silu of 16-bit elements where the device's own arithmetic will do.
-//!    It is one kernel for all dispatches of a call.
+//!    It is one kernel for all dispatches of a call. Halves in two matrices compute as they would in
+//!    one that lies alike, bit for bit.
 
 use std::fmt;
 
@@ -51,6 +52,8 @@ pub(crate) struct ActivationSpans {
     pub(crate) gate: RowSpan,
     pub(crate) up: RowSpan,
     pub(crate) step: usize,
+    /// The operation's, whatever the step is.
+    pub(crate) layout: Layout,
     pub(crate) output: RowSpan,
 }
 
@@ -64,6 +67,7 @@ impl ActivationSpans {
             gate: row.part(gate, span),
             up: row.part(up, span),
             step,
+            layout: op.layout(),
             output: RowSpan::contiguous(float.size(), d),
         }
     }
@@ -89,9 +93,9 @@ impl ActivationSpans {
     }
 }
 
-/// Whether the native kernels compute this, from halves whose gates are so far apart.
-pub(crate) fn is_native(op: &Op, float: Float, step: usize) -> Option<SixteenBit> {
-    let computes = step == 1
+/// Whether the native kernels compute this.
+pub(crate) fn is_native(op: &Op, float: Float, layout: Layout) -> Option<SixteenBit> {
+    let computes = layout == Layout::Concatenated
         && op.is_silu()
         && op.clamp_place != 2
         && op.eager == 0
@@ -139,7 +143,7 @@ impl ActivationPlan {
         let aligned = d.is_multiple_of(per_vector)
             && spans.output.starts_vectors()
             && spans.halves_are_vectors();
-        let native = is_native(op, float, spans.step).filter(|_| facts.native);
+        let native = is_native(op, float, spans.layout).filter(|_| facts.native);
         let kernel = match (aligned, native) {
             (false, _) => ActivationKernel::Words(float),
             (true, Some(float)) => {
@@ -305,25 +309,28 @@ mod tests {
 
     #[test]
     fn halves_in_two_matrices_have_starts_and_strides_of_their_own() {
-        let op = GatedActivation::gpt_oss();
         let half = RowSpan::contiguous(2, 64);
-        let kernel = |up: RowSpan| {
+        let kernel = |op: GatedActivation, up: RowSpan| {
             let spans = ActivationSpans {
                 gate: half,
                 up,
                 step: 1,
+                layout: op.layout(),
                 output: half,
             };
             let op = Op::of(&op, Float::BF16).unwrap();
             ActivationPlan::new(&Facts::GPU, (&op, Float::BF16), &spans, [4, 64]).kernel
         };
-        // Split halves have nothing of an interleaved layout.
+        let v4 = GatedActivation::deepseek_v4();
         let native = ActivationKernel::NativeSilu(SixteenBit::BF16);
-        assert_eq!(kernel(half), native);
-        assert_eq!(kernel(RowSpan::contiguous(2, 72).part(0, 64)), native);
+        assert_eq!(kernel(v4, half), native);
+        assert_eq!(kernel(v4, RowSpan::contiguous(2, 72).part(0, 64)), native);
         let words = ActivationKernel::Words(Float::BF16);
-        assert_eq!(kernel(RowSpan::contiguous(2, 65).part(0, 64)), words);
-        assert_eq!(kernel(half.part(1, 64)), words);
+        assert_eq!(kernel(v4, RowSpan::contiguous(2, 65).part(0, 64)), words);
+        assert_eq!(kernel(v4, half.part(1, 64)), words);
+        // As where its halves alternate.
+        let own_exp = ActivationKernel::SiluVectors(Float::BF16);
+        assert_eq!(kernel(GatedActivation::gpt_oss(), half), own_exp);
     }
 
     #[test]

@@ -73,6 +73,7 @@ pub(crate) fn record(
         gate: columns.gate.rows,
         up: columns.up.rows,
         step: columns.step,
+        layout: op.layout(),
         output: to.rows,
     };
     let plan = ActivationPlan::new(facts, (&op_call, float), &spans, [all_rows, d]);

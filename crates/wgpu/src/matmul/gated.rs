@@ -50,11 +50,7 @@ impl GatedPlan {
             && [gate_up, &matmul.y].iter().all(|span| {
                 span.first.is_multiple_of(VECTOR) && (span.stride() as usize).is_multiple_of(VECTOR)
             });
-        let step = match layout {
-            Layout::Concatenated => 1,
-            Layout::Interleaved => 2,
-        };
-        let native = facts.native && is_native(op, matmul.y_float, step).is_some();
+        let native = facts.native && is_native(op, matmul.y_float, *layout).is_some();
         let one_type = matmul.x_float == matmul.y_float;
         let fits = facts.gated && matmul.is_few_for_usual_gemvs(facts);
         if !(fits && whole && native && one_type) {

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use swiglu_core::Float;
+use swiglu_core::{Float, Layout};
 
 use crate::activation::is_native;
 use crate::device::Facts;
@@ -41,7 +41,7 @@ impl QuantizePath {
 pub(crate) struct FusedInput<'a> {
     pub(crate) op: &'a Op,
     pub(crate) float: Float,
-    pub(crate) step: usize,
+    pub(crate) layout: Layout,
     /// Whether gates and ups are whole vectors, as the activation's kernels ask for it.
     pub(crate) vectors: bool,
 }
@@ -83,7 +83,7 @@ fn path(facts: &Facts, input: &FusedInput<'_>, d: usize) -> QuantizePath {
     if !(input.op.is_silu() && vectors) {
         return QuantizePath::Elements;
     }
-    match is_native(input.op, input.float, input.step) {
+    match is_native(input.op, input.float, input.layout) {
         Some(_) if facts.native => QuantizePath::Native,
         _ => QuantizePath::Vectors,
     }
@@ -156,7 +156,7 @@ mod tests {
             let input = FusedInput {
                 op: &op,
                 float,
-                step: spans.step,
+                layout: spans.layout,
                 vectors: spans.halves_are_vectors(),
             };
             let codes = RowSpan::contiguous(1, d);

@@ -182,12 +182,13 @@ pub(crate) fn fused(
         gate: columns.gate.rows,
         up: columns.up.rows,
         step: columns.step,
+        layout: op.layout(),
         output: codes.rows,
     };
     let fused = FusedInput {
         op: &op_call,
         float,
-        step: columns.step,
+        layout: op.layout(),
         vectors: spans.halves_are_vectors(),
     };
     let windows = [spans.gate, spans.up, spans.output];

@@ -1,8 +1,11 @@
 // The operation on vectors of 16 bytes.
 //
-// Where the function is silu, a vector holds no NaN, no infinite up and no gate so large that its
-// exponential leaves f32, and no result is subnormal or 0, the quick path computes four elements at
-// a time; else the elements go one by one through gated().
+// ## Method
+// 1. The quick path is for silu, and takes a vector that holds no NaN, no infinite up and no gate so
+//    large that its exponential leaves f32: additions to the magnitudes, two to a word, tell.
+// 2. It computes four elements at a time, with an exp of our own and without branches.
+// 3. If a result is subnormal or 0, or the quick path does not take the vector, the elements go one by
+//    one through gated().
 
 // Quick widening takes f16 that are normal only, which every driver unpacks exactly.
 fn widen_low(pairs: vec4<u32>) -> vec4<f32> {

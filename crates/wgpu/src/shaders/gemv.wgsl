@@ -1,7 +1,12 @@
-// For few tokens, aligned: LANES invocations take two rows of the weight side by side, so that what
-// they read of x serves both, and share them with as many others: one half of the vectors each. What
-// is decoded of the weight serves all tokens. A line with #t is there for each of TOKENS tokens;
-// those beyond the call's do the last one again.
+// Few tokens by a weight, both in whole vectors.
+//
+// ## Method
+// 1. LANES invocations take two rows of the weight side by side, so that what they read of x serves
+//    both, and share them with as many others: one half of the vectors each.
+// 2. Four loads of the weight are under way at once. What is decoded serves all tokens.
+// 3. The lanes' sums are reduced, and those of the two halves meet in the workgroup's memory.
+//
+// A line with #t is there for each of TOKENS tokens; those beyond the call's do the last one again.
 
 const PARTS: u32 = 2u;
 const STEP: u32 = PARTS * LANES;

@@ -1,7 +1,13 @@
-// For many tokens, x and weight in f16, on matrices that a subgroup holds together: a workgroup of
-// four subgroups makes a tile of 128 tokens and 128 rows, a subgroup a quarter of it in 4 x 4
-// matrices of 16 x 16. Everything is in variables of its own: drivers keep arrays in memory. A line
-// with #t is there for each of the TILE / BROUGHT vectors that an invocation brings of either side.
+// Many tokens by a weight, both in f16, on matrices that a subgroup holds together.
+//
+// ## Method
+// 1. A workgroup of four subgroups makes a tile of 128 tokens and 128 rows, a subgroup a quarter of it
+//    in 4 x 4 matrices of 16 x 16.
+// 2. 32 columns at a time go through the workgroup's memory; what comes next is loaded meanwhile.
+// 3. Sums leave by way of the workgroup's memory, a matrix at a time, where they are rounded.
+//
+// Everything is in variables of its own: drivers keep arrays in memory. A line with #t is there for
+// each of the TILE / BROUGHT vectors that an invocation brings of either side.
 //
 // k is a multiple of 32, and the weight's rows are that long. There are at least 128 tokens and rows:
 // the last tile starts earlier where it would not be full, and makes some outputs a second time.

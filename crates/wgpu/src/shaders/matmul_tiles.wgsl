@@ -1,6 +1,13 @@
-// For many tokens: a workgroup makes a tile of TILE tokens and TILE rows of the weight; 16 x 16
-// invocations make 4 x 4 outputs each, or four times that. Everything is in variables of its own:
-// drivers keep arrays in memory.
+// Many tokens by a weight.
+//
+// ## Method
+// 1. A workgroup makes a tile of TILE tokens and TILE rows of the weight; 16 x 16 invocations make
+//    4 x 4 outputs each, or four times that.
+// 2. DEPTH columns at a time go through the workgroup's memory, decoded and transposed; with two
+//    buffers one is filled while the other is multiplied.
+// 3. What comes next is fetched before the multiplication, and decoded after it.
+//
+// Everything is in variables of its own: drivers keep arrays in memory.
 
 const GROUPS: u32 = TILE / 64u;
 // Whether k is a multiple of DEPTH, as it is where large tiles are chosen: then nothing is compared with it.

@@ -1,5 +1,10 @@
-// Quantization of rows to FP8: an invocation takes eight elements of a row, a workgroup 2048 of
-// them, all of whose groups it sees whole. What gives the elements is another file.
+// Quantization of rows to FP8. What gives the elements is another file.
+//
+// ## Method
+// 1. An invocation takes eight elements of a row, a workgroup 2048 of them, all of whose groups it
+//    sees whole.
+// 2. The largest magnitude of a group is the largest of the bits, by atomics in the workgroup's memory.
+// 3. Each invocation makes its group's scale and its codes; the first of a group stores the scale.
 
 struct Eight {
     low: vec4<f32>,
