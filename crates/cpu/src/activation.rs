@@ -5,16 +5,16 @@
 //!    past the caches.
 //! 2. A task goes through its rows' [`Columns`] in units of two vectors, whatever lies where: halves,
 //!    pairs, two tensors. Fewer columns than a unit are padded with zeros and computed alike.
-//! 3. What is computed of a unit is a [`formula`] (exact operations around silu), or
-//!    [`approximate`], where the reference computes the lanes that the vectors do not hold for.
-//!    DeepSeek-V4's own has a shorter way through units of usual numbers, [`clamped`].
+//! 3. What is computed of a unit stands in [`functions`]: a [`formula`] of exact operations around
+//!    silu, or an [`approximate`] function, where the reference computes the lanes that the vectors do
+//!    not hold for. DeepSeek-V4's own has a shorter way through units of usual numbers, [`clamped`].
 //! 4. A [`Destination`] takes the results: rounded to their type, or as f32 on the way to being
 //!    quantized. It is a value and no type parameter, so that each formula is compiled once an element
 //!    type and instruction set.
 
 use swiglu_core::RowLayout;
 
-use crate::element::{HIGHEST_LIMIT, VectorElement};
+use crate::element::VectorElement;
 use crate::simd::{self, Kernel, Outlined, Simd};
 use crate::tasks::Shared;
 
@@ -23,15 +23,12 @@ mod clamped;
 mod columns;
 mod destination;
 mod formula;
-mod known;
+mod functions;
 mod plan;
 
-use approximate::{Approximate, Gelu, GeluTanh, Mended, Situ};
-use clamped::Clamped;
 pub(crate) use columns::{Columns, GateUpRows, Visit};
 pub(crate) use destination::Destination;
-use formula::{Each, FatRelu, Formula, Plain, Silu};
-pub(crate) use known::{KnownActivation, KnownFunction, SiluClamp};
+pub(crate) use functions::{KnownActivation, SiluClamp};
 pub(crate) use plan::ActivationPlan;
 
 /// Runs an activation over rows in slices, whose layouts must have passed
@@ -67,71 +64,6 @@ impl<T: VectorElement> Kernel for Piece<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         self.compute(s);
-    }
-}
-
-impl<T: VectorElement> Piece<'_, T> {
-    /// Computes the results, in one call to the function that has the formula.
-    #[inline(always)]
-    pub(crate) fn compute<S: Simd>(&self, s: S) {
-        let KnownActivation {
-            function, eager, ..
-        } = *self.from.activation();
-        match function {
-            KnownFunction::Silu {
-                alpha: 1.0,
-                clamp: SiluClamp::None,
-                up_offset: 0.0,
-            } if !eager => self.each(s, Plain),
-            KnownFunction::Silu {
-                alpha,
-                clamp,
-                up_offset,
-            } => {
-                let formula = Silu {
-                    alpha,
-                    clamp,
-                    up_offset,
-                    eager,
-                };
-                match formula.only_clamps().filter(|&limit| {
-                    let same = T::from_f32(limit).to_f32() == limit;
-                    same && limit <= HIGHEST_LIMIT && self.from.apart().is_some()
-                }) {
-                    Some(limit) => s.call(Clamped {
-                        piece: self,
-                        limit,
-                        formula,
-                    }),
-                    None => self.each(s, formula),
-                }
-            }
-            KnownFunction::FatRelu { threshold } => self.each(s, FatRelu { threshold }),
-            KnownFunction::Gelu => self.mended(s, Gelu, eager),
-            KnownFunction::GeluTanh => self.mended(s, GeluTanh, eager),
-            KnownFunction::Situ { beta, up_bound } => {
-                self.mended(s, Situ { beta, up_bound }, eager);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn each<S: Simd, F: Formula<T>>(&self, s: S, formula: F) {
-        s.call(Each {
-            piece: self,
-            range: self.from.range(),
-            formula,
-        });
-    }
-
-    #[inline(always)]
-    fn mended<S: Simd, F: Approximate>(&self, s: S, function: F, eager: bool) {
-        s.call(Mended {
-            piece: self,
-            to: self.to,
-            function,
-            eager,
-        });
     }
 }
 

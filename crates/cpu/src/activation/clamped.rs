@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use super::Piece;
 use super::destination::Kind;
-use super::formula::{Each, Silu};
+use super::formula::Each;
+use super::functions::Silu;
 use crate::element::{UNIT, VectorElement};
 use crate::math::silu_of_usual;
 use crate::simd::{Outlined, Simd};

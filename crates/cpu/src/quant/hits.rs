@@ -1,6 +1,6 @@
 use std::marker::PhantomData;
 
-use crate::activation::{Columns, KnownActivation, KnownFunction, SiluClamp, Visit};
+use crate::activation::{Columns, SiluClamp, Visit};
 use crate::element::VectorElement;
 use crate::math::silu;
 use crate::simd::{Kernel, LANES, Simd};
@@ -14,24 +14,16 @@ impl<T: VectorElement> Kernel for Hits<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> [u32; 3] {
-        let KnownActivation {
-            function, eager, ..
-        } = *self.0.activation();
-        let (limit, slope) = match function {
-            KnownFunction::Silu { alpha, clamp, .. } => match clamp {
-                SiluClamp::None => return [0; 3],
-                SiluClamp::Before(limit) => (limit, None),
-                SiluClamp::After(limit) => (limit, Some(alpha)),
-            },
-            KnownFunction::FatRelu { .. }
-            | KnownFunction::Gelu
-            | KnownFunction::GeluTanh
-            | KnownFunction::Situ { .. } => return [0; 3],
+        let activation = self.0.activation();
+        let (limit, slope) = match activation.clamp() {
+            (SiluClamp::None, _) => return [0; 3],
+            (SiluClamp::Before(limit), _) => (limit, None),
+            (SiluClamp::After(limit), alpha) => (limit, Some(alpha)),
         };
         let mut count = Count::<S, T> {
             limit,
             slope,
-            eager,
+            eager: activation.eager,
             counts: [s.splat_u32(0); 3],
             of: PhantomData,
         };
