@@ -172,18 +172,17 @@ impl<B: ActAndMul + Quantize + Matmul> Erased for Opened<B> {
     ) -> Result<()> {
         let backend = &*self.0;
         let (float, layout) = (output.float, output.layout);
-        if B::host_view(&[]).is_none() {
-            let shape = check::act(&input, &output)?;
-            let input = OnDevice::new(backend, &input)?;
-            let mut y = backend.alloc(shape.rows * shape.d * float.size())?;
-            let to = TensorMut::contiguous(B::view_mut(&mut y), float, shape.rows, shape.d);
-            backend.act_and_mul(op, input.gate_up(), to)?;
-            return gather(backend, &y, float.size(), &layout, output.view);
+        if let Some(input) = in_place(&input)
+            && let Some(view) = B::host_view_mut(&mut *output.view)
+        {
+            return backend.act_and_mul(op, input, TensorMut::new(view, float, layout));
         }
-        let no_view = || backend_without_views(backend);
-        let input = in_place(&input).ok_or_else(no_view)?;
-        let view = B::host_view_mut(output.view).ok_or_else(no_view)?;
-        backend.act_and_mul(op, input, TensorMut::new(view, float, layout))
+        let shape = check::act(&input, &output)?;
+        let input = OnDevice::new(backend, &input)?;
+        let mut y = backend.alloc(shape.rows * shape.d * float.size())?;
+        let to = TensorMut::contiguous(B::view_mut(&mut y), float, shape.rows, shape.d);
+        backend.act_and_mul(op, input.gate_up(), to)?;
+        gather(backend, &y, float.size(), &layout, output.view)
     }
 
     fn act_and_mul_quant(
@@ -196,33 +195,34 @@ impl<B: ActAndMul + Quantize + Matmul> Erased for Opened<B> {
         let backend = &*self.0;
         let (layout, scale_layout) = (output.layout, output.scale_layout);
         let options = QuantOptions::default();
-        if B::host_view(&[]).is_none() {
-            let ActShape { rows, d } =
-                check::act_quant(op, quant, &input, &output, &QuantOptions::default())?;
-            let input = OnDevice::new(backend, &input)?;
-            let mut codes = backend.alloc(rows * d)?;
-            // Scales come back as they lie, so what is between them goes there first.
-            let mut scales = backend.alloc(output.scales.len())?;
-            backend.upload(&mut scales, output.scales)?;
+        if let Some(input) = in_place(&input)
+            && let Some(codes) = B::host_view_mut(&mut *output.codes)
+            && let Some(scales) = B::host_view_mut(&mut *output.scales)
+        {
             let to = QuantizedMut {
-                codes: B::view_mut(&mut codes),
-                layout: RowLayout::contiguous(rows, d),
-                scales: B::view_mut(&mut scales),
+                codes,
+                layout,
+                scales,
                 scale_layout,
             };
-            backend.act_and_mul_quant(op, quant, input.gate_up(), to, options)?;
-            gather(backend, &codes, 1, &layout, output.codes)?;
-            return backend.download(&scales, output.scales);
+            return backend.act_and_mul_quant(op, quant, input, to, options);
         }
-        let no_view = || backend_without_views(backend);
-        let input = in_place(&input).ok_or_else(no_view)?;
+        let ActShape { rows, d } =
+            check::act_quant(op, quant, &input, &output, &QuantOptions::default())?;
+        let input = OnDevice::new(backend, &input)?;
+        let mut codes = backend.alloc(rows * d)?;
+        // Scales come back as they lie, so what is between them goes there first.
+        let mut scales = backend.alloc(output.scales.len())?;
+        backend.upload(&mut scales, output.scales)?;
         let to = QuantizedMut {
-            codes: B::host_view_mut(output.codes).ok_or_else(no_view)?,
-            layout,
-            scales: B::host_view_mut(output.scales).ok_or_else(no_view)?,
+            codes: B::view_mut(&mut codes),
+            layout: RowLayout::contiguous(rows, d),
+            scales: B::view_mut(&mut scales),
             scale_layout,
         };
-        backend.act_and_mul_quant(op, quant, input, to, options)
+        backend.act_and_mul_quant(op, quant, input.gate_up(), to, options)?;
+        gather(backend, &codes, 1, &layout, output.codes)?;
+        backend.download(&scales, output.scales)
     }
 
     fn load_mlp(
@@ -233,12 +233,6 @@ impl<B: ActAndMul + Quantize + Matmul> Erased for Opened<B> {
         let mlp = DeepseekV4Mlp::load(Arc::clone(&self.0), config, weights)?;
         Ok(Mlp::new(HostFed::new(mlp)?))
     }
-}
-
-/// A backend reads host memory in place and writes it in place, or neither.
-fn backend_without_views<B: Backend>(backend: &B) -> swiglu_core::Error {
-    let reason = "it reads host memory in place and does not write it so";
-    swiglu_core::Error::unsupported(backend.platform(), "host memory", reason)
 }
 
 /// The input as the backend's, where the backend reads host memory.

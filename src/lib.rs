@@ -49,7 +49,7 @@ pub use swiglu_core::{
 // What numbers are stored as.
 pub use swiglu_core::{
     E4M3, E8M0, Element, Float, HostWeight, Quantization, ScaleFormat, ScaleLayout, ScaleOrder,
-    WeightFormat, bf16, f16,
+    WeightFormat, bf16, f16, with_float,
 };
 // Matrices.
 pub use swiglu_core::{
@@ -57,8 +57,8 @@ pub use swiglu_core::{
 };
 // What a backend does, and says of it.
 pub use swiglu_core::{
-    Accumulation, Accuracy, ActAndMul, Backend, Batch, Matmul, QuantOptions, Quantize, Request,
-    Shape, Support,
+    Accumulation, Accuracy, ActAndMul, Backend, Batch, Matmul, NoWeight, QuantOptions, Quantize,
+    Request, Shape, Support, host_memory,
 };
 // Which backend runs.
 pub use swiglu_core::{Dispatch, OpSwitches, OpenOptions, Registry, Rejection, Report};

@@ -4,7 +4,7 @@ use std::time::Duration;
 use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
 use swiglu::{
-    Element, Float, GatedActivation, Parameters, Report, Request, WeightFormat, bf16, f16,
+    Element, GatedActivation, Parameters, Report, Request, WeightFormat, bf16, with_float,
 };
 use swiglu_conformance::timing;
 
@@ -292,9 +292,5 @@ fn act_input(act: &TimedAct) -> Vec<u8> {
         bytemuck::cast_slice(&x).to_vec()
     }
     let x = inputs(act.rows, 2 * act.d);
-    match act.float {
-        Float::F32 => wide::<f32>(&x),
-        Float::F16 => wide::<f16>(&x),
-        Float::BF16 => wide::<bf16>(&x),
-    }
+    with_float!(act.float, T => wide::<T>(&x))
 }

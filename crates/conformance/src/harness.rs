@@ -1,6 +1,6 @@
 use swiglu_core::{
     Accuracy, ActAndMul, Backend, Element, Float, GateUp, GatedActivation, HostWeight, Matmul,
-    RowLayout, Tensor, TensorMut,
+    RowLayout, Tensor, TensorMut, bf16,
 };
 
 use crate::{Failure, Size};
@@ -307,5 +307,39 @@ impl<B: Matmul> Harness<B> {
         let to = tensor_mut::<B, Y>(&mut y, y_layout);
         self.backend.matmul(from, &weight, to)?;
         self.collect(&y_layout, &y)
+    }
+}
+
+impl<B: ActAndMul + Matmul> Harness<B> {
+    /// Runs the gated half of an MLP in bf16: the rows of x, one after another, to those of the
+    /// activations and of what lies between, which a backend may leave unwritten.
+    ///
+    /// # Errors
+    /// A failure of the backend, or an element outside of the rows that was overwritten.
+    pub(crate) fn matmul_act_and_mul(
+        &self,
+        op: &GatedActivation,
+        x: &[bf16],
+        gate: HostWeight<'_>,
+        up: HostWeight<'_>,
+    ) -> Result<[Vec<bf16>; 2], Failure> {
+        let (d, k) = (gate.rows(), gate.cols());
+        let rows = x.len() / k;
+        let layout = |cols| RowLayout::contiguous(rows, cols);
+        let weight = self.backend.load_gate_up(gate, up)?;
+        let x = self.upload(x)?;
+        let mut gate_up = self.poisoned::<bf16>(&layout(2 * d))?;
+        let mut act = self.poisoned::<bf16>(&layout(d))?;
+        self.backend.matmul_act_and_mul(
+            op,
+            tensor::<B, bf16>(&x, layout(k)),
+            &weight,
+            tensor_mut::<B, bf16>(&mut gate_up, layout(2 * d)),
+            tensor_mut::<B, bf16>(&mut act, layout(d)),
+        )?;
+        Ok([
+            self.collect(&layout(d), &act)?,
+            self.collect(&layout(2 * d), &gate_up)?,
+        ])
     }
 }

@@ -50,6 +50,36 @@ impl fmt::Display for Float {
     }
 }
 
+/// Evaluates an expression with a name for the type that a [`Float`] stands for.
+///
+/// ```
+/// use swiglu_core::{Element, Float, with_float};
+/// fn rounded<T: Element>(x: f32) -> f32 {
+///     T::from_f32(x).to_f32()
+/// }
+/// let round = |float: Float| with_float!(float, T => rounded::<T>(1.001));
+/// assert_eq!([round(Float::F32), round(Float::BF16)], [1.001, 1.0]);
+/// ```
+#[macro_export]
+macro_rules! with_float {
+    ($float:expr, $T:ident => $value:expr) => {
+        match $float {
+            $crate::Float::F32 => {
+                type $T = f32;
+                $value
+            }
+            $crate::Float::F16 => {
+                type $T = $crate::f16;
+                $value
+            }
+            $crate::Float::BF16 => {
+                type $T = $crate::bf16;
+                $value
+            }
+        }
+    };
+}
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}

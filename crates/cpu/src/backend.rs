@@ -4,7 +4,7 @@ use rayon::ThreadPool;
 use swiglu_core::{
     Accuracy, ActAndMul, ActShape, Backend, Error, Float, GateUp, GatedActivation, HostWeight,
     Layout, Matmul, Request, Result, RowLayout, Shape, Support, Tensor, TensorMut, WeightFormat,
-    bf16, check, f16,
+    check, with_float,
 };
 
 use crate::activation::{self, ActivationPlan, GateUpRows, KnownActivation};
@@ -147,7 +147,7 @@ impl CpuBackend {
         output: TensorMut<'_, Self>,
     ) -> Result<()> {
         let float = input.float();
-        typed!(float, T => {
+        with_float!(float, T => {
             let (input, to) = (GateUpRows::<T>::new(input)?, rows_mut::<T>("output", output)?);
             let plan = self.activation_plan([to.1.rows, to.1.cols], float);
             self.run(plan.split.inline, || activation::act_and_mul(&plan, activation, &input, to));
@@ -181,33 +181,12 @@ impl CpuBackend {
         weight: &PackedWeight,
         y: TensorMut<'_, Self>,
     ) -> Result<()> {
-        typed!(y.float, T => {
+        with_float!(y.float, T => {
             let y = rows_mut::<T>(argument, y)?;
             self.multiply(x, weight, &Rounded::new(y))
         })
     }
 }
-
-/// Runs an expression with T as the type that a [`Float`] names.
-macro_rules! typed {
-    ($float:expr, $T:ident => $call:expr) => {
-        match $float {
-            Float::F32 => {
-                type $T = f32;
-                $call
-            }
-            Float::F16 => {
-                type $T = f16;
-                $call
-            }
-            Float::BF16 => {
-                type $T = bf16;
-                $call
-            }
-        }
-    };
-}
-use typed;
 
 /// The elements of a matrix to be written, and where its rows lie.
 fn rows_mut<'a, T: VectorElement>(
@@ -371,7 +350,7 @@ impl Matmul for CpuBackend {
             self.multiply_and_round("gate_up", &x, weight, gate_up.reborrow())?;
             return self.activate(&activation, &gate_up.as_tensor().into(), act);
         }
-        typed!(act.float, T => {
+        with_float!(act.float, T => {
             let act = rows_mut::<T>("act", act)?;
             self.multiply(&x, weight, &Activated::new(&activation, act))
         })

@@ -6,8 +6,8 @@ use std::{num::NonZero, sync::Arc, thread};
 
 use swiglu::AnyBackend;
 use swiglu_core::{
-    ActAndMul, Backend, Element, Float, GateUp, GatedActivation, Halves, Matmul, NoWeight,
-    Quantize, Registry, Request, Result, Support, TensorMut, bf16, check, f16, reference,
+    ActAndMul, Backend, Element, GateUp, GatedActivation, Halves, Matmul, NoWeight, Quantize,
+    Registry, Request, Result, Support, TensorMut, check, reference, with_float,
 };
 
 /// A number of threads that work on host memory.
@@ -45,11 +45,7 @@ type Output<'a> = TensorMut<'a, Threads>;
 impl ActAndMul for Threads {
     fn act_and_mul(&self, op: &Op, input: Input<'_>, output: Output<'_>) -> Result<()> {
         check::act(&input, &output)?;
-        match input.float() {
-            Float::F32 => run::<f32>(self.0.get(), op, &input, output),
-            Float::F16 => run::<f16>(self.0.get(), op, &input, output),
-            Float::BF16 => run::<bf16>(self.0.get(), op, &input, output),
-        }
+        with_float!(input.float(), T => run::<T>(self.0.get(), op, &input, output))
     }
 }
 

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use swiglu::{
-    Accuracy, ActAndMul, AnyBackend, Backend, GateUp, GatedActivation, HostBuffer, Operator,
-    Request, Result, Support, Tensor, TensorMut, reference::Reference,
+    Accuracy, ActAndMul, AnyBackend, Backend, GateUp, GatedActivation, Operator, Request, Result,
+    Support, Tensor, TensorMut, reference::Reference,
 };
 
 /// A platform of the registry as the suite's checks want it, with host memory for its own: where
@@ -20,9 +20,7 @@ impl Platform {
 }
 
 impl Backend for Platform {
-    type Buffer = HostBuffer;
-    type View<'a> = &'a [u8];
-    type ViewMut<'a> = &'a mut [u8];
+    swiglu::host_memory!();
 
     fn platform(&self) -> &'static str {
         self.backend.platform()
@@ -43,47 +41,6 @@ impl Backend for Platform {
             }
             _ => self.backend.supports(request),
         }
-    }
-
-    fn alloc(&self, bytes: usize) -> Result<HostBuffer> {
-        HostBuffer::zeroed(bytes)
-    }
-
-    fn len(&self, buffer: &HostBuffer) -> usize {
-        buffer.len()
-    }
-
-    fn upload(&self, buffer: &mut HostBuffer, data: &[u8]) -> Result<()> {
-        buffer.write(data)
-    }
-
-    fn download(&self, buffer: &HostBuffer, data: &mut [u8]) -> Result<()> {
-        buffer.read(data)
-    }
-
-    /// The registry's calls are done when they return.
-    fn synchronize(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn view(buffer: &HostBuffer) -> &[u8] {
-        buffer.bytes()
-    }
-
-    fn view_mut(buffer: &mut HostBuffer) -> &mut [u8] {
-        buffer.bytes_mut()
-    }
-
-    fn as_view<'a>(view: &'a &mut [u8]) -> &'a [u8] {
-        view
-    }
-
-    fn reborrow<'a>(view: &'a mut &mut [u8]) -> &'a mut [u8] {
-        view
-    }
-
-    fn view_len(view: &&[u8]) -> usize {
-        view.len()
     }
 }
 

@@ -1,6 +1,6 @@
 use swiglu_core::{
     ActAndMul, E4M3, Element, Float, GatedActivation, Quantization, Quantize, Request, ScaleOrder,
-    bf16, f16, reference,
+    reference, with_float,
 };
 
 use super::in_every_type;
@@ -129,11 +129,7 @@ fn moved(x: f32, float: Float, ulps: i64) -> f32 {
         let bits = if place >= 0 { place } else { sign - place };
         T::from_bits(bits as u32).to_f32()
     }
-    match float {
-        Float::F16 => of::<f16>(x, ulps),
-        Float::BF16 => of::<bf16>(x, ulps),
-        Float::F32 => of::<f32>(x, ulps),
-    }
+    with_float!(float, T => of::<T>(x, ulps))
 }
 
 /// Against the reference, which computes in f64: a code or a scale may be another one only where

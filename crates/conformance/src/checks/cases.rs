@@ -1,11 +1,11 @@
 use swiglu_core::{
-    ActAndMul, E4M3, Element, Float, GatedActivation, HostWeight, Matmul, Quantization, Quantize,
-    Quantized, Request, RowLayout, ScaleOrder, bf16, f16,
+    ActAndMul, E4M3, Element, GatedActivation, HostWeight, Matmul, Quantization, Quantize,
+    Quantized, Request, RowLayout, ScaleOrder, bf16, with_float,
 };
 
 use super::act_quant::against_the_reference as act_quant_against_the_reference;
 use crate::compare::{Tally, against_reference, pairs_of_rows, shown};
-use crate::harness::{tensor, tensor_mut};
+use crate::harness::tensor_mut;
 use crate::inputs::{Numbers, SampleValues, SampleWeight};
 use crate::quant_case::QuantCase;
 use crate::skips::Skips;
@@ -40,11 +40,9 @@ pub fn standard_cases<B: FullBackend>(h: &Harness<B>) -> Result<(), Failure> {
 fn run<B: FullBackend>(h: &Harness<B>, case: &Case) -> Result<(), Failure> {
     let (rows, cols) = (case.shape().rows, case.shape().cols);
     match *case.request() {
-        Request::Activation { op, float } => match float {
-            Float::F32 => activation::<f32, B>(h, &op, rows, cols),
-            Float::F16 => activation::<f16, B>(h, &op, rows, cols),
-            Float::BF16 => activation::<bf16, B>(h, &op, rows, cols),
-        },
+        Request::Activation { op, float } => {
+            with_float!(float, T => activation::<T, B>(h, &op, rows, cols))
+        }
         Request::ActivationQuant { op, quant, .. } => {
             let x = Numbers::new(17).values::<bf16>(rows * 2 * cols, 15.0);
             let kind = (quant, ScaleOrder::RowMajor);
@@ -140,21 +138,8 @@ fn gated<B: ActAndMul + Matmul>(
     let [d, k] = gate.shape;
     // Sums on both sides of the limit.
     let x = some_rows(rows, k, 32.0);
-    let weight = h.backend.load_gate_up(gate.view()?, up.view()?)?;
-    let on_device = h.upload(&x)?;
-    let between = RowLayout::contiguous(rows, 2 * d);
-    let mut gate_up = h.poisoned::<bf16>(&between)?;
-    let layout = RowLayout::contiguous(rows, d);
-    let mut act = h.poisoned::<bf16>(&layout)?;
-    h.backend.matmul_act_and_mul(
-        op,
-        tensor::<B, bf16>(&on_device, RowLayout::contiguous(rows, k)),
-        &weight,
-        tensor_mut::<B, bf16>(&mut gate_up, between),
-        tensor_mut::<B, bf16>(&mut act, layout),
-    )?;
-    let act: Vec<bf16> = h.collect(&layout, &act)?;
     let (gate, up) = (gate.view()?, up.view()?);
+    let [act, _] = h.matmul_act_and_mul(op, &x, gate.clone(), up.clone())?;
     let mut row = vec![0.0; k];
     for j in some_of(d) {
         let mut halves = [&gate, &up].map(|weight| {

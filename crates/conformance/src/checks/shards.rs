@@ -1,38 +1,12 @@
-use swiglu_core::{ActAndMul, Float, GatedActivation, Layout, Matmul, Request, RowLayout, bf16};
+use swiglu_core::{ActAndMul, Float, Layout, Matmul, Request, bf16};
 
 use crate::compare::{pairs_of_rows, same_bits};
-use crate::harness::{tensor, tensor_mut};
 use crate::inputs::{Numbers, SampleValues, SampleWeight, weight_formats};
 use crate::skips::Skips;
 use crate::{Failure, Harness};
 
 /// Columns of d, and of x.
 const SHAPE: [usize; 2] = [150, 96];
-
-/// The activations of a rank's share of the gated half, rows of `gate.shape[0]`.
-fn activated<B: ActAndMul + Matmul>(
-    h: &Harness<B>,
-    op: &GatedActivation,
-    x: &[bf16],
-    [gate, up]: [&SampleWeight; 2],
-) -> Result<(Vec<bf16>, Vec<bf16>), Failure> {
-    let [d, k] = gate.shape;
-    let rows = x.len() / k;
-    let weight = h.backend.load_gate_up(gate.view()?, up.view()?)?;
-    let x = h.upload(x)?;
-    let between = RowLayout::contiguous(rows, 2 * d);
-    let mut gate_up = h.poisoned::<bf16>(&between)?;
-    let layout = RowLayout::contiguous(rows, d);
-    let mut act = h.poisoned::<bf16>(&layout)?;
-    h.backend.matmul_act_and_mul(
-        op,
-        tensor::<B, bf16>(&x, RowLayout::contiguous(rows, k)),
-        &weight,
-        tensor_mut::<B, bf16>(&mut gate_up, between),
-        tensor_mut::<B, bf16>(&mut act, layout),
-    )?;
-    Ok((h.collect(&layout, &act)?, h.collect(&between, &gate_up)?))
-}
 
 /// Tensor parallelism: the gate and up weights cut by whole blocks of rows into shares, each
 /// computed as [gate share | up share], give the columns of the whole, bit for bit; what pads the
@@ -65,11 +39,11 @@ pub fn shards_equal_the_whole<B: ActAndMul + Matmul>(h: &Harness<B>) -> Result<(
                 let x: Vec<bf16> = (0..rows * k)
                     .map(|_| bf16::from_f32((numbers.below(17) as f32 - 8.0) / 16.0))
                     .collect();
-                let (whole, between) = activated(h, &op, &x, [&gate, &up])?;
+                let [whole, between] = h.matmul_act_and_mul(&op, &x, gate.view()?, up.view()?)?;
                 let pairs = pairs_of_rows(&op, &between, d);
                 for rank in 0..world {
                     let [g, u] = [&gate, &up].map(|w| w.rows(rank * share, share));
-                    let (got, _) = activated(h, &op, &x, [&g, &u])?;
+                    let [got, _] = h.matmul_act_and_mul(&op, &x, g.view()?, u.view()?)?;
                     let of_whole = |t: usize| {
                         let first = t * d + (rank * share).min(d);
                         let last = t * d + ((rank + 1) * share).min(d);

@@ -2,7 +2,7 @@
 
 use swiglu_core::{
     ActAndMul, Clamp, Element, Float, Function, GateUp, GatedActivation, Layout, Result, Rounding,
-    Tensor, TensorMut, bf16, check, f16,
+    Tensor, TensorMut, check, with_float,
 };
 
 use super::{Fault, Mutant, inner, inner_input, inner_mut, split_wrong, unclamped};
@@ -23,11 +23,9 @@ impl<B: ActAndMul> ActAndMul for Mutant<B> {
             (checked, _) => checked?,
         };
         match input {
-            GateUp::Merged(input) => match input.float {
-                Float::F32 => self.act::<f32>(op, input, output),
-                Float::F16 => self.act::<f16>(op, input, output),
-                Float::BF16 => self.act::<bf16>(op, input, output),
-            },
+            GateUp::Merged(input) => {
+                with_float!(input.float, T => self.act::<T>(op, input, output))
+            }
             GateUp::Split { .. } => {
                 let input = split_wrong(self.fault, input);
                 let op = altered(self.fault, op)?;

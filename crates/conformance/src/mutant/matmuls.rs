@@ -2,7 +2,7 @@
 
 use swiglu_core::{
     Backend, Element, Float, GatedActivation, HostWeight, Matmul, Quantization, Quantized, Result,
-    Tensor, TensorMut, bf16, check, f16,
+    Tensor, TensorMut, bf16, check, f16, with_float,
 };
 
 use super::quant::inner_quantized;
@@ -154,10 +154,6 @@ impl<B: FullBackend> Mutant<B> {
         let to = TensorMut::contiguous(B::view_mut(&mut wide), Float::F32, rows, d);
         self.inner.act_and_mul(op, unrounded.into(), to)?;
         let wide = self.read::<f32>(&wide)?;
-        match act.float {
-            Float::F16 => self.store::<f16>(&wide, act),
-            Float::BF16 => self.store::<bf16>(&wide, act),
-            Float::F32 => self.store::<f32>(&wide, act),
-        }
+        with_float!(act.float, T => self.store::<T>(&wide, act))
     }
 }

@@ -1,9 +1,9 @@
 //! Quantization with a fault.
 
 use swiglu_core::{
-    ActAndMul, Batch, E4M3, Element, Float, GateUp, GatedActivation, QuantOptions, Quantization,
-    Quantize, Quantized, QuantizedMut, Result, ScaleFormat, ScaleLayout, ScaleOrder, Tensor,
-    TensorMut, bf16, check, f16,
+    ActAndMul, Batch, E4M3, Element, GateUp, GatedActivation, QuantOptions, Quantization, Quantize,
+    Quantized, QuantizedMut, Result, ScaleFormat, ScaleLayout, ScaleOrder, Tensor, TensorMut,
+    check, with_float,
 };
 
 use super::{Fault, Mutant, inner, inner_input, inner_mut, split_wrong, unclamped};
@@ -100,11 +100,7 @@ impl<B: ActAndMul + Quantize> Quantize for Mutant<B> {
         input: Tensor<'_, Self>,
         output: QuantizedMut<'_, Self>,
     ) -> Result<()> {
-        match input.float {
-            Float::F32 => self.quantize_as::<f32>(quant, &input, output),
-            Float::F16 => self.quantize_as::<f16>(quant, &input, output),
-            Float::BF16 => self.quantize_as::<bf16>(quant, &input, output),
-        }
+        with_float!(input.float, T => self.quantize_as::<T>(quant, &input, output))
     }
 
     fn dequantize(
@@ -251,11 +247,7 @@ impl<B: ActAndMul + Quantize> Mutant<B> {
         output: QuantizedMut<'_, Self>,
         route: &B::Buffer,
     ) -> Result<()> {
-        match input.float() {
-            Float::F32 => self.routed_as::<f32>(op, quant, input, output, route),
-            Float::F16 => self.routed_as::<f16>(op, quant, input, output, route),
-            Float::BF16 => self.routed_as::<bf16>(op, quant, input, output, route),
-        }
+        with_float!(input.float(), T => self.routed_as::<T>(op, quant, input, output, route))
     }
 
     fn routed_as<T: Element>(

@@ -1,8 +1,6 @@
-use half::{bf16, f16};
-
 use crate::{
-    ActAndMul, Backend, Element, Float, GateUp, GatedActivation, Halves, HostWeight, Matmul,
-    Request, Result, Support, Tensor, TensorMut, check,
+    ActAndMul, Backend, Element, GateUp, GatedActivation, Halves, HostWeight, Matmul, Request,
+    Result, Support, Tensor, TensorMut, check, with_float,
 };
 
 /// The reference as a backend: one thread, f64 between the roundings, correct and slow. Calls run
@@ -41,27 +39,6 @@ impl Backend for Reference {
     }
 }
 
-/// Runs a generic function in the type that a [`Float`] names.
-macro_rules! typed {
-    ($float:expr, $T:ident => $call:expr) => {
-        match $float {
-            Float::F32 => {
-                type $T = f32;
-                $call
-            }
-            Float::F16 => {
-                type $T = f16;
-                $call
-            }
-            Float::BF16 => {
-                type $T = bf16;
-                $call
-            }
-        }
-    };
-}
-pub(super) use typed;
-
 fn act<T: Element>(
     op: &GatedActivation,
     input: &GateUp<'_, Reference>,
@@ -86,7 +63,7 @@ impl ActAndMul for Reference {
         output: TensorMut<'_, Self>,
     ) -> Result<()> {
         check::act(&input, &output)?;
-        typed!(input.float(), T => act::<T>(op, &input, output))
+        with_float!(input.float(), T => act::<T>(op, &input, output))
     }
 }
 
@@ -104,7 +81,7 @@ pub(super) fn store(
     mut value: impl FnMut(usize, usize) -> f64,
 ) -> Result<()> {
     let layout = y.layout;
-    typed!(y.float, T => {
+    with_float!(y.float, T => {
         let y = y.into_typed::<T>(argument)?;
         for t in 0..layout.rows {
             for (n, y) in y[layout.row(t)].iter_mut().enumerate() {
@@ -158,7 +135,7 @@ impl Matmul for Reference {
         let [n, k] = self.weight_shape(weight);
         check::matmul(&x, [n, k], &y)?;
         let rows = x.layout.rows;
-        let x = typed!(x.float, T => widened::<T>(&x))?;
+        let x = with_float!(x.float, T => widened::<T>(&x))?;
         let mut row = vec![0.0; k];
         let mut sums = vec![0.0; rows * n];
         let stacked = weight
@@ -178,6 +155,7 @@ impl Matmul for Reference {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Float;
 
     #[test]
     fn a_product_of_stacked_fp8_parts_is_the_sum_it_stands_for() {

@@ -1,10 +1,8 @@
-use half::{bf16, f16};
-
-use super::backend::{store, typed};
+use super::backend::store;
 use super::{Reference, unrounded};
 use crate::{
-    Clamp, E4M3, Element, Float, GateUp, GatedActivation, Halves, QuantOptions, Quantization,
-    Quantize, Quantized, QuantizedMut, Result, ScaleFormat, ScaleOrder, Tensor, TensorMut, check,
+    Clamp, E4M3, Element, GateUp, GatedActivation, Halves, QuantOptions, Quantization, Quantize,
+    Quantized, QuantizedMut, Result, ScaleFormat, ScaleOrder, Tensor, TensorMut, check, with_float,
 };
 
 /// One output of the operation times a route weight, evaluated in f64 and rounded once.
@@ -138,7 +136,7 @@ impl Quantize for Reference {
         options: QuantOptions<'_, Self>,
     ) -> Result<()> {
         check::act_quant(op, quant, &input, &output, &options)?;
-        typed!(input.float(), T => act_quant::<T>(op, quant, &input, &mut output, options))
+        with_float!(input.float(), T => act_quant::<T>(op, quant, &input, &mut output, options))
     }
 
     fn quantize(
@@ -149,7 +147,7 @@ impl Quantize for Reference {
     ) -> Result<()> {
         check::quantize(quant, &input, &output)?;
         for row in 0..input.layout.rows {
-            let values = typed!(input.float, T => widened::<T>(&input, row))?;
+            let values = with_float!(input.float, T => widened::<T>(&input, row))?;
             write_row(quant, row, &values, &mut output);
         }
         Ok(())
@@ -174,7 +172,7 @@ impl Quantize for Reference {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ActAndMul, Batch, RowLayout, ScaleLayout};
+    use crate::{ActAndMul, Batch, RowLayout, ScaleLayout, bf16};
 
     /// Codes and scales of `values` as one row of bf16.
     fn quantize(quant: &Quantization, values: &[f32], order: ScaleOrder) -> (Vec<u8>, Vec<u8>) {

@@ -1,9 +1,9 @@
 use swiglu_core::{
     Float, GateUp, GatedActivation, QuantOptions, Quantization, Quantize, Quantized, QuantizedMut,
-    Result, Tensor, TensorMut, bf16, check, f16,
+    Result, Tensor, TensorMut, check, with_float,
 };
 
-use super::{CpuBackend, known, rows_mut, typed};
+use super::{CpuBackend, known, rows_mut};
 use crate::activation::GateUpRows;
 use crate::quant::{self, How, Options, Target};
 
@@ -27,7 +27,7 @@ impl Quantize for CpuBackend {
         let shape = check::act_quant(op, quant, &input, &output, &options)?;
         let activation = known(op)?;
         let (how, inline) = self.how([shape.rows, shape.d], input.float());
-        typed!(input.float(), T => {
+        with_float!(input.float(), T => {
             let input = GateUpRows::<T>::new(&input)?;
             let (target, options) = (Target::new(output), Options::new(options));
             self.run(inline, || {
@@ -45,7 +45,7 @@ impl Quantize for CpuBackend {
     ) -> Result<()> {
         let shape = check::quantize(quant, &input, &output)?;
         let (how, inline) = self.how([shape.rows, shape.d], input.float);
-        typed!(input.float, T => {
+        with_float!(input.float, T => {
             let rows = (input.typed::<T>("input")?, input.layout);
             let target = Target::new(output);
             self.run(inline, || quant::quantize(how, quant, rows, &target));
@@ -61,7 +61,7 @@ impl Quantize for CpuBackend {
     ) -> Result<()> {
         let shape = check::dequantize(quant, &input, &output)?;
         let (how, inline) = self.how([shape.rows, shape.d], output.float);
-        typed!(output.float, T => {
+        with_float!(output.float, T => {
             let rows = rows_mut::<T>("output", output)?;
             self.run(inline, || quant::dequantize(how, quant, &input, rows));
         });
