@@ -29,8 +29,8 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// The [`built_in`] platforms, under what `SWIGLU_PLATFORM`, `SWIGLU_OPS` and
-    /// `SWIGLU_ACCUMULATION` say.
+    /// The [`built_in`] platforms, under what `SWIGLU_PLATFORM`, `SWIGLU_DEVICE`,
+    /// `SWIGLU_OPS` and `SWIGLU_ACCUMULATION` say.
     ///
     /// # Errors
     /// As [`Dispatch::from_env`].
@@ -54,6 +54,14 @@ impl Dispatcher {
     #[must_use]
     pub fn accumulation(mut self, accumulation: Accumulation) -> Self {
         self.dispatch.open = self.dispatch.open.with_accumulation(accumulation);
+        self
+    }
+
+    /// Only the platform's device of this number, as `swiglu probe` counts them; none for the first
+    /// that can be used.
+    #[must_use]
+    pub fn device_number(mut self, number: Option<usize>) -> Self {
+        self.dispatch.open = self.dispatch.open.with_device(number);
         self
     }
 

@@ -13,7 +13,8 @@ pub fn built_in() -> Registry<AnyBackend> {
     registry.built_in("cuda", cuda);
     registry.built_in("wgpu", wgpu);
     registry.built_in("cpu", cpu);
-    registry.built_in("reference", |_: &OpenOptions| {
+    registry.built_in("reference", |options| {
+        the_only_device(options)?;
         Ok(Arc::new(AnyBackend::new(Reference)))
     });
     registry
@@ -49,7 +50,8 @@ fn wgpu(_: &OpenOptions) -> Opened {
 
 /// Sums of the CPU are ordered whatever is allowed.
 #[cfg(feature = "cpu")]
-fn cpu(_: &OpenOptions) -> Opened {
+fn cpu(options: &OpenOptions) -> Opened {
+    the_only_device(options)?;
     Ok(Arc::new(AnyBackend::new(swiglu_cpu::CpuBackend::new())))
 }
 
@@ -61,4 +63,31 @@ fn cpu(_: &OpenOptions) -> Opened {
 #[cfg(not(all(feature = "cpu", feature = "cuda", feature = "wgpu")))]
 fn without(feature: &str) -> String {
     format!("built without the feature `{feature}`")
+}
+
+/// Refuses every number of a device but 0.
+fn the_only_device(options: &OpenOptions) -> Result<(), String> {
+    match options.device {
+        None | Some(0) => Ok(()),
+        Some(other) => Err(format!(
+            "device: expected 0, the only one there is, got {other}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_platform_with_one_device_refuses_every_other_number() {
+        let open = |device| {
+            let options = OpenOptions::default().with_device(device);
+            let opened = built_in().probe(&options, |platform| platform == "reference");
+            opened.into_iter().next().map(|(_, device)| device.is_ok())
+        };
+        assert_eq!(open(None), Some(true));
+        assert_eq!(open(Some(0)), Some(true));
+        assert_eq!(open(Some(1)), Some(false));
+    }
 }

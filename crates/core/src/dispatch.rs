@@ -78,16 +78,28 @@ impl OpSwitches {
 pub struct OpenOptions {
     /// The least exact class of sums that matmuls may use; [`Accumulation::MatrixUnit`] by default.
     pub accumulation: Accumulation,
+    /// The number of the platform's device, from 0 on in the platform's own order; by default the
+    /// first that the platform can use. A platform with one device refuses all but 0.
+    pub device: Option<usize>,
 }
 
 impl OpenOptions {
     /// The environment variable that [`Dispatch::from_env`] reads for [`Self::accumulation`].
     pub const ACCUMULATION_VARIABLE: &'static str = "SWIGLU_ACCUMULATION";
+    /// The environment variable that [`Dispatch::from_env`] reads for [`Self::device`].
+    pub const DEVICE_VARIABLE: &'static str = "SWIGLU_DEVICE";
 
     /// The same with this class of sums.
     #[must_use]
     pub const fn with_accumulation(mut self, accumulation: Accumulation) -> Self {
         self.accumulation = accumulation;
+        self
+    }
+
+    /// The same with the platform's device of this number; none for the first that can be used.
+    #[must_use]
+    pub const fn with_device(mut self, device: Option<usize>) -> Self {
+        self.device = device;
         self
     }
 }
@@ -107,10 +119,12 @@ impl Dispatch {
     /// The environment variable that names the platform.
     pub const PLATFORM_VARIABLE: &'static str = "SWIGLU_PLATFORM";
 
-    /// Reads `SWIGLU_PLATFORM` (a name, or `auto`), `SWIGLU_OPS` and `SWIGLU_ACCUMULATION`.
+    /// Reads `SWIGLU_PLATFORM` (a name, or `auto`), `SWIGLU_DEVICE` (a number), `SWIGLU_OPS` and
+    /// `SWIGLU_ACCUMULATION`.
     ///
     /// # Errors
-    /// As [`OpSwitches::parse`] and [`Accumulation::from_name`], or a value that is not UTF-8.
+    /// As [`OpSwitches::parse`] and [`Accumulation::from_name`], a device that is no number, or a
+    /// value that is not UTF-8.
     pub fn from_env() -> Result<Self> {
         let read = |name: &'static str| match std::env::var(name) {
             Ok(text) => Ok(text),
@@ -124,8 +138,16 @@ impl Dispatch {
             "" => Accumulation::default(),
             name => Accumulation::from_name(name)?,
         };
+        let device = match read(OpenOptions::DEVICE_VARIABLE)?.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| {
+                let expected = "the number of a device, from 0 on";
+                Error::argument(OpenOptions::DEVICE_VARIABLE, expected, format!("`{text}`"))
+            })?),
+        };
+        let open = OpenOptions::default().with_accumulation(accumulation);
         Ok(Self {
-            open: OpenOptions::default().with_accumulation(accumulation),
+            open: open.with_device(device),
             platform: (!matches!(platform.as_str(), "" | "auto")).then_some(platform),
             ops: OpSwitches::parse(&read(OpSwitches::VARIABLE)?)?,
         })
