@@ -83,8 +83,9 @@ mod tests {
     fn a_platform_with_one_device_refuses_every_other_number() {
         let open = |device| {
             let options = OpenOptions::default().with_device(device);
-            let opened = built_in().probe(&options, |platform| platform == "reference");
-            opened.into_iter().next().map(|(_, device)| device.is_ok())
+            let registry = built_in();
+            let opened = registry.probe(&options, |platform| platform == "reference");
+            opened.first().map(|(_, device)| device.is_ok())
         };
         assert_eq!(open(None), Some(true));
         assert_eq!(open(Some(0)), Some(true));
