@@ -117,6 +117,32 @@ pub fn write_checkpoint(folder: &Path, config: &SyntheticConfig) -> Result<()> {
     safetensors::serialize_to_file(tensors(config), None, &path).map_err(|e| Error::file(&path, e))
 }
 
+/// As [`write_checkpoint`], each tensor in a file of its own, with the index that says where each
+/// lies.
+///
+/// # Errors
+/// As [`write_checkpoint`].
+pub fn write_sharded_checkpoint(folder: &Path, config: &SyntheticConfig) -> Result<()> {
+    config.check()?;
+    let write = |name: &str, text: String| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(|e| Error::io(&path, e))
+    };
+    write("config.json", config.config_json())?;
+    let tensors = tensors(config);
+    let count = tensors.len();
+    let mut weight_map = serde_json::Map::new();
+    for (n, (name, tensor)) in tensors.into_iter().enumerate() {
+        let file = format!("model-{:05}-of-{count:05}.safetensors", n + 1);
+        let path = folder.join(&file);
+        weight_map.insert(name.clone(), file.into());
+        safetensors::serialize_to_file([(name, tensor)], None, &path)
+            .map_err(|e| Error::file(&path, e))?;
+    }
+    let index = serde_json::json!({ "metadata": {}, "weight_map": weight_map });
+    write("model.safetensors.index.json", index.to_string())
+}
+
 /// `tokens` rows of `hidden` elements, normal with unit variance; one channel in a hundred is an
 /// outlier, four times as large.
 pub fn synthetic_input(tokens: usize, hidden: usize, seed: u64) -> Vec<bf16> {

@@ -1,0 +1,63 @@
+//! Every example runs, and docs/integrating.md shows it as it is with what it prints.
+
+use std::path::Path;
+
+#[path = "../examples/checkpoint_layer.rs"]
+#[allow(dead_code, reason = "its `main` is for cargo run")]
+mod checkpoint_layer;
+#[cfg(feature = "cuda")]
+#[path = "../examples/cuda_graph.rs"]
+#[allow(dead_code, reason = "its `main` is for cargo run")]
+mod cuda_graph;
+#[path = "../examples/rayon_pool.rs"]
+#[allow(dead_code, reason = "its `main` is for cargo run")]
+mod rayon_pool;
+#[path = "../examples/server.rs"]
+#[allow(dead_code, reason = "its `main` is for cargo run")]
+mod server;
+#[path = "../examples/slices.rs"]
+#[allow(dead_code, reason = "its `main` is for cargo run")]
+mod slices;
+
+const PAGE: &str = "docs/integrating.md";
+
+/// The page holds the program, and behind it what it prints.
+fn shown(name: &str, printed: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let code = read(&format!("examples/{name}.rs"));
+    let block = format!("```rust\n{code}```\n\n```text\n{printed}```\n");
+    assert!(
+        read(PAGE).contains(&block),
+        "{PAGE} does not hold examples/{name}.rs and its output; expected\n{block}"
+    );
+}
+
+#[test]
+fn slices_prints_what_the_page_shows() {
+    shown("slices", &slices::run().unwrap());
+}
+
+#[test]
+fn rayon_pool_prints_what_the_page_shows() {
+    shown("rayon_pool", &rayon_pool::run().unwrap());
+}
+
+#[test]
+fn server_prints_what_the_page_shows() {
+    shown("server", &server::run().unwrap());
+}
+
+#[test]
+fn checkpoint_layer_prints_what_the_page_shows() {
+    shown("checkpoint_layer", &checkpoint_layer::run().unwrap());
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_graph_prints_what_the_page_shows() {
+    match swiglu::cuda::probe() {
+        Ok(_) => shown("cuda_graph", &cuda_graph::run().unwrap()),
+        Err(reason) => swiglu_conformance::may_skip("cuda", &reason.to_string(), "cuda_graph"),
+    }
+}
