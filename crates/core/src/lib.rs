@@ -49,3 +49,8 @@ pub use request::{Accumulation, Accuracy, Request, Shape, Support};
 pub use scales::{ScaleLayout, ScaleOrder};
 pub use tensor::{GateUp, Quantized, QuantizedMut, Tensor, TensorMut};
 pub use weight::HostWeight;
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

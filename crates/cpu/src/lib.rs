@@ -52,3 +52,8 @@ pub use simd::InstructionSet;
 pub use weight::PackedWeight;
 
 const PLATFORM: &str = "cpu";
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
