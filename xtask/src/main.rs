@@ -1,6 +1,7 @@
-//! The workspace's own tasks: `cargo xtask kernels [--check]` and `cargo xtask bundle FOLDER`.
+//! The workspace's own tasks; `cargo xtask --help` lists them.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod api;
 mod bundle;
 mod kernels;
 
@@ -18,6 +19,8 @@ cargo xtask kernels          Writes the list of the activations' kernels, and co
                              the fatbins that are checked in, with an nvcc of one version that it
                              installs below target/
 cargo xtask kernels --check  Does so, and fails unless all of it is what is checked in
+cargo xtask api              Writes the public API of each library to docs/api, with a rustdoc of one version
+cargo xtask api --check      Fails unless that is what is checked in
 cargo xtask bundle FOLDER    Gathers in FOLDER the tests and programs that a machine with a GPU can run
                              without a Rust toolchain, and a script `run` that runs all of them";
 
@@ -29,6 +32,8 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["kernels"] => kernels::run(kernels::Mode::Write),
         ["kernels", "--check"] => kernels::run(kernels::Mode::Check),
+        ["api"] => api::run(false),
+        ["api", "--check"] => api::run(true),
         ["bundle", folder] => bundle::run(Path::new(folder)),
         ["--help" | "-h" | "help"] => {
             println!("{HELP}");
