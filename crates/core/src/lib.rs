@@ -9,6 +9,7 @@
 //! - [`Backend`], [`ActAndMul`], [`Quantize`], [`Matmul`]: what a backend does; [`Request`],
 //!   [`Support`], [`Accuracy`]: what it says of that; [`check`](mod@check): what it checks;
 //! - [`reference`](mod@reference): the operation in scalar code, the oracle of every test;
+//! - [`Communicator`]: several ranks that add up what each computed;
 //! - [`Registry`], [`Report`], [`OpSwitches`]: which backend runs, and why not another.
 //!
 //! This crate touches no hardware.
@@ -18,6 +19,7 @@ mod activation;
 mod backend;
 mod buffer;
 pub mod check;
+mod communicator;
 mod dispatch;
 mod error;
 mod float;
@@ -37,6 +39,7 @@ pub use activation::{
 };
 pub use backend::{ActAndMul, Backend, Batch, Matmul, NoWeight, QuantOptions, Quantize};
 pub use buffer::HostBuffer;
+pub use communicator::{Communicator, HostCommunicator, LocalCommunicator, check_all_reduce_into};
 pub use dispatch::{Dispatch, OpSwitches, OpenOptions, Registry, Rejection, Report};
 pub use error::{Error, Result};
 pub use float::{Element, Float};
