@@ -60,6 +60,8 @@ pub use swiglu_core::{
     Accumulation, Accuracy, ActAndMul, Backend, Batch, Matmul, NoWeight, QuantOptions, Quantize,
     Request, Shape, Support, host_memory,
 };
+// Several ranks.
+pub use swiglu_core::{Communicator, HostCommunicator, LocalCommunicator, check_all_reduce_into};
 // Which backend runs.
 pub use swiglu_core::{Dispatch, OpSwitches, OpenOptions, Registry, Rejection, Report};
 pub use swiglu_core::{Error, Result, reference};

@@ -2,8 +2,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use swiglu_core::{
-    ActAndMul, Error as CoreError, Float, GatedActivation, Matmul, QuantOptions, Quantization,
-    Quantize, RowLayout, Tensor, TensorMut,
+    ActAndMul, Communicator, Error as CoreError, Float, GatedActivation, Matmul, QuantOptions,
+    Quantization, Quantize, RowLayout, Tensor, TensorMut,
 };
 
 use crate::stage::{Stage, Stages};
@@ -16,10 +16,13 @@ use crate::{MlpConfig, Result, SharedExpert, Workspace};
 /// With [`crate::ActivationQuant::Fp8Block`] both matmuls read FP8: x is quantized, and so is
 /// `act`, in the pass that computes it.
 ///
-/// I is this rank's share: see [`Self::intermediate_size`]. With several ranks y is a partial sum;
-/// give f32 for y to add them without another rounding.
+/// I is this rank's share: see [`Self::intermediate_size`]. With several ranks and
+/// [`MlpConfig::reduce_results`] the ranks add up what each computed, in f32, and round once;
+/// without it y is a partial sum: give f32 for y to add them without another rounding.
 pub struct DeepseekV4Mlp<B: Matmul> {
     backend: Arc<B>,
+    /// There if results are to be reduced over several ranks.
+    ranks: Option<Arc<dyn Communicator<B>>>,
     stages: Stages,
     gate_up: B::Weight,
     down: B::Weight,
@@ -39,8 +42,44 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
     ///
     /// # Errors
     /// As [`MlpConfig::requests`] and [`SharedExpert::check`], a request that the backend does not
-    /// support, gate and up in different formats, or a failure of the device.
+    /// support, gate and up in different formats, results to be reduced over several ranks, or a
+    /// failure of the device.
     pub fn load(backend: Arc<B>, config: &MlpConfig, weights: &SharedExpert<'_>) -> Result<Self> {
+        Self::new(backend, config, weights, None)
+    }
+
+    /// As [`Self::load`], for a rank of several. All ranks make the same calls with the same x;
+    /// they communicate only where results are to be reduced and the MLP is split.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and a communicator of another rank or world than [`MlpConfig::shard`].
+    pub fn load_on_ranks(
+        backend: Arc<B>,
+        config: &MlpConfig,
+        weights: &SharedExpert<'_>,
+        ranks: Arc<dyn Communicator<B>>,
+    ) -> Result<Self> {
+        let (rank, world) = (config.shard.rank, config.shard.world);
+        if (ranks.rank(), ranks.world()) != (rank, world) {
+            let expected = format!("rank {rank} of {world}, as the shard says");
+            let got = format!("rank {} of {}", ranks.rank(), ranks.world());
+            return Err(CoreError::argument("ranks", expected, got).into());
+        }
+        Self::new(backend, config, weights, Some(ranks))
+    }
+
+    fn new(
+        backend: Arc<B>,
+        config: &MlpConfig,
+        weights: &SharedExpert<'_>,
+        ranks: Option<Arc<dyn Communicator<B>>>,
+    ) -> Result<Self> {
+        let ranks = ranks.filter(|_| config.reduces());
+        if config.reduces() && ranks.is_none() {
+            let expected = "false, or a communicator of the ranks (DeepseekV4Mlp::load_on_ranks)";
+            let got = format!("true with {} ranks", config.shard.world);
+            return Err(crate::Error::config("reduce_results", expected, got));
+        }
         let stages = config.stages(weights.gate().format(), weights.down().format())?;
         weights.check(config.hidden_size, config.intermediate_size)?;
         for Stage { request, .. } in stages.list() {
@@ -56,6 +95,7 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
                 intermediate,
                 ..stages
             },
+            ranks,
             backend,
         })
     }
@@ -73,20 +113,55 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
         workspace: &mut Workspace<B>,
     ) -> Result<()> {
         self.check_ends(&x, &y)?;
-        let (rows, i) = (x.layout.rows, self.stages.intermediate);
-        if rows == 0 {
+        if x.layout.rows == 0 {
             return Ok(());
         }
+        self.reduce(y, workspace, |y, workspace| self.run(x, y, workspace))
+    }
+
+    /// Lets `run` write this rank's part of y, and adds up those of all ranks where that is wanted.
+    fn reduce(
+        &self,
+        mut y: TensorMut<'_, B>,
+        workspace: &mut Workspace<B>,
+        run: impl FnOnce(TensorMut<'_, B>, &mut Workspace<B>) -> Result<()>,
+    ) -> Result<()> {
+        let backend = &*self.backend;
+        let Some(ranks) = &self.ranks else {
+            return run(y, workspace);
+        };
+        if y.float == Float::F32 {
+            run(y.reborrow(), workspace)?;
+            return Ok(ranks.all_reduce(backend, y)?);
+        }
+        // Taken out while the stages use the rest.
+        let mut slot = std::mem::take(&mut workspace.partial);
+        let shape = [y.layout.rows, y.layout.cols];
+        let mut partial = slot.matrix(backend, Float::F32, shape)?;
+        run(partial.reborrow(), workspace)?;
+        ranks.all_reduce_into(backend, partial, y)?;
+        workspace.partial = slot;
+        Ok(())
+    }
+
+    fn run(
+        &self,
+        x: Tensor<'_, B>,
+        y: TensorMut<'_, B>,
+        workspace: &mut Workspace<B>,
+    ) -> Result<()> {
+        let (rows, i) = (x.layout.rows, self.stages.intermediate);
         let backend = &*self.backend;
         let Workspace {
             gate_up,
             act,
             quantized,
+            ..
         } = workspace;
-        let mut gate_up = gate_up.matrix(backend, rows, 2 * i)?;
+        let mut gate_up = gate_up.matrix(backend, Float::BF16, [rows, 2 * i])?;
         let op = &self.stages.op;
         let Some(quant) = &self.stages.quant else {
-            let mut act = act.matrix(backend, rows, i)?;
+            let mut act = act.matrix(backend, Float::BF16, [rows, i])?;
             backend.matmul_act_and_mul(op, x, &self.gate_up, gate_up, act.reborrow())?;
             return Ok(backend.matmul(act.as_tensor(), &self.down, y)?);
         };
@@ -131,6 +206,18 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
         if rows == 0 {
             return Ok(());
         }
+        self.reduce(y, workspace, |y, workspace| {
+            self.run_stages(x, [gate_up.reborrow(), act.reborrow()], y, workspace)
+        })
+    }
+
+    fn run_stages(
+        &self,
+        x: Tensor<'_, B>,
+        [mut gate_up, mut act]: [TensorMut<'_, B>; 2],
+        y: TensorMut<'_, B>,
+        workspace: &mut Workspace<B>,
+    ) -> Result<()> {
         let slots = &mut workspace.quantized;
         let op = &self.stages.op;
         let Some(quant) = &self.stages.quant else {

@@ -1,8 +1,8 @@
 use std::str::FromStr;
 
 use swiglu_core::{
-    Error as CoreError, GatedActivation, Limit, Quantization, Request, Rounding, ScaleFormat,
-    WeightFormat,
+    Error as CoreError, Float, GatedActivation, Limit, Quantization, Request, Rounding,
+    ScaleFormat, WeightFormat,
 };
 
 use crate::stage::Stages;
@@ -71,8 +71,8 @@ pub struct MlpConfig {
     pub block: Option<[usize; 2]>,
     /// Whether the inputs of the matmuls are quantized, which takes FP8 weights.
     pub activation_quant: ActivationQuant,
-    /// Whether the ranks' partial sums are to be added up here. That needs communication, which
-    /// does not exist yet: with more than one rank this must be false, and the caller adds them.
+    /// Whether the ranks' partial sums are added up, which takes a communicator
+    /// ([`crate::DeepseekV4Mlp::load_on_ranks`]). If not, the caller adds them.
     pub reduce_results: bool,
     /// Which part of the MLP this is.
     pub shard: Shard,
@@ -157,6 +157,11 @@ impl MlpConfig {
             quant,
             gate_up,
             down,
+            y: if self.reduces() {
+                Float::F32
+            } else {
+                Float::BF16
+            },
             hidden: self.hidden_size,
             intermediate: self.intermediate_size,
         })
@@ -165,8 +170,8 @@ impl MlpConfig {
     /// Checks what a caller or a file may have got wrong.
     ///
     /// # Errors
-    /// A size of 0, a block outside 1 to [`Self::MAX_BLOCK`], a rank outside its world, results
-    /// to be reduced over several ranks, and as [`Self::quantization`].
+    /// A size of 0, a block outside 1 to [`Self::MAX_BLOCK`], a rank outside its world, and as
+    /// [`Self::quantization`].
     pub fn check(&self) -> Result<()> {
         for (field, size) in [
             ("hidden_size", self.hidden_size),
@@ -184,15 +189,12 @@ impl MlpConfig {
             }
         }
         self.quantization()?;
-        self.shard.check()?;
-        if self.reduce_results && self.shard.is_split() {
-            return Err(Error::config(
-                "reduce_results",
-                "false with more than one rank, and the ranks' partial sums added by the caller",
-                "true",
-            ));
-        }
-        Ok(())
+        self.shard.check()
+    }
+
+    /// Whether the ranks add up what each computed.
+    pub(crate) const fn reduces(&self) -> bool {
+        self.reduce_results && self.shard.is_split()
     }
 }
 

@@ -28,12 +28,15 @@ pub(crate) struct Stages {
     /// How the gate and up weights are stored.
     pub gate_up: WeightFormat,
     pub down: WeightFormat,
+    /// What the second matmul gives: f32 where the ranks' sums are still to be added.
+    pub y: Float,
     pub hidden: usize,
     pub intermediate: usize,
 }
 
 impl Stages {
-    /// The stages of [`crate::DeepseekV4Mlp::forward`] in order, with x and y in bf16.
+    /// The stages of [`crate::DeepseekV4Mlp::forward`] in order, with x in bf16, and y too unless
+    /// it is reduced.
     pub fn list(&self) -> Vec<Stage> {
         let (op, float) = (self.op, Float::BF16);
         match self.quant {
@@ -47,7 +50,7 @@ impl Stages {
                 self.second(Request::Matmul {
                     x: float,
                     weight: self.down,
-                    y: float,
+                    y: self.y,
                 }),
             ],
             Some(quant) => vec![
@@ -64,7 +67,7 @@ impl Stages {
                     cols: self.intermediate,
                     depth: 0,
                 },
-                self.quantized_down(quant, float),
+                self.quantized_down(quant, self.y),
             ],
         }
     }

@@ -11,6 +11,8 @@ pub struct Workspace<B: Backend> {
     pub(crate) gate_up: Slot<B>,
     pub(crate) act: Slot<B>,
     pub(crate) quantized: QuantizedSlots<B>,
+    /// This rank's part of y, before the ranks add theirs.
+    pub(crate) partial: Slot<B>,
 }
 
 impl<B: Backend> Workspace<B> {
@@ -24,6 +26,7 @@ impl<B: Backend> Workspace<B> {
                 scales: Slot(None),
                 scratch: Slot(None),
             },
+            partial: Slot(None),
         }
     }
 }
@@ -43,6 +46,12 @@ impl<B: Backend> fmt::Debug for Workspace<B> {
 /// A buffer that grows.
 pub(crate) struct Slot<B: Backend>(Option<B::Buffer>);
 
+impl<B: Backend> Default for Slot<B> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
 impl<B: Backend> Slot<B> {
     /// At least `bytes` bytes.
     fn reserve(&mut self, backend: &B, bytes: usize) -> Result<B::ViewMut<'_>> {
@@ -55,16 +64,16 @@ impl<B: Backend> Slot<B> {
         Ok(B::view_mut(self.0.insert(buffer)))
     }
 
-    /// Room for a matrix of bf16.
+    /// Room for a matrix.
     pub(crate) fn matrix(
         &mut self,
         backend: &B,
-        rows: usize,
-        cols: usize,
+        float: Float,
+        [rows, cols]: [usize; 2],
     ) -> Result<TensorMut<'_, B>> {
-        let bytes = size(rows, cols, Float::BF16.size())?;
+        let bytes = size(rows, cols, float.size())?;
         let view = self.reserve(backend, bytes)?;
-        Ok(TensorMut::contiguous(view, Float::BF16, rows, cols))
+        Ok(TensorMut::contiguous(view, float, rows, cols))
     }
 }
 
