@@ -39,13 +39,14 @@ const PACKAGES: [&str; 5] = [
 ];
 
 /// The folder of each source in `crates/cuda/kernels`, and its name.
-const SOURCES: [(&str, &str); 6] = [
+const SOURCES: [(&str, &str); 7] = [
     ("activation", "activation"),
     ("quant", "act_quant"),
     ("matmul", "matmul"),
     ("matmul", "matmul_rows"),
     ("matmul", "matmul_tiles"),
     ("quant", "quantize"),
+    ("ranks", "round"),
 ];
 
 /// The list that is written before the sources are compiled.

@@ -23,6 +23,10 @@ pub enum Error {
         /// The driver's own error.
         source: DriverError,
     },
+    /// NCCL failed.
+    #[cfg(feature = "nccl")]
+    #[error(transparent)]
+    Nccl(#[from] NcclError),
     /// cublasLt failed.
     #[error("{what}: {source}")]
     CublasLt {
@@ -31,6 +35,38 @@ pub enum Error {
         /// Its own error.
         source: CublasError,
     },
+}
+
+/// What can go wrong with NCCL.
+#[cfg(feature = "nccl")]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NcclError {
+    /// The library is not there, or lacks a function.
+    #[error("no NCCL library (libnccl.so.2, from 2.18 on): {0}")]
+    NotFound(String),
+    /// The library is too old, or did not say its version.
+    #[error("NCCL has version code {0}, at least 21800 (2.18) is needed")]
+    TooOld(i32),
+    /// NCCL refused.
+    #[error("{what}: NCCL says: {words}")]
+    Refused {
+        /// What was asked of it.
+        what: &'static str,
+        /// Its own words.
+        words: String,
+    },
+    /// A rank did not come, or has died.
+    #[error("{what}: the other ranks did not come within {seconds} s")]
+    TimedOut {
+        /// What was waited for.
+        what: &'static str,
+        /// For how long.
+        seconds: u64,
+    },
+    /// The group failed before.
+    #[error("the group of ranks failed before: {0}")]
+    Failed(String),
 }
 
 /// A result with this crate's [`Error`].
@@ -57,12 +93,10 @@ impl From<Error> for swiglu_core::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Call(error) => error,
-            Error::NotAvailable(_) | Error::Driver { .. } | Error::CublasLt { .. } => {
-                Self::Backend {
-                    platform: PLATFORM,
-                    source: Box::new(error),
-                }
-            }
+            error => Self::Backend {
+                platform: PLATFORM,
+                source: Box::new(error),
+            },
         }
     }
 }

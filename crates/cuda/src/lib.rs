@@ -43,6 +43,8 @@ mod buffer;
 mod error;
 mod launch;
 mod matmul;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod open;
 mod probe;
 mod quant;
@@ -60,3 +62,8 @@ pub use probe::{DeviceInfo, NotAvailable, probe};
 pub use quant::{Quantizers, RawQuantCall, RawQuantized};
 pub use view::{DeviceView, DeviceViewMut, RawMatrix, ReadSlice, WriteSlice};
 pub use weight::CudaWeight;
+#[cfg(feature = "nccl")]
+pub use {
+    error::NcclError,
+    nccl::{NcclCommunicator, NcclId},
+};

@@ -116,6 +116,19 @@ pub(crate) struct MatmulParams {
     pub(crate) y_type: u32,
 }
 
+/// `RoundParams` of `ranks/round.cu`.
+#[cfg(feature = "nccl")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct RoundParams {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) from_stride: u64,
+    pub(crate) to_stride: u64,
+    pub(crate) rows: u32,
+    pub(crate) columns: u32,
+}
+
 #[cfg(test)]
 mod tests {
     use std::mem::offset_of;
@@ -160,6 +173,10 @@ mod tests {
         twin!("matmul/matmul.cuh", MatmulParams, 88, {
             x: 0, w: 8, y: 16, scales: 24, scale_rows: 32, x_stride: 40, y_stride: 48, t: 56,
             n: 60, k: 64, scale_columns: 68, by_block: 72, y_type: 80,
+        });
+        #[cfg(feature = "nccl")]
+        twin!("ranks/round.cu", RoundParams, 40, {
+            from: 0, to: 8, from_stride: 16, to_stride: 24, rows: 32, columns: 36,
         });
     }
 
