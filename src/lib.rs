@@ -71,5 +71,7 @@ pub use swiglu_cpu as cpu;
 #[cfg(feature = "cuda")]
 pub use swiglu_cuda as cuda;
 pub use swiglu_mlp as mlp;
+#[cfg(feature = "mpi")]
+pub use swiglu_mpi as mpi;
 #[cfg(feature = "wgpu")]
 pub use swiglu_wgpu as wgpu;
