@@ -1,88 +1,112 @@
 //! Tensors in safetensors files: one file, or several with an index.
+//!
+//! ## Method
+//! 1. Opening reads names: the header of the one file, or the index of several.
+//! 2. Tensors are asked for by what their names begin with. Only the shards that the index names
+//!    for those are opened then, each once, and only what was asked for must be whole: a shard that
+//!    is missing, an index that is wrong about another layer and types that are not known do not
+//!    matter before.
+//! 3. A tensor's bytes are those of the mapped file, or are read when they are asked for.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use safetensors::Dtype;
-use swiglu_mmap::MappedFile;
+use crate::{Error, Result, text};
 
-use crate::{Error, Result};
-
+mod contents;
+mod file;
 mod header;
 mod index;
+mod nearest;
+
+pub(crate) use contents::read_text;
+pub(crate) use file::StoredTensor;
+pub(crate) use header::StoredType;
+
+use contents::Shards;
+use file::ShardFile;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The tensors of a model, mapped from its files. Nothing is read before it is used.
+/// How a checkpoint's bytes come into memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Files are mapped, so that a page is read when it is touched. A file that is cut short
+    /// meanwhile kills the process: see [`swiglu_mmap::MappedFile`].
+    #[default]
+    Map,
+    /// What is asked for is read into memory. A file that is cut short is an error.
+    Read,
+}
+
+/// The tensors of a model, found by name in its files. Nothing is read before it is used.
 ///
-/// Every header is checked when it is opened: what a tensor claims lies inside its file and
-/// overlaps no other. The files must not change while they are open: see [`MappedFile`].
+/// A file's header is checked when the file is opened: what a tensor claims lies inside the file
+/// and overlaps no other. Files that are mapped must not change while they are open: see
+/// [`OpenMode`].
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    files: Vec<ShardFile>,
-    tensors: BTreeMap<String, TensorPlace>,
+    mode: OpenMode,
+    shards: Vec<Shard>,
+    /// The shard of each tensor, where there is an index; else all are in the first.
+    index: Option<BTreeMap<String, usize>>,
 }
 
+/// A file that is opened when a tensor in it is asked for.
 #[derive(Debug)]
-struct ShardFile {
+struct Shard {
     path: PathBuf,
-    bytes: MappedFile,
-}
-
-/// Where a tensor lies, checked against its file.
-#[derive(Debug)]
-struct TensorPlace {
-    file: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Range<usize>,
-}
-
-/// A tensor as its file has it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StoredTensor<'a> {
-    pub name: &'a str,
-    pub path: &'a Path,
-    pub dtype: Dtype,
-    pub shape: &'a [usize],
-    pub data: &'a [u8],
+    file: OnceLock<ShardFile>,
 }
 
 impl Checkpoint {
     /// Opens a folder with `model.safetensors` or `model.safetensors.index.json`, one such index
-    /// (a `.json` file), or one file of tensors (any other).
+    /// (a `.json` file), or one file of tensors (any other). The files are mapped.
     ///
     /// # Errors
     /// A folder with neither or both, a file that cannot be read, a header or an index that lies.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() {
-            let (single, index) = (path.join(SINGLE), path.join(INDEX));
-            match (single.exists(), index.exists()) {
-                (true, false) => single,
-                (false, true) => index,
-                (found, _) => {
-                    let found = if found { "both" } else { "neither" };
-                    let problem = format!("expected {SINGLE} or {INDEX}, found {found}");
-                    return Err(Error::file(path, problem));
-                }
-            }
+        Self::open_with(path, OpenMode::Map)
+    }
+
+    /// As [`Self::open`], with the files mapped or read.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(path: &Path, mode: OpenMode) -> Result<Self> {
+        let path = if path.is_dir() {
+            in_folder(path)?
         } else {
             path.to_owned()
         };
-        let mut checkpoint = Self {
-            path: file.clone(),
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
+        let index = match path.extension() {
+            Some(extension) if extension == "json" => Some(index::read(&path)?),
+            _ => None,
         };
-        if file.extension().is_some_and(|e| e == "json") {
-            checkpoint.open_index(&file)?;
-        } else {
-            checkpoint.open_file(file)?;
-        }
-        Ok(checkpoint)
+        let Some(listed) = index else {
+            let shard = Shard::new(path.clone());
+            shard.open(mode)?;
+            return Ok(Self {
+                path,
+                mode,
+                shards: vec![shard],
+                index: None,
+            });
+        };
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let names: BTreeSet<&String> = listed.values().collect();
+        let shards = names.iter().map(|name| Shard::new(folder.join(name)));
+        let numbers: BTreeMap<_, _> = names.iter().zip(0..).collect();
+        let number = |name: &String| numbers.get(&name).copied().unwrap_or_default();
+        Ok(Self {
+            shards: shards.collect(),
+            index: Some(listed.iter().map(|(t, s)| (t.clone(), number(s))).collect()),
+            path,
+            mode,
+        })
     }
 
     /// The file that was opened: that of the tensors, or the index.
@@ -90,78 +114,125 @@ impl Checkpoint {
         &self.path
     }
 
-    /// The names of all tensors, in order.
+    /// The names of all tensors, in order: those of the one file, or those that the index lists.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        let listed = self.index.iter().flat_map(BTreeMap::keys);
+        let alone = self.shards.iter().filter(|_| self.index.is_none());
+        let stored = alone.filter_map(|shard| shard.file.get());
+        let stored = stored.flat_map(|file| file.tensors.keys());
+        listed.chain(stored).map(String::as_str)
     }
 
-    /// Maps a file and adds its tensors.
-    fn open_file(&mut self, path: PathBuf) -> Result<()> {
-        let bytes = MappedFile::open(&path).map_err(|e| Error::io(&path, e))?;
-        let file = self.files.len();
-        for tensor in header::read(&path, &bytes)? {
-            if let Some(other) = self.tensors.get(&tensor.name) {
-                let problem = format!("also in {}", self.files[other.file].path.display());
-                return Err(Error::tensor(&tensor.name, &path, problem));
-            }
-            let place = TensorPlace {
-                file,
-                dtype: tensor.info.dtype,
-                shape: tensor.info.shape,
-                bytes: tensor.bytes,
-            };
-            self.tensors.insert(tensor.name, place);
+    /// The tensors whose names begin with `prefix` and a dot, in order; with an empty prefix, all.
+    ///
+    /// # Errors
+    /// A shard that cannot be opened, and an index that is wrong about one of these tensors.
+    pub(crate) fn under(&self, prefix: &str) -> Result<Vec<StoredTensor<'_>>> {
+        let prefix = match prefix {
+            "" => String::new(),
+            prefix => format!("{prefix}."),
+        };
+        let Some(index) = &self.index else {
+            return Ok(match self.shards.first() {
+                Some(shard) => shard.open(self.mode)?.under(&prefix).collect(),
+                None => Vec::new(),
+            });
+        };
+        let mut found = Vec::new();
+        let mut shards = BTreeSet::new();
+        for (name, &number) in under(index, &prefix) {
+            let shard = &self.shards[number];
+            let file = shard.open(self.mode).map_err(|e| absent(name, shard, e))?;
+            let tensor = file.get(name).ok_or_else(|| {
+                let problem = format!("not there, though {} says so", text::path(&self.path));
+                Error::tensor(name, &shard.path, problem)
+            })?;
+            found.push(tensor);
+            shards.insert(number);
         }
-        self.files.push(ShardFile { path, bytes });
-        Ok(())
+        for number in shards {
+            for tensor in self.shards[number].open(self.mode)?.under(&prefix) {
+                let problem = match index.get(tensor.name) {
+                    Some(&listed) if listed == number => continue,
+                    Some(&other) => format!("also in {}", text::path(&self.shards[other].path)),
+                    None => format!("not listed in {}", text::path(&self.path)),
+                };
+                return Err(Error::tensor(tensor.name, tensor.path, problem));
+            }
+        }
+        Ok(found)
     }
 
-    /// Opens every shard of an index and checks that each holds what the index says.
-    fn open_index(&mut self, path: &Path) -> Result<()> {
-        let listed = index::read(path)?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let mut shards: Vec<&str> = listed.values().map(String::as_str).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        for shard in &shards {
-            self.open_file(folder.join(shard))?;
-        }
-        for (name, shard) in &listed {
-            let found = self.tensors.get(name).map(|p| p.file);
-            if found.is_none_or(|file| shards[file] != shard) {
-                let problem = format!("not there, though {} says so", path.display());
-                return Err(Error::tensor(name, &folder.join(shard), problem));
-            }
-        }
-        match self
-            .tensors
-            .iter()
-            .find(|(name, _)| !listed.contains_key(*name))
-        {
-            None => Ok(()),
-            Some((name, place)) => {
-                let problem = format!("not listed in {}", path.display());
-                Err(Error::tensor(name, &self.files[place.file].path, problem))
-            }
-        }
+    /// What the names of MLPs begin with: all of what has a gate, an up or a down weight, by any
+    /// naming that is known. Only names are looked at.
+    pub fn mlp_prefixes(&self) -> BTreeSet<&str> {
+        nearest::mlp_prefixes(self.names())
     }
 
-    /// The tensors whose names begin with `prefix` and a dot.
-    pub(crate) fn under(&self, prefix: &str) -> Vec<StoredTensor<'_>> {
-        let prefix = format!("{prefix}.");
-        self.tensors
-            .range(prefix.clone()..)
-            .take_while(|(name, _)| name.starts_with(&prefix))
-            .map(|(name, place)| {
-                let file = &self.files[place.file];
-                StoredTensor {
-                    name,
-                    path: &file.path,
-                    dtype: place.dtype,
-                    shape: &place.shape,
-                    data: &file.bytes[place.bytes.clone()],
-                }
-            })
-            .collect()
+    /// The error of a prefix under which there is no MLP.
+    pub(crate) fn no_mlp(&self, prefix: &str) -> Error {
+        let names: Vec<_> = self.names().collect();
+        let problem = nearest::problem(prefix, &names);
+        Error::tensor(&format!("{prefix}.*"), &self.path, problem)
     }
+}
+
+impl Shard {
+    const fn new(path: PathBuf) -> Self {
+        let file = OnceLock::new();
+        Self { path, file }
+    }
+
+    fn open(&self, mode: OpenMode) -> Result<&ShardFile> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = ShardFile::open(&self.path, mode)?;
+        Ok(self.file.get_or_init(|| file))
+    }
+}
+
+/// Those of a map whose names begin so.
+fn under<'a, V>(
+    map: &'a BTreeMap<String, V>,
+    prefix: &str,
+) -> impl Iterator<Item = (&'a String, &'a V)> {
+    map.range(prefix.to_owned()..)
+        .take_while(move |(name, _)| name.starts_with(prefix))
+}
+
+/// The error of a shard that could not be opened, which names the tensor that is sought in it.
+fn absent(name: &str, shard: &Shard, error: Error) -> Error {
+    match error {
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            let problem = "the index names this file and it is not there (incomplete download?)";
+            Error::tensor(name, &shard.path, problem)
+        }
+        other => other,
+    }
+}
+
+/// The file to open in a folder.
+fn in_folder(folder: &Path) -> Result<PathBuf> {
+    let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+    match (single.exists(), index.exists()) {
+        (true, false) => return Ok(single),
+        (false, true) => return Ok(index),
+        (true, true) => {
+            let problem = format!("expected {SINGLE} or {INDEX}, found both: name one of them");
+            return Err(Error::file(folder, problem));
+        }
+        (false, false) => {}
+    }
+    let shards = Shards::of(folder)?;
+    if let [converted] = &shards.converted[..]
+        && converted.ranks == 1
+    {
+        return Ok(folder.join(&converted.name));
+    }
+    let problem = format!("expected {SINGLE} or {INDEX}, found neither");
+    let others = shards
+        .describe()
+        .map(|others| format!("{problem}, but {others}"));
+    Err(Error::file(folder, others.unwrap_or(problem)))
 }

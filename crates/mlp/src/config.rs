@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use swiglu_core::{Limit, Rounding};
 
+use crate::checkpoint::read_text;
 use crate::json::{UniqueValue, mark_python_numbers};
 use crate::{ActivationQuant, Error, HiddenAct, MlpConfig, Result, Shard};
 
@@ -38,14 +39,14 @@ impl ModelConfig {
     /// # Errors
     /// A file that cannot be read, and whatever [`Self::from_json`] refuses.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        Self::from_json(&text).map_err(|source| Error::ConfigFile {
+        Self::from_json(&read_text(path)?).map_err(|source| Error::ConfigFile {
             path: path.to_owned(),
             source: Box::new(source),
         })
     }
 
-    /// Reads the text of a `config.json`. Python's `NaN` and `Infinity` are numbers here. What the
+    /// Reads the text of a `config.json`. A byte order mark is skipped, and Python's
+    /// `NaN` and `Infinity` are numbers. What the
     /// activation is follows from `model_type`: the same keys mean different things in different
     /// models.
     ///
@@ -55,6 +56,7 @@ impl ModelConfig {
     /// that changes the activation in a way that is not known; a setting with two values, at the
     /// top and under `text_config`; a quantization that is not known.
     pub fn from_json(text: &str) -> Result<Self> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let UniqueValue(root) = serde_json::from_str(&mark_python_numbers(text))
             .map_err(|e| Error::config("config", "JSON", e))?;
         let Value::Object(root) = root else {

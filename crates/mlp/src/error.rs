@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use crate::text::{self, path as shown};
+
 /// What can go wrong in reading a model and running it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -8,7 +10,7 @@ pub enum Error {
     #[error(transparent)]
     Core(#[from] swiglu_core::Error),
     /// A file that cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -16,7 +18,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file that is not what its format demands.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", shown(path))]
     File {
         /// The file.
         path: PathBuf,
@@ -24,7 +26,7 @@ pub enum Error {
         problem: String,
     },
     /// A tensor that is missing, unexpected, misshaped, wrong-typed, or not where its file says.
-    #[error("tensor {tensor} in {}: {problem}", path.display())]
+    #[error("tensor {tensor} in {}: {problem}", shown(path))]
     Tensor {
         /// The tensor's full name.
         tensor: String,
@@ -44,7 +46,7 @@ pub enum Error {
         got: String,
     },
     /// A configuration file with a setting that cannot be used.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown(path))]
     ConfigFile {
         /// The file.
         path: PathBuf,
@@ -65,15 +67,15 @@ impl Error {
     pub(crate) fn file(path: &Path, problem: impl ToString) -> Self {
         Self::File {
             path: path.to_owned(),
-            problem: problem.to_string(),
+            problem: text::sentence(&problem.to_string()),
         }
     }
 
     pub(crate) fn tensor(tensor: &str, path: &Path, problem: impl ToString) -> Self {
         Self::Tensor {
-            tensor: tensor.to_owned(),
+            tensor: text::name(tensor),
             path: path.to_owned(),
-            problem: problem.to_string(),
+            problem: text::sentence(&problem.to_string()),
         }
     }
 
@@ -83,9 +85,9 @@ impl Error {
         got: impl ToString,
     ) -> Self {
         Self::Config {
-            field: field.into(),
-            expected: expected.into(),
-            got: got.to_string(),
+            field: text::name(&field.into()),
+            expected: text::sentence(&expected.into()),
+            got: text::name(&got.to_string()),
         }
     }
 }

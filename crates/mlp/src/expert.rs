@@ -1,7 +1,9 @@
+use std::borrow::Cow;
+
 use safetensors::Dtype;
 use swiglu_core::{Error as CoreError, Float, HostWeight, ScaleFormat, WeightFormat};
 
-use crate::checkpoint::StoredTensor;
+use crate::checkpoint::{StoredTensor, StoredType};
 use crate::shard::cut;
 use crate::{Checkpoint, Error, MlpConfig, Result, Shard};
 
@@ -47,7 +49,7 @@ impl<'a> SharedExpert<'a> {
     /// namings mixed, and FP8 weights where `config.block` is not given.
     pub fn load(checkpoint: &'a Checkpoint, config: &MlpConfig) -> Result<Self> {
         config.check()?;
-        let found = checkpoint.under(&config.prefix);
+        let found = checkpoint.under(&config.prefix)?;
         let tensors = ExpertTensors {
             checkpoint,
             config,
@@ -177,11 +179,7 @@ fn scheme(
             let problem = format!("mixes namings with {}", a.name);
             Err(Error::tensor(b.name, b.path, problem))
         }
-        [None, None] => {
-            let name = format!("{prefix}.w1.weight");
-            let problem = format!("missing, and so is {prefix}.gate_proj.weight");
-            Err(Error::tensor(&name, checkpoint.path(), problem))
-        }
+        [None, None] => Err(checkpoint.no_mlp(prefix)),
     }
 }
 
@@ -224,15 +222,15 @@ impl<'a> ExpertTensors<'a, '_> {
         let weight = self.find(&name).ok_or_else(|| missing(&name, "missing"))?;
         let scale = self.find(&scale_name);
         let float = match weight.dtype {
-            Dtype::F8_E4M3 => None,
-            Dtype::BF16 => Some(Float::BF16),
-            Dtype::F16 => Some(Float::F16),
-            Dtype::F32 => Some(Float::F32),
+            StoredType::Known(Dtype::F8_E4M3) => None,
+            StoredType::Known(Dtype::BF16) => Some(Float::BF16),
+            StoredType::Known(Dtype::F16) => Some(Float::F16),
+            StoredType::Known(Dtype::F32) => Some(Float::F32),
             _ => return Err(wrong_type(weight, "F8_E4M3, BF16, F16 or F32")),
         };
         has_shape(weight, shape)?;
-        let (format, scales): (_, &[u8]) = match (float, scale) {
-            (Some(float), None) => (WeightFormat::Float(float), &[]),
+        let (format, scales) = match (float, scale) {
+            (Some(float), None) => (WeightFormat::Float(float), Cow::Borrowed(&[][..])),
             (Some(float), Some(scale)) => {
                 let problem = format!("unexpected: the weight is {float}, which takes no scale");
                 return Err(Error::tensor(scale.name, scale.path, problem));
@@ -240,10 +238,17 @@ impl<'a> ExpertTensors<'a, '_> {
             (None, None) => {
                 return Err(missing(&scale_name, "missing, and FP8 weights need it"));
             }
-            (None, Some(scale)) => (self.fp8(&name, shape, scale)?, scale.data),
+            (None, Some(scale)) => (self.fp8(&name, shape, scale)?, scale.data()?),
         };
-        HostWeight::new(shape, format, weight.data, scales)
-            .map_err(|e| Error::tensor(&name, weight.path, e))
+        match (weight.data()?, scales) {
+            (Cow::Borrowed(data), Cow::Borrowed(scales)) => {
+                HostWeight::new(shape, format, data, scales)
+            }
+            (data, scales) => {
+                HostWeight::owned(shape, format, data.into_owned(), scales.into_owned())
+            }
+        }
+        .map_err(|e| weight.error(e))
     }
 
     /// The format of the FP8 weight `name` with these scales.
@@ -258,8 +263,8 @@ impl<'a> ExpertTensors<'a, '_> {
             Error::config("block", expected, "none")
         })?;
         let scales = match scale.dtype {
-            Dtype::F8_E8M0 => ScaleFormat::E8M0,
-            Dtype::F32 => ScaleFormat::F32,
+            StoredType::Known(Dtype::F8_E8M0) => ScaleFormat::E8M0,
+            StoredType::Known(Dtype::F32) => ScaleFormat::F32,
             _ => return Err(wrong_type(scale, "F8_E8M0 or F32")),
         };
         has_shape(scale, [rows.div_ceil(block[0]), cols.div_ceil(block[1])])?;
@@ -268,7 +273,7 @@ impl<'a> ExpertTensors<'a, '_> {
 }
 
 fn wrong_type(tensor: &StoredTensor<'_>, expected: &str) -> Error {
-    let problem = format!("expected {expected}, got {:?}", tensor.dtype);
+    let problem = format!("expected {expected}, got {}", tensor.dtype);
     Error::tensor(tensor.name, tensor.path, problem)
 }
 

@@ -8,6 +8,8 @@ use std::marker::PhantomData;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Number, Value};
 
+use crate::text;
+
 /// A JSON object in which a name that stands twice is an error, and errors say under which name.
 #[derive(Debug)]
 pub struct UniqueMap<V>(pub BTreeMap<String, V>);
@@ -32,9 +34,12 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueVisitor<V> {
         while let Some(name) = map.next_key::<String>()? {
             let value = map
                 .next_value()
-                .map_err(|e| A::Error::custom(format!("{name}: {e}")))?;
+                .map_err(|e| A::Error::custom(format!("{}: {e}", text::name(&name))))?;
             if entries.contains_key(&name) {
-                return Err(A::Error::custom(format!("{name} stands twice")));
+                return Err(A::Error::custom(format!(
+                    "{} stands twice",
+                    text::name(&name)
+                )));
             }
             entries.insert(name, value);
         }

@@ -51,9 +51,10 @@ mod pool;
 mod shard;
 mod stage;
 pub mod synthetic;
+mod text;
 mod workspace;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, OpenMode};
 pub use config::ModelConfig;
 pub use error::{Error, Result};
 pub use expert::SharedExpert;

@@ -4,18 +4,22 @@
 
 use proptest::prelude::*;
 use swiglu_mlp::synthetic::write_checkpoint;
-use swiglu_mlp::{Checkpoint, ModelConfig, SharedExpert};
+use swiglu_mlp::{Checkpoint, MlpConfig, ModelConfig, OpenMode, SharedExpert};
 
 mod common;
 use common::{PREFIX, file, put, tiny};
+
+const MODES: [OpenMode; 2] = [OpenMode::Map, OpenMode::Read];
 
 /// The error of opening a file with these bytes.
 fn refused(bytes: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = put(folder.path(), "a.safetensors", bytes);
-    let error = Checkpoint::open(&path).unwrap_err().to_string();
-    assert!(error.contains("a.safetensors"), "{error}");
-    error
+    let mapped = Checkpoint::open(&path).unwrap_err().to_string();
+    assert!(mapped.contains("a.safetensors"), "{mapped}");
+    let read = Checkpoint::open_with(&path, OpenMode::Read).unwrap_err();
+    assert_eq!(read.to_string(), mapped);
+    mapped
 }
 
 fn refused_with(bytes: &[u8], reason: &str) {
@@ -128,23 +132,36 @@ fn no_json() {
 }
 
 #[test]
-fn an_unknown_type_or_a_negative_size() {
-    refused_with(&file(&TWO.replace("F32", "F31"), &[0; 8]), "a: ");
+fn a_type_that_is_no_name_or_a_negative_size() {
+    refused_with(&file(&TWO.replace("\"F32\"", "32"), &[0; 8]), "a: ");
     refused_with(&file(&TWO.replacen("[1]", "[-1]", 1), &[0; 8]), "a: ");
 }
 
-/// The error of opening a folder with this index, beside a good `a.safetensors` of `a` and `b`.
+/// The error of opening a folder with this index, beside a good `a.safetensors`, and loading `e`.
 fn index_refused(map: &str, reason: &str) {
     let folder = tempfile::tempdir().unwrap();
     let inner = folder.path().join("inner");
     std::fs::create_dir(&inner).unwrap();
-    put(folder.path(), "x.safetensors", file(TWO, &[0; 8]));
-    put(&inner, "a.safetensors", file(TWO, &[0; 8]));
-    put(&inner, "copy.safetensors", file(TWO, &[0; 8]));
+    let two = TWO.replace("\"a\"", "\"e.w1.weight\"");
+    let two = two.replace("\"b\"", "\"e.w2.weight\"");
+    put(folder.path(), "x.safetensors", file(&two, &[0; 8]));
+    put(&inner, "a.safetensors", file(&two, &[0; 8]));
+    put(&inner, "copy.safetensors", file(&two, &[0; 8]));
     let index = format!(r#"{{"metadata":{{}},"weight_map":{map}}}"#);
     put(&inner, "model.safetensors.index.json", index);
-    let error = Checkpoint::open(&inner).unwrap_err().to_string();
-    assert!(error.contains(reason), "{error}");
+    for mode in MODES {
+        let config = tiny_config("e");
+        let error = match Checkpoint::open_with(&inner, mode) {
+            Ok(checkpoint) => SharedExpert::load(&checkpoint, &config).unwrap_err(),
+            Err(error) => error,
+        };
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+}
+
+fn tiny_config(prefix: &str) -> MlpConfig {
+    let model = ModelConfig::from_json(&tiny().config_json()).unwrap();
+    model.mlp_config(prefix).unwrap()
 }
 
 #[test]
@@ -159,29 +176,36 @@ fn an_index_that_points_out_of_its_folder() {
         "b/../a",
         "a/",
     ] {
-        index_refused(&format!(r#"{{"a":"{path}"}}"#), reason);
+        index_refused(&format!(r#"{{"e.w1.weight":"{path}"}}"#), reason);
     }
 }
 
 #[test]
 fn an_index_that_points_to_nothing() {
-    index_refused(r#"{"a":"absent.safetensors"}"#, "absent.safetensors");
+    let map = r#"{"e.w1.weight":"absent.safetensors"}"#;
+    index_refused(map, "e.w1.weight in ");
+    index_refused(map, "absent.safetensors: the index names this file");
+    index_refused(map, "incomplete download?");
 }
 
 #[test]
 fn an_index_whose_shard_lacks_the_tensor() {
-    let map = r#"{"a":"a.safetensors","b":"a.safetensors","c":"a.safetensors"}"#;
-    index_refused(map, "tensor c in");
+    let map = r#"{"e.w1.weight":"a.safetensors","e.w2.weight":"a.safetensors","e.w3.weight":"a.safetensors"}"#;
+    index_refused(map, "tensor e.w3.weight in");
 }
 
 #[test]
-fn an_index_that_leaves_a_tensor_out() {
-    index_refused(r#"{"a":"a.safetensors"}"#, "tensor b in");
+fn an_index_that_leaves_a_tensor_of_the_prefix_out() {
+    index_refused(
+        r#"{"e.w1.weight":"a.safetensors"}"#,
+        "tensor e.w2.weight in",
+    );
 }
 
 #[test]
 fn a_tensor_in_two_shards() {
-    index_refused(r#"{"a":"a.safetensors","b":"copy.safetensors"}"#, "also in");
+    let map = r#"{"e.w1.weight":"a.safetensors","e.w2.weight":"copy.safetensors"}"#;
+    index_refused(map, "also in");
 }
 
 #[test]
@@ -229,9 +253,13 @@ proptest! {
         }
         let folder = tempfile::tempdir().unwrap();
         let path = put(folder.path(), "a.safetensors", &bytes);
-        if let Ok(checkpoint) = Checkpoint::open(&path) {
-            let _ = SharedExpert::load(&checkpoint, &model.mlp_config(PREFIX).unwrap());
-        }
+        let config = model.mlp_config(PREFIX).unwrap();
+        let loads = MODES.map(|mode| {
+            let checkpoint = Checkpoint::open_with(&path, mode).ok()?;
+            let expert = SharedExpert::load(&checkpoint, &config).ok()?;
+            Some(expert.down().data().to_vec())
+        });
+        prop_assert_eq!(&loads[0], &loads[1]);
     }
 
     #[test]

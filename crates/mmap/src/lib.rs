@@ -21,19 +21,34 @@ impl MappedFile {
     /// Maps the whole of a file.
     ///
     /// # Errors
-    /// A file that cannot be opened, is no regular file, or cannot be mapped.
+    /// As [`open_regular`], or a file that cannot be mapped.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
-            let message = "not a regular file";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
+        let file = open_regular(path)?;
         // SAFETY: the mapping is private to this value, read-only and unmapped by its drop, and
         // memmap2 checks its length. That the file does not change meanwhile cannot be checked: the
         // type's documentation makes it the contract of whoever opens a file.
         let map = unsafe { memmap2::Mmap::map(&file) }?;
         Ok(Self(map))
     }
+}
+
+/// Opens a regular file for reading. What a path names is asked before it is opened, as opening a
+/// pipe waits for its writer.
+///
+/// # Errors
+/// A file that cannot be opened, or is no regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let regular = |metadata: std::fs::Metadata| match metadata.is_file() {
+        true => Ok(()),
+        false => {
+            let message = "not a regular file";
+            Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+        }
+    };
+    regular(std::fs::metadata(path)?)?;
+    let file = File::open(path)?;
+    regular(file.metadata()?)?;
+    Ok(file)
 }
 
 impl Deref for MappedFile {
@@ -67,5 +82,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(MappedFile::open(folder.path()).is_err());
         assert!(MappedFile::open(&folder.path().join("absent")).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_or_a_device_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        // Opening the pipe would wait for ever, as nobody writes to it.
+        for path in [&pipe, Path::new("/dev/zero")] {
+            let error = open_regular(path).unwrap_err();
+            assert_eq!(error.to_string(), "not a regular file");
+            assert!(MappedFile::open(path).is_err());
+        }
     }
 }

@@ -1,49 +1,145 @@
-use std::collections::HashMap;
-use std::ops::Range;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::path::Path;
 
-use safetensors::tensor::TensorInfo;
+use safetensors::Dtype;
 use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error as ValueError, StrDeserializer};
 
+use super::contents::not_the_file;
+use super::file::TensorPlace;
 use crate::json::UniqueMap;
-use crate::{Error, Result};
+use crate::{Error, Result, text};
 
 /// The length of the header's length.
-const PREFIX: usize = 8;
+pub const PREFIX: usize = 8;
 /// The format's own bound on a header.
-const MAX_HEADER: usize = 100_000_000;
+pub const MAX_HEADER: usize = 100_000_000;
 
-/// A tensor that a header describes, checked against the file.
-pub struct DescribedTensor {
-    pub name: String,
-    pub info: TensorInfo,
-    /// Its place in the file.
-    pub bytes: Range<usize>,
+/// What elements are stored as. A type that is not known matters when its tensor is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoredType {
+    Known(Dtype),
+    Unknown(String),
+}
+
+impl fmt::Display for StoredType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(dtype) => write!(f, "{dtype:?}"),
+            Self::Unknown(name) => f.write_str(&text::name(name)),
+        }
+    }
+}
+
+impl From<String> for StoredType {
+    fn from(name: String) -> Self {
+        let known: StrDeserializer<'_, ValueError> = name.as_str().into_deserializer();
+        match Dtype::deserialize(known) {
+            Ok(dtype) => Self::Known(dtype),
+            Err(_) => Self::Unknown(name),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Described {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum HeaderEntry {
-    Tensor(TensorInfo),
+    Tensor(Described),
     Metadata(#[allow(dead_code, reason = "read to check its type")] HashMap<String, String>),
 }
 
-/// The tensors of the file `path` with these bytes, in the order in which they lie.
+/// The length of the header that follows, where a file begins so.
+pub fn length(start: &[u8]) -> Option<u64> {
+    start
+        .first_chunk::<PREFIX>()
+        .copied()
+        .map(u64::from_le_bytes)
+}
+
+/// The tensors of the file `path`, of `size` bytes, that begins with `start`: with its header, at
+/// least.
 ///
-/// `safetensors` reads the entries; the figures are checked here, where an error can name the
-/// tensor and where sums that overflow are refused rather than wrapped.
-pub fn read(path: &Path, file: &[u8]) -> Result<Vec<DescribedTensor>> {
-    let Some((length, rest)) = file.split_first_chunk::<PREFIX>() else {
-        let problem = format!("{} bytes are too few for a header", file.len());
+/// The figures are checked here, where an error can name the tensor and where sums that overflow
+/// are refused rather than wrapped.
+pub fn read(path: &Path, start: &[u8], size: usize) -> Result<BTreeMap<String, TensorPlace>> {
+    const INCOMPLETE: &str = "(incomplete download?)";
+    if let Some(other) = not_the_file(start) {
+        return Err(Error::file(path, other));
+    }
+    let Some(length) = length(start) else {
+        let problem = format!("{size} bytes are too few for a header {INCOMPLETE}");
         return Err(Error::file(path, problem));
     };
-    let length = u64::from_le_bytes(*length);
     let header = usize::try_from(length).ok().filter(|&n| n <= MAX_HEADER);
-    let Some((header, data)) = header.and_then(|n| rest.split_at_checked(n)) else {
-        let most = rest.len().min(MAX_HEADER);
-        let problem = format!("a header of {length} bytes, where at most {most} are possible");
+    let header = header.and_then(|n| start[PREFIX..].get(..n));
+    let Some(header) = header else {
+        let most = size.saturating_sub(PREFIX).min(MAX_HEADER);
+        let problem = format!(
+            "a header of {length} bytes, where at most {most} are possible: no safetensors file, \
+             or not all of it {INCOMPLETE}"
+        );
         return Err(Error::file(path, problem));
     };
+    let data = size.saturating_sub(PREFIX + header.len());
+    let mut tensors = entries(path, header)?;
+    tensors.sort_by_key(|(_, described)| described.data_offsets);
+    let mut end = 0;
+    let mut places = BTreeMap::new();
+    for (
+        name,
+        Described {
+            dtype,
+            shape,
+            data_offsets: (from, to),
+        },
+    ) in tensors
+    {
+        let dtype = StoredType::from(dtype);
+        let wrong = |problem: String| Error::tensor(&name, path, problem);
+        if from > to {
+            return Err(wrong(format!("lies at {from} to {to}")));
+        }
+        if to > data {
+            let problem = format!("lies at {from} to {to} of {data} bytes of data {INCOMPLETE}");
+            return Err(wrong(problem));
+        }
+        if from != end {
+            let problem = format!("begins at {from} where the one before ends at {end}");
+            return Err(wrong(problem));
+        }
+        if !fits(&dtype, &shape, to - from) {
+            let shape = text::shape(&shape);
+            let problem = format!("type {dtype} and shape {shape} in {} bytes", to - from);
+            return Err(wrong(problem));
+        }
+        end = to;
+        let first = PREFIX + header.len();
+        let bytes = first + from..first + to;
+        let place = TensorPlace {
+            dtype,
+            shape,
+            bytes,
+        };
+        places.insert(name, place);
+    }
+    if end != data {
+        let problem = format!("{data} bytes of data, of which tensors take {end}");
+        return Err(Error::file(path, problem));
+    }
+    Ok(places)
+}
+
+/// The tensors that a header describes.
+fn entries(path: &Path, header: &[u8]) -> Result<Vec<(String, Described)>> {
     let UniqueMap(entries) = serde_json::from_slice::<UniqueMap<HeaderEntry>>(header)
         .map_err(|e| Error::file(path, format!("header: {e}")))?;
     let mut tensors = Vec::with_capacity(entries.len());
@@ -53,48 +149,21 @@ pub fn read(path: &Path, file: &[u8]) -> Result<Vec<DescribedTensor>> {
             (HeaderEntry::Tensor(info), n) if n != "__metadata__" => tensors.push((name, info)),
             _ => {
                 let problem = "neither the description of a tensor nor metadata of text";
+                let name = text::name(&name);
                 return Err(Error::file(path, format!("header: {name}: {problem}")));
             }
         }
     }
-    tensors.sort_by_key(|(_, info)| info.data_offsets);
-    let start = PREFIX + header.len();
-    let mut end = 0;
-    let mut described = Vec::with_capacity(tensors.len());
-    for (name, info) in tensors {
-        let (from, to) = info.data_offsets;
-        let wrong = |problem: String| Error::tensor(&name, path, problem);
-        if from > to || to > data.len() {
-            let problem = format!("lies at {from} to {to} of {} bytes of data", data.len());
-            return Err(wrong(problem));
-        }
-        if from != end {
-            let problem = format!("begins at {from} where the one before ends at {end}");
-            return Err(wrong(problem));
-        }
-        let size = byte_size(&info);
-        if size != Some(to - from) {
-            let (dtype, shape) = (info.dtype, &info.shape);
-            let problem = format!("type {dtype:?} and shape {shape:?} in {} bytes", to - from);
-            return Err(wrong(problem));
-        }
-        end = to;
-        let bytes = start + from..start + to;
-        described.push(DescribedTensor { name, info, bytes });
-    }
-    if end != data.len() {
-        let problem = format!("{} bytes of data, of which tensors take {end}", data.len());
-        return Err(Error::file(path, problem));
-    }
-    Ok(described)
+    Ok(tensors)
 }
 
-/// The bytes that a type and a shape stand for; none where that overflows or is no whole number.
-fn byte_size(info: &TensorInfo) -> Option<usize> {
-    let elements = info
-        .shape
+/// Whether a type and a shape stand for so many bytes; of a type that is not known nobody knows.
+fn fits(dtype: &StoredType, shape: &[usize], bytes: usize) -> bool {
+    let StoredType::Known(dtype) = dtype else {
+        return true;
+    };
+    let bits = shape
         .iter()
-        .try_fold(1_usize, |n, &d| n.checked_mul(d))?;
-    let bits = elements.checked_mul(info.dtype.bitsize())?;
-    bits.is_multiple_of(8).then_some(bits / 8)
+        .try_fold(dtype.bitsize(), |n, &d| n.checked_mul(d));
+    bits.is_some_and(|bits| bits.is_multiple_of(8) && bits / 8 == bytes)
 }

@@ -3,6 +3,7 @@ use std::path::{Component, Path};
 
 use serde::Deserialize;
 
+use super::contents::read_text;
 use crate::json::UniqueMap;
 use crate::{Error, Result};
 
@@ -13,7 +14,7 @@ struct ShardIndex {
 
 /// The shard of each tensor: the name of a file in the index's own folder.
 pub fn read(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = read_text(path)?;
     let ShardIndex {
         weight_map: UniqueMap(map),
     } = serde_json::from_str(&text).map_err(|e| Error::file(path, e))?;
@@ -24,7 +25,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, String>> {
             (Some(Component::Normal(name)), None) if name == shard.as_str()
         );
         if !plain {
-            let problem = format!("its shard {shard:?} is no file's name in the index's folder");
+            let problem = format!("its shard \"{shard}\" is no file's name in the index's folder");
             return Err(Error::tensor(tensor, path, problem));
         }
     }

@@ -1,0 +1,147 @@
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use swiglu_mmap::{MappedFile, open_regular};
+
+use super::header::{self, MAX_HEADER, PREFIX, StoredType};
+use super::{OpenMode, under};
+use crate::{Error, Result};
+
+/// One file of tensors.
+#[derive(Debug)]
+pub struct ShardFile {
+    path: PathBuf,
+    source: Source,
+    pub tensors: BTreeMap<String, TensorPlace>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Mapped(MappedFile),
+    /// The place in the file is shared, hence the lock.
+    Read(Mutex<File>),
+}
+
+/// Where a tensor lies, checked against its file.
+#[derive(Debug)]
+pub struct TensorPlace {
+    pub dtype: StoredType,
+    pub shape: Vec<usize>,
+    /// Its place in the file.
+    pub bytes: Range<usize>,
+}
+
+/// A tensor as its file has it.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredTensor<'a> {
+    pub name: &'a str,
+    pub path: &'a Path,
+    pub dtype: &'a StoredType,
+    pub shape: &'a [usize],
+    bytes: &'a Range<usize>,
+    source: &'a Source,
+}
+
+impl ShardFile {
+    pub fn open(path: &Path, mode: OpenMode) -> Result<Self> {
+        let io = |e| Error::io(path, e);
+        let (source, tensors) = match mode {
+            OpenMode::Map => {
+                let map = MappedFile::open(path).map_err(io)?;
+                let tensors = header::read(path, &map, map.len())?;
+                (Source::Mapped(map), tensors)
+            }
+            OpenMode::Read => {
+                let mut file = open_regular(path).map_err(io)?;
+                let length = file.metadata().map_err(io)?.len();
+                let length = usize::try_from(length)
+                    .map_err(|_| Error::file(path, "longer than the address space"))?;
+                let mut start = Vec::new();
+                let mut read = |bytes: usize| {
+                    let part = Read::by_ref(&mut file).take(bytes as u64);
+                    { part }.read_to_end(&mut start).map_err(io)?;
+                    Ok::<_, Error>(header::length(&start))
+                };
+                if let Some(header) = read(PREFIX)? {
+                    read(
+                        usize::try_from(header)
+                            .unwrap_or(MAX_HEADER)
+                            .min(MAX_HEADER),
+                    )?;
+                }
+                let tensors = header::read(path, &start, length)?;
+                (Source::Read(Mutex::new(file)), tensors)
+            }
+        };
+        let path = path.to_owned();
+        Ok(Self {
+            path,
+            source,
+            tensors,
+        })
+    }
+
+    /// The tensors whose names begin so.
+    pub fn under(&self, prefix: &str) -> impl Iterator<Item = StoredTensor<'_>> {
+        under(&self.tensors, prefix).map(|(name, place)| self.tensor(name, place))
+    }
+
+    pub fn get(&self, name: &str) -> Option<StoredTensor<'_>> {
+        let (name, place) = self.tensors.get_key_value(name)?;
+        Some(self.tensor(name, place))
+    }
+
+    fn tensor<'a>(&'a self, name: &'a str, place: &'a TensorPlace) -> StoredTensor<'a> {
+        StoredTensor {
+            name,
+            path: &self.path,
+            dtype: &place.dtype,
+            shape: &place.shape,
+            bytes: &place.bytes,
+            source: &self.source,
+        }
+    }
+}
+
+impl<'a> StoredTensor<'a> {
+    /// Its bytes: those of the mapped file, or read now.
+    pub fn data(&self) -> Result<Cow<'a, [u8]>> {
+        match self.source {
+            Source::Mapped(map) => Ok(Cow::Borrowed(&map[self.bytes.clone()])),
+            Source::Read(file) => self.read(file).map(Cow::Owned),
+        }
+    }
+
+    fn read(&self, file: &Mutex<File>) -> Result<Vec<u8>> {
+        let (start, length) = (self.bytes.start, self.bytes.len());
+        let mut data = Vec::new();
+        data.try_reserve_exact(length)
+            .map_err(|_| swiglu_core::Error::OutOfMemory {
+                platform: "host",
+                bytes: length,
+            })?;
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(start as u64))
+            .and_then(|_| {
+                Read::by_ref(&mut *file)
+                    .take(length as u64)
+                    .read_to_end(&mut data)
+            })
+            .map_err(|e| Error::io(self.path, e))?;
+        if data.len() != length {
+            let problem = "the file ends within it: it was cut since it was opened";
+            return Err(self.error(problem));
+        }
+        Ok(data)
+    }
+
+    /// An error that names this tensor and its file.
+    pub fn error(&self, problem: impl ToString) -> Error {
+        Error::tensor(self.name, self.path, problem)
+    }
+}
