@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 use swiglu::mlp::{ActivationQuant, Checkpoint, MlpConfig, ModelConfig, Shard, SharedExpert};
-use swiglu::{AnyBackend, ScaleFormat, bf16};
+use swiglu::{AnyBackend, HostWeight, ScaleFormat, WeightFormat, bf16};
 use swiglu_conformance::relative_error;
 
 mod common;
@@ -94,6 +94,74 @@ fn nan_stays_in_its_row_on_every_platform() {
             });
         }
     }
+}
+
+/// The scales of FP8 weights in one block a row, or in one for all, of f32.
+fn rescaled(weight: &HostWeight<'_>, block: [usize; 2]) -> HostWeight<'static> {
+    let shape = [weight.rows(), weight.cols()];
+    let format = WeightFormat::Fp8 {
+        scales: ScaleFormat::F32,
+        block,
+    };
+    let [rows, cols] = format.scale_grid(shape).unwrap();
+    let scale = |n: usize| (2_f32.powi(-5) * (1.0 + n as f32 / 512.0)).to_le_bytes();
+    let scales = (0..rows * cols).flat_map(scale).collect();
+    HostWeight::owned(shape, format, weight.data().to_vec(), scales).unwrap()
+}
+
+/// A scale for each row and one for the whole matrix, and a gate that is stored otherwise than up.
+#[test]
+fn every_platform_runs_scales_of_any_shape_and_halves_of_two_formats() {
+    let platforms = platforms();
+    let form = form(75, 147, 32, ScaleFormat::E8M0);
+    with(&form, |config, expert| {
+        if config.activation_quant != ActivationQuant::None {
+            return;
+        }
+        let config = &MlpConfig {
+            reduce_results: false,
+            ..config.clone()
+        };
+        let all = [expert.gate(), expert.up(), expert.down()];
+        let rows = all.map(|w| rescaled(w, [1, w.cols()]));
+        let whole = all.map(|w| rescaled(w, [w.rows(), w.cols()]));
+        let mixed = [rows[0].clone(), expert.up().clone(), whole[2].clone()];
+        for (name, [gate, up, down]) in [("rows", rows), ("whole", whole), ("mixed", mixed)] {
+            let expert = SharedExpert::new(gate, up, down);
+            let x = synthetic_input(5, form.hidden, 3);
+            let stages = |backend: &Arc<AnyBackend>, shard| {
+                let config = MlpConfig {
+                    shard,
+                    ..config.clone()
+                };
+                let mut mlp = backend.load_mlp(&config, &expert).unwrap();
+                let y = mlp.forward(&x).unwrap();
+                (mlp.stages(&x).unwrap().1, y)
+            };
+            let reference = platforms.iter().find(|(name, _)| name == "reference");
+            let expected = stages(&reference.unwrap().1, Shard::WHOLE);
+            for (platform, backend) in &platforms {
+                let (act, y) = stages(backend, Shard::WHOLE);
+                let off = relative_error(&y, &expected.1);
+                assert!(off <= TOLERANCE, "{platform} {name}: {off:.1e}");
+                let mut side_by_side = vec![Vec::<bf16>::new(); 5];
+                for rank in 0..3 {
+                    let shard = Shard {
+                        rank,
+                        world: 3,
+                        disable_tp: false,
+                    };
+                    let (part, _) = stages(backend, shard);
+                    let parts = part.chunks(part.len() / 5);
+                    let rows = side_by_side.iter_mut().zip(parts);
+                    rows.for_each(|(row, part)| row.extend(part));
+                }
+                for (row, act) in side_by_side.iter().zip(act.chunks(form.intermediate)) {
+                    assert_eq!(row[..form.intermediate], *act, "{platform} {name}");
+                }
+            }
+        }
+    });
 }
 
 /// The ranks' activations side by side are the unsplit ones, bit for bit.

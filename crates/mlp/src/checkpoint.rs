@@ -20,7 +20,7 @@ mod header;
 mod index;
 mod nearest;
 
-pub(crate) use contents::read_text;
+pub(crate) use contents::{read_text, tensor_parallel};
 pub(crate) use file::StoredTensor;
 pub(crate) use header::StoredType;
 

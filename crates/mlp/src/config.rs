@@ -27,8 +27,10 @@ pub struct ModelConfig {
     pub intermediate_size: usize,
     /// The activation, which follows from `model_type`.
     pub hidden_act: HiddenAct,
-    /// Rows and columns that share a scale, where weights are quantized.
+    /// Rows and columns that share a scale, where it says so of quantized weights.
     pub block: Option<[usize; 2]>,
+    /// Whether it says that scales are UE8M0.
+    pub ue8m0: bool,
     limit: ModelLimit,
 }
 
@@ -54,7 +56,7 @@ impl ModelConfig {
     /// Text that is no JSON object, or in which a name stands twice; a size that is missing, 0 or
     /// too large; an activation other than `silu`; a limit that is NaN, negative or text; a key
     /// that changes the activation in a way that is not known; a setting with two values, at the
-    /// top and under `text_config`; a quantization that is not known.
+    /// top and under `text_config`; a quantization whose weights would not be what they seem.
     pub fn from_json(text: &str) -> Result<Self> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let UniqueValue(root) = serde_json::from_str(&mark_python_numbers(text))
@@ -69,13 +71,15 @@ impl ModelConfig {
             .own("model_type")
             .map(|v| string("model_type", v).map(str::to_owned))
             .transpose()?;
+        let quantization = quantization::read(&settings, inference_form)?;
         let expert = models::read(&settings, model_type.as_deref(), inference_form)?;
         Ok(Self {
             model_type,
             hidden_size: settings.size(if inference_form { "dim" } else { "hidden_size" })?,
             intermediate_size: expert.intermediate_size,
             hidden_act: expert.hidden_act,
-            block: quantization::block(&settings, inference_form)?,
+            block: quantization.block,
+            ue8m0: quantization.ue8m0,
             limit: expert.limit,
         })
     }
@@ -121,6 +125,7 @@ impl ModelConfig {
             limit,
             rounding: Rounding::default(),
             block: self.block,
+            ue8m0: self.ue8m0,
             activation_quant: ActivationQuant::None,
             reduce_results: true,
             shard: Shard::WHOLE,

@@ -1,11 +1,14 @@
-use std::borrow::Cow;
+use swiglu_core::{Error as CoreError, HostWeight, Quantization, Request, WeightFormat};
 
-use safetensors::Dtype;
-use swiglu_core::{Error as CoreError, Float, HostWeight, ScaleFormat, WeightFormat};
-
-use crate::checkpoint::{StoredTensor, StoredType};
 use crate::shard::cut;
 use crate::{Checkpoint, Error, MlpConfig, Result, Shard};
+
+mod blocks;
+mod names;
+mod read;
+
+pub(crate) use names::MlpTensors;
+pub(crate) use read::Matrices;
 
 /// The weights of a shared expert in host memory: gate and up [I, H], down [H, I].
 #[derive(Clone, Debug)]
@@ -15,55 +18,25 @@ pub struct SharedExpert<'a> {
     pub(crate) down: HostWeight<'a>,
 }
 
-/// How a checkpoint names gate, up, down and a weight's scales.
-struct NamingScheme {
-    matrices: [&'static str; 3],
-    scale: &'static str,
-}
-
-const NAMING_SCHEMES: [NamingScheme; 2] = [
-    // DeepSeek's own.
-    NamingScheme {
-        matrices: ["w1", "w3", "w2"],
-        scale: "scale",
-    },
-    // Hugging Face's; the scale multiplies, whatever its name says.
-    NamingScheme {
-        matrices: ["gate_proj", "up_proj", "down_proj"],
-        scale: "weight_scale_inv",
-    },
-];
-
 impl<'a> SharedExpert<'a> {
     /// Weights that the caller holds: gate and up [I, H], down [H, I].
     pub const fn new(gate: HostWeight<'a>, up: HostWeight<'a>, down: HostWeight<'a>) -> Self {
         Self { gate, up, down }
     }
 
-    /// Finds the weights under `config.prefix` by either naming: DeepSeek's (`w1`, `w3`, `w2`,
-    /// `.scale`) or Hugging Face's (`gate_proj`, `up_proj`, `down_proj`, `.weight_scale_inv`). They
-    /// stay where they are mapped.
+    /// Finds the weights under `config.prefix`: DeepSeek's names (`w1`, `w3`, `w2`, `.scale`),
+    /// Hugging Face's (`gate_proj`, `up_proj`, `down_proj`, `.weight_scale_inv`, `.weight_scale`),
+    /// or a mixture; gate and up may be one (`gate_up_proj`, gate rows first). What is mapped stays
+    /// where it is, but for scales in 16 bits, which are widened to f32.
+    ///
+    /// FP8 weights have blocks as `config.block` says, and otherwise as follow from the shapes of
+    /// their scales, one for a row or for the whole matrix included.
     ///
     /// # Errors
-    /// A tensor that is missing, unexpected under the prefix, misshaped or wrong-typed, the two
-    /// namings mixed, and FP8 weights where `config.block` is not given.
+    /// A tensor that is missing, unexpected under the prefix, misshaped or wrong-typed; scales that
+    /// several blocks would explain; a shard that cannot be read.
     pub fn load(checkpoint: &'a Checkpoint, config: &MlpConfig) -> Result<Self> {
-        config.check()?;
-        let found = checkpoint.under(&config.prefix)?;
-        let tensors = ExpertTensors {
-            checkpoint,
-            config,
-            scheme: scheme(checkpoint, &config.prefix, &found)?,
-            found,
-        };
-        tensors.check_names()?;
-        let (h, i) = (config.hidden_size, config.intermediate_size);
-        let [gate, up, down] = tensors.scheme.matrices;
-        Ok(Self {
-            gate: tensors.weight(gate, [i, h])?,
-            up: tensors.weight(up, [i, h])?,
-            down: tensors.weight(down, [h, i])?,
-        })
+        Matrices::find(checkpoint, config)?.read()
     }
 
     /// The gate's weight, [I, H].
@@ -84,8 +57,7 @@ impl<'a> SharedExpert<'a> {
     /// Checks that the weights fit together.
     ///
     /// # Errors
-    /// The first whose shape is not as `hidden` and `intermediate` demand; gate and up in different
-    /// formats.
+    /// The first whose shape is not as `hidden` and `intermediate` demand.
     pub fn check(&self, hidden: usize, intermediate: usize) -> Result<()> {
         for (name, weight, shape) in [
             ("gate", &self.gate, [intermediate, hidden]),
@@ -98,16 +70,31 @@ impl<'a> SharedExpert<'a> {
                 return Err(CoreError::argument(name, expected, got).into());
             }
         }
-        let (gate, up) = (self.gate.format(), self.up.format());
-        if up != gate {
-            let expected = format!("{gate}, as the gate weight is");
-            return Err(CoreError::argument("up", expected, up).into());
-        }
         Ok(())
     }
 
-    /// A rank's part of the weights: a copy, or where that is the whole, these.
-    pub(crate) fn part(&self, shard: Shard) -> Result<SharedExpert<'_>> {
+    /// What a forward pass with these weights asks of its backend, stage by stage, x and y in bf16:
+    /// what [`crate::DeepseekV4Mlp::load`] requires.
+    ///
+    /// # Errors
+    /// As [`MlpConfig::requests`].
+    pub fn requests(&self, config: &MlpConfig) -> Result<Vec<Request>> {
+        let stages = config.stages(self.formats())?.list();
+        Ok(stages.into_iter().map(|stage| stage.request).collect())
+    }
+
+    /// How gate, up and down are stored.
+    pub(crate) fn formats(&self) -> [WeightFormat; 3] {
+        [&self.gate, &self.up, &self.down].map(HostWeight::format)
+    }
+
+    /// A rank's part of the weights: a copy, or where that is the whole, these. Columns of `act` in
+    /// one group of a quantization stay together.
+    pub(crate) fn part(
+        &self,
+        shard: Shard,
+        quant: Option<&Quantization>,
+    ) -> Result<SharedExpert<'_>> {
         if !shard.is_split() {
             return Ok(SharedExpert {
                 gate: borrowed(&self.gate)?,
@@ -115,16 +102,16 @@ impl<'a> SharedExpert<'a> {
                 down: borrowed(&self.down)?,
             });
         }
-        // The same columns of `act` must be cut from all three: at whole blocks of each.
-        let side = |weight: &HostWeight<'_>, axis: usize| {
-            let scaling = weight.format().scaling();
-            scaling.map_or(1, |(_, block)| block[axis])
-        };
-        let [gate, up, down] = [side(&self.gate, 0), side(&self.up, 0), side(&self.down, 1)];
-        let width = common_multiple(gate, up)
-            .and_then(|block| common_multiple(block, down))
-            .and_then(|block| shard.width(self.gate.rows(), block))
+        let sides = [
+            block_side(&self.gate, 0),
+            block_side(&self.up, 0),
+            block_side(&self.down, 1),
+        ];
+        let width = shard
+            .cut_at(self.gate.rows(), sides, quant.map(Quantization::group))
+            .and_then(|step| shard.width(self.gate.rows(), step))
             .ok_or_else(|| {
+                let [gate, up, down] = sides;
                 let expected = "blocks with a common multiple in range";
                 Error::config("block", expected, format!("{gate}, {up} and {down}"))
             })?;
@@ -138,6 +125,12 @@ impl<'a> SharedExpert<'a> {
     }
 }
 
+/// Rows or columns that share a scale; plain numbers are each by itself.
+fn block_side(weight: &HostWeight<'_>, axis: usize) -> usize {
+    let scaling = weight.format().scaling();
+    scaling.map_or(1, |(_, block)| block[axis])
+}
+
 /// The same weight without a copy.
 fn borrowed<'a>(weight: &'a HostWeight<'_>) -> Result<HostWeight<'a>> {
     let shape = [weight.rows(), weight.cols()];
@@ -147,140 +140,4 @@ fn borrowed<'a>(weight: &'a HostWeight<'_>) -> Result<HostWeight<'a>> {
         weight.data(),
         weight.scales(),
     )?)
-}
-
-fn common_multiple(a: usize, b: usize) -> Option<usize> {
-    let (mut gcd, mut rest) = (a, b);
-    while rest != 0 {
-        (gcd, rest) = (rest, gcd % rest);
-    }
-    (a / gcd).checked_mul(b)
-}
-
-/// The scheme of the tensors found: that of the names of their matrices.
-fn scheme(
-    checkpoint: &Checkpoint,
-    prefix: &str,
-    found: &[StoredTensor<'_>],
-) -> Result<&'static NamingScheme> {
-    let matrix = |name: &str| -> Option<String> {
-        let rest = name.strip_prefix(prefix)?.strip_prefix('.')?;
-        Some(rest.split('.').next()?.to_owned())
-    };
-    let of = |scheme: &NamingScheme| {
-        found
-            .iter()
-            .find(|t| matrix(t.name).is_some_and(|m| scheme.matrices.contains(&m.as_str())))
-    };
-    match [of(&NAMING_SCHEMES[0]), of(&NAMING_SCHEMES[1])] {
-        [Some(_), None] => Ok(&NAMING_SCHEMES[0]),
-        [None, Some(_)] => Ok(&NAMING_SCHEMES[1]),
-        [Some(a), Some(b)] => {
-            let problem = format!("mixes namings with {}", a.name);
-            Err(Error::tensor(b.name, b.path, problem))
-        }
-        [None, None] => Err(checkpoint.no_mlp(prefix)),
-    }
-}
-
-/// The tensors under a prefix, and what is expected of them.
-struct ExpertTensors<'a, 'c> {
-    checkpoint: &'a Checkpoint,
-    config: &'c MlpConfig,
-    scheme: &'static NamingScheme,
-    found: Vec<StoredTensor<'a>>,
-}
-
-impl<'a> ExpertTensors<'a, '_> {
-    fn weight_name(&self, matrix: &str) -> String {
-        format!("{}.{matrix}.weight", self.config.prefix)
-    }
-
-    fn scale_name(&self, matrix: &str) -> String {
-        format!("{}.{matrix}.{}", self.config.prefix, self.scheme.scale)
-    }
-
-    fn find(&self, name: &str) -> Option<&StoredTensor<'a>> {
-        self.found.iter().find(|t| t.name == name)
-    }
-
-    fn check_names(&self) -> Result<()> {
-        let known = |name: &str| {
-            let mut matrices = self.scheme.matrices.iter();
-            matrices.any(|m| name == self.weight_name(m) || name == self.scale_name(m))
-        };
-        match self.found.iter().find(|t| !known(t.name)) {
-            None => Ok(()),
-            Some(t) => Err(Error::tensor(t.name, t.path, "unexpected under the prefix")),
-        }
-    }
-
-    fn weight(&self, matrix: &str, shape: [usize; 2]) -> Result<HostWeight<'a>> {
-        let (name, scale_name) = (self.weight_name(matrix), self.scale_name(matrix));
-        let missing =
-            |name: &str, problem: &str| Error::tensor(name, self.checkpoint.path(), problem);
-        let weight = self.find(&name).ok_or_else(|| missing(&name, "missing"))?;
-        let scale = self.find(&scale_name);
-        let float = match weight.dtype {
-            StoredType::Known(Dtype::F8_E4M3) => None,
-            StoredType::Known(Dtype::BF16) => Some(Float::BF16),
-            StoredType::Known(Dtype::F16) => Some(Float::F16),
-            StoredType::Known(Dtype::F32) => Some(Float::F32),
-            _ => return Err(wrong_type(weight, "F8_E4M3, BF16, F16 or F32")),
-        };
-        has_shape(weight, shape)?;
-        let (format, scales) = match (float, scale) {
-            (Some(float), None) => (WeightFormat::Float(float), Cow::Borrowed(&[][..])),
-            (Some(float), Some(scale)) => {
-                let problem = format!("unexpected: the weight is {float}, which takes no scale");
-                return Err(Error::tensor(scale.name, scale.path, problem));
-            }
-            (None, None) => {
-                return Err(missing(&scale_name, "missing, and FP8 weights need it"));
-            }
-            (None, Some(scale)) => (self.fp8(&name, shape, scale)?, scale.data()?),
-        };
-        match (weight.data()?, scales) {
-            (Cow::Borrowed(data), Cow::Borrowed(scales)) => {
-                HostWeight::new(shape, format, data, scales)
-            }
-            (data, scales) => {
-                HostWeight::owned(shape, format, data.into_owned(), scales.into_owned())
-            }
-        }
-        .map_err(|e| weight.error(e))
-    }
-
-    /// The format of the FP8 weight `name` with these scales.
-    fn fp8(
-        &self,
-        name: &str,
-        [rows, cols]: [usize; 2],
-        scale: &StoredTensor<'_>,
-    ) -> Result<WeightFormat> {
-        let block = self.config.block.ok_or_else(|| {
-            let expected = format!("the blocks' sides, for the FP8 weight {name}");
-            Error::config("block", expected, "none")
-        })?;
-        let scales = match scale.dtype {
-            StoredType::Known(Dtype::F8_E8M0) => ScaleFormat::E8M0,
-            StoredType::Known(Dtype::F32) => ScaleFormat::F32,
-            _ => return Err(wrong_type(scale, "F8_E8M0 or F32")),
-        };
-        has_shape(scale, [rows.div_ceil(block[0]), cols.div_ceil(block[1])])?;
-        Ok(WeightFormat::Fp8 { scales, block })
-    }
-}
-
-fn wrong_type(tensor: &StoredTensor<'_>, expected: &str) -> Error {
-    let problem = format!("expected {expected}, got {}", tensor.dtype);
-    Error::tensor(tensor.name, tensor.path, problem)
-}
-
-fn has_shape(tensor: &StoredTensor<'_>, shape: [usize; 2]) -> Result<()> {
-    if tensor.shape == shape {
-        return Ok(());
-    }
-    let problem = format!("expected shape {shape:?}, got {:?}", tensor.shape);
-    Err(Error::tensor(tensor.name, tensor.path, problem))
 }

@@ -24,7 +24,8 @@ pub struct DeepseekV4Mlp<B: Matmul> {
     /// There if results are to be reduced over several ranks.
     ranks: Option<Arc<dyn Communicator<B>>>,
     stages: Stages,
-    gate_up: B::Weight,
+    /// Gate and up in one, or where they are stored differently each by itself.
+    gate_up: Vec<B::Weight>,
     down: B::Weight,
 }
 
@@ -42,8 +43,7 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
     ///
     /// # Errors
     /// As [`MlpConfig::requests`] and [`SharedExpert::check`], a request that the backend does not
-    /// support, gate and up in different formats, results to be reduced over several ranks, or a
-    /// failure of the device.
+    /// support, results to be reduced over several ranks, or a failure of the device.
     pub fn load(backend: Arc<B>, config: &MlpConfig, weights: &SharedExpert<'_>) -> Result<Self> {
         Self::new(backend, config, weights, None)
     }
@@ -80,22 +80,27 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
             let got = format!("true with {} ranks", config.shard.world);
             return Err(crate::Error::config("reduce_results", expected, got));
         }
-        let stages = config.stages(weights.gate().format(), weights.down().format())?;
+        let quant = config.stages(weights.formats())?.quant;
         weights.check(config.hidden_size, config.intermediate_size)?;
+        let part = weights.part(config.shard, quant.as_ref())?;
+        let stages = Stages {
+            intermediate: part.gate().rows(),
+            ..config.stages(part.formats())?
+        };
         for Stage { request, .. } in stages.list() {
             let support = backend.supports(&request);
             support.required(backend.platform(), &request)?;
         }
-        let SharedExpert { gate, up, down } = weights.part(config.shard)?;
-        let intermediate = gate.rows();
+        let SharedExpert { gate, up, down } = part;
+        let gate_up = match stages.is_merged() {
+            true => vec![backend.load_gate_up(gate, up)?],
+            false => vec![backend.load_weight(&[gate])?, backend.load_weight(&[up])?],
+        };
         Ok(Self {
-            gate_up: backend.load_gate_up(gate, up)?,
+            gate_up,
             down: backend.load_weight(&[down])?,
-            stages: Stages {
-                intermediate,
-                ..stages
-            },
             ranks,
+            stages,
             backend,
         })
     }
@@ -162,22 +167,21 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
         let op = &self.stages.op;
         let Some(quant) = &self.stages.quant else {
             let mut act = act.matrix(backend, Float::BF16, [rows, i])?;
-            backend.matmul_act_and_mul(op, x, &self.gate_up, gate_up, act.reborrow())?;
+            if let [both] = &self.gate_up[..] {
+                backend.matmul_act_and_mul(op, x, both, gate_up, act.reborrow())?;
+            } else {
+                self.matmul_gate_up(x, gate_up.reborrow())?;
+                backend.act_and_mul(op, gate_up.as_tensor().into(), act.reborrow())?;
+            }
             return Ok(backend.matmul(act.as_tensor(), &self.down, y)?);
         };
-        let first = self.stages.quantized_gate_up(*quant, Float::BF16);
-        let second = self.stages.quantized_down(*quant, y.float);
-        // For the larger of the two at once, so that the second does not outgrow the first.
-        let scratch = self.scratch(&first, rows).max(self.scratch(&second, rows));
+        // For the largest at once, so that the second does not outgrow the first.
+        let scratch = self.first_scratch(quant, rows);
+        let scratch = scratch.max(self.second_scratch(quant, rows, y.float));
         let widest = self.stages.hidden.max(i);
         quantized.matrix(backend, quant, [rows, widest], scratch)?;
-        self.quantize_and_matmul(
-            quant,
-            x,
-            (&self.gate_up, &first),
-            gate_up.reborrow(),
-            quantized,
-        )?;
+        let weights = &self.gate_up;
+        self.quantize_and_matmul(quant, x, (weights, scratch), gate_up.reborrow(), quantized)?;
         let (mut act, scratch) = quantized.matrix(backend, quant, [rows, i], scratch)?;
         let options = QuantOptions::default();
         let input = gate_up.as_tensor().into();
@@ -218,37 +222,64 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
         y: TensorMut<'_, B>,
         workspace: &mut Workspace<B>,
     ) -> Result<()> {
+        let rows = x.layout.rows;
         let slots = &mut workspace.quantized;
         let op = &self.stages.op;
         let Some(quant) = &self.stages.quant else {
-            self.backend.matmul(x, &self.gate_up, gate_up.reborrow())?;
+            self.matmul_gate_up(x, gate_up.reborrow())?;
             self.backend
                 .act_and_mul(op, gate_up.as_tensor().into(), act.reborrow())?;
             return Ok(self.backend.matmul(act.as_tensor(), &self.down, y)?);
         };
-        let first = self.stages.quantized_gate_up(*quant, Float::BF16);
-        let second = self.stages.quantized_down(*quant, y.float);
-        self.quantize_and_matmul(quant, x, (&self.gate_up, &first), gate_up.reborrow(), slots)?;
+        let first = self.first_scratch(quant, rows);
+        let second = self.second_scratch(quant, rows, y.float);
+        self.quantize_and_matmul(quant, x, (&self.gate_up, first), gate_up.reborrow(), slots)?;
         self.backend
             .act_and_mul(op, gate_up.as_tensor().into(), act.reborrow())?;
-        self.quantize_and_matmul(quant, act.as_tensor(), (&self.down, &second), y, slots)
+        let down = (std::slice::from_ref(&self.down), second);
+        self.quantize_and_matmul(quant, act.as_tensor(), down, y, slots)
     }
 
-    /// y = quant(x) · wᵀ.
+    /// gate_up = x · wᵀ: by one weight, or by gate into the first half and by up into the second.
+    fn matmul_gate_up(&self, x: Tensor<'_, B>, mut gate_up: TensorMut<'_, B>) -> Result<()> {
+        for (n, weight) in self.gate_up.iter().enumerate() {
+            let part = part(&mut gate_up, n, self.gate_up.len());
+            self.backend.matmul(x, weight, part)?;
+        }
+        Ok(())
+    }
+
+    /// y = quant(x) · wᵀ, by weights whose outputs lie side by side in y.
     fn quantize_and_matmul(
         &self,
         quant: &Quantization,
         x: Tensor<'_, B>,
-        (weight, stage): (&B::Weight, &Stage),
-        y: TensorMut<'_, B>,
+        (weights, scratch): (&[B::Weight], usize),
+        mut y: TensorMut<'_, B>,
         slots: &mut QuantizedSlots<B>,
     ) -> Result<()> {
         let backend = &*self.backend;
         let RowLayout { rows, cols, .. } = x.layout;
-        let scratch = self.scratch(stage, rows);
-        let (mut codes, scratch) = slots.matrix(backend, quant, [rows, cols], scratch)?;
+        let (mut codes, mut scratch) = slots.matrix(backend, quant, [rows, cols], scratch)?;
         backend.quantize(quant, x, codes.reborrow())?;
-        Ok(backend.matmul_quantized(quant, codes.as_quantized(), weight, scratch, y)?)
+        for (n, weight) in weights.iter().enumerate() {
+            let part = part(&mut y, n, weights.len());
+            let scratch = B::reborrow(&mut scratch);
+            backend.matmul_quantized(quant, codes.as_quantized(), weight, scratch, part)?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of scratch memory that the matmuls by gate and up take.
+    fn first_scratch(&self, quant: &Quantization, rows: usize) -> usize {
+        let stages = self.stages.quantized_gate_up(*quant, Float::BF16);
+        let bytes = stages.map(|stage| self.scratch(&stage, rows));
+        bytes.max().unwrap_or_default()
+    }
+
+    /// The bytes of scratch memory that the matmul by down takes.
+    fn second_scratch(&self, quant: &Quantization, rows: usize, y: Float) -> usize {
+        self.scratch(&self.stages.quantized_down(*quant, y), rows)
     }
 
     /// The bytes of scratch memory that a stage takes.
@@ -279,7 +310,8 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
 
     /// The bytes of weights that a forward pass reads.
     pub fn weight_bytes(&self) -> usize {
-        self.backend.weight_bytes(&self.gate_up) + self.backend.weight_bytes(&self.down)
+        let weights = self.gate_up.iter().chain([&self.down]);
+        weights.map(|w| self.backend.weight_bytes(w)).sum()
     }
 
     /// The activation between the matmuls.
@@ -310,6 +342,18 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
             None => Ok(()),
         }
     }
+}
+
+/// The columns of a matrix that are the n-th of so many equal parts.
+fn part<'a, B: Matmul>(
+    matrix: &'a mut TensorMut<'_, B>,
+    n: usize,
+    parts: usize,
+) -> TensorMut<'a, B> {
+    let mut part = matrix.reborrow();
+    part.layout.cols /= parts.max(1);
+    part.layout.offset = part.layout.offset.saturating_add(n * part.layout.cols);
+    part
 }
 
 fn has_shape(argument: &'static str, layout: &RowLayout, [rows, cols]: [usize; 2]) -> Result<()> {

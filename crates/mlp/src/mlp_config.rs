@@ -5,8 +5,9 @@ use swiglu_core::{
     ScaleFormat, WeightFormat,
 };
 
+use crate::expert::{Matrices, MlpTensors};
 use crate::stage::Stages;
-use crate::{Error, Result, Shard};
+use crate::{Checkpoint, Error, Result, Shard};
 
 /// What gate and up go through. The first is DeepSeek's; a configuration's `hidden_act` says
 /// `silu` for all of them.
@@ -67,8 +68,12 @@ pub struct MlpConfig {
     pub limit: Option<Limit>,
     /// Where the activation rounds.
     pub rounding: Rounding,
-    /// Rows and columns that share a scale: needed for FP8 weights, of no effect for others.
+    /// Rows and columns that share a scale of FP8 weights; `None` is what the shapes of the scales
+    /// say. Of no effect for other weights.
     pub block: Option<[usize; 2]>,
+    /// Whether scales are known to be UE8M0, so that those stored as plain bytes (U8) are
+    /// [`swiglu_core::E8M0`].
+    pub ue8m0: bool,
     /// Whether the inputs of the matmuls are quantized, which takes FP8 weights.
     pub activation_quant: ActivationQuant,
     /// Whether the ranks' partial sums are added up, which takes a communicator
@@ -140,22 +145,24 @@ impl MlpConfig {
     /// As [`Self::check`], and FP8 activations with weights that are not FP8 in blocks as wide as
     /// [`Self::block`] says.
     pub fn requests(&self, gate_up: WeightFormat, down: WeightFormat) -> Result<Vec<Request>> {
-        let stages = self.stages(gate_up, down)?.list();
+        let stages = self.stages([gate_up, gate_up, down])?.list();
         Ok(stages.into_iter().map(|stage| stage.request).collect())
     }
 
-    /// The stages of the whole MLP, checked.
-    pub(crate) fn stages(&self, gate_up: WeightFormat, down: WeightFormat) -> Result<Stages> {
+    /// The stages of the whole MLP, checked, with gate, up and down stored so.
+    pub(crate) fn stages(&self, [gate, up, down]: [WeightFormat; 3]) -> Result<Stages> {
         self.check()?;
         let quant = self.quantization()?;
         if let Some(quant) = &quant {
-            reads_quantized(quant, "gate", gate_up)?;
+            reads_quantized(quant, "gate", gate)?;
+            reads_quantized(quant, "up", up)?;
             reads_quantized(quant, "down", down)?;
         }
         Ok(Stages {
             op: self.activation()?,
             quant,
-            gate_up,
+            gate,
+            up,
             down,
             y: if self.reduces() {
                 Float::F32
@@ -165,6 +172,31 @@ impl MlpConfig {
             hidden: self.hidden_size,
             intermediate: self.intermediate_size,
         })
+    }
+
+    /// The same with what is left to a checkpoint's tensors: I of an MLP whose prefix does not end
+    /// with `shared_experts`, such as a dense one, and the block of FP8 weights where none is given.
+    ///
+    /// # Errors
+    /// As [`crate::SharedExpert::load`].
+    pub fn with_tensors(mut self, checkpoint: &Checkpoint) -> Result<Self> {
+        if !self.is_shared_expert() {
+            let found = MlpTensors::find(checkpoint, &self.prefix)?;
+            self.intermediate_size = found.intermediate().unwrap_or(self.intermediate_size);
+        }
+        if self.block.is_none() {
+            // FP8 activations go by the block, which is not known yet.
+            let activation_quant = std::mem::take(&mut self.activation_quant);
+            self.block = Matrices::find(checkpoint, &self)?.block()?;
+            self.activation_quant = activation_quant;
+        }
+        Ok(self)
+    }
+
+    /// Whether the prefix names the shared experts of a layer, whose I the configuration has.
+    fn is_shared_expert(&self) -> bool {
+        let name = self.prefix.rsplit('.').next();
+        name.is_some_and(|n| ["shared_experts", "shared_expert", "share_expert"].contains(&n))
     }
 
     /// Checks what a caller or a file may have got wrong.

@@ -1,4 +1,4 @@
-use swiglu_core::HostWeight;
+use swiglu_core::{HostWeight, WeightFormat};
 
 use crate::{Error, Result};
 
@@ -39,6 +39,28 @@ impl Shard {
         blocks.div_ceil(self.world).checked_mul(block)
     }
 
+    /// Columns of `act` at whose multiples the three weights are cut, whose blocks have these sides
+    /// along them: gate's and up's rows and down's columns.
+    ///
+    /// Whole blocks of all three stay together, and so do groups of a quantization. A scale of all
+    /// columns holds for any part of them, so it counts as one of each. Where blocks of different
+    /// sides would leave everything to the first rank, only down's stay whole: rows of gate and up
+    /// may be cut within a block.
+    pub(crate) fn cut_at(
+        &self,
+        intermediate: usize,
+        sides: [usize; 3],
+        group: Option<usize>,
+    ) -> Option<usize> {
+        let [gate, up, down] = sides.map(|side| if side < intermediate { side } else { 1 });
+        let down = match group {
+            Some(group) => common_multiple(down, group)?,
+            None => down,
+        };
+        let all = common_multiple(gate, up).and_then(|rows| common_multiple(rows, down));
+        all.filter(|&step| step < intermediate).or(Some(down))
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         if self.rank >= self.world {
             let expected = format!("a rank below the world's {}", self.world);
@@ -48,8 +70,9 @@ impl Shard {
     }
 }
 
-/// The rectangle of `shape` rows and columns from `[top, left]` on of a weight; both corners lie
-/// between blocks. What lies beyond the weight is 0, and its scales 1.
+/// The rectangle of `shape` rows and columns from `[top, left]` on of a weight. What lies beyond
+/// the weight is 0, and its scales 1. A corner within a block makes blocks smaller, with the same
+/// scales.
 pub(crate) fn cut(
     weight: &HostWeight<'_>,
     [top, left]: [usize; 2],
@@ -57,27 +80,120 @@ pub(crate) fn cut(
 ) -> Result<HostWeight<'static>> {
     let format = weight.format();
     let [rows, cols] = shape;
-    let left = left.min(weight.cols());
     let elements = ByteRows {
         data: weight.data(),
         line: format.row_bytes(weight.cols()),
     };
-    let corner = [top, format.row_bytes(left)];
+    let corner = [top, format.row_bytes(left.min(weight.cols()))];
     let data = elements.cut(corner, [rows, format.row_bytes(cols)], &[0])?;
-    let mut scales = Vec::new();
-    if let Some((scale, [r, c])) = format.scaling() {
-        let size = scale.size();
-        let mut one = [0; 4];
-        scale.write(&mut one, 0, 1.0);
-        let grid = ByteRows {
-            data: weight.scales(),
-            line: weight.cols().div_ceil(c) * size,
-        };
-        let corner = [top / r, left.div_ceil(c) * size];
-        let grid_shape = [rows.div_ceil(r), cols.div_ceil(c) * size];
-        scales = grid.cut(corner, grid_shape, &one[..size])?;
-    }
+    let (format, scales) = cut_scales(weight, [top, left], shape)?;
     Ok(HostWeight::owned(shape, format, data, scales)?)
+}
+
+/// Both halves of a weight's rows.
+pub(crate) fn split_rows(weight: HostWeight<'_>) -> Result<(HostWeight<'_>, HostWeight<'_>)> {
+    let shape = [weight.rows() / 2, weight.cols()];
+    Ok((
+        cut(&weight, [0, 0], shape)?,
+        cut(&weight, [shape[0], 0], shape)?,
+    ))
+}
+
+/// The scales of a rectangle of a weight, and its format.
+fn cut_scales(
+    weight: &HostWeight<'_>,
+    [top, left]: [usize; 2],
+    shape: [usize; 2],
+) -> Result<(WeightFormat, Vec<u8>)> {
+    let WeightFormat::Fp8 { scales, block } = weight.format() else {
+        return Ok((weight.format(), Vec::new()));
+    };
+    let rows = CutSide::new([weight.rows(), block[0]], top, shape[0]);
+    let cols = CutSide::new([weight.cols(), block[1]], left, shape[1]);
+    let size = scales.size();
+    let count = rows.count().checked_mul(cols.count());
+    let count = count.filter(|n| n.checked_mul(size).is_some());
+    let count = count.ok_or_else(|| Error::config("shard", "parts within memory", rows.count()))?;
+    let mut out = reserved(count * size)?;
+    let mut one = [0; 4];
+    scales.write(&mut one, 0, 1.0);
+    let grid_cols = weight.cols().div_ceil(block[1]);
+    for row in rows.blocks() {
+        for col in cols.blocks() {
+            match row.zip(col) {
+                Some((row, col)) => {
+                    let at = (row * grid_cols + col) * size;
+                    out.extend_from_slice(&weight.scales()[at..at + size]);
+                }
+                None => out.extend_from_slice(&one[..size]),
+            }
+        }
+    }
+    let block = [rows.block, cols.block];
+    Ok((WeightFormat::Fp8 { scales, block }, out))
+}
+
+/// A part of a side that is divided into blocks.
+struct CutSide {
+    /// Elements of the whole side, and of its blocks.
+    whole: [usize; 2],
+    start: usize,
+    length: usize,
+    /// Elements of the part's blocks.
+    block: usize,
+}
+
+impl CutSide {
+    fn new(whole: [usize; 2], start: usize, length: usize) -> Self {
+        let [side, block] = whole;
+        let block = if start.is_multiple_of(block) || start >= side {
+            block
+        } else if block >= side {
+            length
+        } else {
+            gcd(start, block)
+        };
+        Self {
+            whole,
+            start,
+            length,
+            block: block.max(1),
+        }
+    }
+
+    const fn count(&self) -> usize {
+        self.length.div_ceil(self.block)
+    }
+
+    /// For each of the part's blocks the one of the whole side that it lies in.
+    fn blocks(&self) -> impl Iterator<Item = Option<usize>> {
+        let [side, block] = self.whole;
+        let at = (0..self.count()).map(|n| self.start.saturating_add(n * self.block));
+        at.map(move |at| (at < side).then_some(at / block))
+    }
+}
+
+const fn gcd(a: usize, b: usize) -> usize {
+    let (mut gcd, mut rest) = (a, b);
+    while rest != 0 {
+        (gcd, rest) = (rest, gcd % rest);
+    }
+    gcd
+}
+
+fn common_multiple(a: usize, b: usize) -> Option<usize> {
+    (a / gcd(a, b)).checked_mul(b)
+}
+
+/// Room for so many bytes.
+fn reserved(bytes: usize) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    out.try_reserve_exact(bytes)
+        .map_err(|_| swiglu_core::Error::OutOfMemory {
+            platform: "host",
+            bytes,
+        })?;
+    Ok(out)
 }
 
 /// A matrix as bytes, `line` of them in a row.
@@ -100,12 +216,7 @@ impl ByteRows<'_> {
         let bytes = rows
             .checked_mul(width)
             .ok_or_else(|| Error::config("shard", "parts within the address space", width))?;
-        let mut out = Vec::new();
-        out.try_reserve_exact(bytes)
-            .map_err(|_| swiglu_core::Error::OutOfMemory {
-                platform: "host",
-                bytes,
-            })?;
+        let mut out = reserved(bytes)?;
         for row in self.data.chunks_exact(self.line).skip(top).take(rows) {
             out.extend_from_slice(&row[from..to]);
             pad(&mut out, width - (to - from), fill);
@@ -124,7 +235,7 @@ fn pad(out: &mut Vec<u8>, bytes: usize, fill: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use swiglu_core::{ScaleFormat, WeightFormat};
+    use swiglu_core::ScaleFormat;
 
     fn shard(rank: usize, world: usize) -> Shard {
         Shard {

@@ -25,8 +25,9 @@ impl Stage {
 pub(crate) struct Stages {
     pub op: GatedActivation,
     pub quant: Option<Quantization>,
-    /// How the gate and up weights are stored.
-    pub gate_up: WeightFormat,
+    /// How the weights are stored.
+    pub gate: WeightFormat,
+    pub up: WeightFormat,
     pub down: WeightFormat,
     /// What the second matmul gives: f32 where the ranks' sums are still to be added.
     pub y: Float,
@@ -39,43 +40,67 @@ impl Stages {
     /// it is reduced.
     pub fn list(&self) -> Vec<Stage> {
         let (op, float) = (self.op, Float::BF16);
+        let act = |request| Stage {
+            name: "act",
+            request,
+            cols: self.intermediate,
+            depth: 0,
+        };
+        let mut stages = Vec::new();
         match self.quant {
-            None => vec![
-                self.first(Request::GatedMatmul {
+            None if self.is_merged() => stages.push(Stage {
+                name: "gate_up",
+                request: Request::GatedMatmul {
                     op,
                     x: float,
-                    weight: self.gate_up,
+                    weight: self.gate,
                     act: float,
-                }),
-                self.second(Request::Matmul {
+                },
+                cols: self.intermediate.saturating_mul(2),
+                depth: self.hidden,
+            }),
+            None => {
+                stages.extend(self.first(|weight| Request::Matmul {
                     x: float,
-                    weight: self.down,
-                    y: self.y,
-                }),
-            ],
-            Some(quant) => vec![
-                Stage {
+                    weight,
+                    y: float,
+                }));
+                stages.push(act(Request::Activation { op, float }));
+            }
+            Some(quant) => {
+                stages.push(Stage {
                     name: "quantize",
                     request: Request::Quantize { quant, float },
                     cols: self.hidden,
                     depth: 0,
-                },
-                self.quantized_gate_up(quant, float),
-                Stage {
-                    name: "act",
-                    request: Request::ActivationQuant { op, quant, float },
-                    cols: self.intermediate,
-                    depth: 0,
-                },
-                self.quantized_down(quant, self.y),
-            ],
+                });
+                stages.extend(self.quantized_gate_up(quant, float));
+                stages.push(act(Request::ActivationQuant { op, quant, float }));
+            }
         }
+        stages.push(match self.quant {
+            None => self.second(Request::Matmul {
+                x: float,
+                weight: self.down,
+                y: self.y,
+            }),
+            Some(quant) => self.quantized_down(quant, self.y),
+        });
+        stages
     }
 
-    /// The matmul of quantized x by the gate and up weights.
-    pub const fn quantized_gate_up(&self, quant: Quantization, y: Float) -> Stage {
-        let weight = self.gate_up;
-        self.first(Request::QuantizedMatmul { quant, weight, y })
+    /// Whether gate and up are one weight: only those of one format can be.
+    pub fn is_merged(&self) -> bool {
+        self.gate == self.up
+    }
+
+    /// The matmuls of quantized x by the gate and up weights: one, or one of each.
+    pub fn quantized_gate_up(
+        &self,
+        quant: Quantization,
+        y: Float,
+    ) -> impl Iterator<Item = Stage> + use<> {
+        self.first(move |weight| Request::QuantizedMatmul { quant, weight, y })
     }
 
     /// The matmul of the quantized activation by the down weight.
@@ -84,13 +109,26 @@ impl Stages {
         self.second(Request::QuantizedMatmul { quant, weight, y })
     }
 
-    const fn first(&self, request: Request) -> Stage {
-        Stage {
-            name: "gate_up",
-            request,
-            cols: self.intermediate.saturating_mul(2),
-            depth: self.hidden,
-        }
+    /// The matmuls by the gate and up weights.
+    fn first<F: Fn(WeightFormat) -> Request>(
+        &self,
+        request: F,
+    ) -> impl Iterator<Item = Stage> + use<F> {
+        let (depth, i) = (self.hidden, self.intermediate);
+        let parts = if self.is_merged() {
+            [Some(("gate_up", self.gate, i.saturating_mul(2))), None]
+        } else {
+            [Some(("gate", self.gate, i)), Some(("up", self.up, i))]
+        };
+        parts
+            .into_iter()
+            .flatten()
+            .map(move |(name, weight, cols)| Stage {
+                name,
+                request: request(weight),
+                cols,
+                depth,
+            })
     }
 
     const fn second(&self, request: Request) -> Stage {

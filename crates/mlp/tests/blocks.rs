@@ -58,6 +58,7 @@ fn config(block: [usize; 2], activation_quant: ActivationQuant) -> MlpConfig {
         limit: Some(Limit::new(10.0).unwrap()),
         rounding: Rounding::Official,
         block: Some(block),
+        ue8m0: false,
         activation_quant,
         reduce_results: false,
         shard: Shard::WHOLE,
@@ -107,7 +108,12 @@ fn sharded(expert: &SharedExpert<'_>, config: &MlpConfig, world: usize, x: &[bf1
             shard,
             ..config.clone()
         };
-        let (_, act, y) = stages(&load(&config, expert), x);
+        let mlp = load(&config, expert);
+        assert!(
+            world == 1 || mlp.intermediate_size() < I,
+            "one rank has it all"
+        );
+        let (_, act, y) = stages(&mlp, x);
         for (row, part) in rows.iter_mut().zip(act.chunks(act.len() / tokens)) {
             row.extend_from_slice(part);
         }
@@ -122,20 +128,87 @@ fn sharded(expert: &SharedExpert<'_>, config: &MlpConfig, world: usize, x: &[bf1
     rows.iter().flat_map(|row| &row[..I]).copied().collect()
 }
 
-/// All three weights are cut at the same columns of `act`: at whole blocks of each.
+/// All three weights are cut at the same columns of `act`: at whole blocks, and within a block that
+/// holds all columns.
 #[test]
-fn shards_are_cut_at_whole_blocks_of_all_three_weights() {
+fn shards_of_any_block_are_the_whole() {
     let x = synthetic_input(2, H, 9);
     for [wide, down] in BLOCKS {
         for scales in ScaleFormat::ALL {
             let expert = expert(wide, down, scales);
             let config = config(wide, ActivationQuant::None);
             let act = stages(&load(&config, &expert), &x).1;
-            for world in [2, 3, 5] {
+            for world in [1, 2, 3, 4, 16] {
                 let shards = sharded(&expert, &config, world, &x);
                 assert_eq!(shards, act, "{wide:?} {down:?} {scales} of {world}");
             }
         }
+    }
+}
+
+/// Where a row or a whole matrix shares a scale every rank gets its even part.
+#[test]
+fn scales_of_rows_and_matrices_leave_every_rank_its_part() {
+    for [wide, down] in [[[1, H], [1, I]], [[I, H], [H, I]]] {
+        let expert = expert(wide, down, ScaleFormat::F32);
+        for (world, width) in [(2, 14), (3, 9), (4, 7), (16, 2)] {
+            let shard = Shard {
+                rank: world - 2,
+                world,
+                disable_tp: false,
+            };
+            let config = MlpConfig {
+                shard,
+                ..config(wide, ActivationQuant::None)
+            };
+            assert_eq!(load(&config, &expert).intermediate_size(), width);
+        }
+    }
+}
+
+/// Groups of quantized activations stay whole, and so do their blocks.
+#[test]
+fn shards_of_quantized_activations_keep_their_groups() {
+    let x = synthetic_input(2, H, 9);
+    let down = [3, 32];
+    let long = |shape: [usize; 2], block, seed| weight(shape, block, ScaleFormat::F32, -2, seed);
+    // 90 columns: groups of 32, 32 and 26; gate and up in blocks that are no divisors of them.
+    let expert = SharedExpert::new(
+        long([90, H], [7, 32], 1),
+        long([90, H], [7, 32], 2),
+        long([H, 90], down, 3),
+    );
+    let whole = MlpConfig {
+        intermediate_size: 90,
+        ..config(down, ActivationQuant::Fp8Block)
+    };
+    let y = stages(&load(&whole, &expert), &x);
+    let mut act = vec![Vec::new(); 2];
+    let mut sum = vec![0.0_f64; x.len()];
+    for rank in 0..3 {
+        let shard = Shard {
+            rank,
+            world: 3,
+            disable_tp: false,
+        };
+        let config = MlpConfig {
+            shard,
+            ..whole.clone()
+        };
+        let mlp = load(&config, &expert);
+        assert_eq!(mlp.intermediate_size(), 32);
+        let part = stages(&mlp, &x);
+        for (row, part) in act.iter_mut().zip(part.1.chunks(32)) {
+            row.extend_from_slice(part);
+        }
+        for (sum, y) in sum.iter_mut().zip(part.2) {
+            *sum += f64::from(y);
+        }
+    }
+    let act: Vec<bf16> = act.iter().flat_map(|row| &row[..90]).copied().collect();
+    assert_eq!(act, y.1);
+    for (sum, y) in sum.iter().zip(&y.2) {
+        assert!((sum - f64::from(*y)).abs() < 1e-4, "{sum} {y}");
     }
 }
 

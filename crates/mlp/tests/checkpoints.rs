@@ -3,42 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use swiglu_mlp::synthetic::{Names, SyntheticConfig, write_checkpoint};
-use swiglu_mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
+use safetensors::Dtype;
+use swiglu_mlp::synthetic::{Names, SyntheticConfig};
+use swiglu_mlp::{ActivationQuant, Checkpoint, MlpConfig, SharedExpert};
 
 mod common;
-use common::{PREFIX, put, tiny};
-
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
-
-fn tensors(form: &SyntheticConfig) -> (MlpConfig, Tensors) {
-    let folder = tempfile::tempdir().unwrap();
-    write_checkpoint(folder.path(), form).unwrap();
-    let model = ModelConfig::from_file(&folder.path().join("config.json")).unwrap();
-    let bytes = std::fs::read(folder.path().join("model.safetensors")).unwrap();
-    let read = SafeTensors::deserialize(&bytes).unwrap();
-    let own = |(n, t): (&str, TensorView<'_>)| {
-        (
-            n.to_owned(),
-            (t.dtype(), t.shape().to_vec(), t.data().to_vec()),
-        )
-    };
-    (
-        model.mlp_config(&form.prefix()).unwrap(),
-        read.iter().map(own).collect(),
-    )
-}
-
-fn save(folder: &Path, name: &str, tensors: &Tensors) {
-    let views: BTreeMap<&String, TensorView<'_>> = tensors
-        .iter()
-        .map(|(n, (d, s, b))| (n, TensorView::new(*d, s.clone(), b).unwrap()))
-        .collect();
-    put(folder, name, safetensors::serialize(views, None).unwrap());
-}
+use common::{PREFIX, Tensors, put, save, tensors, tiny};
 
 /// The error of loading the small checkpoint after `change`.
 fn refused(change: impl FnOnce(&mut MlpConfig, &mut Tensors)) -> String {
@@ -85,20 +56,133 @@ fn tensors_that_are_not_as_expected_are_named() {
         dtype.contains("w1.weight in ") && dtype.contains("F8_E5M2"),
         "{dtype}"
     );
-    let raw = refused(|_, t| t.get_mut(&name("w1.scale")).unwrap().0 = Dtype::U8);
-    assert!(raw.contains("expected F8_E8M0 or F32, got U8"), "{raw}");
-    let mixed = refused(|_, t| {
-        let up = t.remove(&name("w3.weight")).unwrap();
+    let raw = refused(|config, t| {
+        config.ue8m0 = false;
+        t.get_mut(&name("w1.scale")).unwrap().0 = Dtype::U8;
+    });
+    assert!(
+        raw.contains("w1.scale in ") && raw.contains("got U8, which would be E8M0 only if"),
+        "{raw}"
+    );
+    let twice = refused(|_, t| {
+        let up = t[&name("w3.weight")].clone();
         t.insert(name("up_proj.weight"), up);
     });
-    assert!(mixed.contains("mixes namings"), "{mixed}");
-    let block = refused(|config, _| config.block = None);
-    assert!(block.starts_with("block: expected"), "{block}");
+    assert!(
+        twice.contains("w3.weight in ") && twice.contains("the same as"),
+        "{twice}"
+    );
+    let twice = refused(|_, t| {
+        let scale = t[&name("w3.scale")].clone();
+        t.insert(name("w3.weight_scale_inv"), scale);
+    });
+    assert!(twice.contains("w3.weight_scale_inv in ") && twice.contains("the same as"));
+    let merged = refused(|_, t| {
+        let up = t[&name("w3.weight")].clone();
+        t.insert(name("gate_up_proj.weight"), up);
+    });
+    assert!(merged.contains("gate and up in one, beside"), "{merged}");
+    let plain = refused(|_, t| t.get_mut(&name("w1.scale")).unwrap().0 = Dtype::I8);
+    assert!(plain.contains("got I8, which are no scales"), "{plain}");
+    let ambiguous = refused(|config, t| {
+        config.block = None;
+        // 27 rows in blocks of 14 to 26: of 16, as none divides 27; 40 columns in 16, or 20.
+        for matrix in ["w1", "w3"] {
+            let scale = t.get_mut(&name(&format!("{matrix}.scale"))).unwrap();
+            (scale.1, scale.2) = (vec![2, 2], vec![127; 4]);
+        }
+        t.remove(&name("w2.scale"));
+        let down = t.get_mut(&name("w2.weight")).unwrap();
+        (down.0, down.2) = (Dtype::BF16, vec![0; 2 * 27 * 40]);
+    });
+    assert!(
+        ambiguous.contains("w1.scale in ") && ambiguous.contains("may be blocks of 20 or 32"),
+        "{ambiguous}"
+    );
     let nothing = refused(|config, _| config.prefix = "layers.30.ffn.shared_experts".to_owned());
     assert!(
         nothing.contains("layers.30.ffn.shared_experts.* in ") && nothing.ends_with(PREFIX),
         "{nothing}"
     );
+}
+
+#[test]
+fn what_other_methods_store_is_refused_by_what_it_is() {
+    for (tensor, dtype, reason) in [
+        ("w1.qweight", Dtype::I32, "AWQ or GPTQ"),
+        ("w1.weight_packed", Dtype::I32, "compressed-tensors"),
+        ("w1.weight_zero_point", Dtype::I8, "not symmetric"),
+        ("w1.weight_scale_2", Dtype::F32, "NVFP4"),
+        ("w1.bias", Dtype::BF16, "a bias"),
+        (
+            "w1.input_quantizer._pre_quant_scale",
+            Dtype::BF16,
+            "not computed",
+        ),
+    ] {
+        for alone in [false, true] {
+            let error = refused(|_, t| {
+                if alone {
+                    t.retain(|n, _| !n.ends_with(".weight"));
+                }
+                let size = dtype.bitsize() / 8;
+                t.insert(name(tensor), (dtype, vec![1], vec![0; size]));
+            });
+            assert!(error.contains(reason) && error.contains(tensor), "{error}");
+        }
+    }
+    for dtype in [Dtype::U8, Dtype::I8] {
+        let packed = refused(|_, t| t.get_mut(&name("w2.weight")).unwrap().0 = dtype);
+        assert!(
+            packed.contains("w2.weight in ") && packed.contains("packed"),
+            "{packed}"
+        );
+    }
+    let nvfp4 = refused(|_, t| t.get_mut(&name("w2.scale")).unwrap().0 = Dtype::F8_E4M3);
+    assert!(
+        nvfp4.contains("w2.scale in ") && nvfp4.contains("NVFP4"),
+        "{nvfp4}"
+    );
+}
+
+#[test]
+fn static_scales_of_inputs_are_for_static_activations_alone() {
+    let add = |t: &mut Tensors| {
+        t.insert(name("w1.input_scale"), (Dtype::F32, vec![], vec![0; 4]));
+    };
+    let (config, mut all) = tensors(&SyntheticConfig {
+        block: 32,
+        ..tiny()
+    });
+    add(&mut all);
+    let folder = tempfile::tempdir().unwrap();
+    save(folder.path(), "model.safetensors", &all);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert!(SharedExpert::load(&checkpoint, &config).is_ok());
+    let quantized = MlpConfig {
+        activation_quant: ActivationQuant::Fp8Block,
+        ..config
+    };
+    let error = SharedExpert::load(&checkpoint, &quantized).unwrap_err();
+    assert!(error.to_string().contains("w1.input_scale in "), "{error}");
+}
+
+#[test]
+fn a_part_of_a_converted_checkpoint_is_named_where_its_shapes_are_not_whole() {
+    let (config, all) = tensors(&tiny());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model3-mp8.safetensors");
+    save(folder.path(), "model3-mp8.safetensors", &all);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert!(SharedExpert::load(&checkpoint, &config).is_ok());
+    let whole = MlpConfig {
+        intermediate_size: 8 * 27,
+        ..config
+    };
+    let error = SharedExpert::load(&checkpoint, &whole)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("one of 8 parts of each tensor"), "{error}");
 }
 
 #[test]

@@ -46,7 +46,10 @@ fn deepseeks_own_form() {
     let text = r#"{"dim": 4096, "moe_inter_dim": 2048, "n_shared_experts": 1, "dtype": "fp8",
         "scale_fmt": "ue8m0", "swiglu_limit": 10.0}"#;
     let config = read(text);
-    assert_eq!((config.hidden_size, config.block), (4096, Some([128, 128])));
+    // The scales say which block: V4.1's form is the same.
+    assert_eq!((config.hidden_size, config.block), (4096, None));
+    assert!(config.ue8m0 && !read(&text.replace("ue8m0", "float")).ue8m0);
+    assert!(ModelConfig::from_json(&text.replace("ue8m0", "e5m3")).is_err());
     assert_eq!(read(&text.replace("fp8", "bf16")).block, None);
     assert!(ModelConfig::from_json(&text.replace("fp8", "fp4")).is_err());
 }
@@ -76,9 +79,14 @@ fn what_is_not_understood_is_refused_by_name() {
         "\"gelu\"",
         "hidden_act: expected \"silu\", got \"gelu\"",
     );
-    refused("\"fp8\"", "\"awq\"", "quantization_config.quant_method");
     refused("e4m3", "e5m2", "quantization_config.fmt");
-    refused("dynamic", "static", "quantization_config.activation_scheme");
+    refused("dynamic", "slow", "quantization_config.activation_scheme");
+    refused("ue8m0", "e5m3", "quantization_config.scale_fmt");
+    refused(
+        "\"quant_method\"",
+        "\"transform_config\": {\"config_groups\": {}}, \"quant_method\"",
+        "quantization_config.transform_config",
+    );
     refused(
         "[128, 128]",
         "[128]",
@@ -115,6 +123,28 @@ fn what_is_not_understood_is_refused_by_name() {
     );
     assert!(ModelConfig::from_json("[]").is_err());
     assert!(ModelConfig::from_json("").is_err());
+}
+
+#[test]
+fn quantization_is_read_as_far_as_it_goes() {
+    let config = |from: &str, to: &str| {
+        assert!(V4.contains(from), "{from}");
+        let config = read(&V4.replace(from, to));
+        (config.block, config.ue8m0)
+    };
+    assert_eq!(config("fp8", "fp8"), (Some([128, 128]), true));
+    assert_eq!(config("ue8m0", "float"), (Some([128, 128]), false));
+    assert_eq!(config("\"ue8m0\"", "null"), (Some([128, 128]), false));
+    assert_eq!(config("fp8", "deepseek_v4_fp8"), (Some([128, 128]), true));
+    assert_eq!(config("dynamic", "static"), (Some([128, 128]), true));
+    assert_eq!(config("[128, 128]", "null"), (None, true));
+    // Other methods' blocks are the tensors' to say.
+    for method in ["compressed-tensors", "modelopt", "quark", "awq"] {
+        assert_eq!(config("fp8", method), (None, true), "{method}");
+    }
+    assert_eq!(config("\"quant_method\": \"fp8\",", ""), (None, true));
+    let empty = "\"transform_config\": {}, \"quant_method\"";
+    assert_eq!(config("\"quant_method\"", empty), (Some([128, 128]), true));
 }
 
 #[test]

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    E4M3, Float, HostWeight, Limit, RowLayout, ScaleFormat, Tensor, TensorMut, WeightFormat, bf16,
-    reference::Reference,
+    E4M3, E8M0, Float, HostWeight, Limit, RowLayout, ScaleFormat, Tensor, TensorMut, WeightFormat,
+    bf16, reference::Reference,
 };
 use swiglu_mlp::synthetic::{SyntheticConfig, synthetic_input};
 use swiglu_mlp::{
@@ -196,6 +196,7 @@ fn a_group_is_as_wide_as_a_block() {
             limit: Some(Limit::new(10.0).unwrap()),
             rounding: mlp.activation().rounding(),
             block: Some([form.block; 2]),
+            ue8m0: false,
             activation_quant: ActivationQuant::Fp8Block,
             reduce_results: false,
             shard: Shard::WHOLE,
@@ -359,7 +360,7 @@ fn a_down_weight_in_another_form_is_refused() {
 }
 
 #[test]
-fn an_up_weight_in_another_form_than_the_gate_is_refused() {
+fn an_up_weight_in_blocks_of_another_width_is_refused_with_fp8_activations_alone() {
     let [form, ..] = forms();
     with(&form, |config, expert| {
         let (h, i) = (form.hidden, form.intermediate);
@@ -371,12 +372,53 @@ fn an_up_weight_in_another_form_than_the_gate_is_refused() {
         let scales = vec![127; i.div_ceil(128) * h.div_ceil(32)];
         let up = HostWeight::new([i, h], narrow, &codes, &scales).unwrap();
         let mixed = SharedExpert::new(expert.gate().clone(), up, expert.down().clone());
+        let load = |config| DeepseekV4Mlp::load(Arc::new(Reference), config, &mixed);
+        let fp8 = quantized(config.clone());
+        let message = load(&fp8).err().unwrap().to_string();
+        let expected = "up: expected blocks 128 columns wide, got 32";
+        assert!(message.starts_with(expected), "{message}");
+        assert!(load(&config).is_ok());
+    });
+}
+
+/// Gate and up with scales of different types are two weights, and give the same bits as one.
+#[test]
+fn an_up_weight_with_scales_of_another_type_changes_no_bit() {
+    let [form, ..] = forms();
+    with(&form, |config, expert| {
+        let up = expert.up();
+        let wide = |&byte| E8M0(byte).to_f32().to_le_bytes();
+        let scales: Vec<u8> = up.scales().iter().flat_map(wide).collect();
+        let format = WeightFormat::Fp8 {
+            scales: ScaleFormat::F32,
+            block: [form.block; 2],
+        };
+        let up = HostWeight::new([up.rows(), up.cols()], format, up.data(), &scales).unwrap();
+        let mixed = SharedExpert::new(expert.gate().clone(), up, expert.down().clone());
+        let x = synthetic_input(3, form.hidden, 9);
         for config in [quantized(config.clone()), config] {
-            let mlp = DeepseekV4Mlp::load(Arc::new(Reference), &config, &mixed);
-            let message = mlp.err().unwrap().to_string();
-            let expected = "up: expected fp8 in blocks of 128 x 128 with e8m0 scales, as the gate \
-                            weight is, got fp8 in blocks of 128 x 32";
-            assert!(message.starts_with(expected), "{message}");
+            for world in [1, 2] {
+                let config = MlpConfig {
+                    reduce_results: false,
+                    shard: Shard {
+                        rank: world - 1,
+                        world,
+                        disable_tp: false,
+                    },
+                    ..config.clone()
+                };
+                let two = stages(&load(&config, &mixed), &x);
+                assert!(two == stages(&load(&config, &expert), &x));
+                let y: Vec<f32> = forward_to(&load(&config, &mixed), &x);
+                assert_eq!(y, forward_to::<f32, _>(&load(&config, &expert), &x));
+                let requests = mixed.requests(&config).unwrap();
+                assert_eq!(
+                    requests.len(),
+                    expert.requests(&config).unwrap().len()
+                        + 1
+                        + usize::from(config.activation_quant == ActivationQuant::None)
+                );
+            }
         }
     });
 }

@@ -96,8 +96,8 @@ impl Shards {
     /// What there is, in words.
     pub fn describe(&self) -> Option<String> {
         if let Some(first) = self.converted.first() {
-            let name = text::name(&first.name);
-            return Some(format!("{name}, {}", tensor_parallel(first.ranks)));
+            let what = tensor_parallel(&first.name)?;
+            return Some(format!("{}, {what}", text::name(&first.name)));
         }
         let first = text::name(self.others.first()?);
         Some(match self.others.len() {
@@ -110,10 +110,13 @@ impl Shards {
     }
 }
 
-/// What a file of several ranks is.
-pub fn tensor_parallel(ranks: usize) -> String {
-    format!(
-        "a tensor-parallel shard of DeepSeek's own converter: one of {ranks} parts of each tensor, \
-         where the checkpoint as released is expected"
-    )
+/// What a file of this name is, where it is one of several ranks.
+pub fn tensor_parallel(name: &str) -> Option<String> {
+    let ranks = Converted::of(name)?.ranks;
+    (ranks > 1).then(|| {
+        format!(
+            "a tensor-parallel shard of DeepSeek's own converter, one of {ranks} parts of each \
+             tensor: expected the checkpoint as it was released"
+        )
+    })
 }

@@ -1,24 +1,33 @@
-//! What a configuration says about quantized weights.
+//! What a configuration says about quantized weights. What it leaves open the tensors say
+//! themselves: their types, and the shapes of their scales.
 
 use serde_json::{Map, Value};
 
 use super::settings::{Settings, kind, present};
 use crate::{Error, MlpConfig, Result};
 
-/// Rows and columns that share a scale, where weights are quantized.
-pub fn block(settings: &Settings<'_>, inference_form: bool) -> Result<Option<[usize; 2]>> {
+/// How weights are quantized, as far as a configuration says it.
+#[derive(Default)]
+pub struct WeightQuantization {
+    /// Rows and columns that share a scale.
+    pub block: Option<[usize; 2]>,
+    /// Whether scales are UE8M0.
+    pub ue8m0: bool,
+}
+
+pub fn read(settings: &Settings<'_>, inference_form: bool) -> Result<WeightQuantization> {
     match settings.find("quantization_config")? {
-        Some(Value::Object(q)) => hugging_face_block(q).map(Some),
+        Some(Value::Object(q)) => hugging_face(q),
         Some(other) => {
             let expected = "an object or null";
             Err(Error::config("quantization_config", expected, kind(other)))
         }
-        None if inference_form => deepseek_block(settings),
-        None => Ok(None),
+        None if inference_form => deepseek(settings),
+        None => Ok(WeightQuantization::default()),
     }
 }
 
-/// Refuses a setting that is there with another value than the one that this library computes.
+/// Refuses a setting that is there with another value than those that this library computes.
 fn only(key: &str, value: Option<&Value>, accepted: &[&str]) -> Result<()> {
     match value {
         None => Ok(()),
@@ -27,49 +36,75 @@ fn only(key: &str, value: Option<&Value>, accepted: &[&str]) -> Result<()> {
     }
 }
 
-/// `quantization_config` with `quant_method` "fp8".
-fn hugging_face_block(q: &Map<String, Value>) -> Result<[usize; 2]> {
-    const GROUP: &str = "quantization_config.";
-    let method = present(q, "quant_method").and_then(Value::as_str);
-    if method != Some("fp8") {
-        let got = q
-            .get("quant_method")
-            .map_or_else(|| "nothing".to_owned(), kind);
+/// Whether scales are UE8M0: otherwise they are numbers, which transformers calls "float".
+fn ue8m0(key: &str, value: Option<&Value>) -> Result<bool> {
+    only(key, value, &["ue8m0", "float"])?;
+    Ok(value.is_some_and(|v| v == "ue8m0"))
+}
+
+const GROUP: &str = "quantization_config.";
+
+/// `quantization_config`. Methods other than `fp8` may have left the MLP's own weights as plain
+/// numbers or FP8 with scales: that is for the tensors to say, whose names tell other methods'.
+fn hugging_face(q: &Map<String, Value>) -> Result<WeightQuantization> {
+    // Rotations of the activations leave weights that look like any others.
+    if let Some(transform) = present(q, "transform_config").filter(|v| !is_empty(v)) {
+        let key = format!("{GROUP}transform_config");
         return Err(Error::config(
-            format!("{GROUP}quant_method"),
-            "\"fp8\"",
-            got,
+            key,
+            "none, as it is not computed",
+            kind(transform),
         ));
     }
-    for (field, accepted) in [
-        ("fmt", "e4m3"),
-        ("activation_scheme", "dynamic"),
-        ("scale_fmt", "ue8m0"),
-    ] {
-        only(&format!("{GROUP}{field}"), present(q, field), &[accepted])?;
+    let method = present(q, "quant_method").and_then(Value::as_str);
+    let fp8 = matches!(method, Some("fp8" | "deepseek_v4_fp8"));
+    let scale_fmt = present(q, "scale_fmt");
+    if !fp8 {
+        return Ok(WeightQuantization {
+            block: None,
+            ue8m0: scale_fmt.is_some_and(|v| v == "ue8m0"),
+        });
     }
-    let sides = present(q, "weight_block_size").and_then(Value::as_array);
+    only(&format!("{GROUP}fmt"), present(q, "fmt"), &["e4m3"])?;
+    // How activations were quantized does not touch the weights.
+    let scheme = present(q, "activation_scheme");
+    only(
+        &format!("{GROUP}activation_scheme"),
+        scheme,
+        &["dynamic", "static"],
+    )?;
+    let block = present(q, "weight_block_size").map(block).transpose()?;
+    let ue8m0 = ue8m0(&format!("{GROUP}scale_fmt"), scale_fmt)?;
+    Ok(WeightQuantization { block, ue8m0 })
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    }
+}
+
+fn block(value: &Value) -> Result<[usize; 2]> {
     let side = |v: &Value| {
         let n = v.as_u64().and_then(|n| usize::try_from(n).ok());
         n.filter(|n| (1..=MlpConfig::MAX_BLOCK).contains(n))
     };
-    match sides.map(Vec::as_slice) {
+    match value.as_array().map(Vec::as_slice) {
         Some([r, c]) => side(r).zip(side(c)).map(|(r, c)| [r, c]),
         _ => None,
     }
     .ok_or_else(|| {
-        let got = q
-            .get("weight_block_size")
-            .map_or("nothing".to_owned(), Value::to_string);
         let expected = format!("two sides of 1 to {}", MlpConfig::MAX_BLOCK);
-        Error::config(format!("{GROUP}weight_block_size"), expected, got)
+        Error::config(format!("{GROUP}weight_block_size"), expected, value)
     })
 }
 
-/// The form of DeepSeek's inference code: `dtype` "fp8" means blocks of 128 x 128.
-fn deepseek_block(settings: &Settings<'_>) -> Result<Option<[usize; 2]>> {
-    let dtype = settings.find("dtype")?;
-    only("dtype", dtype, &["fp8", "bf16"])?;
-    only("scale_fmt", settings.find("scale_fmt")?, &["ue8m0"])?;
-    Ok(dtype.is_some_and(|v| v == "fp8").then_some([128, 128]))
+/// The form of DeepSeek's inference code, which leaves the block to the model: 128 x 128 of V4,
+/// 32 x 32 of V4.1. The shapes of the scales tell them.
+fn deepseek(settings: &Settings<'_>) -> Result<WeightQuantization> {
+    only("dtype", settings.find("dtype")?, &["fp8", "bf16"])?;
+    let ue8m0 = ue8m0("scale_fmt", settings.find("scale_fmt")?)?;
+    Ok(WeightQuantization { block: None, ue8m0 })
 }

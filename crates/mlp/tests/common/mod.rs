@@ -4,9 +4,11 @@
 
 pub mod probe;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use swiglu_core::{
     ActAndMul, Backend, Element, HostWeight, Matmul, Quantize, RowLayout, Tensor, TensorMut, bf16,
     reference::Reference,
@@ -45,6 +47,37 @@ pub fn put(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     let path = folder.join(name);
     std::fs::write(&path, bytes).unwrap();
     path
+}
+
+/// A checkpoint's tensors, by name.
+pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+/// The small checkpoint's configuration and tensors.
+pub fn tensors(form: &SyntheticConfig) -> (MlpConfig, Tensors) {
+    let folder = tempfile::tempdir().unwrap();
+    write_checkpoint(folder.path(), form).unwrap();
+    let model = ModelConfig::from_file(&folder.path().join("config.json")).unwrap();
+    let bytes = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+    let read = SafeTensors::deserialize(&bytes).unwrap();
+    let own = |(n, t): (&str, TensorView<'_>)| {
+        (
+            n.to_owned(),
+            (t.dtype(), t.shape().to_vec(), t.data().to_vec()),
+        )
+    };
+    (
+        model.mlp_config(&form.prefix()).unwrap(),
+        read.iter().map(own).collect(),
+    )
+}
+
+/// Writes tensors as a file.
+pub fn save(folder: &Path, name: &str, tensors: &Tensors) {
+    let views: BTreeMap<&String, TensorView<'_>> = tensors
+        .iter()
+        .map(|(n, (d, s, b))| (n, TensorView::new(*d, s.clone(), b).unwrap()))
+        .collect();
+    put(folder, name, safetensors::serialize(views, None).unwrap());
 }
 
 /// A backend on host memory, whose views are bytes.

@@ -1,0 +1,292 @@
+//! The weights of an MLP out of the tensors that were found.
+
+use std::borrow::Cow;
+
+use safetensors::Dtype;
+use swiglu_core::{Float, HostWeight, ScaleFormat, WeightFormat, bf16, f16};
+
+use super::SharedExpert;
+use super::blocks::{self, ScaledShape};
+use super::names::{MatrixTensors, MlpTensors};
+use crate::checkpoint::{StoredTensor, StoredType};
+use crate::shard::split_rows;
+use crate::{ActivationQuant, Checkpoint, Error, MlpConfig, Result, text};
+
+/// A matrix with its scales, both of the right type and shape.
+struct Matrix<'a> {
+    weight: StoredTensor<'a>,
+    shape: [usize; 2],
+    content: Content<'a>,
+}
+
+enum Content<'a> {
+    Float(Float),
+    Fp8 {
+        scale: StoredTensor<'a>,
+        stored: StoredScales,
+        grid: [usize; 2],
+    },
+}
+
+/// How a file has scales.
+#[derive(Clone, Copy)]
+enum StoredScales {
+    E8m0,
+    F32,
+    /// Widened to f32 as they are loaded, which is exact.
+    F16,
+    Bf16,
+}
+
+/// The matrices of an MLP, not yet read.
+pub struct Matrices<'a> {
+    /// Gate and up, or both in one.
+    gate_up: Vec<Matrix<'a>>,
+    down: Matrix<'a>,
+    block: Option<[usize; 2]>,
+}
+
+impl<'a> Matrices<'a> {
+    /// Finds and checks them.
+    pub fn find(checkpoint: &'a Checkpoint, config: &MlpConfig) -> Result<Self> {
+        config.check()?;
+        let prefix = &config.prefix;
+        let found = MlpTensors::find(checkpoint, prefix)?;
+        if config.activation_quant != ActivationQuant::None
+            && let Some(scale) = found.input_scales().next()
+        {
+            let problem = "a static scale of a matmul's input, which FP8 activations with a scale \
+                           for each group do not use: expected bf16 activations";
+            return Err(scale.error(problem));
+        }
+        let (h, i) = (config.hidden_size, config.intermediate_size);
+        let one = |tensors: &MatrixTensors<'a>, names, shape| match tensors.weight {
+            Some(weight) => Matrix::new(checkpoint, config, weight, tensors.scale, shape),
+            None => Err(found.missing(checkpoint, prefix, names)),
+        };
+        let gate_up = match found.gate_up.weight {
+            Some(weight) => {
+                let both = i
+                    .checked_mul(2)
+                    .ok_or_else(|| Error::config("intermediate_size", "a size within range", i))?;
+                let scale = found.gate_up.scale;
+                vec![Matrix::new(checkpoint, config, weight, scale, [both, h])?]
+            }
+            None => vec![
+                one(&found.gate, ["w1", "gate_proj"], [i, h])?,
+                one(&found.up, ["w3", "up_proj"], [i, h])?,
+            ],
+        };
+        Ok(Self {
+            gate_up,
+            down: one(&found.down, ["w2", "down_proj"], [h, i])?,
+            block: config.block,
+        })
+    }
+
+    /// Reads them.
+    pub fn read(&self) -> Result<SharedExpert<'a>> {
+        let all = self.scaled();
+        let read = |matrix: &Matrix<'a>| matrix.read(self.block, &all);
+        let (gate, up) = match &self.gate_up[..] {
+            [gate, up] => (read(gate)?, read(up)?),
+            both => {
+                let [both] = both else {
+                    return Err(Error::config("gate_up", "one weight or two", both.len()));
+                };
+                split_rows(read(both)?)?
+            }
+        };
+        Ok(SharedExpert::new(gate, up, read(&self.down)?))
+    }
+
+    /// The one block of all weights, where all are FP8 in blocks of one shape.
+    pub fn block(&self) -> Result<Option<[usize; 2]>> {
+        if self.block.is_some() {
+            return Ok(self.block);
+        }
+        let all = self.scaled();
+        let matrices = self.gate_up.iter().chain([&self.down]);
+        let blocks: Result<Vec<_>> = matrices.map(|m| m.block(None, &all)).collect();
+        let blocks = blocks?;
+        let first = blocks.first().copied().flatten();
+        Ok(first.filter(|_| blocks.iter().all(|b| *b == first)))
+    }
+
+    fn scaled(&self) -> Vec<ScaledShape> {
+        let matrices = self.gate_up.iter().chain([&self.down]);
+        matrices.filter_map(Matrix::scaled).collect()
+    }
+}
+
+impl<'a> Matrix<'a> {
+    fn new(
+        checkpoint: &Checkpoint,
+        config: &MlpConfig,
+        weight: StoredTensor<'a>,
+        scale: Option<StoredTensor<'a>>,
+        shape: [usize; 2],
+    ) -> Result<Self> {
+        let float = match weight.dtype {
+            StoredType::Known(Dtype::F8_E4M3) => None,
+            StoredType::Known(Dtype::BF16) => Some(Float::BF16),
+            StoredType::Known(Dtype::F16) => Some(Float::F16),
+            StoredType::Known(Dtype::F32) => Some(Float::F32),
+            other => {
+                let reason = match other {
+                    StoredType::Known(Dtype::I8 | Dtype::U8 | Dtype::I32 | Dtype::F4) => {
+                        ": packed numbers or integers, by which nothing here multiplies"
+                    }
+                    _ => "",
+                };
+                let problem = format!("expected F8_E4M3, BF16, F16 or F32, got {other}{reason}");
+                return Err(weight.error(problem));
+            }
+        };
+        if weight.shape != shape {
+            return Err(misshaped(&weight, &format!("{shape:?}")));
+        }
+        let content = match (float, scale) {
+            (Some(float), None) => Content::Float(float),
+            (Some(float), Some(scale)) => {
+                let problem = format!("unexpected: the weight is {float}, which takes no scale");
+                return Err(scale.error(problem));
+            }
+            (None, None) => {
+                let name = MatrixTensors::scale_name(weight.name);
+                let problem = "missing, and FP8 weights need it";
+                return Err(Error::tensor(&name, checkpoint.path(), problem));
+            }
+            (None, Some(scale)) => Content::Fp8 {
+                scale,
+                stored: StoredScales::of(&scale, config.ue8m0)?,
+                grid: grid(&scale, shape, config.block)?,
+            },
+        };
+        Ok(Self {
+            weight,
+            shape,
+            content,
+        })
+    }
+
+    fn scaled(&self) -> Option<ScaledShape> {
+        match self.content {
+            Content::Float(_) => None,
+            Content::Fp8 { grid, .. } => Some(ScaledShape {
+                shape: self.shape,
+                grid,
+            }),
+        }
+    }
+
+    /// The block that shares a scale, none of plain numbers.
+    fn block(&self, stated: Option<[usize; 2]>, all: &[ScaledShape]) -> Result<Option<[usize; 2]>> {
+        let Content::Fp8 { scale, grid, .. } = &self.content else {
+            return Ok(None);
+        };
+        if stated.is_some() {
+            return Ok(stated);
+        }
+        let of = ScaledShape {
+            shape: self.shape,
+            grid: *grid,
+        };
+        let block = blocks::derive(of, all).map_err(|problem| scale.error(problem))?;
+        Ok(Some(block))
+    }
+
+    fn read(&self, stated: Option<[usize; 2]>, all: &[ScaledShape]) -> Result<HostWeight<'a>> {
+        let (format, scales) = match (&self.content, self.block(stated, all)?) {
+            (Content::Fp8 { scale, stored, .. }, Some(block)) => {
+                let scales = stored.format();
+                let format = WeightFormat::Fp8 { scales, block };
+                (format, stored.read(scale.data()?))
+            }
+            (Content::Float(float), _) => (WeightFormat::Float(*float), Cow::Borrowed(&[][..])),
+            (Content::Fp8 { scale, .. }, None) => return Err(scale.error("without a block")),
+        };
+        match (self.weight.data()?, scales) {
+            (Cow::Borrowed(data), Cow::Borrowed(scales)) => {
+                HostWeight::new(self.shape, format, data, scales)
+            }
+            (data, scales) => {
+                HostWeight::owned(self.shape, format, data.into_owned(), scales.into_owned())
+            }
+        }
+        .map_err(|e| self.weight.error(e))
+    }
+}
+
+impl StoredScales {
+    fn of(scale: &StoredTensor<'_>, ue8m0: bool) -> Result<Self> {
+        let problem = match scale.dtype {
+            StoredType::Known(Dtype::F8_E8M0) => return Ok(Self::E8m0),
+            StoredType::Known(Dtype::F32) => return Ok(Self::F32),
+            StoredType::Known(Dtype::F16) => return Ok(Self::F16),
+            StoredType::Known(Dtype::BF16) => return Ok(Self::Bf16),
+            StoredType::Known(Dtype::U8) if ue8m0 => return Ok(Self::E8m0),
+            StoredType::Known(Dtype::U8) => {
+                "which would be E8M0 only if the configuration said so (scale_fmt \"ue8m0\")"
+            }
+            StoredType::Known(Dtype::F8_E4M3) => "which are NVFP4's",
+            _ => "which are no scales of FP8",
+        };
+        let got = scale.dtype;
+        let expected = "F8_E8M0, F32, F16 or BF16";
+        Err(scale.error(format!("expected {expected}, got {got}, {problem}")))
+    }
+
+    const fn format(self) -> ScaleFormat {
+        match self {
+            Self::E8m0 => ScaleFormat::E8M0,
+            Self::F32 | Self::F16 | Self::Bf16 => ScaleFormat::F32,
+        }
+    }
+
+    fn read(self, bytes: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+        let widen = |to_f32: fn([u8; 2]) -> f32| {
+            let (halves, _) = bytes.as_chunks::<2>();
+            let wide = halves.iter().flat_map(|&half| to_f32(half).to_le_bytes());
+            Cow::Owned(wide.collect())
+        };
+        match self {
+            Self::E8m0 | Self::F32 => bytes,
+            Self::F16 => widen(|half| f16::from_le_bytes(half).to_f32()),
+            Self::Bf16 => widen(|half| bf16::from_le_bytes(half).to_f32()),
+        }
+    }
+}
+
+/// Rows and columns of scales: one for all, one a row, or a matrix. Blocks that the configuration
+/// states must fit.
+fn grid(
+    scale: &StoredTensor<'_>,
+    [rows, cols]: [usize; 2],
+    block: Option<[usize; 2]>,
+) -> Result<[usize; 2]> {
+    let grid = match *scale.shape {
+        [] | [1] => Some([1, 1]),
+        [n] if n == rows => Some([n, 1]),
+        [r, c] => Some([r, c]),
+        _ => None,
+    };
+    match block.map(|[r, c]| [rows.div_ceil(r), cols.div_ceil(c)]) {
+        Some(expected) if grid != Some(expected) => Err(misshaped(scale, &format!("{expected:?}"))),
+        None => grid.ok_or_else(|| {
+            let expected = format!("[], [{rows}] or a matrix, of scales for [{rows}, {cols}]");
+            misshaped(scale, &expected)
+        }),
+        Some(expected) => Ok(expected),
+    }
+}
+
+fn misshaped(tensor: &StoredTensor<'_>, expected: &str) -> Error {
+    let got = text::shape(tensor.shape);
+    let problem = format!("expected shape {expected}, got {got}");
+    let path = tensor.path.file_name().map(|name| name.to_string_lossy());
+    match path.and_then(|name| crate::checkpoint::tensor_parallel(&name)) {
+        Some(what) => tensor.error(format!("{problem}; the file is {what}")),
+        None => tensor.error(problem),
+    }
+}
