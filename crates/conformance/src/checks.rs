@@ -16,6 +16,7 @@ mod refusals;
 mod shapes;
 mod shards;
 mod split;
+mod underflow;
 mod values;
 mod views;
 
@@ -47,6 +48,7 @@ pub use shards::shards_equal_the_whole;
 pub use split::{
     split_arguments_are_named, split_halves_equal_merged, split_quantization_equals_merged,
 };
+pub use underflow::{normal_inputs_are_correctly_rounded, nothing_is_lost_where_exp_underflows};
 pub use values::{every_16_bit_gate, f32_gates_of_every_exponent, special_pairs};
 pub use views::parts_of_host_memory;
 

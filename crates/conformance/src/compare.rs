@@ -21,7 +21,7 @@ pub fn relative_error<T: Element>(got: &[T], expected: &[T]) -> f64 {
 enum Agreement {
     /// Within the contract, this many representable values away.
     Ulps(u32),
-    /// Further away, by no more than f32 loses where it underflows.
+    /// Further away, by no more than may be lost where numbers are subnormal.
     Underflow,
     /// Not what the contract allows.
     Off,
@@ -61,28 +61,9 @@ fn ulps(op: &GatedActivation, float: Float, expected: &Accuracy) -> u32 {
     }
 }
 
-/// The step below which the gate's side may be lost: that of f32's subnormals, or all of them where
-/// they are flushed. `Eager` rounds it to T, and a subnormal gate's half lies between two values.
-fn quantum<T: Element>(op: &GatedActivation, gate: T, expected: &Accuracy) -> f64 {
-    let smallest_normal = match T::FLOAT {
-        Float::F16 => 2f32.powi(-14),
-        Float::F32 | Float::BF16 => f32::MIN_POSITIVE,
-    };
-    let of_type = T::from_bits(1).to_f32();
-    let of_f32 = if expected.flushes_subnormals {
-        f32::MIN_POSITIVE
-    } else {
-        f32::from_bits(1)
-    };
-    let rounds = op.rounding() == Rounding::Eager && gate.to_f32().abs() < smallest_normal;
-    f64::from(if rounds { of_f32.max(of_type) } else { of_f32 })
-}
-
-/// What f32 arithmetic loses absolutely: exp and the function's value underflow before they meet
-/// an up half that would lift them, and shaders may flush.
-fn underflow<T: Element>(op: &GatedActivation, gate: T, up: T, expected: &Accuracy) -> f64 {
-    let quantum = quantum(op, gate, expected);
-    let (gate, up) = (f64::from(gate.to_f32()), f64::from(up.to_f32()).abs());
+/// How large the factor that up becomes can be, with what is added to it.
+fn up_factor<T: Element>(op: &GatedActivation, up: T) -> f64 {
+    let up = f64::from(up.to_f32()).abs();
     let limit = op.limit().map(|limit| f64::from(limit.get()));
     let up = match (limit, op.function()) {
         (Some(limit), _) => up.min(limit),
@@ -93,7 +74,28 @@ fn underflow<T: Element>(op: &GatedActivation, gate: T, up: T, expected: &Accura
             },
         ) => up.min(f64::from(b)),
         (None, _) => up,
-    } + f64::from(op.up_offset()).abs();
+    };
+    up + f64::from(op.up_offset()).abs()
+}
+
+/// What `Eager` may lose: f(g) is rounded to T, and on the other side of a tie it is the next of T's
+/// subnormal numbers.
+fn lost_between<T: Element>(op: &GatedActivation, up: T) -> f64 {
+    match op.rounding() {
+        Rounding::Official => 0.0,
+        Rounding::Eager => f64::from(T::from_bits(1).to_f32()) * up_factor(op, up),
+    }
+}
+
+/// What is lost where subnormal numbers are taken for zero: operands, exp and the function's value
+/// before they meet an up half that would lift them.
+fn flushed<T: Element>(op: &GatedActivation, gate: T, up: T) -> f64 {
+    let smallest = f64::from(f32::MIN_POSITIVE);
+    let (gate, limit) = (
+        f64::from(gate.to_f32()),
+        op.limit()
+            .map_or(f64::INFINITY, |limit| f64::from(limit.get())),
+    );
     // Beyond 128 everything has underflown.
     let below = (-gate).clamp(0.0, 128.0);
     // x/bound underflows before bound lifts it again.
@@ -104,21 +106,21 @@ fn underflow<T: Element>(op: &GatedActivation, gate: T, up: T, expected: &Accura
         }
         _ => (below, 0.0),
     };
-    if expected.flushes_subnormals {
-        let above = gate.clamp(0.0, limit.unwrap_or(f64::INFINITY));
-        quantum * ((1.0 + below) * up + of_up + 1.0 + below + above)
-    } else {
-        quantum * ((1.0 + below) * up + of_up)
-    }
+    let above = gate.clamp(0.0, limit);
+    smallest * ((1.0 + below) * up_factor(op, up) + of_up + 1.0 + below + above)
 }
 
-/// Whether the gate's side underflows in f32, so that an infinite up half meets a zero.
+/// Whether an infinite up half may meet a zero: f(g) that `Eager` rounds to one, or that is flushed.
 fn meets_zero<T: Element>(op: &GatedActivation, gate: T, up: T, expected: &Accuracy) -> bool {
-    let smallest = quantum(op, gate, expected);
+    let smallest = match (expected.flushes_subnormals, op.rounding()) {
+        (true, _) => f32::MIN_POSITIVE,
+        (false, Rounding::Eager) => T::from_bits(1).to_f32(),
+        (false, Rounding::Official) => return false,
+    };
     let of_one = reference::gated(op, gate.to_f32(), 1.0_f32);
     op.clamp() == Clamp::None
         && up.to_f32().is_infinite()
-        && (f64::from(of_one.abs()) <= 128.0 * smallest || overflows(op, gate))
+        && (of_one.abs() <= 128.0 * smallest || overflows(op, gate))
 }
 
 /// Whether PyTorch's exp(-x) overflows, which `Eager` may follow to the bit: x/(1 + inf) is -0.
@@ -158,7 +160,10 @@ fn agreement<T: Element>(
         return Agreement::Off;
     }
     // Rounding is monotonic: what lies between the ends rounds to what lies between theirs.
-    let lost = underflow(op, gate, up, expected);
+    let mut lost = lost_between(op, up);
+    if expected.flushes_subnormals {
+        lost += flushed(op, gate, up);
+    }
     let end = |x: f64| T::from_f64(f64::from(want.to_f32()) + x).to_f32();
     match (end(-lost)..=end(lost)).contains(&got.to_f32()) {
         true => Agreement::Underflow,
@@ -189,6 +194,41 @@ pub(crate) fn against_reference<T: Element>(
         tally.exact += usize::from(agreement == Agreement::Ulps(0));
         if let Agreement::Ulps(ulps) = agreement {
             tally.worst_ulps = tally.worst_ulps.max(ulps);
+        }
+    }
+    Ok(())
+}
+
+/// The smallest normal number of a type.
+fn smallest_normal<T: Element>() -> f32 {
+    match T::FLOAT {
+        Float::F16 => 2f32.powi(-14),
+        Float::F32 | Float::BF16 => f32::MIN_POSITIVE,
+    }
+}
+
+/// As [`against_reference`], where flushing takes subnormal results to zero and nothing else: pairs of
+/// normal numbers whose result is one must be within the ulps.
+pub(crate) fn against_reference_where_normal<T: Element>(
+    op: &GatedActivation,
+    pairs: &[(T, T)],
+    got: &[T],
+    expected: &Accuracy,
+) -> Result<(), Failure> {
+    let least = smallest_normal::<T>();
+    let is_normal = |x: T| x.to_f32() == 0.0 || x.to_f32().abs() >= least;
+    for (at, (&(gate, up), &got)) in pairs.iter().zip(got).enumerate() {
+        let want = reference::gated(op, gate, up);
+        let strict = !expected.flushes_subnormals || is_normal(gate) && is_normal(up);
+        let held_to = match strict && (want.is_nan() || want.to_f32().abs() >= least) {
+            true => &Accuracy {
+                flushes_subnormals: false,
+                ..*expected
+            },
+            false => expected,
+        };
+        if agreement(op, (gate, up), (got, want), held_to) == Agreement::Off {
+            return Err(mismatch(op, at, (gate, up), (got, want)));
         }
     }
     Ok(())

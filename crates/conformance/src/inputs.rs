@@ -175,6 +175,11 @@ impl Numbers {
         unit * bound
     }
 
+    /// The next number of a distribution that is normal to about 6, of deviation 1: a sum of twelve.
+    pub fn normal(&mut self) -> f32 {
+        (0..12).map(|_| 0.5 * self.within(1.0)).sum()
+    }
+
     /// That many numbers in [-bound, bound).
     pub fn values<T: Element>(&mut self, count: usize, bound: f32) -> Vec<T> {
         (0..count)

@@ -124,6 +124,8 @@ macro_rules! __for_each_check {
             special_pairs
             every_16_bit_gate
             f32_gates_of_every_exponent
+            nothing_is_lost_where_exp_underflows
+            normal_inputs_are_correctly_rounded
             the_clamp_is_before_the_activation
             the_clamp_of_step_is_after_the_activation
             limits_against_the_reference

@@ -94,6 +94,8 @@ Activation {
     OneRoundingTooFew,
     /// Results are rounded to three more bits first, and then again.
     RoundedTwice,
+    /// silu(gate) is flushed to zero before it meets an up half that would lift it.
+    ExpUnderflows,
     /// Nothing is added to up.
     BetaIgnored,
     /// The slope is 1.

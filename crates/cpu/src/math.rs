@@ -12,4 +12,4 @@ mod silu;
 
 pub(crate) use f32::{normal, normal_tanh};
 pub(crate) use half::{gelu, gelu_tanh, sigmoid, tanh};
-pub(crate) use silu::{silu, silu_of_usual};
+pub(crate) use silu::{Fineness, Sigmoid};

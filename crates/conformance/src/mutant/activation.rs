@@ -124,6 +124,7 @@ const fn is_in_memory(fault: Fault) -> bool {
             | Fault::TailBeginsLate
             | Fault::TailReadsItsNeighbour
             | Fault::RoundedTwice
+            | Fault::ExpUnderflows
             | Fault::WritesPastTheRow
             | Fault::WritesForNoRows
             | Fault::InputIndexWraps
@@ -245,6 +246,27 @@ impl<B: ActAndMul> Mutant<B> {
             let results = self.plain(op, &wide, d)?;
             let twice = |y: f32| T::from_f32(rounded_to(y, significant + 3));
             return Ok(results.into_iter().map(twice).collect());
+        }
+        let is_plain = op.clamp() == Clamp::None && op.rounding() == Rounding::Official;
+        if self.fault == Fault::ExpUnderflows
+            && is_plain
+            && matches!(op.function(), Function::Silu { .. })
+        {
+            let mut of_one: Vec<f32> = rows.iter().map(|x| x.to_f32()).collect();
+            let ups =
+                |row: &[f32]| -> Vec<f32> { (0..d).map(|j| row[op.positions(d, j).1]).collect() };
+            let mut factors = Vec::with_capacity(rows.len() / 2);
+            for row in of_one.chunks_exact_mut(2 * d) {
+                factors.extend(ups(row));
+                (0..d).for_each(|j| row[op.positions(d, j).1] = 1.0);
+            }
+            let flushed = |f: f32| match f.abs() < f32::MIN_POSITIVE {
+                true => 0.0 * f,
+                false => f,
+            };
+            let values = self.plain(op, &of_one, d)?.into_iter().map(flushed);
+            let product = |(f, up): (f32, f32)| T::from_f32(f * up);
+            return Ok(values.zip(factors).map(product).collect());
         }
         self.plain(op, rows, d)
     }

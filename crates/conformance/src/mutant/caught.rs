@@ -41,6 +41,10 @@ pub const CAUGHT: &[(Fault, &[&str])] = &[
     (Fault::OneRoundingTooMany, &[GATES]),
     (Fault::OneRoundingTooFew, &[GATES]),
     (Fault::RoundedTwice, &[GATES]),
+    (
+        Fault::ExpUnderflows,
+        &["nothing_is_lost_where_exp_underflows"],
+    ),
     (Fault::BetaIgnored, &[ALPHA, LIMITS, SPECIAL]),
     (Fault::AlphaIgnored, &[ALPHA, LIMITS, SPECIAL]),
     (Fault::InputStrideIgnored, &[SHAPES]),

@@ -1,20 +1,20 @@
 //! The functions that few models use. They are vectors, and the reference computes the lanes that
 //! these do not hold for; of SiTU in f32 all of them.
 
-use std::ops::Range;
+use std::hint::cold_path;
 
 use swiglu_core::Float;
 
-use super::{Destination, Piece, Visit};
-use crate::element::{UNIT, VectorElement};
+use super::formula::Formula;
+use crate::element::VectorElement;
 use crate::math::{gelu, gelu_tanh, normal, normal_tanh, sigmoid, tanh};
-use crate::simd::{Outlined, Simd};
+use crate::simd::Simd;
 
 /// f(gate) · g(up) on vectors.
 pub(super) trait Approximate: Copy {
     /// Where [`Self::of`] holds, with a sign: gates above this, which are together with their ups
     /// below [`HUGE`].
-    const ABOVE: f32;
+    fn above(self) -> f32;
 
     /// The same of [`Self::share`].
     const ABOVE_IN_F32: f32;
@@ -26,14 +26,6 @@ pub(super) trait Approximate: Copy {
     fn share<S: Simd>(self, s: S, gate: S::F) -> S::F;
 }
 
-/// Where a function holds for a type.
-const fn above<T: VectorElement, F: Approximate>() -> f32 {
-    match T::FLOAT {
-        Float::F32 => F::ABOVE_IN_F32,
-        _ => F::ABOVE,
-    }
-}
-
 /// What neither half may reach: NaN and what overflows on the way is beyond.
 const HUGE: f32 = 1e30;
 
@@ -42,8 +34,12 @@ const HUGE: f32 = 1e30;
 pub(super) struct Gelu;
 
 impl Approximate for Gelu {
-    const ABOVE: f32 = -12.6;
     const ABOVE_IN_F32: f32 = -5.0;
+
+    #[inline(always)]
+    fn above(self) -> f32 {
+        -12.6
+    }
 
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
@@ -61,8 +57,12 @@ impl Approximate for Gelu {
 pub(super) struct GeluTanh;
 
 impl Approximate for GeluTanh {
-    const ABOVE: f32 = -9.6;
     const ABOVE_IN_F32: f32 = -4.5;
+
+    #[inline(always)]
+    fn above(self) -> f32 {
+        -9.6
+    }
 
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
@@ -83,9 +83,15 @@ pub(super) struct Situ {
 }
 
 impl Approximate for Situ {
-    const ABOVE: f32 = -79.0;
     // Nowhere: f32 has no room for what two tanh and a sigmoid lose.
     const ABOVE_IN_F32: f32 = f32::INFINITY;
+
+    #[inline(always)]
+    fn above(self) -> f32 {
+        // Of smaller bounds f or g is subnormal, while the result may not be.
+        let underflows = self.beta < 2f32.powi(-8) || self.up_bound.is_some_and(|b| b < 1e-30);
+        if underflows { f32::INFINITY } else { -79.0 }
+    }
 
     #[inline(always)]
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2] {
@@ -106,48 +112,50 @@ impl Approximate for Situ {
 #[inline(always)]
 fn bounded<S: Simd>(s: S, x: S::F, bound: f32) -> S::F {
     let bound = s.splat(bound);
-    s.mul(bound, tanh(s, s.div(x, bound)))
+    let share = s.div(x, bound);
+    // Where tanh is its argument to 2⁻²³, x loses nothing to a quotient that underflows.
+    let linear = s.lt(s.abs(share), s.splat(LINEAR));
+    s.select(linear, x, s.mul(bound, tanh(s, share)))
 }
 
-/// Stores a function's values, and the reference's where it does not hold.
-pub(super) struct Mended<'a, 'b, T, F> {
-    pub(super) piece: &'a Piece<'b, T>,
-    /// The piece's.
-    pub(super) to: Destination<T>,
+/// Magnitudes below which tanh(x) is x for results of 16 bits.
+const LINEAR: f32 = 1.0 / 2048.0;
+
+/// A function's values, where it holds.
+#[derive(Clone, Copy)]
+pub(super) struct WhereItHolds<F> {
     pub(super) function: F,
     pub(super) eager: bool,
 }
 
-impl<S: Simd, T: VectorElement, F: Approximate> Outlined<S> for Mended<'_, '_, T, F> {
-    type Output = ();
-
+impl<T: VectorElement, F: Approximate> Formula<T> for WhereItHolds<F> {
     #[inline(always)]
-    fn run(mut self, s: S) {
-        let from = &self.piece.from;
-        let range = from.range();
-        from.each(s, &range, self.to.lead(range.start), &mut self);
-    }
-}
-
-impl<S: Simd, T: VectorElement, F: Approximate> Visit<S> for Mended<'_, '_, T, F> {
-    #[inline(always)]
-    fn visit(&mut self, s: S, j: usize, count: usize, gates: [S::F; 2], ups: [S::F; 2]) {
+    fn of<S: Simd>(self, s: S, gates: [S::F; 2], ups: [S::F; 2]) -> [S::F; 2] {
         let y = [
-            self.value(s, gates[0], ups[0]),
-            self.value(s, gates[1], ups[1]),
+            self.value::<S, T>(s, gates[0], ups[0]),
+            self.value::<S, T>(s, gates[1], ups[1]),
         ];
-        // SAFETY: the columns are the piece's own.
-        unsafe { self.to.store(s, j, y, count) };
-        let above = above::<T, F>();
-        if !(holds(s, above, gates[0], ups[0]) && holds(s, above, gates[1], ups[1])) {
-            mend(self.piece, j..j + count.min(UNIT), above);
+        let sizes = [
+            self.size::<S, T>(s, gates[0], ups[0]),
+            self.size::<S, T>(s, gates[1], ups[1]),
+        ];
+        let huge = s.splat(HUGE);
+        let largest = s.float(s.max_u32(s.bits(sizes[0]), s.bits(sizes[1])));
+        if s.all(s.lt(largest, huge)) {
+            return y;
         }
+        cold_path();
+        let nan = s.splat(f32::NAN);
+        [
+            s.select(s.lt(sizes[0], huge), y[0], nan),
+            s.select(s.lt(sizes[1], huge), y[1], nan),
+        ]
     }
 }
 
-impl<T: VectorElement, F: Approximate> Mended<'_, '_, T, F> {
+impl<F: Approximate> WhereItHolds<F> {
     #[inline(always)]
-    fn value<S: Simd>(&self, s: S, gate: S::F, up: S::F) -> S::F {
+    fn value<S: Simd, T: VectorElement>(&self, s: S, gate: S::F, up: S::F) -> S::F {
         if T::FLOAT == Float::F32 {
             let share = self.function.share(s, gate);
             // Unless that is asked for, f is not rounded: that of the least gates would lose bits.
@@ -164,27 +172,16 @@ impl<T: VectorElement, F: Approximate> Mended<'_, '_, T, F> {
             s.mul(f, up)
         }
     }
-}
 
-/// Whether a function holds for every lane: above this gate.
-#[inline(always)]
-fn holds<S: Simd>(s: S, above: f32, gate: S::F, up: S::F) -> bool {
-    let larger = s.float(s.max_u32(s.bits(s.abs(gate)), s.bits(s.abs(up))));
-    s.all(s.lt(s.splat(above), gate)) && s.all(s.lt(larger, s.splat(HUGE)))
-}
-
-/// Computes those columns of a unit by the reference that a function does not hold for. A lane's bits
-/// do not depend on the others.
-#[cold]
-#[inline(never)]
-fn mend<T: VectorElement>(piece: &Piece<'_, T>, columns: Range<usize>, above: f32) {
-    let Piece { from, to } = piece;
-    for j in columns {
-        let (gate, up) = from.pair(j);
-        let [x, u] = [gate.to_f32(), up.to_f32()];
-        if !(x > above && x.abs() < HUGE && u.abs() < HUGE) {
-            // SAFETY: the columns are the piece's own.
-            unsafe { to.evaluate(j, &from.activation().op, gate, up) };
-        }
+    /// The larger magnitude of a gate and its up; infinity where the function does not hold for the
+    /// gate.
+    #[inline(always)]
+    fn size<S: Simd, T: VectorElement>(&self, s: S, gate: S::F, up: S::F) -> S::F {
+        let above = match T::FLOAT {
+            Float::F32 => F::ABOVE_IN_F32,
+            Float::F16 | Float::BF16 => self.function.above(),
+        };
+        let larger = s.float(s.max_u32(s.bits(s.abs(gate)), s.bits(s.abs(up))));
+        s.select(s.lt(s.splat(above), gate), larger, s.splat(f32::INFINITY))
     }
 }

@@ -8,7 +8,7 @@ use super::destination::Kind;
 use super::formula::Each;
 use super::functions::Silu;
 use crate::element::{UNIT, VectorElement};
-use crate::math::silu_of_usual;
+use crate::math::{Fineness, Sigmoid};
 use crate::simd::{Outlined, Simd};
 
 /// The same as [`Each`] with this formula, whose clamp is one that [`VectorElement::load_clamped`]
@@ -77,8 +77,8 @@ impl<'a, 'b, T: VectorElement> Clamped<'a, 'b, T> {
             let clamped = unsafe { T::load_clamped(s, [gates.add(j), ups.add(j)], limit) };
             if let Some([gates, ups]) = clamped {
                 let y = [
-                    s.mul(silu_of_usual::<S, T>(s, gates[0], 1.0), ups[0]),
-                    s.mul(silu_of_usual::<S, T>(s, gates[1], 1.0), ups[1]),
+                    product::<S, T>(s, gates[0], ups[0]),
+                    product::<S, T>(s, gates[1], ups[1]),
                 ];
                 // SAFETY: the caller vouches for the columns.
                 unsafe {
@@ -105,4 +105,11 @@ impl<'a, 'b, T: VectorElement> Clamped<'a, 'b, T> {
             formula: self.formula,
         }
     }
+}
+
+/// silu(gate) · up as [`Silu`] computes it.
+#[inline(always)]
+fn product<S: Simd, T: VectorElement>(s: S, gate: S::F, up: S::F) -> S::F {
+    let sigmoid = Sigmoid::new::<T>(s, gate, 1.0, Fineness::Result);
+    sigmoid.times::<T>(s, s.mul(gate, up))
 }

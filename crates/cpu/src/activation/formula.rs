@@ -1,14 +1,19 @@
-//! Columns of a piece by a formula: what is computed on vectors with exact operations around silu.
+//! Columns of a piece by a formula: what is computed on vectors, and by the reference where vectors do
+//! not hold.
 
+use std::hint::cold_path;
 use std::ops::Range;
 
 use super::{Destination, Piece, Visit};
-use crate::element::VectorElement;
-use crate::simd::{Outlined, Simd};
+use crate::element::{UNIT, VectorElement};
+use crate::simd::{LANES, Outlined, Simd};
 
-/// A gated activation on vectors, before its last rounding to T. Every NaN is the canonical one.
+/// A gated activation on vectors, before its last rounding to T.
 pub(super) trait Formula<T: VectorElement>: Copy {
-    fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> S::F;
+    /// A unit of results. A lane is left to the reference by a result that is no finite number: where
+    /// the vectors do not hold, where numbers on the way leave f32 while the result may not, and where
+    /// the result is infinite or NaN indeed.
+    fn of<S: Simd>(self, s: S, gates: [S::F; 2], ups: [S::F; 2]) -> [S::F; 2];
 }
 
 /// Columns of a piece by a formula.
@@ -27,6 +32,7 @@ impl<S: Simd, T: VectorElement, F: Formula<T>> Outlined<S> for Each<'_, '_, T, F
         let to = self.piece.to;
         let lead = to.lead(self.range.start);
         let mut store = Store {
+            piece: self.piece,
             to,
             formula: self.formula,
         };
@@ -34,18 +40,46 @@ impl<S: Simd, T: VectorElement, F: Formula<T>> Outlined<S> for Each<'_, '_, T, F
     }
 }
 
-/// Stores what a formula gives.
-struct Store<T, F> {
+/// Stores what a formula gives, and the reference's where it gives nothing.
+struct Store<'a, 'b, T, F> {
+    piece: &'a Piece<'b, T>,
+    /// The piece's.
     to: Destination<T>,
     formula: F,
 }
 
-impl<S: Simd, T: VectorElement, F: Formula<T>> Visit<S> for Store<T, F> {
+impl<S: Simd, T: VectorElement, F: Formula<T>> Visit<S> for Store<'_, '_, T, F> {
     #[inline(always)]
     fn visit(&mut self, s: S, j: usize, count: usize, gates: [S::F; 2], ups: [S::F; 2]) {
-        let f = self.formula;
-        let y = [f.of(s, gates[0], ups[0]), f.of(s, gates[1], ups[1])];
+        let y = self.formula.of(s, gates, ups);
         // SAFETY: the columns are the piece's own.
-        unsafe { self.to.store(s, j, y, count) }
+        unsafe { self.to.store(s, j, y, count) };
+        let largest = s.float(s.max_u32(s.bits(s.abs(y[0])), s.bits(s.abs(y[1]))));
+        if !s.all(s.lt(largest, s.splat(f32::INFINITY))) {
+            cold_path();
+            let mut lanes = [0.0; UNIT];
+            // SAFETY: the array is two vectors.
+            unsafe {
+                s.store_f32(lanes.as_mut_ptr(), y[0]);
+                s.store_f32(lanes.as_mut_ptr().add(LANES), y[1]);
+            }
+            mend(self.piece, j..j + count, &lanes);
+        }
+    }
+}
+
+/// Computes those columns of a unit by the reference whose lanes are not finite. A lane's bits do not
+/// depend on the others.
+#[cold]
+#[inline(never)]
+fn mend<T: VectorElement>(piece: &Piece<'_, T>, columns: Range<usize>, lanes: &[f32; UNIT]) {
+    let Piece { from, to } = piece;
+    let start = columns.start;
+    for j in columns {
+        if !lanes[T::place(j - start)].is_finite() {
+            let (gate, up) = from.pair(j);
+            // SAFETY: the columns are the piece's own.
+            unsafe { to.evaluate(j, &from.activation().op, gate, up) };
+        }
     }
 }

@@ -3,15 +3,18 @@
 //! the compiler names the rest of this file; a function that has to be approximated has its vectors in
 //! [`crate::math`].
 
+use std::hint::cold_path;
+use std::marker::PhantomData;
+
 use swiglu_core::{Clamp, Function, GatedActivation, Rounding};
 
 use super::Piece;
-use super::approximate::{Approximate, Gelu, GeluTanh, Mended, Situ};
+use super::approximate::{Gelu, GeluTanh, Situ, WhereItHolds};
 use super::clamped::Clamped;
 use super::formula::{Each, Formula};
-use crate::element::{HIGHEST_LIMIT, VectorElement};
-use crate::math::silu;
-use crate::simd::Simd;
+use crate::element::{HIGHEST_LIMIT, USUAL, VectorElement};
+use crate::math::{Fineness, Sigmoid};
+use crate::simd::{Outlined, Simd};
 
 /// An activation as the kernels here know it: they compute all that this can hold.
 #[derive(Clone, Copy)]
@@ -129,10 +132,23 @@ impl<T: VectorElement> Piece<'_, T> {
                 }
             }
             KnownFunction::FatRelu { threshold } => self.each(s, FatRelu { threshold }),
-            KnownFunction::Gelu => self.mended(s, Gelu, eager),
-            KnownFunction::GeluTanh => self.mended(s, GeluTanh, eager),
+            KnownFunction::Gelu => self.each(
+                s,
+                WhereItHolds {
+                    function: Gelu,
+                    eager,
+                },
+            ),
+            KnownFunction::GeluTanh => self.each(
+                s,
+                WhereItHolds {
+                    function: GeluTanh,
+                    eager,
+                },
+            ),
             KnownFunction::Situ { beta, up_bound } => {
-                self.mended(s, Situ { beta, up_bound }, eager);
+                let function = Situ { beta, up_bound };
+                self.each(s, WhereItHolds { function, eager });
             }
         }
     }
@@ -145,16 +161,6 @@ impl<T: VectorElement> Piece<'_, T> {
             formula,
         });
     }
-
-    #[inline(always)]
-    fn mended<S: Simd, F: Approximate>(&self, s: S, function: F, eager: bool) {
-        s.call(Mended {
-            piece: self,
-            to: self.to,
-            function,
-            eager,
-        });
-    }
 }
 
 /// silu(gate) · up.
@@ -163,12 +169,22 @@ pub(super) struct Plain;
 
 impl<T: VectorElement> Formula<T> for Plain {
     #[inline(always)]
-    fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> S::F {
-        s.canonical(s.mul(silu::<S, T>(s, gate, 1.0), up))
+    fn of<S: Simd>(self, s: S, gates: [S::F; 2], ups: [S::F; 2]) -> [S::F; 2] {
+        let plain = Silu {
+            alpha: 1.0,
+            clamp: SiluClamp::None,
+            up_offset: 0.0,
+            eager: false,
+        };
+        plain.unit::<S, T>(s, gates, ups)
     }
 }
 
 /// Every activation with silu.
+///
+/// Where a product is not rounded on the way it is up · gate · sigmoid, in this order: a sigmoid that
+/// the vectors hold for is a normal number, so that what underflows is the result itself, and what
+/// overflows shows in it.
 #[derive(Clone, Copy)]
 pub(super) struct Silu {
     pub(super) alpha: f32,
@@ -179,26 +195,8 @@ pub(super) struct Silu {
 
 impl<T: VectorElement> Formula<T> for Silu {
     #[inline(always)]
-    fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> S::F {
-        let (gate, up) = match self.clamp {
-            SiluClamp::Before(l) => {
-                let gate = s.clamp_above(gate, s.splat(l));
-                (self.round::<S, T>(s, gate), both(s, up, l))
-            }
-            SiluClamp::After(l) => (gate, both(s, up, l)),
-            SiluClamp::None => (gate, up),
-        };
-        let f = self.round::<S, T>(s, silu::<S, T>(s, gate, self.alpha));
-        let f = match self.clamp {
-            SiluClamp::After(l) => self.round::<S, T>(s, s.clamp_above(f, s.splat(l))),
-            SiluClamp::Before(_) | SiluClamp::None => f,
-        };
-        // Adding an offset of 0 would take an up of -0 to +0.
-        let up = match self.up_offset {
-            0.0 => up,
-            offset => s.add(up, s.splat(offset)),
-        };
-        s.canonical(s.mul(f, self.round::<S, T>(s, up)))
+    fn of<S: Simd>(self, s: S, gates: [S::F; 2], ups: [S::F; 2]) -> [S::F; 2] {
+        self.unit::<S, T>(s, gates, ups)
     }
 }
 
@@ -215,6 +213,111 @@ impl Silu {
         }
     }
 
+    #[inline(always)]
+    fn unit<S: Simd, T: VectorElement>(self, s: S, gates: [S::F; 2], ups: [S::F; 2]) -> [S::F; 2] {
+        let pairs = [
+            self.factors::<S, T>(s, gates[0], ups[0]),
+            self.factors::<S, T>(s, gates[1], ups[1]),
+        ];
+        let sigmoids = pairs.map(|(gate, _)| self.sigmoid::<S, T>(s, gate));
+        let [a, b] = [s.abs(sigmoids[0].z), s.abs(sigmoids[1].z)];
+        let y = [
+            self.product::<S, T>(s, pairs[0], sigmoids[0]),
+            self.product::<S, T>(s, pairs[1], sigmoids[1]),
+        ];
+        let largest = s.float(s.max_u32(s.bits(a), s.bits(b)));
+        if s.all(s.lt(largest, s.splat(USUAL))) {
+            return y;
+        }
+        cold_path();
+        [
+            s.call(Beyond {
+                formula: self,
+                pair: pairs[0],
+                sigmoid: sigmoids[0],
+                y: y[0],
+                of: PhantomData::<T>,
+            }),
+            s.call(Beyond {
+                formula: self,
+                pair: pairs[1],
+                sigmoid: sigmoids[1],
+                y: y[1],
+                of: PhantomData::<T>,
+            }),
+        ]
+    }
+
+    #[inline(always)]
+    fn sigmoid<S: Simd, T: VectorElement>(self, s: S, gate: S::F) -> Sigmoid<S> {
+        let fineness = if self.eager {
+            Fineness::Between
+        } else {
+            Fineness::Result
+        };
+        Sigmoid::new::<T>(s, gate, self.alpha, fineness)
+    }
+
+    /// What silu takes, and what it is multiplied with.
+    #[inline(always)]
+    fn factors<S: Simd, T: VectorElement>(self, s: S, gate: S::F, up: S::F) -> (S::F, S::F) {
+        let (gate, up) = match self.clamp {
+            SiluClamp::Before(l) => {
+                let gate = s.clamp_above(gate, s.splat(l));
+                (self.round::<S, T>(s, gate), both(s, up, l))
+            }
+            SiluClamp::After(l) => (gate, both(s, up, l)),
+            SiluClamp::None => (gate, up),
+        };
+        // Adding an offset of 0 would take an up of -0 to +0.
+        let up = match self.up_offset {
+            0.0 => up,
+            offset => s.add(up, s.splat(offset)),
+        };
+        (gate, self.round::<S, T>(s, up))
+    }
+
+    /// silu(gate) · up where the sigmoid holds.
+    #[inline(always)]
+    fn product<S: Simd, T: VectorElement>(
+        self,
+        s: S,
+        (gate, up): (S::F, S::F),
+        sigmoid: Sigmoid<S>,
+    ) -> S::F {
+        if self.eager {
+            let f = sigmoid.times::<T>(s, gate);
+            let y = s.mul(self.rounded_function::<S, T>(s, f), up);
+            let ordinary = s.lt(s.splat(LEAST), s.abs(f));
+            if s.all(ordinary) {
+                return y;
+            }
+            cold_path();
+            // A subnormal number was rounded twice; silu(0) is none.
+            let lost = s.select(s.lt(s.splat(0.0), s.abs(gate)), s.splat(f32::NAN), y);
+            return s.select(ordinary, y, lost);
+        }
+        let y = sigmoid.times::<T>(s, s.mul(gate, up));
+        match self.clamp {
+            SiluClamp::After(l) => {
+                let limit = s.splat(l);
+                let clamped = s.lt(limit, sigmoid.times::<T>(s, gate));
+                s.select(clamped, s.mul(limit, up), y)
+            }
+            SiluClamp::Before(_) | SiluClamp::None => y,
+        }
+    }
+
+    /// The function's value before it meets up: clamped, if it is clamped here, and rounded.
+    #[inline(always)]
+    fn rounded_function<S: Simd, T: VectorElement>(self, s: S, f: S::F) -> S::F {
+        let f = self.round::<S, T>(s, f);
+        match self.clamp {
+            SiluClamp::After(l) => self.round::<S, T>(s, s.clamp_above(f, s.splat(l))),
+            SiluClamp::Before(_) | SiluClamp::None => f,
+        }
+    }
+
     /// What is between, rounded in mode Eager.
     #[inline(always)]
     fn round<S: Simd, T: VectorElement>(self, s: S, a: S::F) -> S::F {
@@ -226,6 +329,33 @@ impl Silu {
     }
 }
 
+/// Magnitudes above which a function's value was not subnormal at any time.
+const LEAST: f32 = f32::from_bits((127 - 120) << 23);
+
+/// The results of a vector some of whose gates the sigmoid does not hold for. From [`USUAL`] on it
+/// is 1; below, and for a NaN, the reference computes.
+struct Beyond<S: Simd, T> {
+    formula: Silu,
+    pair: (S::F, S::F),
+    sigmoid: Sigmoid<S>,
+    /// Where it holds.
+    y: S::F,
+    of: PhantomData<T>,
+}
+
+impl<S: Simd, T: VectorElement> Outlined<S> for Beyond<S, T> {
+    type Output = S::F;
+
+    #[inline(always)]
+    fn run(self, s: S) -> S::F {
+        let (gate, up) = self.pair;
+        let whole = s.mul(self.formula.rounded_function::<S, T>(s, gate), up);
+        let large = s.lt(s.splat(USUAL.next_down()), self.sigmoid.z);
+        let beyond = s.select(large, whole, s.splat(f32::NAN));
+        s.select(self.sigmoid.holds(s), self.y, beyond)
+    }
+}
+
 /// (gate > threshold ? gate : 0) · up.
 #[derive(Clone, Copy)]
 pub(super) struct FatRelu {
@@ -234,11 +364,21 @@ pub(super) struct FatRelu {
 
 impl<T: VectorElement> Formula<T> for FatRelu {
     #[inline(always)]
-    fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> S::F {
+    fn of<S: Simd>(self, s: S, gates: [S::F; 2], ups: [S::F; 2]) -> [S::F; 2] {
+        [
+            self.value(s, gates[0], ups[0]),
+            self.value(s, gates[1], ups[1]),
+        ]
+    }
+}
+
+impl FatRelu {
+    #[inline(always)]
+    fn value<S: Simd>(self, s: S, gate: S::F, up: S::F) -> S::F {
         // Not "above the threshold", which would take a NaN to 0.
         let above = s.lt(s.splat(self.threshold), gate);
         let kept = s.select(s.is_nan(gate), gate, s.splat(0.0));
-        s.canonical(s.mul(s.select(above, gate, kept), up))
+        s.mul(s.select(above, gate, kept), up)
     }
 }
 

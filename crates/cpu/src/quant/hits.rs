@@ -2,7 +2,7 @@ use std::marker::PhantomData;
 
 use crate::activation::{Columns, SiluClamp, Visit};
 use crate::element::VectorElement;
-use crate::math::silu;
+use crate::math::{Fineness, Sigmoid};
 use crate::simd::{Kernel, LANES, Simd};
 
 /// How many columns of a run are clamped: at the gate (with the clamp after the function, at its
@@ -55,13 +55,31 @@ impl<S: Simd, T: VectorElement> Visit<S> for Count<S, T> {
         for (gate, up) in gates.into_iter().zip(ups) {
             let gate = match self.slope {
                 None => gate,
-                Some(alpha) if self.eager => T::round(s, s.canonical(silu::<S, T>(s, gate, alpha))),
-                Some(alpha) => silu::<S, T>(s, gate, alpha),
+                Some(alpha) => self.silu(s, gate, alpha),
             };
             let hits = [s.lt(above, gate), s.lt(above, up), s.lt(up, below)];
             for (count, hit) in self.counts.iter_mut().zip(hits) {
                 *count = s.add_u32(*count, s.bits(s.select(hit, one, no)));
             }
+        }
+    }
+}
+
+impl<S: Simd, T: VectorElement> Count<S, T> {
+    /// silu of what may be above a limit: positive gates, of which large ones are their own.
+    #[inline(always)]
+    fn silu(&self, s: S, gate: S::F, alpha: f32) -> S::F {
+        let fineness = if self.eager {
+            Fineness::Between
+        } else {
+            Fineness::Result
+        };
+        let sigmoid = Sigmoid::new::<T>(s, gate, alpha, fineness);
+        let f = s.select(sigmoid.holds(s), sigmoid.times::<T>(s, gate), gate);
+        if self.eager {
+            T::round(s, s.canonical(f))
+        } else {
+            f
         }
     }
 }
