@@ -2,14 +2,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::ThreadPool;
 use swiglu_core::{
-    Accuracy, ActAndMul, ActShape, Backend, Error, Float, GateUp, GatedActivation, HostWeight,
-    Layout, Matmul, Request, Result, RowLayout, Shape, Support, Tensor, TensorMut, WeightFormat,
-    check, with_float,
+    Accumulation, Accuracy, ActAndMul, ActShape, Backend, Error, Float, GateUp, GatedActivation,
+    HostWeight, Layout, Matmul, Request, Result, RowLayout, Shape, Support, Tensor, TensorMut,
+    WeightFormat, check, with_float,
 };
 
 use crate::activation::{self, ActivationPlan, GateUpRows, KnownActivation};
 use crate::element::VectorElement;
-use crate::matmul::{self, Activated, Epilogue, Input, MatmulPlan, Rounded};
+use crate::matmul::{self, Activated, Epilogue, Input, MatmulPlan, Resources, Rounded};
 use crate::weight::{PackedShape, PackedWeight, UNKNOWN_FORMAT};
 use crate::{InstructionSet, Settings};
 
@@ -45,15 +45,17 @@ pub fn act_and_mul(
 /// The CPU as a backend. Its memory is the host's: views are slices of bytes, aligned to their
 /// elements. Calls run at once and return when they are done.
 ///
-/// Activations allocate nothing. A matmul widens at most 256 rows of its input at a time to f32, in
-/// memory that the backend keeps and uses again, so that only the first of its size allocates.
+/// Activations allocate nothing. A matmul widens at most 256 rows of its input at a time to f32, or
+/// copies 512 for a matrix unit, into memory that the backend keeps and uses again, so that only the
+/// first of its size allocates.
 #[derive(Debug)]
 pub struct CpuBackend {
     set: InstructionSet,
     settings: Settings,
+    accumulation: Accumulation,
     pool: Option<Arc<ThreadPool>>,
-    /// Inputs of matmuls as f32, one for each call under way.
-    widened: Mutex<Vec<Vec<f32>>>,
+    /// Memory for inputs of matmuls, one for each call under way.
+    scratch: Mutex<Vec<Vec<f32>>>,
 }
 
 impl Default for CpuBackend {
@@ -68,8 +70,9 @@ impl CpuBackend {
         Self {
             set: InstructionSet::detect(),
             settings: Settings::default(),
+            accumulation: Accumulation::default(),
             pool: None,
-            widened: Mutex::default(),
+            scratch: Mutex::default(),
         }
     }
 
@@ -98,6 +101,22 @@ impl CpuBackend {
     #[must_use]
     pub fn with_settings(self, settings: Settings) -> Self {
         Self { settings, ..self }
+    }
+
+    /// The same, with sums of matmuls in this class or a more exact one. By default a matrix unit may
+    /// run them where the instruction set has one and it is faster: [`Accumulation::MatrixUnit`].
+    ///
+    /// ```
+    /// use swiglu_core::{Accumulation, Backend};
+    /// let backend = swiglu_cpu::CpuBackend::new().with_accumulation(Accumulation::Ordered);
+    /// assert_eq!(backend.accuracy().accumulation, Accumulation::Ordered);
+    /// ```
+    #[must_use]
+    pub fn with_accumulation(self, accumulation: Accumulation) -> Self {
+        Self {
+            accumulation,
+            ..self
+        }
     }
 
     /// The instruction set that kernels use.
@@ -135,8 +154,17 @@ impl CpuBackend {
         ActivationPlan::new(&self.settings, self.set, shape, float)
     }
 
-    fn matmul_plan(&self, rows: usize, weight: &PackedShape) -> MatmulPlan {
-        MatmulPlan::new(&self.settings, self.set, self.threads(), rows, weight)
+    fn resources(&self) -> Resources {
+        Resources {
+            settings: self.settings,
+            set: self.set,
+            threads: self.threads(),
+            accumulation: self.accumulation,
+        }
+    }
+
+    fn matmul_plan(&self, rows: usize, x: Float, weight: &PackedShape) -> MatmulPlan {
+        MatmulPlan::new(&self.resources(), rows, x, weight)
     }
 
     /// Runs an activation whose arguments passed their check.
@@ -163,13 +191,13 @@ impl CpuBackend {
         epilogue: &dyn Epilogue,
     ) -> Result<()> {
         let input = Input::new(x)?;
-        let plan = self.matmul_plan(x.layout.rows, weight.shape());
-        let kept = || self.widened.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut widened = kept().pop().unwrap_or_default();
+        let plan = self.matmul_plan(x.layout.rows, x.float, weight.shape());
+        let kept = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = kept().pop().unwrap_or_default();
         self.run(plan.inline, || {
-            matmul::multiply(&plan, &input, weight, epilogue, &mut widened);
+            matmul::multiply(&plan, &input, weight, epilogue, &mut scratch);
         });
-        kept().push(widened);
+        kept().push(scratch);
         Ok(())
     }
 
@@ -240,7 +268,14 @@ impl Backend for CpuBackend {
     }
 
     fn accuracy(&self) -> Accuracy {
-        Accuracy::EXACT
+        let accumulation = match self.resources().matrix_unit() {
+            true => Accumulation::MatrixUnit,
+            false => Accumulation::Ordered,
+        };
+        Accuracy {
+            accumulation,
+            ..Accuracy::EXACT
+        }
     }
 
     fn supports(&self, request: &Request) -> Support {
@@ -260,9 +295,9 @@ impl Backend for CpuBackend {
 
     fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
         let &Shape { rows, cols, depth } = shape;
-        let matmul = |weight: &WeightFormat, gated: bool| {
+        let matmul = |x: Float, weight: &WeightFormat, gated: bool| {
             let weight = PackedShape::new([cols, depth], *weight, gated)?;
-            Some(self.matmul_plan(rows, &weight).to_string())
+            Some(self.matmul_plan(rows, x, &weight).to_string())
         };
         let elementwise = |cols, float| self.activation_plan([rows, cols], float);
         match request {
@@ -272,11 +307,11 @@ impl Backend for CpuBackend {
                 let ActivationPlan { set, split, .. } = elementwise(cols, *float);
                 Some(format!("{set}, {split}"))
             }
-            Request::Matmul { weight, .. } => matmul(weight, false),
+            Request::Matmul { x, weight, .. } => matmul(*x, weight, false),
             Request::GatedMatmul {
-                op, weight, act, ..
+                op, x, weight, act, ..
             } => {
-                let sums = matmul(weight, true)?;
+                let sums = matmul(*x, weight, true)?;
                 if is_fused(op) {
                     return Some(format!("{sums}, fused with the activation"));
                 }
@@ -285,7 +320,7 @@ impl Backend for CpuBackend {
             }
             Request::QuantizedMatmul { weight, .. } => {
                 let widening = elementwise(depth, Float::BF16).split;
-                let sums = matmul(weight, false)?;
+                let sums = matmul(Float::BF16, weight, false)?;
                 Some(format!("widened to bf16 in {widening}; {sums}"))
             }
             _ => None,

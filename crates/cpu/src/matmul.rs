@@ -9,10 +9,12 @@
 //! 4. A task takes some panels for all rows of the chunk. The [`micro_kernel`] sums MR rows by NR
 //!    outputs at a time in registers, with weights decoded ([`decode`]) as they come or a block at a
 //!    time.
+//!    Where there is a matrix unit for it, [`matrix`] multiplies tiles instead.
 //! 5. An [`Epilogue`] takes the task's sums: rounded, or rounded and activated.
 //!
 //! An output is summed over k in order, block by block, and then rounded once, whatever the number of
-//! rows, threads and lanes; so its bits depend on its own row and weights alone.
+//! rows, threads and lanes; so its bits depend on its own row and weights alone. A matrix unit has an
+//! order of its own, of which the same holds.
 
 use std::ops::Range;
 
@@ -23,6 +25,7 @@ use crate::weight::PackedWeight;
 mod decode;
 mod epilogue;
 mod input;
+mod matrix;
 mod micro_kernel;
 mod plan;
 
@@ -31,29 +34,32 @@ pub(crate) use epilogue::{Activated, Epilogue, Rounded};
 pub(crate) use input::Input;
 use input::{Packed, Tiles};
 use micro_kernel::Multiply;
-pub(crate) use plan::MatmulPlan;
-use plan::{CHUNK, LOW, PANELS};
+use plan::{CHUNK, DecodeStep, LOW, PANELS};
+pub(crate) use plan::{MatmulPlan, Resources};
 
 /// Multiplies the rows of `x` by `weight`, both of the plan's shape. Layouts must have passed their
-/// checks. `widened` is memory for some rows as f32; it grows to what it must hold.
+/// checks. `scratch` is memory for some rows of x; it grows to what it must hold.
 pub(crate) fn multiply(
     plan: &MatmulPlan,
     x: &Input<'_>,
     weight: &PackedWeight,
     epilogue: &dyn Epilogue,
-    widened: &mut Vec<f32>,
+    scratch: &mut Vec<f32>,
 ) {
+    if let DecodeStep::Tiles = plan.decode {
+        return matrix::multiply(plan, x, weight, epilogue, scratch);
+    }
     let k = weight.shape().k;
     let chunks = Tiles::new(x.rows(), plan.chunk);
     let needed = plan.chunk.min(x.rows()) * k;
-    if widened.len() < needed {
-        widened.resize(needed, 0.0);
+    if scratch.len() < needed {
+        scratch.resize(needed, 0.0);
     }
     for (first_row, rows) in (0..chunks.count).map(|c| chunks.get(c)) {
         let tiles = Tiles::new(rows, plan.mr);
         let task = Task {
             plan,
-            x: Packed::new(plan.set, x, first_row, tiles, &mut widened[..rows * k]),
+            x: Packed::new(plan.set, x, first_row, tiles, &mut scratch[..rows * k]),
             first_row,
             weight,
             epilogue,
@@ -100,6 +106,7 @@ impl Task<'_> {
             panels: panels.len(),
             first_row: self.first_row,
             rows: self.x.tiles().rows,
+            stride: self.x.tiles().rows,
             values: sums,
         };
         // SAFETY: every task has panels of its own, and chunks of rows come one after another; the

@@ -11,6 +11,9 @@
 //! 4. What several kernels share, or seldom do, implements [`Outlined`]. [`Simd::call`] compiles it
 //!    by itself with the same features: once for all who call it, and with the registers to itself.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+mod amx_emulated;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -19,6 +22,7 @@ mod instruction_set;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+pub(crate) mod tiles;
 
 pub use instruction_set::InstructionSet;
 
@@ -95,7 +99,7 @@ pub(crate) unsafe fn dispatch<K: Kernel>(set: InstructionSet, kernel: K) -> K::O
         InstructionSet::Avx2 => unsafe { avx2::run(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        InstructionSet::Avx512 => unsafe { avx512::run(kernel) },
+        InstructionSet::Avx512 | InstructionSet::Amx => unsafe { avx512::run(kernel) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
         InstructionSet::Neon => unsafe { neon::run(kernel) },
@@ -118,7 +122,7 @@ pub(crate) const fn registers(set: InstructionSet) -> Registers {
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => avx2::Avx2::REGISTERS,
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 => avx512::Avx512::REGISTERS,
+        InstructionSet::Avx512 | InstructionSet::Amx => avx512::Avx512::REGISTERS,
         #[cfg(target_arch = "aarch64")]
         InstructionSet::Neon => neon::Neon::REGISTERS,
         _ => scalar::Scalar::REGISTERS,

@@ -4,6 +4,7 @@ use swiglu_core::{Error, Float, HostWeight, Result, WeightFormat};
 
 use crate::buffer::PageBuffer;
 use crate::simd::LANES;
+use crate::simd::tiles::DEPTH;
 
 mod pack;
 
@@ -82,6 +83,23 @@ impl PackedShape {
         }
     }
 
+    /// Whether a matrix unit can multiply it: in 16 bits or fewer that bf16 holds, and with scales that
+    /// whole steps share.
+    pub(crate) const fn fills_tiles(&self) -> bool {
+        match self.format {
+            PanelFormat::F32 | PanelFormat::F16 => false,
+            PanelFormat::BF16 => true,
+            PanelFormat::E4M3 => {
+                self.scale_block == self.k || self.scale_block.is_multiple_of(DEPTH)
+            }
+        }
+    }
+
+    /// k's that share a scale.
+    pub(crate) const fn scale_block(&self) -> usize {
+        self.scale_block
+    }
+
     /// Whether every block begins with a group.
     pub(crate) const fn blocks_are_groups(&self) -> bool {
         self.scale_block == self.k || self.scale_block.is_multiple_of(GROUP)
@@ -109,6 +127,8 @@ struct Scales {
     /// 1 or [`LANES`].
     width: usize,
     values: Vec<f32>,
+    /// Whether codes times any of the values that are numbers are normal bf16.
+    fold: bool,
     /// Where the width is 1 and codes are NaN: for each panel and block the outputs whose scale is
     /// NaN, a bit each.
     nans: Vec<u16>,
@@ -178,6 +198,23 @@ impl PackedWeight {
                 scales.nans[scales.place(self.shape.k, panel, block)]
             }
             _ => 0,
+        }
+    }
+
+    /// Whether codes times their scales are exact in bf16, so that no sum needs to be scaled.
+    pub(crate) fn scales_fold(&self) -> bool {
+        self.scales.as_ref().is_some_and(|scales| scales.fold)
+    }
+
+    /// The scales of a panel's outputs in a block of scales, NaN where a code is; 1 without scales.
+    pub(crate) fn lane_scales(&self, panel: usize, block: usize) -> [f32; LANES] {
+        match (self.scales(panel, block), self.nans(panel, block)) {
+            (None, _) => [1.0; LANES],
+            (Some(&[one]), nans) => std::array::from_fn(|lane| match nans >> lane & 1 {
+                0 => one,
+                _ => f32::NAN,
+            }),
+            (Some(lanes), _) => std::array::from_fn(|lane| lanes[lane]),
         }
     }
 

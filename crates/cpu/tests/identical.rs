@@ -9,8 +9,8 @@ use std::sync::{Arc, LazyLock};
 
 use fastrand::Rng;
 use swiglu_core::{
-    ActAndMul, Backend, Float, GateUp, GatedActivation, HostBuffer, HostWeight, Matmul, Rounding,
-    RowLayout, ScaleFormat, Tensor, TensorMut, WeightFormat,
+    Accumulation, ActAndMul, Backend, Float, GateUp, GatedActivation, HostBuffer, HostWeight,
+    Matmul, Rounding, RowLayout, ScaleFormat, Tensor, TensorMut, WeightFormat,
 };
 use swiglu_cpu::{CpuBackend, InstructionSet, Settings};
 
@@ -36,7 +36,10 @@ static BACKENDS: LazyLock<Vec<(String, CpuBackend)>> = LazyLock::new(|| {
         low.stream_bytes,
     ) = (0, 0, 0);
     backends.push(("pool".to_owned(), CpuBackend::new().with_settings(low)));
-    backends
+    // A matrix unit's sums are of another class.
+    let ordered =
+        |(name, b): (String, CpuBackend)| (name, b.with_accumulation(Accumulation::Ordered));
+    backends.into_iter().map(ordered).collect()
 });
 
 /// Bits of every class: any pattern, numbers of ordinary size, and small ones.

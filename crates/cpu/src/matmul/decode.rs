@@ -67,20 +67,29 @@ impl Decode for E4M3 {
     unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F {
         // SAFETY: as above.
         let words = s.bits(unsafe { s.load_f32(group.cast()) });
-        // The code in the upper byte of each half, its sign left there, its magnitude brought to
-        // where the three bits of mantissa are the highest of an f32's.
-        let halves = if J.is_multiple_of(2) {
-            s.shl::<8>(words)
-        } else {
-            words
-        };
-        let halves = s.and(s.sar_u16::<4>(halves), s.splat_u32(0x87f0_87f0));
-        let small = s.float(if J < 2 {
-            s.shl::<16>(halves)
-        } else {
-            s.and(halves, s.splat_u32(0xffff_0000))
-        });
         // The exponent's bias is 7 there and 127 here; multiplying mends it for subnormals too.
-        s.mul(small, s.splat(f32::from_bits((127 + 120) << 23)))
+        let value = code::<S, J>(s, words);
+        s.mul(value, s.splat(CODE_BIAS))
     }
+}
+
+/// What takes a [`code`] to its value.
+pub(super) const CODE_BIAS: f32 = f32::from_bits((127 + 120) << 23);
+
+/// The code number J of words of four, its sign in place and its magnitude where the three bits of
+/// mantissa are the highest of an f32's: its value times 2^-120.
+#[inline(always)]
+pub(super) fn code<S: Simd, const J: usize>(s: S, words: S::I) -> S::F {
+    // The code in the upper byte of each half, its sign left there.
+    let halves = if J.is_multiple_of(2) {
+        s.shl::<8>(words)
+    } else {
+        words
+    };
+    let halves = s.and(s.sar_u16::<4>(halves), s.splat_u32(0x87f0_87f0));
+    s.float(if J < 2 {
+        s.shl::<16>(halves)
+    } else {
+        s.and(halves, s.splat_u32(0xffff_0000))
+    })
 }

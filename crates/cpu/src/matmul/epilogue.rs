@@ -15,6 +15,8 @@ pub(crate) struct Sums<'a> {
     pub(super) panels: usize,
     pub(super) first_row: usize,
     pub(super) rows: usize,
+    /// Rows from a panel's first to the next panel's.
+    pub(super) stride: usize,
     /// \[panel, row, lane\].
     pub(super) values: &'a [f32],
 }
@@ -62,12 +64,12 @@ impl<T: VectorElement> Kernel for Round<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Sums { rows, values, .. } = *self.sums;
+        let Sums { stride, values, .. } = *self.sums;
         for (i, to) in self.to.as_chunks_mut::<UNIT>().0.iter_mut().enumerate() {
             let mut unit = [s.splat(0.0); 2];
             for (j, vector) in unit.iter_mut().enumerate() {
                 if let Some(panel) = self.order.panel(2 * i + j) {
-                    let sums = &values[(panel * rows + self.row) * LANES..][..LANES];
+                    let sums = &values[(panel * stride + self.row) * LANES..][..LANES];
                     // SAFETY: the slice has LANES elements.
                     *vector = s.canonical(unsafe { s.load_f32(sums.as_ptr()) });
                 }

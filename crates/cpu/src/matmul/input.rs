@@ -75,6 +75,18 @@ impl<'a> Input<'a> {
     pub(super) const fn rows(&self) -> usize {
         self.layout.rows
     }
+
+    pub(super) const fn k(&self) -> usize {
+        self.layout.cols
+    }
+
+    /// The bits of some k of a row of bf16; nothing of other types.
+    pub(super) fn bits(&self, row: usize, ks: Range<usize>) -> &[u16] {
+        match self.elements {
+            Elements::BF16(x) => bytemuck::cast_slice(&x[self.layout.row(row)][ks]),
+            Elements::F32(_) | Elements::F16(_) => &[],
+        }
+    }
 }
 
 /// Rows of a matmul's input as f32: for each [`BLOCK`] of k tile after tile, in each of them for

@@ -45,7 +45,9 @@ impl Kernel for Multiply<'_> {
             (DecodeStep::EachTile, PanelFormat::BF16) if tile_panels(S::REGISTERS) == 2 => {
                 s.call(ManyTiles::<BF16>(&mut self, PhantomData));
             }
-            (DecodeStep::EachTile | DecodeStep::OnceABlock, _) => s.call(DecodedTiles(&mut self)),
+            (DecodeStep::EachTile | DecodeStep::OnceABlock | DecodeStep::Tiles, _) => {
+                s.call(DecodedTiles(&mut self));
+            }
         }
     }
 }
@@ -282,8 +284,11 @@ impl Multiply<'_> {
                 None => None,
                 Some(&[one]) => Some(match self.weight.nans(first + p, block.scale) {
                     0 => s.splat(one),
-                    // SAFETY: the array has LANES elements.
-                    nans => unsafe { s.load_f32(with_nans(one, nans).as_ptr()) },
+                    _ => {
+                        let lanes = self.weight.lane_scales(first + p, block.scale);
+                        // SAFETY: the array has LANES elements.
+                        unsafe { s.load_f32(lanes.as_ptr()) }
+                    }
                 }),
                 // SAFETY: there are LANES of them otherwise.
                 Some(lanes) => Some(unsafe { s.load_f32(lanes.as_ptr()) }),
@@ -302,15 +307,6 @@ impl Multiply<'_> {
             });
         });
     }
-}
-
-/// A panel's scale for each of its outputs, of which some are NaN.
-#[cold]
-fn with_nans(scale: f32, nans: u16) -> [f32; LANES] {
-    std::array::from_fn(|lane| match nans >> lane & 1 {
-        0 => scale,
-        _ => f32::NAN,
-    })
 }
 
 /// The weights that a thread needs after those that it multiplies with: they come from memory, and

@@ -1,13 +1,17 @@
 use std::fmt;
 
+use swiglu_core::{Accumulation, Float};
+
 use super::input::Tiles;
-use crate::simd::{self, LANES};
+use crate::simd::{self, LANES, tiles};
 use crate::weight::{PackedShape, PanelFormat};
 use crate::{InstructionSet, Settings};
 
 /// Most rows that are multiplied at a time. This bounds the memory for their widened copy, and a
 /// block of k of it stays in the second-level cache.
 pub(super) const CHUNK: usize = 256;
+/// The same on a matrix unit, whose copy of x has 16 bits.
+const TILES_CHUNK: usize = 512;
 /// Rows up to which a task reads its panels from end to end: their copy is in the cache anyhow.
 pub(super) const LOW: usize = 32;
 /// Most panels of a task, with few rows and with many: each block of k is read once for so many.
@@ -24,10 +28,29 @@ pub(crate) enum DecodeStep {
     EachTile,
     /// A block at a time into the first-level cache, once for all tiles of rows.
     OnceABlock,
+    /// Into bf16 for a matrix unit, a block at a time; bf16 is read as it is stored.
+    Tiles,
 }
 
-/// How a matmul runs: a function of its shape, the weight's format, the instruction set, the threads
-/// and the settings. No part of it changes a result.
+/// What a backend was opened with, as far as plans depend on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resources {
+    pub(crate) settings: Settings,
+    pub(crate) set: InstructionSet,
+    pub(crate) threads: usize,
+    /// The least exact class of sums that may run.
+    pub(crate) accumulation: Accumulation,
+}
+
+impl Resources {
+    /// Whether matmuls may run on a matrix unit.
+    pub(crate) fn matrix_unit(&self) -> bool {
+        self.set.has_matrix_unit() && self.accumulation >= Accumulation::MatrixUnit
+    }
+}
+
+/// How a matmul runs: a function of its shape and types and of what the backend was opened with. Only
+/// whether a matrix unit runs it changes results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MatmulPlan {
     pub(crate) set: InstructionSet,
@@ -40,24 +63,32 @@ pub(crate) struct MatmulPlan {
     /// Panels of 16 outputs that a task takes.
     pub(crate) panels_per_task: usize,
     pub(crate) decode: DecodeStep,
+    /// Threads that tasks may run on.
+    pub(crate) threads: usize,
     /// Whether the caller's thread runs all tasks.
     pub(crate) inline: bool,
 }
 
 impl MatmulPlan {
-    /// The plan for `rows` rows of x by this weight on so many threads.
-    pub(crate) fn new(
-        settings: &Settings,
-        set: InstructionSet,
-        threads: usize,
-        rows: usize,
-        weight: &PackedShape,
-    ) -> Self {
+    /// The plan for `rows` rows of x by this weight.
+    pub(crate) fn new(resources: &Resources, rows: usize, x: Float, weight: &PackedShape) -> Self {
+        let &Resources {
+            ref settings,
+            set,
+            threads,
+            ..
+        } = resources;
+        let tiles = resources.matrix_unit()
+            && x == Float::BF16
+            && rows >= settings.matrix_unit_rows
+            && weight.fills_tiles();
         let registers = simd::registers(set);
         // As equal chunks as there can be: the first may have one row more than the others.
-        let chunks = Tiles::new(rows, CHUNK);
+        let chunks = Tiles::new(rows, if tiles { TILES_CHUNK } else { CHUNK });
         let chunk = rows.div_ceil(chunks.count.max(1)).max(1);
-        let decode = if !weight.blocks_are_groups() {
+        let decode = if tiles {
+            DecodeStep::Tiles
+        } else if !weight.blocks_are_groups() {
             DecodeStep::OnceABlock
         } else if rows <= FEW.min(registers.rows) {
             DecodeStep::Gemv
@@ -69,17 +100,24 @@ impl MatmulPlan {
         let side_by_side = match decode {
             DecodeStep::Gemv => gemv_panels(registers, rows, weight.format == PanelFormat::E4M3),
             DecodeStep::EachTile | DecodeStep::OnceABlock => tile_panels(registers),
+            DecodeStep::Tiles => tiles::SIDES,
+        };
+        let mr = match decode {
+            DecodeStep::Tiles => tiles::SIDES * tiles::SIDE,
+            _ => registers.rows,
         };
         // In pairs, for a gate to have its up, and enough tasks for threads to share.
-        let share = weight.panels() / (4 * threads.max(1));
-        let most = PANELS[usize::from(chunk > LOW)];
+        let tasks = if tiles { 2 } else { 4 };
+        let share = weight.panels() / (tasks * threads.max(1));
+        let most = PANELS[usize::from(chunk > LOW || tiles)];
         Self {
             set,
-            mr: registers.rows,
+            mr,
             nr: side_by_side * LANES,
             chunk,
             panels_per_task: share.clamp(2, most) / 2 * 2,
             decode,
+            threads,
             inline: rows * weight.n * weight.k <= settings.inline_multiplications,
         }
     }
@@ -92,6 +130,7 @@ impl fmt::Display for MatmulPlan {
             DecodeStep::Gemv => "GEMV",
             DecodeStep::EachTile => "decoded for each tile",
             DecodeStep::OnceABlock => "decoded once a block",
+            DecodeStep::Tiles => "tiles of the matrix unit",
         };
         let (chunk, panels) = (self.chunk, self.panels_per_task);
         write!(
@@ -131,7 +170,7 @@ pub(super) const fn tile_panels(registers: simd::Registers) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use swiglu_core::{Float, ScaleFormat, WeightFormat};
+    use swiglu_core::{ScaleFormat, WeightFormat};
 
     use super::*;
 
@@ -142,7 +181,16 @@ mod tests {
 
     fn plan(set: InstructionSet, threads: usize, rows: usize, format: WeightFormat) -> MatmulPlan {
         let weight = PackedShape::new([4096, 4096], format, false).unwrap();
-        MatmulPlan::new(&Settings::default(), set, threads, rows, &weight)
+        MatmulPlan::new(&resources(set, threads), rows, Float::BF16, &weight)
+    }
+
+    fn resources(set: InstructionSet, threads: usize) -> Resources {
+        Resources {
+            settings: Settings::default(),
+            set,
+            threads,
+            accumulation: Accumulation::MatrixUnit,
+        }
     }
 
     #[test]
@@ -190,12 +238,41 @@ mod tests {
             block: [5, 7],
         };
         let weight = PackedShape::new([16, 16], format, false).unwrap();
-        let plan =
-            |settings: &Settings| MatmulPlan::new(settings, InstructionSet::Scalar, 2, 1, &weight);
-        let mut settings = Settings::default();
-        assert_eq!(plan(&settings).decode, DecodeStep::OnceABlock);
-        assert!(plan(&settings).inline);
-        settings.inline_multiplications = 255;
-        assert!(!plan(&settings).inline);
+        let mut with = resources(InstructionSet::Scalar, 2);
+        let plan = |with: &Resources| MatmulPlan::new(with, 1, Float::F32, &weight);
+        assert_eq!(plan(&with).decode, DecodeStep::OnceABlock);
+        assert!(plan(&with).inline);
+        with.settings.inline_multiplications = 255;
+        assert!(!plan(&with).inline);
+    }
+
+    #[test]
+    fn a_matrix_unit_takes_many_rows_of_bf16_unless_sums_are_to_be_ordered() {
+        let set = InstructionSet::AmxEmulated;
+        let many = plan(set, 16, 64, FP8);
+        assert_eq!(
+            many.to_string(),
+            "amx-emulated 32 x 32, tiles of the matrix unit, chunks of 64 rows, tasks of 8 panels in \
+             the pool"
+        );
+        let of = |with: &Resources, rows, x, format| {
+            let weight = PackedShape::new([4096, 4096], format, false).unwrap();
+            MatmulPlan::new(with, rows, x, &weight).decode == DecodeStep::Tiles
+        };
+        let mut with = resources(set, 16);
+        let least = with.settings.matrix_unit_rows;
+        assert!(of(&with, least, Float::BF16, BF16) && of(&with, 1024, Float::BF16, FP8));
+        assert!(!of(&with, least - 1, Float::BF16, BF16));
+        assert!(!of(&with, 64, Float::F32, BF16) && !of(&with, 64, Float::F16, FP8));
+        assert!(!of(&with, 64, Float::BF16, F32) && !of(&with, 64, Float::BF16, F16));
+        let odd = WeightFormat::Fp8 {
+            scales: ScaleFormat::F32,
+            block: [16, 48],
+        };
+        assert!(!of(&with, 64, Float::BF16, odd));
+        with.accumulation = Accumulation::Ordered;
+        assert!(!of(&with, 64, Float::BF16, BF16));
+        with = resources(InstructionSet::Scalar, 16);
+        assert!(!of(&with, 64, Float::BF16, BF16));
     }
 }

@@ -2,6 +2,7 @@ use std::fmt;
 
 /// The vector instructions that kernels are built for. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum InstructionSet {
     /// Plain Rust; on every machine.
     Scalar,
@@ -11,11 +12,24 @@ pub enum InstructionSet {
     Avx512,
     /// aarch64.
     Neon,
+    /// x86-64 with the matrix unit AMX (AMX-TILE and AMX-BF16) beside [`Self::Avx512`], which runs
+    /// everything else. Linux only, as the operating system has to give leave.
+    Amx,
+    /// AMX as plain Rust computes it, beside [`Self::Scalar`]: for tests, which name it. No machine
+    /// takes it by itself.
+    #[doc(hidden)]
+    AmxEmulated,
 }
 
 impl InstructionSet {
     /// All of them, slowest first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] = [
+        Self::Scalar,
+        Self::Neon,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Amx,
+    ];
 
     /// The name, in lower case.
     pub const fn name(self) -> &'static str {
@@ -24,13 +38,15 @@ impl InstructionSet {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Neon => "neon",
+            Self::Amx => "amx",
+            Self::AmxEmulated => "amx-emulated",
         }
     }
 
     /// Whether this machine has it.
     pub fn available(self) -> bool {
         match self {
-            Self::Scalar => true,
+            Self::Scalar | Self::AmxEmulated => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2")
@@ -46,12 +62,24 @@ impl InstructionSet {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => Self::Avx512.available() && super::amx::available(),
+            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+            Self::Amx => false,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx2 | Self::Avx512 => false,
             #[cfg(not(target_arch = "aarch64"))]
             Self::Neon => false,
+        }
+    }
+
+    /// Whether matmuls have a matrix unit.
+    pub(crate) const fn has_matrix_unit(self) -> bool {
+        match self {
+            Self::Amx | Self::AmxEmulated => true,
+            Self::Scalar | Self::Avx2 | Self::Avx512 | Self::Neon => false,
         }
     }
 

@@ -89,6 +89,12 @@ fn nans(rows: &[&[u8]], panel: usize, block: usize) -> Vec<[usize; 3]> {
     found
 }
 
+/// Whether a scale times any code is a normal number of bf16, or it is no number at all.
+fn folds(scale: f32) -> bool {
+    let is_power = scale.to_bits() & ((1 << 23) - 1) == 0;
+    scale.is_nan() || is_power && (2f32.powi(-100)..=2f32.powi(7)).contains(&scale)
+}
+
 /// The scales, and NaN for every block of an output's that holds a NaN. Such an output is NaN
 /// whatever it is multiplied with, so that decoding need not know of NaN.
 pub(super) fn scales(
@@ -119,6 +125,7 @@ pub(super) fn scales(
     let mut scales = Scales {
         block,
         width,
+        fold: values.iter().copied().all(folds),
         values,
         nans: Vec::new(),
     };

@@ -1,0 +1,459 @@
+//! A matmul on a matrix unit: x in bf16 by weights in bf16 or FP8.
+//!
+//! ## Method
+//! 1. A chunk's rows of x are copied into tiles of 16 rows by 32 k, those of 32 rows side by side for
+//!    each step of 32 k, filled up with zeros.
+//! 2. A task takes some panels for all rows. It goes through k in runs of [`RUN`] steps, in each of them
+//!    through its panels two by two, and for these through the rows, 32 at a time: two by two tiles of
+//!    sums stay in the unit over a run, and wait in memory for the next.
+//! 3. A panel of bf16 is a column of tiles as it is stored. Codes are decoded into such a column, a run
+//!    at a time into the near caches, once for all rows; so are the last k where they fill no tile.
+//! 4. Scales that are powers of two are multiplied into the decoded numbers, which stay exact. Other
+//!    scales multiply sums in f32: a run is then a block of scales, summed by itself.
+//! 5. What the next two panels hold of the run is asked for meanwhile, each step its share.
+//!
+//! A sum's order is that of the steps of k: neither rows, nor threads, nor runs have a say in it.
+
+use std::ops::Range;
+
+use super::decode::{CODE_BIAS, code};
+use super::epilogue::{Epilogue, Sums};
+use super::input::{Input, Tiles};
+use super::plan::MatmulPlan;
+use crate::simd::tiles::{DEPTH, Ready, SIDE, SIDES, TILE, TileProduct};
+use crate::simd::{self, Kernel, LANES, Simd};
+use crate::tasks::{self, Shared};
+use crate::weight::{GROUP, PackedWeight, PanelFormat};
+
+/// Most steps of a run: two panels of it and 32 rows are 128 KiB, beside as much that is on its way.
+const RUN: usize = 32;
+/// Steps of x that one task copies.
+const COPIED: usize = 32;
+/// Elements of x that are copied in about the time that waking a pool takes.
+const INLINE: usize = 128 * 1024;
+/// Rows of two tiles.
+const ROWS: usize = SIDES * SIDE;
+/// Elements of f32 in a cache line.
+const LINE: usize = 16;
+
+/// Where things lie in the scratch memory, in elements of f32: x, then for each thread its sums, a run
+/// of two panels decoded, and the sums of a block of scales.
+struct Places {
+    x: usize,
+    sums: usize,
+    decoded: usize,
+    of_scale: usize,
+}
+
+impl Places {
+    fn new(plan: &MatmulPlan, rows: usize, steps: usize) -> Self {
+        let rows = rows.next_multiple_of(SIDE);
+        Self {
+            x: rows * steps * DEPTH / 2,
+            sums: plan.panels_per_task * rows * SIDE,
+            decoded: SIDES * RUN * TILE / 2,
+            of_scale: SIDES * SIDES * SIDE * SIDE,
+        }
+    }
+
+    const fn each_thread(&self) -> usize {
+        self.sums + self.decoded + self.of_scale
+    }
+}
+
+/// As [`super::multiply`], for a plan of tiles.
+pub(super) fn multiply(
+    plan: &MatmulPlan,
+    x: &Input<'_>,
+    weight: &PackedWeight,
+    epilogue: &dyn Epilogue,
+    scratch: &mut Vec<f32>,
+) {
+    let steps = weight.shape().k.div_ceil(DEPTH);
+    let threads = if plan.inline { 1 } else { plan.threads };
+    let places = Places::new(plan, plan.chunk.min(x.rows()), steps);
+    let needed = places.x + threads * places.each_thread() + LINE;
+    if scratch.len() < needed {
+        scratch.resize(needed, 0.0);
+    }
+    let start = scratch.as_ptr().align_offset(64).min(LINE);
+    let (tiles, rest) = scratch[start..].split_at_mut(places.x);
+    let rest = Shared(rest.as_mut_ptr());
+    let chunks = Tiles::new(x.rows(), plan.chunk);
+    for (first_row, rows) in (0..chunks.count).map(|c| chunks.get(c)) {
+        copy(x, (first_row, rows), tiles);
+        let task = Task {
+            plan,
+            x: bytemuck::cast_slice(tiles),
+            rows,
+            first_row,
+            steps,
+            weight,
+        };
+        let panels = weight.shape().panels();
+        tasks::for_each(
+            panels.div_ceil(plan.panels_per_task),
+            plan.inline,
+            &|group| {
+                let first = group * plan.panels_per_task;
+                let panels = first..panels.min(first + plan.panels_per_task);
+                // A thread runs one task at a time, and has a number of its own in its pool.
+                let thread = match plan.inline {
+                    true => 0,
+                    false => rayon::current_thread_index().unwrap_or(0),
+                };
+                assert!(thread < threads, "a plan knows the threads of its pool");
+                // SAFETY: each thread has so many elements of its own.
+                let own = unsafe {
+                    let own = rest.get().add(thread * places.each_thread());
+                    std::slice::from_raw_parts_mut(own, places.each_thread())
+                };
+                let (sums, own) = own.split_at_mut(places.sums);
+                let (decoded, of_scale) = own.split_at_mut(places.decoded);
+                let room = Room {
+                    decoded: bytemuck::cast_slice_mut(decoded),
+                    of_scale,
+                };
+                task.run(panels, sums, room, epilogue);
+            },
+        );
+    }
+}
+
+/// Copies rows of x into tiles.
+fn copy(x: &Input<'_>, (first_row, rows): (usize, usize), to: &mut [f32]) {
+    let to: &mut [u16] = bytemuck::cast_slice_mut(to);
+    let k = x.k();
+    let steps = k.div_ceil(DEPTH);
+    let parts = steps.div_ceil(COPIED);
+    let blocks = rows.div_ceil(ROWS);
+    let to = Shared(to.as_mut_ptr());
+    tasks::for_each(blocks * parts, rows * k <= INLINE, &|part| {
+        let (block, first) = (part / parts, part % parts * COPIED);
+        let row = block * ROWS;
+        let tiles = (rows - row).div_ceil(SIDE).min(SIDES);
+        for step in first..steps.min(first + COPIED) {
+            let ks = step * DEPTH..k.min((step + 1) * DEPTH);
+            // SAFETY: a block's tiles of a step lie where no other's do.
+            let to = unsafe {
+                let at = row * steps * DEPTH + step * tiles * TILE;
+                std::slice::from_raw_parts_mut(to.get().add(at), tiles * TILE)
+            };
+            for (r, to) in to.as_chunks_mut::<DEPTH>().0.iter_mut().enumerate() {
+                if row + r >= rows {
+                    to.fill(0);
+                    continue;
+                }
+                let from = x.bits(first_row + row + r, ks.clone());
+                to[..from.len()].copy_from_slice(from);
+                to[from.len()..].fill(0);
+            }
+        }
+    });
+}
+
+/// The panels' matmuls with a chunk of rows.
+struct Task<'a> {
+    plan: &'a MatmulPlan,
+    x: &'a [u16],
+    rows: usize,
+    first_row: usize,
+    /// Of all k.
+    steps: usize,
+    weight: &'a PackedWeight,
+}
+
+/// A thread's own memory beside sums.
+struct Room<'a> {
+    /// For each of two panels the tiles of a run.
+    decoded: &'a mut [u16],
+    /// For each of two panels two tiles of sums.
+    of_scale: &'a mut [f32],
+}
+
+/// How a run's panels come to the unit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weights {
+    /// As they are stored.
+    Stored,
+    /// Decoded or filled up.
+    Decoded,
+    /// Decoded, and the sums times the scales of this block.
+    Scaled(usize),
+}
+
+impl Task<'_> {
+    /// Some panels, on one thread.
+    fn run(
+        &self,
+        panels: Range<usize>,
+        sums: &mut [f32],
+        mut room: Room<'_>,
+        epilogue: &dyn Epilogue,
+    ) {
+        // SAFETY: a plan of tiles has a set with a matrix unit that the machine has.
+        let unit = unsafe { Ready::new(self.plan.set) };
+        let mut start = 0;
+        while start < self.steps {
+            let (steps, weights) = self.run_from(start);
+            for first in panels.clone().step_by(SIDES) {
+                let pair = first..panels.end.min(first + SIDES);
+                let later = if pair.end < panels.end {
+                    (pair.end, start)
+                } else {
+                    (panels.start, steps.end)
+                };
+                let at = (first - panels.start) * self.stride() * SIDE;
+                let call = Call {
+                    pair,
+                    last: panels.end - 1,
+                    steps: steps.clone(),
+                    weights,
+                    later,
+                };
+                self.multiply(&unit, &call, &mut sums[at..], &mut room);
+            }
+            start = steps.end;
+        }
+        drop(unit);
+        let sums = Sums {
+            weight: self.weight,
+            first_panel: panels.start,
+            panels: panels.len(),
+            first_row: self.first_row,
+            rows: self.rows,
+            stride: self.stride(),
+            values: sums,
+        };
+        // SAFETY: every task has panels of its own, and chunks of rows come one after another; the
+        // set is one that the machine has.
+        unsafe { epilogue.store(self.plan.set, &sums) };
+    }
+
+    /// Rows of sums of a panel.
+    const fn stride(&self) -> usize {
+        self.rows.next_multiple_of(SIDE)
+    }
+
+    /// The run that begins with a step.
+    fn run_from(&self, start: usize) -> (Range<usize>, Weights) {
+        let shape = self.weight.shape();
+        let whole = shape.k / DEPTH;
+        let end = self.steps.min(start + RUN);
+        match shape.format {
+            PanelFormat::E4M3 if !self.weight.scales_fold() => {
+                let block = start * DEPTH / shape.scale_block();
+                let scaled = ((block + 1) * shape.scale_block()).div_ceil(DEPTH);
+                (start..end.min(scaled), Weights::Scaled(block))
+            }
+            PanelFormat::E4M3 => (start..end, Weights::Decoded),
+            _ if start < whole => (start..end.min(whole), Weights::Stored),
+            _ => (start..end, Weights::Decoded),
+        }
+    }
+
+    /// A run of one or two panels with all rows.
+    fn multiply(&self, unit: &Ready, call: &Call, sums: &mut [f32], room: &mut Room<'_>) {
+        let Call {
+            pair,
+            steps,
+            weights,
+            ..
+        } = call;
+        let first = pair.start;
+        let w: [*const u16; SIDES] = std::array::from_fn(|p| {
+            let panel = pair.end.min(first + p + 1) - 1;
+            if *weights == Weights::Stored {
+                let bytes = &self.weight.panel(panel)[steps.start * TILE * 2..];
+                return bytes.as_ptr().cast();
+            }
+            if panel == first + p {
+                let fill = Fill {
+                    weight: self.weight,
+                    panel,
+                    steps: steps.clone(),
+                    folds: *weights == Weights::Decoded,
+                    to: &mut room.decoded[p * RUN * TILE..][..steps.len() * TILE],
+                };
+                // SAFETY: the plan's set is one that the machine has.
+                unsafe { simd::dispatch(self.plan.set, fill) };
+            }
+            room.decoded[(panel - first) * RUN * TILE..].as_ptr()
+        });
+        let stride = self.stride();
+        let blocks = self.rows.div_ceil(ROWS);
+        for block in 0..blocks {
+            let row = block * ROWS;
+            let tiles = (stride - row).div_ceil(SIDE).min(SIDES);
+            let at = row * self.steps * DEPTH + steps.start * tiles * TILE;
+            let totals: [*mut f32; SIDES] = std::array::from_fn(|p| {
+                let panel = p.min(pair.len() - 1);
+                sums[(panel * stride + row) * SIDE..].as_mut_ptr()
+            });
+            let (later, lines) = self.later(call, block, blocks);
+            let mut product = TileProduct {
+                rows: tiles,
+                panels: pair.len(),
+                x: self.x[at..].as_ptr(),
+                w,
+                sums: totals,
+                steps: steps.len(),
+                begins: steps.start == 0,
+                later,
+                lines,
+            };
+            if let Weights::Scaled(scales) = *weights {
+                let size = tiles * SIDE * SIDE;
+                let (a, b) = room.of_scale.split_at_mut(size);
+                product.sums = [a.as_mut_ptr(), b.as_mut_ptr()];
+                product.begins = true;
+                // SAFETY: as below, into memory of this thread's own.
+                unsafe { unit.multiply(&product) };
+                for (p, from) in [a, b].into_iter().enumerate().take(pair.len()) {
+                    let add = AddScaled {
+                        scales: self.weight.lane_scales(first + p, scales),
+                        from: &from[..size],
+                        to: &mut sums[(p * stride + row) * SIDE..][..size],
+                        begins: steps.start == 0,
+                    };
+                    // SAFETY: as above.
+                    unsafe { simd::dispatch(self.plan.set, add) };
+                }
+            } else {
+                // SAFETY: x has the block's tiles of all steps, each of w those of the run, and sums
+                // the block's rows of both panels.
+                unsafe { unit.multiply(&product) };
+            }
+        }
+    }
+
+    /// A block's share of what is needed after a call: where it begins, and lines a step.
+    fn later(&self, call: &Call, block: usize, blocks: usize) -> ([*const u8; SIDES], usize) {
+        const LINE_BYTES: usize = 64;
+        let (panel, step) = call.later;
+        let shape = self.weight.shape();
+        let bytes = TILE * shape.format.bytes();
+        let lines = (bytes / LINE_BYTES).div_ceil(blocks);
+        let skipped = block * lines * call.steps.len() * LINE_BYTES;
+        let there = call.steps.len() * bytes;
+        let pointers = std::array::from_fn(|p| {
+            let panel = self.weight.panel((panel + p).min(call.last));
+            panel.as_ptr().wrapping_add(step * bytes + skipped)
+        });
+        let all = step < self.steps && skipped < there;
+        (pointers, if all { lines } else { 0 })
+    }
+}
+
+/// What a run of a pair of panels is.
+struct Call {
+    pair: Range<usize>,
+    /// The task's last panel.
+    last: usize,
+    steps: Range<usize>,
+    weights: Weights,
+    /// The panel and the step that follow.
+    later: (usize, usize),
+}
+
+/// Fills tiles with some steps of a panel, and with zeros where k ends.
+struct Fill<'a> {
+    weight: &'a PackedWeight,
+    panel: usize,
+    steps: Range<usize>,
+    /// Whether scales are multiplied into the codes.
+    folds: bool,
+    to: &'a mut [u16],
+}
+
+impl Kernel for Fill<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let shape = self.weight.shape();
+        let panel = self.weight.panel(self.panel);
+        // Panels hold whole groups of k, of zeros where k ends.
+        let end = shape.k.next_multiple_of(GROUP);
+        let ks = self.steps.start * DEPTH..end.min(self.steps.end * DEPTH);
+        let (groups, rest) = self.to.split_at_mut(ks.len() * LANES);
+        rest.fill(0);
+        if shape.format != PanelFormat::E4M3 {
+            let stored = &panel[ks.start * LANES * 2..ks.end * LANES * 2];
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(groups);
+            bytes.copy_from_slice(stored);
+            return;
+        }
+        let mut k = ks.start;
+        let codes = panel[ks.start * LANES..ks.end * LANES].as_chunks::<{ GROUP * LANES }>();
+        let mut pairs = codes
+            .0
+            .iter()
+            .zip(groups.as_chunks_mut::<{ GROUP * LANES }>().0);
+        while k < ks.end {
+            let block = k / shape.scale_block();
+            let by = match self.folds {
+                true => self
+                    .weight
+                    .lane_scales(self.panel, block)
+                    .map(|x| x * CODE_BIAS),
+                false => [CODE_BIAS; LANES],
+            };
+            // SAFETY: the array has LANES elements.
+            let by = unsafe { s.load_f32(by.as_ptr()) };
+            let last = match self.folds {
+                true => ks.end.min((block + 1) * shape.scale_block()),
+                false => ks.end,
+            };
+            for (from, to) in pairs.by_ref().take((last - k).div_ceil(GROUP)) {
+                // SAFETY: a group of codes is a vector, and one of bf16 is two.
+                unsafe {
+                    let words = s.bits(s.load_f32(from.as_ptr().cast()));
+                    let to: *mut f32 = to.as_mut_ptr().cast();
+                    let a = [code::<S, 0>(s, words), code::<S, 1>(s, words)];
+                    let b = [code::<S, 2>(s, words), code::<S, 3>(s, words)];
+                    s.store_f32(to, pair(s, a, by));
+                    s.store_f32(to.add(LANES), pair(s, b, by));
+                }
+            }
+            k = last;
+        }
+    }
+}
+
+/// Two numbers, times powers of two exact in bf16, as a word.
+#[inline(always)]
+fn pair<S: Simd>(s: S, [even, odd]: [S::F; 2], by: S::F) -> S::F {
+    let (even, odd) = (s.bits(s.mul(even, by)), s.bits(s.mul(odd, by)));
+    s.float(s.or(s.shr::<16>(even), odd))
+}
+
+/// Adds a block's sums, times its scales, to the totals.
+struct AddScaled<'a> {
+    scales: [f32; LANES],
+    from: &'a [f32],
+    to: &'a mut [f32],
+    begins: bool,
+}
+
+impl Kernel for AddScaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: the array has LANES elements; so do the chunks.
+        let scales = unsafe { s.load_f32(self.scales.as_ptr()) };
+        let totals = self.to.as_chunks_mut::<LANES>().0;
+        for (from, to) in self.from.as_chunks::<LANES>().0.iter().zip(totals) {
+            // SAFETY: as above.
+            unsafe {
+                let before = match self.begins {
+                    true => s.splat(0.0),
+                    false => s.load_f32(to.as_ptr()),
+                };
+                let total = s.fma(scales, s.load_f32(from.as_ptr()), before);
+                s.store_f32(to.as_mut_ptr(), total);
+            }
+        }
+    }
+}
