@@ -10,7 +10,8 @@
 //!    at a time into the near caches, once for all rows; so are the last k where they fill no tile.
 //! 4. Scales that are powers of two are multiplied into the decoded numbers, which stay exact. Other
 //!    scales multiply sums in f32: a run is then a block of scales, summed by itself.
-//! 5. What the next two panels hold of the run is asked for meanwhile, each step its share.
+//! 5. What the next two panels hold of the run is asked for meanwhile: each step its share, or, where
+//!    panels are decoded, each line of codes its fellow.
 //!
 //! A sum's order is that of the steps of k: neither rows, nor threads, nor runs have a say in it.
 
@@ -33,8 +34,9 @@ const COPIED: usize = 32;
 const INLINE: usize = 128 * 1024;
 /// Rows of two tiles.
 const ROWS: usize = SIDES * SIDE;
-/// Elements of f32 in a cache line.
-const LINE: usize = 16;
+/// Bytes of a cache line, and elements of f32 in it.
+const LINE_BYTES: usize = 64;
+const LINE: usize = LINE_BYTES / 4;
 
 /// Where things lie in the scratch memory, in elements of f32: x, then for each thread its sums, a run
 /// of two panels decoded, and the sums of a block of scales.
@@ -76,7 +78,7 @@ pub(super) fn multiply(
     if scratch.len() < needed {
         scratch.resize(needed, 0.0);
     }
-    let start = scratch.as_ptr().align_offset(64).min(LINE);
+    let start = scratch.as_ptr().align_offset(LINE_BYTES).min(LINE);
     let (tiles, rest) = scratch[start..].split_at_mut(places.x);
     let rest = Shared(rest.as_mut_ptr());
     let chunks = Tiles::new(x.rows(), plan.chunk);
@@ -200,13 +202,15 @@ impl Task<'_> {
                 let pair = first..panels.end.min(first + SIDES);
                 let later = if pair.end < panels.end {
                     (pair.end, start)
-                } else {
+                } else if steps.end < self.steps {
                     (panels.start, steps.end)
+                } else {
+                    // Likely this thread's next task.
+                    (panels.end, 0)
                 };
                 let at = (first - panels.start) * self.stride() * SIDE;
                 let call = Call {
                     pair,
-                    last: panels.end - 1,
                     steps: steps.clone(),
                     weights,
                     later,
@@ -273,6 +277,7 @@ impl Task<'_> {
                     panel,
                     steps: steps.clone(),
                     folds: *weights == Weights::Decoded,
+                    later: self.later_panel(call, p),
                     to: &mut room.decoded[p * RUN * TILE..][..steps.len() * TILE],
                 };
                 // SAFETY: the plan's set is one that the machine has.
@@ -299,6 +304,7 @@ impl Task<'_> {
                 sums: totals,
                 steps: steps.len(),
                 begins: steps.start == 0,
+                x_ahead: block > 0,
                 later,
                 lines,
             };
@@ -327,29 +333,35 @@ impl Task<'_> {
         }
     }
 
-    /// A block's share of what is needed after a call: where it begins, and lines a step.
+    /// Where the panel begins that is needed after one of a call's; none after the last.
+    fn later_panel(&self, call: &Call, p: usize) -> Option<*const u8> {
+        let (first, step) = call.later;
+        let panels = self.weight.shape().panels();
+        if first >= panels {
+            return None;
+        }
+        let panel = self.weight.panel((first + p).min(panels - 1));
+        let bytes = TILE * self.weight.shape().format.bytes();
+        Some(panel.as_ptr().wrapping_add(step * bytes))
+    }
+
+    /// A block's share of that: where it begins in each panel, and how many lines a step. What is
+    /// decoded was asked for by then.
     fn later(&self, call: &Call, block: usize, blocks: usize) -> ([*const u8; SIDES], usize) {
-        const LINE_BYTES: usize = 64;
-        let (panel, step) = call.later;
-        let shape = self.weight.shape();
-        let bytes = TILE * shape.format.bytes();
-        let lines = (bytes / LINE_BYTES).div_ceil(blocks);
-        let skipped = block * lines * call.steps.len() * LINE_BYTES;
-        let there = call.steps.len() * bytes;
-        let pointers = std::array::from_fn(|p| {
-            let panel = self.weight.panel((panel + p).min(call.last));
-            panel.as_ptr().wrapping_add(step * bytes + skipped)
-        });
-        let all = step < self.steps && skipped < there;
-        (pointers, if all { lines } else { 0 })
+        let lines = (TILE * 2 / LINE_BYTES).div_ceil(blocks);
+        let skipped = block * lines * LINE_BYTES * call.steps.len();
+        let there = call.steps.len() * TILE * 2;
+        let stored = call.weights == Weights::Stored && skipped < there;
+        match [0, 1].map(|p| self.later_panel(call, p)) {
+            [Some(a), Some(b)] if stored => ([a, b].map(|p| p.wrapping_add(skipped)), lines),
+            _ => ([std::ptr::null(); SIDES], 0),
+        }
     }
 }
 
 /// What a run of a pair of panels is.
 struct Call {
     pair: Range<usize>,
-    /// The task's last panel.
-    last: usize,
     steps: Range<usize>,
     weights: Weights,
     /// The panel and the step that follow.
@@ -363,6 +375,8 @@ struct Fill<'a> {
     steps: Range<usize>,
     /// Whether scales are multiplied into the codes.
     folds: bool,
+    /// What is decoded after this.
+    later: Option<*const u8>,
     to: &'a mut [u16],
 }
 
@@ -384,7 +398,7 @@ impl Kernel for Fill<'_> {
             bytes.copy_from_slice(stored);
             return;
         }
-        let mut k = ks.start;
+        let (mut k, mut later) = (ks.start, self.later);
         let codes = panel[ks.start * LANES..ks.end * LANES].as_chunks::<{ GROUP * LANES }>();
         let mut pairs = codes
             .0
@@ -406,6 +420,11 @@ impl Kernel for Fill<'_> {
                 false => ks.end,
             };
             for (from, to) in pairs.by_ref().take((last - k).div_ceil(GROUP)) {
+                // A group of codes is a cache line.
+                if let Some(line) = &mut later {
+                    simd::prefetch_second_level(*line);
+                    *line = line.wrapping_add(LINE_BYTES);
+                }
                 // SAFETY: a group of codes is a vector, and one of bf16 is two.
                 unsafe {
                     let words = s.bits(s.load_f32(from.as_ptr().cast()));

@@ -105,13 +105,13 @@ pub(super) unsafe fn release() {
     }
 }
 
-/// A cache line of each panel's next step, so many bytes into it.
+/// The lines of a tile that lies so far behind a register's address, into the first-level cache.
 macro_rules! prefetch {
-    ($panel:literal: $($at:literal)+) => {
-        concat!($("prefetcht0 [{", $panel, "} + 1024 + ", $at, "]\n"),+)
+    ($register:literal + $tile:literal: $($at:literal)+) => {
+        concat!($("prefetcht0 [{", $register, "} + ", $tile, " + ", $at, "]\n"),+)
     };
-    ($panel:literal) => {
-        prefetch!($panel: 0 64 128 192 256 320 384 448 512 576 640 704 768 832 896 960)
+    ($register:literal + $tile:literal) => {
+        prefetch!($register + $tile: 0 64 128 192 256 320 384 448 512 576 640 704 768 832 896 960)
     };
 }
 
@@ -169,29 +169,41 @@ macro_rules! product {
     };
 }
 
-product!(
-    two_by_two,
-    clear "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
-    load "tileloadd tmm0, [{sums0} + {row}*1]
-          tileloadd tmm1, [{sums1} + {row}*1]
-          tileloadd tmm2, [{sums0} + {row}*1 + 1024]
-          tileloadd tmm3, [{sums1} + {row}*1 + 1024]",
-    step prefetch!("w0"), prefetch!("w1"),
-         "tileloadd tmm4, [{x} + {row}*1]
-          tileloadd tmm6, [{w0} + {row}*1]
-          tdpbf16ps tmm0, tmm4, tmm6
-          tileloadd tmm7, [{w1} + {row}*1]
-          tdpbf16ps tmm1, tmm4, tmm7
-          tileloadd tmm5, [{x} + {row}*1 + 1024]
-          tdpbf16ps tmm2, tmm5, tmm6
-          tdpbf16ps tmm3, tmm5, tmm7
-          add {x}, 2048
-          add {w0}, 1024
-          add {w1}, 1024";
-    store "tilestored [{sums0} + {row}*1], tmm0
-           tilestored [{sums1} + {row}*1], tmm1
-           tilestored [{sums0} + {row}*1 + 1024], tmm2
-           tilestored [{sums1} + {row}*1 + 1024], tmm3"
+/// Two by two tiles, the next step's of w or of x prefetched.
+macro_rules! two_by_two {
+    ($name:ident, $($ahead:expr),+) => {
+        product!(
+            $name,
+            clear "tilezero tmm0\ntilezero tmm1\ntilezero tmm2\ntilezero tmm3",
+            load "tileloadd tmm0, [{sums0} + {row}*1]
+                  tileloadd tmm1, [{sums1} + {row}*1]
+                  tileloadd tmm2, [{sums0} + {row}*1 + 1024]
+                  tileloadd tmm3, [{sums1} + {row}*1 + 1024]",
+            step $($ahead),+,
+                 "tileloadd tmm4, [{x} + {row}*1]
+                  tileloadd tmm6, [{w0} + {row}*1]
+                  tdpbf16ps tmm0, tmm4, tmm6
+                  tileloadd tmm7, [{w1} + {row}*1]
+                  tdpbf16ps tmm1, tmm4, tmm7
+                  tileloadd tmm5, [{x} + {row}*1 + 1024]
+                  tdpbf16ps tmm2, tmm5, tmm6
+                  tdpbf16ps tmm3, tmm5, tmm7
+                  add {x}, 2048
+                  add {w0}, 1024
+                  add {w1}, 1024";
+            store "tilestored [{sums0} + {row}*1], tmm0
+                   tilestored [{sums1} + {row}*1], tmm1
+                   tilestored [{sums0} + {row}*1 + 1024], tmm2
+                   tilestored [{sums1} + {row}*1 + 1024], tmm3"
+        );
+    };
+}
+
+two_by_two!(two_by_two, prefetch!("w0" + 1024), prefetch!("w1" + 1024));
+two_by_two!(
+    two_by_two_x_ahead,
+    prefetch!("x" + 2048),
+    prefetch!("x" + 3072)
 );
 
 product!(
@@ -199,7 +211,7 @@ product!(
     clear "tilezero tmm0\ntilezero tmm1",
     load "tileloadd tmm0, [{sums0} + {row}*1]
           tileloadd tmm1, [{sums1} + {row}*1]",
-    step prefetch!("w0"), prefetch!("w1"),
+    step prefetch!("w0" + 1024), prefetch!("w1" + 1024),
          "tileloadd tmm4, [{x} + {row}*1]
           tileloadd tmm6, [{w0} + {row}*1]
           tdpbf16ps tmm0, tmm4, tmm6
@@ -218,7 +230,7 @@ product!(
     load "tileloadd tmm0, [{sums0} + {row}*1]
           tileloadd tmm2, [{sums0} + {row}*1 + 1024]
           /* {sums1} */",
-    step prefetch!("w0"),
+    step prefetch!("w0" + 1024),
          "tileloadd tmm6, [{w0} + {row}*1]
           tileloadd tmm4, [{x} + {row}*1]
           tdpbf16ps tmm0, tmm4, tmm6
@@ -236,7 +248,7 @@ product!(
     clear "tilezero tmm0",
     load "tileloadd tmm0, [{sums0} + {row}*1]
           /* {sums1} */",
-    step prefetch!("w0"),
+    step prefetch!("w0" + 1024),
          "tileloadd tmm6, [{w0} + {row}*1]
           tileloadd tmm4, [{x} + {row}*1]
           tdpbf16ps tmm0, tmm4, tmm6
@@ -255,6 +267,7 @@ pub(super) unsafe fn multiply(product: &TileProduct) {
     // SAFETY: the caller vouches for it.
     unsafe {
         match (product.rows, product.panels) {
+            (2, 2) if product.x_ahead => two_by_two_x_ahead(product),
             (2, 2) => two_by_two(product),
             (2, _) => two_by_one(product),
             (_, 2) => one_by_two(product),

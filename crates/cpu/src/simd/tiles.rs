@@ -37,6 +37,9 @@ pub(crate) struct TileProduct {
     pub(crate) steps: usize,
     /// Whether sums begin with this product, and not with what is in memory.
     pub(crate) begins: bool,
+    /// Whether the next step's tiles of x are brought into the first-level cache meanwhile, and not
+    /// those of the panels: what was not used just before.
+    pub(crate) x_ahead: bool,
     /// What will be needed later, to be brought into the second-level cache: from each of these
     /// addresses on so many cache lines a step. No address is wrong.
     pub(crate) later: [*const u8; SIDES],
