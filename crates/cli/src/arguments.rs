@@ -12,7 +12,8 @@ pub use values::{
 
 /// Gated activations and the DeepSeek-V4 MLP, on every platform of this machine.
 ///
-/// Exit codes: 0 done, 1 a check failed, 2 bad usage or input.
+/// Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 the data of `verify --against`
+/// cannot tell.
 #[derive(Debug, Parser)]
 #[command(name = "swiglu", version, max_term_width = 100)]
 pub struct Arguments {

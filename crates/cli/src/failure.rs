@@ -5,12 +5,16 @@ use std::process::ExitCode;
 pub const CHECK_FAILED: u8 = 1;
 /// The exit code of bad usage or input.
 pub const BAD_INPUT: u8 = 2;
+/// The exit code of a check that its data do not decide.
+pub const CANNOT_TELL: u8 = 3;
 
 /// Why the program ends without having done its work.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     #[error("{0}")]
     Check(String),
+    #[error("{0}")]
+    CannotTell(String),
     #[error("{0}")]
     Input(String),
     #[error("{}: {source}", path.display())]
@@ -35,10 +39,11 @@ impl Failure {
         }
     }
 
-    /// 1 for a failed check, 2 for everything that the caller brought.
+    /// 1 for a failed check, 3 for one without a result, 2 for everything that the caller brought.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Check(_) => CHECK_FAILED,
+            Self::CannotTell(_) => CANNOT_TELL,
             Self::Input(_)
             | Self::File { .. }
             | Self::Operation(_)

@@ -3,13 +3,18 @@ use std::io::Write;
 use swiglu::Dispatcher;
 
 use crate::arguments::Verify;
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 
 mod against;
+mod faults;
+mod fitted;
 mod hypothesis;
 mod platform;
+mod recipe;
 mod report;
+mod score;
 mod survey;
+mod verdict;
 
 /// `swiglu verify`.
 pub fn verify(arguments: &Verify, out: &mut impl Write) -> Result<()> {
@@ -22,13 +27,7 @@ pub fn verify(arguments: &Verify, out: &mut impl Write) -> Result<()> {
             } else {
                 verdict.print(out)?;
             }
-            if verdict.right {
-                return Ok(());
-            }
-            Err(Failure::Check(format!(
-                "the output is not {}: {}",
-                verdict.operation, verdict.verdict
-            )))
+            verdict.result()
         }
         _ => {
             let report = survey::survey(arguments)?;

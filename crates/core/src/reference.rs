@@ -29,7 +29,9 @@ fn clamp_both(x: f64, limit: f64) -> f64 {
     if x < -limit { -limit } else { x }
 }
 
-fn of_gate(f: Function, x: f64) -> f64 {
+/// What `f` makes of a gate, in f64 and without clamp or rounding: for tools that compare an output
+/// with other formulas than an operation's own.
+pub fn of_gate(f: Function, x: f64) -> f64 {
     use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
     match f {
         Function::Silu { alpha } => times_sigmoid(x, f64::from(alpha) * x),
@@ -55,7 +57,8 @@ fn of_gate(f: Function, x: f64) -> f64 {
     }
 }
 
-fn of_up(f: Function, x: f64) -> f64 {
+/// What `f` makes of the up half, as [`of_gate`]: itself but for a bound of SiTU's.
+pub fn of_up(f: Function, x: f64) -> f64 {
     match f {
         Function::Situ {
             up_bound: Some(bound),

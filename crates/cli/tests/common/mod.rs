@@ -1,6 +1,8 @@
 //! Running the program, and the small files that it reads and writes.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod engine;
+
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
