@@ -203,3 +203,24 @@ impl fmt::Display for GatedActivation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_lie_where_the_operators_have_them() {
+        let at = |op: GatedActivation| [op.positions(5, 0), op.positions(5, 3)];
+        assert_eq!(at(GatedActivation::silu_and_mul()), [(0, 5), (3, 8)]);
+        assert_eq!(at(GatedActivation::mul_and_silu()), [(5, 0), (8, 3)]);
+        assert_eq!(at(GatedActivation::gpt_oss()), [(0, 1), (6, 7)]);
+    }
+
+    #[test]
+    fn a_limit_is_told_wherever_its_clamp_is() {
+        let limit = |op: GatedActivation| op.limit().map(Limit::get);
+        assert_eq!(limit(GatedActivation::deepseek_v4()), Some(10.0));
+        assert_eq!(limit(GatedActivation::step_3_5()), Some(7.0));
+        assert_eq!(limit(GatedActivation::silu_and_mul()), None);
+    }
+}

@@ -151,6 +151,27 @@ mod tests {
         assert_eq!(gates.map(|g| y(&fatrelu, g, 2.0)), [0.0, 0.0, 1.5, 0.0]);
     }
 
+    /// Values by mpmath, 30 digits.
+    #[test]
+    fn the_functions_of_the_family_are_what_their_names_say() {
+        let near = |got: f64, want: f64| assert!((got / want - 1.0).abs() < 1e-14, "{got} {want}");
+        near(
+            of_gate(Function::Silu { alpha: 1.702 }, 1.5),
+            1.391_662_201_754_134_2,
+        );
+        near(of_gate(Function::Gelu, 1.5), 1.399_789_198_096_713);
+        near(of_gate(Function::Gelu, -6.0), -5.919_525_870_226_188_5e-9);
+        near(of_gate(Function::GeluTanh, 1.5), 1.399_571_576_980_232_8);
+        near(of_gate(Function::GeluTanh, -0.5), -0.154_285_990_174_856_09);
+        let situ = Function::Situ {
+            beta: 4.0,
+            up_bound: Some(25.0),
+        };
+        near(of_gate(situ, 3.0), 2.420_105_834_890_013_5);
+        near(of_up(situ, -30.0), -20.841_365_175_303_88);
+        assert_eq!(of_up(Function::Gelu, -30.0), -30.0);
+    }
+
     #[test]
     fn bounds_are_those_of_the_definition() {
         let op = GatedActivation::deepseek_v4();

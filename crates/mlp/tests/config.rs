@@ -125,6 +125,49 @@ fn what_is_not_understood_is_refused_by_name() {
     assert!(ModelConfig::from_json("").is_err());
 }
 
+/// Other values of `scale_fmt` are read elsewhere or not at all; none is taken for E8M0 unseen.
+#[test]
+fn a_format_of_scales_that_is_not_known_is_refused_in_either_form() {
+    for bad in ["\"nf4\"", "7", "[\"ue8m0\"]", "true"] {
+        refused("\"ue8m0\"", bad, "quantization_config.scale_fmt: expected");
+        let text = format!(
+            r#"{{"dim": 64, "moe_inter_dim": 32, "n_shared_experts": 1, "dtype": "fp8",
+            "scale_fmt": {bad}, "swiglu_limit": 10.0}}"#
+        );
+        let error = ModelConfig::from_json(&text).unwrap_err().to_string();
+        assert!(error.starts_with("scale_fmt: expected"), "{error}");
+    }
+    assert_eq!(read(&V4.replace("\"ue8m0\"", "null")), read(V4));
+}
+
+/// `dtype` is a setting of blocks in DeepSeek's own form alone.
+#[test]
+fn a_dtype_in_hugging_faces_form_says_nothing_of_blocks() {
+    let quantization = &V4[V4.find(", \"quantization_config").unwrap()..V4.len() - 1];
+    for dtype in ["bfloat16", "fp8"] {
+        let text = V4.replace(quantization, &format!(", \"dtype\": \"{dtype}\""));
+        assert_eq!(read(&text).block, None, "{dtype}");
+    }
+}
+
+/// As saved by a model of several modalities: what quantizes all stands at the root.
+#[test]
+fn a_quantization_at_the_root_counts_for_the_language_model() {
+    let quantization = &V4[V4.find("\"quantization_config").unwrap()..V4.len() - 1];
+    let rest = V4.replace(&format!(", {quantization}"), "");
+    let block = |root: &str| read(&format!("{{{root}, \"text_config\": {rest}}}")).block;
+    assert_eq!(block(quantization), Some([128, 128]));
+    assert_eq!(
+        block(&quantization.replace("[128, 128]", "[32, 64]")),
+        Some([32, 64])
+    );
+    // Refused at the root as it is below.
+    let bad = quantization.replace("e4m3", "e5m2");
+    let error = ModelConfig::from_json(&format!("{{{bad}, \"text_config\": {rest}}}"));
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("quantization_config.fmt"), "{error}");
+}
+
 #[test]
 fn quantization_is_read_as_far_as_it_goes() {
     let config = |from: &str, to: &str| {

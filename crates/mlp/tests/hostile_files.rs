@@ -54,6 +54,26 @@ fn a_header_length_beyond_the_file() {
     refused_with(&bytes, "a header of 1048576 bytes");
 }
 
+/// The format's own bound, in files with a hole for a header: one byte more is refused before it is
+/// read as JSON.
+#[test]
+fn a_header_beyond_the_formats_bound() {
+    const MOST: u64 = 100_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let error = |length: u64| {
+        let path = put(folder.path(), "a.safetensors", length.to_le_bytes());
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(length + 1000).unwrap();
+        drop(file);
+        Checkpoint::open(&path).unwrap_err().to_string()
+    };
+    let beyond = error(MOST + 1);
+    let expected = "a header of 100000001 bytes, where at most 100000000 are possible";
+    assert!(beyond.contains(expected), "{beyond}");
+    let at = error(MOST);
+    assert!(at.contains("header: ") && !at.contains("possible"), "{at}");
+}
+
 #[test]
 fn overlapping_offsets() {
     let header = TWO.replace("[4,8]", "[2,6]");
