@@ -7,12 +7,15 @@ use crate::failure::Result;
 
 mod against;
 mod faults;
+mod finish;
 mod fitted;
 mod hypothesis;
 mod platform;
+mod range;
 mod recipe;
 mod report;
 mod score;
+mod stages;
 mod survey;
 mod verdict;
 

@@ -5,9 +5,9 @@ use std::path::Path;
 use swiglu::{Element, Float, GatedActivation, bf16, f16};
 
 use super::faults::Part;
+use super::finish::Store;
 use super::fitted::{self, Dump};
 use super::hypothesis::{Hypothesis, finishes};
-use super::recipe::Store;
 use super::score::{Contest, Exactness, Score, score, simpler};
 use super::verdict::{Mismatch, Outcome, Row, Untried, Verdict};
 use crate::act::shapes;

@@ -2,7 +2,7 @@
 //! data it takes to tell.
 //!
 //! A fault whose parameter is read off the output (another limit, a factor) is in
-//! [`super::fitted`], and one of the rounding in [`super::recipe::Finish`].
+//! [`super::fitted`], and one of the rounding in [`super::finish::Finish`].
 
 use swiglu::{Clamp, Function, GatedActivation, Layout, Limit};
 

@@ -12,8 +12,10 @@
 use swiglu::{Element, GatedActivation, Rounding};
 
 use super::faults::Part;
+use super::finish::{Factor, Finish, Store};
 use super::hypothesis::RowFactors;
-use super::recipe::{Factor, Finish, Range, Recipe, Store, at_place, order};
+use super::range::{Range, at_place, order};
+use super::recipe::Recipe;
 
 /// Elements that a limit is read off.
 const LIMIT_SAMPLE: usize = 8192;

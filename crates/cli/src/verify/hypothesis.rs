@@ -3,8 +3,10 @@ use std::fmt;
 use swiglu::{Element, Float, GatedActivation, Rounding};
 
 use super::faults::{FAULTS, Fault, Part};
+use super::finish::{Factor, Finish, Store};
 use super::fitted::Fit;
-use super::recipe::{Factor, Finish, Range, Recipe, Store};
+use super::range::Range;
+use super::recipe::Recipe;
 
 /// One way in which an output may have come about: the definition or one with a fault, rounded in
 /// one of the ways that there are.

@@ -22,6 +22,8 @@ pub struct PlatformReport {
     pub device: String,
     pub operations: Vec<OperationRow>,
     pub checks: Vec<CheckRow>,
+    /// Matmuls, quantization and the MLP; empty where one operation is asked for.
+    pub stages: Vec<StageRow>,
 }
 
 /// One operation in one type against the reference.
@@ -48,6 +50,57 @@ pub struct CheckRow {
     pub check: &'static str,
     pub passes: bool,
     pub failure: Option<String>,
+}
+
+/// A stage of the MLP against the reference.
+#[derive(Debug, Serialize)]
+pub struct StageRow {
+    pub stage: String,
+    /// Why it was not run.
+    pub skipped: Option<String>,
+    /// What was measured, and the bound.
+    pub measured: Option<String>,
+    pub passes: bool,
+    pub failure: Option<String>,
+}
+
+impl StageRow {
+    /// A stage that was run, with what was measured.
+    pub fn new(
+        stage: String,
+        measured: std::result::Result<String, swiglu_conformance::Failure>,
+    ) -> Self {
+        let (measured, failure) = match measured {
+            Ok(measured) => (Some(measured), None),
+            Err(failure) => (None, Some(format!("{stage}: {failure}"))),
+        };
+        Self {
+            stage,
+            skipped: None,
+            measured,
+            passes: failure.is_none(),
+            failure,
+        }
+    }
+
+    /// A stage that the platform does not run.
+    pub const fn skipped(stage: String, reason: String) -> Self {
+        Self {
+            stage,
+            skipped: Some(reason),
+            measured: None,
+            passes: true,
+            failure: None,
+        }
+    }
+
+    fn outcome(&self) -> String {
+        match (&self.skipped, &self.measured) {
+            (Some(reason), _) => format!("skipped: {reason}"),
+            (None, Some(measured)) => format!("ok, {measured}"),
+            (None, None) => "FAILED".to_owned(),
+        }
+    }
 }
 
 impl OperationRow {
@@ -113,6 +166,7 @@ impl PlatformReport {
             device: backend.description(),
             operations: Vec::new(),
             checks: Vec::new(),
+            stages: Vec::new(),
         }
     }
 
@@ -120,7 +174,9 @@ impl PlatformReport {
     pub fn failures(&self) -> impl Iterator<Item = &str> {
         let of_operations = self.operations.iter().flat_map(|row| &row.failures);
         let of_checks = self.checks.iter().filter_map(|row| row.failure.as_ref());
-        of_operations.chain(of_checks).map(String::as_str)
+        let of_stages = self.stages.iter().filter_map(|row| row.failure.as_ref());
+        let all = of_operations.chain(of_checks).chain(of_stages);
+        all.map(String::as_str)
     }
 
     fn print(&self, out: &mut impl Write) -> Result<()> {
@@ -156,6 +212,14 @@ impl PlatformReport {
             writeln!(out, "{:<50} {verdict}", r.check)?;
         }
         writeln!(out)?;
+        let width = self.stages.iter().map(|r| r.stage.len()).max();
+        let width = width.unwrap_or(0);
+        for r in &self.stages {
+            writeln!(out, "{:<width$} {}", r.stage, r.outcome())?;
+        }
+        if !self.stages.is_empty() {
+            writeln!(out)?;
+        }
         for failure in self.failures() {
             writeln!(out, "{failure}")?;
         }

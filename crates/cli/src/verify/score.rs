@@ -9,9 +9,10 @@
 
 use swiglu::{Element, Float, Rounding, reference};
 
+use super::finish::Store;
 use super::fitted::{Dump, Output};
 use super::hypothesis::Hypothesis;
-use super::recipe::{Range, Store};
+use super::range::Range;
 
 /// Contradictions after which a hypothesis is dropped.
 const ENOUGH: usize = 64;

@@ -5,6 +5,7 @@ use swiglu_conformance::{Check, Harness, Size, checks};
 use super::compared;
 use super::platform::Platform;
 use super::report::{CheckRow, OperationRow, PlatformReport, Report};
+use super::stages::stages_of;
 use crate::arguments::{Verify, dispatcher};
 use crate::failure::{Failure, Result};
 
@@ -69,7 +70,13 @@ pub fn survey(arguments: &Verify) -> Result<Report> {
     }
     let bar = bar(harnesses.len() * (ops.len() * Float::ALL.len() + CHECKS.len()));
     for (name, harness) in &harnesses {
-        report.platforms.push(check(name, harness, &ops, &bar));
+        let mut platform = check(name, harness, &ops, &bar);
+        if only.is_none() {
+            bar.set_message(format!("{name}: matmuls, quantization and the MLP"));
+            let options = &dispatcher.dispatch().open;
+            platform.stages = stages_of(name, options).map_err(Failure::Input)?;
+        }
+        report.platforms.push(platform);
     }
     bar.finish_and_clear();
     Ok(report)
