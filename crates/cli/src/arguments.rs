@@ -160,16 +160,19 @@ pub struct Demo {
     pub device: DeviceSettings,
 }
 
-/// Checks the gated activations of every platform here against the definition, in every type; or,
-/// with --against, another engine's output in a file.
+/// Checks every platform here against the definition: the gated activations in every type, matmuls,
+/// quantization and the MLP; or, with --against, another engine's output in a file.
+///
+/// Exit codes: 0 all is as the definition says, 1 it is not, 2 bad usage or input, 3 the data in the
+/// file cannot tell. docs/verify.md has the method and the fields of --json.
 #[derive(Debug, Args)]
 pub struct Verify {
     /// A safetensors file with an engine's `input` [.., 2d] and the `output` [.., d] that it made
-    /// of it: says whether that is the operation, and if not, which known fault explains it.
+    /// of it: says whether that is the operation, and if not, which known faults explain it.
     #[arg(long, value_name = "FILE", requires = "op")]
     pub against: Option<PathBuf>,
-    /// An operator such as silu_and_mul_with_clamp, or a model such as deepseek_v4; all of them
-    /// unless given.
+    /// An operator such as silu_and_mul_with_clamp, or a model such as deepseek_v4; all of them,
+    /// and matmuls, quantization and the MLP, unless given.
     #[arg(long)]
     pub op: Option<String>,
     #[command(flatten)]

@@ -40,6 +40,70 @@ fn one_operation_is_checked_with_its_own_settings() {
 }
 
 #[test]
+fn every_stage_is_checked_with_a_line_each() {
+    let report = expect(0, &["verify", "--platform", "cpu", "--json"]);
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let stages = report["platforms"][0]["stages"].as_array().unwrap();
+    for row in stages {
+        assert_eq!(row["passes"], true, "{row}");
+        assert!(
+            row["measured"].is_string() && row["skipped"].is_null(),
+            "{row}"
+        );
+    }
+    let names: Vec<_> = stages
+        .iter()
+        .map(|r| r["stage"].as_str().unwrap())
+        .collect();
+    let has = |name: &str| names.iter().any(|n| n.contains(name));
+    for format in [
+        "f32",
+        "f16",
+        "bf16",
+        "fp8 in blocks of 128 x 128",
+        "fp8 in blocks of 32 x 32",
+    ] {
+        assert!(has(&format!("matmul of bf16 by {format}")), "{names:?}");
+    }
+    for group in [32, 64, 128] {
+        for scales in ["f32", "e8m0"] {
+            let quant = format!("fp8(group={group}, scales={scales})");
+            assert!(names.contains(&quant.as_str()), "{names:?}");
+            assert!(
+                has(&format!("silu_and_mul_with_clamp to {quant}")),
+                "{names:?}"
+            );
+        }
+    }
+    assert!(has("MLP of bf16 activations by fp8") && has("MLP of FP8 activations"));
+    assert!(has(
+        "matmul of fp8(group=128, scales=e8m0) by fp8 in blocks of 128 x 128"
+    ));
+    let text = expect(0, &["verify", "--platform", "cpu"]);
+    for name in names {
+        let line = text.lines().find(|line| line.starts_with(name));
+        assert!(
+            line.is_some_and(|line| line.contains(" ok, ")),
+            "{name}: {line:?}"
+        );
+    }
+    // One operation has no matmuls.
+    let one = [
+        "verify",
+        "--platform",
+        "cpu",
+        "--json",
+        "--op",
+        "silu_and_mul",
+    ];
+    let report: Value = serde_json::from_str(&expect(0, &one)).unwrap();
+    assert_eq!(
+        report["platforms"][0]["stages"].as_array().unwrap().len(),
+        0
+    );
+}
+
+#[test]
 fn the_environment_names_the_platform() {
     let output = swiglu(&["verify", "--op", "silu_and_mul", "--json"])
         .env("SWIGLU_PLATFORM", "reference")
