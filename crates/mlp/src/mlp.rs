@@ -25,8 +25,8 @@ pub struct DeepseekV4Mlp<B: Matmul> {
     ranks: Option<Arc<dyn Communicator<B>>>,
     stages: Stages,
     /// Gate and up in one, or where they are stored differently each by itself.
-    gate_up: Vec<B::Weight>,
-    down: B::Weight,
+    gate_up: Arc<[B::Weight]>,
+    down: Arc<B::Weight>,
 }
 
 impl<B: Matmul> fmt::Debug for DeepseekV4Mlp<B> {
@@ -97,12 +97,25 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
             false => vec![backend.load_weight(&[gate])?, backend.load_weight(&[up])?],
         };
         Ok(Self {
-            gate_up,
-            down: backend.load_weight(&[down])?,
+            gate_up: gate_up.into(),
+            down: Arc::new(backend.load_weight(&[down])?),
             ranks,
             stages,
             backend,
         })
+    }
+
+    /// The same MLP on another backend over the same device's memory, such as one for another stream:
+    /// the weights are shared, not loaded again. Each needs a workspace of its own.
+    #[must_use]
+    pub fn on(&self, backend: Arc<B>) -> Self {
+        Self {
+            backend,
+            ranks: self.ranks.clone(),
+            stages: self.stages,
+            gate_up: Arc::clone(&self.gate_up),
+            down: Arc::clone(&self.down),
+        }
     }
 
     /// Enqueues y = mlp(x): x \[T, H\] to y \[T, H\], each bf16, f16 or f32, where they lie. Nothing
@@ -236,7 +249,7 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
         self.quantize_and_matmul(quant, x, (&self.gate_up, first), gate_up.reborrow(), slots)?;
         self.backend
             .act_and_mul(op, gate_up.as_tensor().into(), act.reborrow())?;
-        let down = (std::slice::from_ref(&self.down), second);
+        let down = (std::slice::from_ref(&*self.down), second);
         self.quantize_and_matmul(quant, act.as_tensor(), down, y, slots)
     }
 
@@ -310,7 +323,7 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
 
     /// The bytes of weights that a forward pass reads.
     pub fn weight_bytes(&self) -> usize {
-        let weights = self.gate_up.iter().chain([&self.down]);
+        let weights = self.gate_up.iter().chain([&*self.down]);
         weights.map(|w| self.backend.weight_bytes(w)).sum()
     }
 
