@@ -4,6 +4,7 @@
 mod api;
 mod bundle;
 mod kernels;
+mod link_modes;
 
 use std::{
     error::Error,
@@ -16,11 +17,14 @@ const HELP: &str = "\
 The workspace's own tasks.
 
 cargo xtask kernels          Writes the list of the activations' kernels, and compiles the CUDA kernels to
-                             the fatbins that are checked in, with an nvcc of one version that it
-                             installs below target/
+                             the fatbins that are checked in, with a compiler of one version that
+                             it installs below target/
 cargo xtask kernels --check  Does so, and fails unless all of it is what is checked in
 cargo xtask api              Writes the public API of each library to docs/api, with a rustdoc of one version
 cargo xtask api --check      Fails unless that is what is checked in
+cargo xtask link-modes       Checks that swiglu-cuda compiles in every way that an engine beside it may have
+                             cudarc linked, with what is in the registry's cache
+cargo xtask link-modes --all Does so for every version of CUDA that cudarc has from 12.0 on, too
 cargo xtask bundle FOLDER    Gathers in FOLDER the tests and programs that a machine with a GPU can run
                              without a Rust toolchain, and a script `run` that runs all of them";
 
@@ -34,6 +38,8 @@ fn main() -> ExitCode {
         ["kernels", "--check"] => kernels::run(kernels::Mode::Check),
         ["api"] => api::run(false),
         ["api", "--check"] => api::run(true),
+        ["link-modes"] => link_modes::run(false),
+        ["link-modes", "--all"] => link_modes::run(true),
         ["bundle", folder] => bundle::run(Path::new(folder)),
         ["--help" | "-h" | "help"] => {
             println!("{HELP}");

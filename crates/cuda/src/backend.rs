@@ -299,7 +299,7 @@ impl Matmul for CudaBackend {
 
     fn load_weight(&self, parts: &[HostWeight<'_>]) -> swiglu_core::Result<CudaWeight> {
         let weight = CudaWeight::load(&self.stream, parts)?;
-        self.matmuls.make_room(&self.stream, &weight)?;
+        self.matmuls.make_room(&weight)?;
         Ok(weight)
     }
 

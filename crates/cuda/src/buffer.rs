@@ -25,6 +25,11 @@ impl CudaBuffer {
         })
     }
 
+    /// The context that it belongs to.
+    pub(crate) const fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
     /// Where the memory begins on the device.
     pub const fn address(&self) -> u64 {
         self.address

@@ -1,6 +1,6 @@
-use cudarc::{cublaslt::result::CublasError, driver::DriverError};
+use cudarc::driver::DriverError;
 
-use crate::probe::NotAvailable;
+use crate::{matmul::CublasStatus, probe::NotAvailable};
 
 /// The platform's name.
 pub const PLATFORM: &str = "cuda";
@@ -33,7 +33,7 @@ pub enum Error {
         /// What was asked of it.
         what: &'static str,
         /// Its own error.
-        source: CublasError,
+        source: CublasStatus,
     },
 }
 
@@ -83,7 +83,7 @@ impl<T> Doing<T> for std::result::Result<T, DriverError> {
     }
 }
 
-impl<T> Doing<T> for std::result::Result<T, CublasError> {
+impl<T> Doing<T> for std::result::Result<T, CublasStatus> {
     fn doing(self, what: &'static str) -> Result<T> {
         self.map_err(|source| Error::CublasLt { what, source })
     }
@@ -98,5 +98,27 @@ impl From<Error> for swiglu_core::Error {
                 source: Box::new(error),
             },
         }
+    }
+}
+
+/// What the loader of libraries said: libloading's own message is only that it failed.
+pub(crate) fn loader_said(error: &libloading::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => source.to_string(),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_loader_said_names_the_library() {
+        let name = "libno-such-library-of-swiglu.so.1";
+        // SAFETY: there is no such library.
+        let error = unsafe { libloading::Library::new(name) }.unwrap_err();
+        let said = loader_said(&error);
+        assert!(cfg!(windows) || said.contains(name), "{said}");
     }
 }

@@ -1,8 +1,9 @@
 //! The CUDA backend of swiglu.
 //!
-//! - [`probe`]: whether CUDA can be used here, and why not; it never panics;
+//! - [`probe`]: whether CUDA can be used here, and why not; it never panics. [`devices`] lists them;
 //! - [`CudaBackend`]: the backend, on the caller's own stream and the caller's own memory: a
-//!   [`DeviceView`] is a part of a [`CudaBuffer`], a slice of cudarc's, or an address;
+//!   [`DeviceView`] is a part of a [`CudaBuffer`], a slice of cudarc's, or an address. It opens over
+//!   a bare `CUcontext` and `CUstream` as well ([`CudaBuilder::on_raw`]), of another cudarc or of none;
 //! - [`Activations`]: the activation alone, over cudarc's streams and slices, or over bare device
 //!   pointers and a stream handle, for engines with their own memory;
 //! - [`Quantizers`]: the activation that gives FP8 codes with their scales, and quantization alone
@@ -10,8 +11,9 @@
 //!
 //! The kernels are CUDA C++ templates in `kernels/`, compiled ahead into the fatbins of `fatbin/`:
 //! nothing needs nvcc, CUDA or a GPU in order to build. `cargo xtask kernels` compiles them again.
-//! They hold machine code for compute capabilities 8.0, 9.0, 10.0 and 12.0, and PTX for others
-//! from 8.0 on.
+//! They hold machine code of CUDA 12 for compute capabilities 8.0, 9.0, 10.0 and 12.0, and PTX for
+//! others from 8.0 on: driver R525 (CUDA 12.0) or newer runs them. Any features of cudarc's that
+//! link or load CUDA, of version 12.0 or later, do.
 //!
 //! ```no_run
 //! use swiglu_core::GatedActivation;
@@ -55,10 +57,11 @@ pub use activation::{Activations, Batches, RawActCall, RawGateUp};
 pub use buffer::CudaBuffer;
 pub use error::{Error, PLATFORM, Result};
 pub use launch::options::LaunchOptions;
+pub use matmul::CublasStatus;
 #[doc(hidden)]
 pub use matmul::Route;
 pub use open::{CudaBackend, CudaBuilder};
-pub use probe::{DeviceInfo, NotAvailable, probe};
+pub use probe::{DeviceInfo, NotAvailable, devices, probe};
 pub use quant::{Quantizers, RawQuantCall, RawQuantized};
 pub use view::{DeviceView, DeviceViewMut, RawMatrix, ReadSlice, WriteSlice};
 pub use weight::CudaWeight;

@@ -50,14 +50,14 @@ __device__ __forceinline__ bool in_use(const ActParams& p, uint32_t row) {
     return (int64_t)(at - batch * p.batch_rows) < (int64_t)p.counts[batch];
 }
 
-// A vector's outputs.
+// A vector's outputs, and whether any of them is to be written anew by `rewrite`.
 template <typename F, Clamp C, typename T, bool EAGER, int N>
 __device__ __forceinline__ Vector<T, N> activate(
-    const float (&gate)[N], const float (&up)[N], const Scalars& scalars) {
+    const float (&gate)[N], const float (&up)[N], const Scalars& scalars, bool& lost) {
     Vector<T, N> out;
     float y[N];
 #pragma unroll
-    for (int j = 0; j < N; ++j) y[j] = gated<F, C, T, EAGER>(gate[j], up[j], scalars);
+    for (int j = 0; j < N; ++j) y[j] = gated_or_lost<F, C, T, EAGER>(gate[j], up[j], scalars, lost);
     if constexpr (sizeof(T) == 2) {
 #pragma unroll
         for (int j = 0; j < N; j += 2) {
@@ -68,6 +68,16 @@ __device__ __forceinline__ Vector<T, N> activate(
         for (int j = 0; j < N; ++j) out.x[j] = narrow<T>(y[j]);
     }
     return out;
+}
+
+// Outputs `from` to `end` once more, where f32 lost one, out of memory: no register is kept for what is rare.
+template <typename F, Clamp C, typename T, int APART>
+__device__ __forceinline__ void rewrite(
+    const T* gate, const T* up, T* to, int from, int end, const Scalars& scalars) {
+#pragma unroll 1
+    for (int j = from; j < end; ++j) {
+        to[j] = narrow<T>(gated_wide<F, C, T>(widen(gate[APART * j]), widen(up[APART * j]), scalars));
+    }
 }
 
 // Rows of whole vectors, both halves with one stride.
@@ -87,14 +97,18 @@ __device__ __forceinline__ void act_and_mul(const ActParams& p) {
     if (!in_use(p, row)) return;
     float gate[N], up[N];
     load_halves<T, N, INTERLEAVED>(p.gate, p.up, from, gate, up);
-    const auto out = activate<F, C, T, EAGER>(gate, up, p.scalars);
+    bool lost = false;
+    const auto out = activate<F, C, T, EAGER>(gate, up, p.scalars, lost);
 #if __CUDA_ARCH__ >= 1000
-    if constexpr (A == Access::Bytes32) {
-        store32((T*)p.output + to, out);
-        return;
-    }
+    if constexpr (A == Access::Bytes32) store32((T*)p.output + to, out);
+    else
 #endif
     *(Vector<T, N>*)((T*)p.output + to) = out;
+    if (lost) {
+        const T* first = (const T*)p.gate + from;
+        const T* second = INTERLEAVED ? first + 1 : (const T*)p.up + from;
+        rewrite<F, C, T, INTERLEAVED ? 2 : 1>(first, second, (T*)p.output + to, 0, N, p.scalars);
+    }
 }
 
 // Rows that lie anywhere: a thread has the outputs between two multiples of 16 bytes, of which the
@@ -132,14 +146,27 @@ __device__ __forceinline__ void act_and_mul_anywhere(const ActParams& p) {
             up[j] = there ? widen(one[APART * j]) : 0.0f;
         }
     }
-    const auto out = activate<F, C, T, EAGER>(gate, up, p.scalars);
+    bool lost = false;
+    const auto out = activate<F, C, T, EAGER>(gate, up, p.scalars, lost);
     if (whole) {
         *(V*)(to + column) = out;
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-        if (column + j >= 0 && column + j < d) to[column + j] = out.x[j];
+        for (int j = 0; j < N; ++j) {
+            if (column + j >= 0 && column + j < d) to[column + j] = out.x[j];
+        }
+    }
+    if (lost) {
+        // Where this is is found out again: kept, it would take registers from the usual way.
+        uint32_t again = i;
+        asm volatile("" : "+r"(again));
+        const uint32_t in = p.by_row.quotient(again);
+        T* const there = (T*)p.output + in * p.output_stride;
+        const int64_t at = (again - in * p.row_vectors) * (int64_t)N - behind16(there) / sizeof(T);
+        const T* gates = (const T*)p.gate + in * p.gate_stride + APART * at;
+        const T* ups = INTERLEAVED ? gates + 1 : (const T*)p.up + in * p.up_stride + at;
+        const int from = at < 0 ? -(int)at : 0, end = (int)min((int64_t)N, (int64_t)p.d - at);
+        rewrite<F, C, T, APART>(gates, ups, there + at, from, end, p.scalars);
     }
 }
 

@@ -1,11 +1,10 @@
 // How kernels of one vector a thread find their place, and read and write memory.
 #pragma once
 #include "numbers.cuh"
-#include <cstddef>
 
 // Structs that the host fills have a twin in src/launch/params.rs: a test there reads these lines.
 #define TWIN_SIZE(TYPE, SIZE) static_assert(sizeof(TYPE) == SIZE, #TYPE)
-#define TWIN_FIELD(TYPE, FIELD, OFFSET) static_assert(offsetof(TYPE, FIELD) == OFFSET, #TYPE "." #FIELD)
+#define TWIN_FIELD(TYPE, FIELD, OFFSET) static_assert(__INTADDR__(&((TYPE*)0)->FIELD) == OFFSET, #TYPE "." #FIELD)
 
 // Divides by a number that the host has turned into a multiplication: right for n < 2^31.
 struct Divisor {
@@ -102,7 +101,7 @@ __device__ __forceinline__ bool inside(const void* from, uint64_t before, uint64
 // A vector's numbers as f32.
 template <typename T, int N>
 __device__ __forceinline__ void widen_all(const Vector<T, N>& from, float (&to)[N]) {
-    if constexpr (__is_same(T, bf16) && N > 1) {
+    if constexpr (cuda::std::is_same_v<T, bf16> && N > 1) {
         // The halves of a word by themselves, an instruction each.
         const uint32_t* words = (const uint32_t*)&from;
 #pragma unroll

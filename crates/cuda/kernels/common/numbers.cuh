@@ -2,7 +2,8 @@
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cstdint>
+#include <cuda/std/cstdint>
+#include <cuda/std/type_traits>
 
 using bf16 = __nv_bfloat16;
 using f16 = __half;
@@ -104,14 +105,28 @@ __device__ __forceinline__ float reciprocal(float x) {
     return y;
 }
 
-// exp(-|z|) within an ulp, z given in two parts. Subnormal results are kept.
-__device__ __forceinline__ float exp_neg(Pair z) {
+// exp(-|z|) as p * 2^-k, p near 1: no z is too large for it.
+struct Exponential {
+    float p;
+    int k;  // at most 1010
+
+    // 2^-k in two factors, both normal where the product is one that f32 can hold; 0 from 253 on.
+    __device__ __forceinline__ float value() const {
+        const int half = k / 2;
+        const float first = __int_as_float((127 - half) << 23), second = __int_as_float((127 - (k - half)) << 23);
+        return k > 252 ? 0.0f : p * first * second;
+    }
+};
+
+// p within an ulp for |z| up to 350, z given in two parts; 0 for an infinite z, and a NaN stays one.
+__device__ __forceinline__ Exponential exponential(Pair z) {
     const float h = fabsf(z.hi);
     const float l = copysignf(1.0f, z.hi) * z.lo;
-    // Below every subnormal from 110 on; a NaN stays one.
-    const float n = rintf(min_nan(h, 110.0f) * 1.44269502f);
-    // n has seven bits and the first part of ln 2 sixteen, so that their product is exact.
-    float r = fmaf(n, -0.693145752f, min_nan(h, 110.0f));
+    // Nothing that f32 holds is left of a product with a smaller one.
+    const float bounded = min_nan(h, 700.0f);
+    const float n = rintf(bounded * 1.44269502f);
+    // Up to 350 n has nine bits, and the first part of ln 2 fifteen, so that their product is exact.
+    float r = fmaf(n, -0.693145752f, bounded);
     r = fmaf(n, -1.42860677e-6f, r) + l;
     // exp(-r) for |r| <= 0.35.
     float p = fmaf(-r, 1.0f / 5040.0f, 1.0f / 720.0f);
@@ -121,10 +136,7 @@ __device__ __forceinline__ float exp_neg(Pair z) {
     p = fmaf(p, -r, 0.5f);
     p = fmaf(p * r, r, -r);
     p += 1.0f;
-    // Two steps reach the subnormals.
-    const int k = (int)n, half = k / 2;  // a NaN is 0
-    const float e = p * __int_as_float((127 - half) << 23) * __int_as_float((127 - (k - half)) << 23);
-    return h > 110.0f ? 0.0f : e;
+    return {h == __int_as_float(0x7f800000) ? 0.0f : p, (int)n};  // the int of a NaN is 0
 }
 
 // a/b for b in [1, 2], correct but for a rare last bit, and without a branch.
@@ -132,5 +144,8 @@ __device__ __forceinline__ float quotient(float a, float b) {
     const float r = reciprocal(b), q = a * r;
     const float refined = fmaf(fmaf(-q, b, a), r, q);
     // The refinement takes -0 to +0, and an infinity to NaN.
-    return fabsf(a) < INFINITY ? copysignf(refined, a) : q;
+    return fabsf(a) < __int_as_float(0x7f800000) ? copysignf(refined, a) : q;
 }
+
+// x * 2^-k, for k up to 1010.
+__device__ __forceinline__ double lowered(double x, int k) { return x * __hiloint2double((1023 - k) << 20, 0); }

@@ -59,11 +59,26 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
             }
         }
         // Zeros beyond the end of a row stay zeros under every function.
+        bool lost = false;
 #pragma unroll
         for (int j = 0; j < VECTORS * N; ++j) {
             const float g = gate[j / N][j % N], u = up[j / N][j % N];
-            y[j] = gated<F, C, T, EAGER>(g, u, p.scalars);
+            y[j] = gated_or_lost<F, C, T, EAGER>(g, u, p.scalars, lost);
             if constexpr (HITS) hits += clamp_hits<F, C, T, EAGER>(g, u, p.scalars);
+        }
+        if (lost) {
+            // Once more, out of memory: no register is kept for what is rare.
+#pragma unroll 1
+            for (int j = 0; j < VECTORS * N; ++j) {
+                const int v = j / N, of_vector = j % N;
+                if (of_vector >= at.count(v)) continue;
+                const uint64_t place = APART * (v * at.step + of_vector);
+                const T* g = (const T*)p.gate + from + place;
+                const T* u = INTERLEAVED ? g + 1 : (const T*)p.up + up_from + place;
+                const float exact = gated_wide<F, C, T>(widen(*g), widen(*u), p.scalars);
+#pragma unroll
+                for (int k = 0; k < VECTORS * N; ++k) y[k] = k == j ? exact : y[k];
+            }
         }
         if (KNOWN == Known::Nothing && p.route != nullptr) {
             const float route = p.route[at.row];

@@ -15,14 +15,14 @@ use super::{
 use crate::{
     error::{Doing, Error, PLATFORM, Result},
     launch::{
-        driver::{Capability, Function, Module},
+        driver::{Capability, Fatbins, Function, Module, fatbins},
         options::LaunchOptions,
         params::Scalars,
     },
     view::RawMatrix,
 };
 
-static FATBIN: &[u8] = include_bytes!("../../fatbin/activation.fatbin");
+static FATBINS: Fatbins = fatbins!("activation");
 
 /// A type with a rounding mode, where the modes differ: f32 rounds to itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl Activations {
     /// A device older than the kernels, or a failure of the driver.
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
         let capability = Capability::of(context)?;
-        let module = Module::load(context, FATBIN)?;
+        let module = Module::load(context, &FATBINS)?;
         let forms = compiled_forms();
         let widths = Access::of_whole_vectors(capability.has_32_byte_accesses());
         let load = |form: &Form| -> Result<_> {

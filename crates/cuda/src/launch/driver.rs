@@ -9,6 +9,36 @@ use cudarc::driver::{CudaContext, result, sys};
 
 use crate::error::{Doing, Result};
 
+/// A source's kernels, compiled for the devices of old drivers and for later devices.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fatbins {
+    /// Machine code for compute capabilities from 8.0 on, which drivers of CUDA 12.0 read.
+    pub(crate) from_80: &'static [u8],
+    /// From 10.0 on, whose drivers are of CUDA 12.8 at least.
+    pub(crate) from_100: &'static [u8],
+}
+
+/// The [`Fatbins`] of a source in `kernels/`.
+macro_rules! fatbins {
+    ($source:literal) => {
+        $crate::launch::driver::Fatbins {
+            from_80: include_bytes!(concat!("../../fatbin/", $source, ".80.fatbin")),
+            from_100: include_bytes!(concat!("../../fatbin/", $source, ".100.fatbin")),
+        }
+    };
+}
+pub(crate) use fatbins;
+
+impl Fatbins {
+    const fn of(&self, capability: Capability) -> &'static [u8] {
+        if capability.major >= 10 {
+            self.from_100
+        } else {
+            self.from_80
+        }
+    }
+}
+
 /// A loaded fatbin.
 #[derive(Debug)]
 pub(crate) struct Module {
@@ -21,13 +51,28 @@ unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
 
+/// What a module that does not load was to do, and what it takes.
+const LOAD: &str =
+    "load the kernels (of CUDA 12: driver R525 or newer, compute capability 8.0 or newer)";
+
+/// The version of CUDA that the driver supports, such as (12, 2).
+pub(crate) fn driver_version() -> Result<(i32, i32)> {
+    let mut version = 0;
+    // SAFETY: the pointer is to this frame's own integer.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }
+        .result()
+        .doing("ask for the driver's version")?;
+    Ok((version / 1000, version % 1000 / 10))
+}
+
 impl Module {
-    pub(crate) fn load(context: &Arc<CudaContext>, fatbin: &'static [u8]) -> Result<Self> {
+    pub(crate) fn load(context: &Arc<CudaContext>, fatbins: &Fatbins) -> Result<Self> {
+        let fatbin = fatbins.of(Capability::of(context)?);
         context.bind_to_thread().doing("bind the context")?;
         // SAFETY: the fatbin is one that nvcc wrote, and checked in.
         let module = unsafe { result::module::load_data(fatbin.as_ptr().cast()) };
         Ok(Self {
-            module: module.doing("load the kernels")?,
+            module: module.doing(LOAD)?,
             context: context.clone(),
         })
     }
@@ -152,5 +197,25 @@ impl Function {
         }
         .result()
         .doing("launch a kernel")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_gets_the_images_that_its_drivers_read() {
+        let fatbins = fatbins!("matmul");
+        let of = |major, minor| fatbins.of(Capability { major, minor }).as_ptr();
+        assert_eq!(
+            [of(8, 0), of(8, 9), of(9, 0)],
+            [fatbins.from_80.as_ptr(); 3]
+        );
+        assert_eq!([of(10, 0), of(12, 1)], [fatbins.from_100.as_ptr(); 2]);
+        // The magic number of fatbins.
+        for fatbin in [fatbins.from_80, fatbins.from_100] {
+            assert_eq!(fatbin[..4], 0xba55_ed50_u32.to_le_bytes());
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! The calls of matmuls: plans carried out.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, sys};
+use cudarc::driver::{CudaContext, sys};
 use swiglu_core::{
     Accumulation, Error as CoreError, Float, Quantization, Request, ScaleFormat, ScaleLayout,
     ScaleOrder, Shape,
@@ -10,27 +10,36 @@ use swiglu_core::{
 
 use super::{
     kernels::MatmulKernels,
-    library::{Addresses, CublasLt, LibraryShape, alignment},
+    library::{Addresses, CublasLt, LibraryShape, WORKSPACE, alignment},
     plan::{CodesPlan, CodesProblem, MatmulFacts, MatmulPlan, MatmulProblem, Route, ScalesShape},
+    scratch::{Room, Rooms},
 };
 use crate::{
     buffer::CudaBuffer,
     error::{Doing, Result},
-    launch::driver::Capability,
-    probe::has_cublaslt,
+    launch::driver::{Capability, driver_version},
     quant::{Quantizers, RawQuantized},
     view::RawMatrix,
     weight::{CudaWeight, WeightType},
 };
 
-/// The kernels and the library, loaded into a context.
-pub(crate) struct Matmuls {
+/// The kernels and the library, loaded into a context: what every stream uses.
+struct Loaded {
     context: Arc<CudaContext>,
     kernels: MatmulKernels,
-    library: Option<CublasLt>,
+    /// Or why it is not there.
+    library: Result<CublasLt, String>,
+    /// Room for the largest FP8 weight loaded so far, decoded, of each stream.
+    rooms: Rooms<CudaBuffer>,
+}
+
+/// The matmuls of one stream.
+pub(crate) struct Matmuls {
+    loaded: Arc<Loaded>,
     facts: MatmulFacts,
-    /// Room for the largest FP8 weight loaded so far, decoded.
-    decoded: Mutex<Option<Arc<CudaBuffer>>>,
+    /// cublasLt's, where that is there.
+    workspace: Option<CudaBuffer>,
+    room: Arc<Room<CudaBuffer>>,
 }
 
 /// What a plan depends on.
@@ -56,22 +65,34 @@ fn problem(x: &RawMatrix, weight: &CudaWeight, y: &RawMatrix) -> MatmulProblem {
 
 impl Matmuls {
     pub(crate) fn new(context: &Arc<CudaContext>, accumulation: Accumulation) -> Result<Self> {
-        let library = if has_cublaslt() {
-            Some(CublasLt::new(context)?)
-        } else {
-            None
+        let library = CublasLt::open(context, driver_version()?.0)?;
+        let facts = MatmulFacts {
+            capability: Capability::of(context)?,
+            library: library.as_ref().ok().map(CublasLt::kind),
+            accumulation,
         };
-        Ok(Self {
+        let loaded = Loaded {
             context: context.clone(),
             kernels: MatmulKernels::new(context)?,
-            facts: MatmulFacts {
-                capability: Capability::of(context)?,
-                library: library.as_ref().map(CublasLt::kind),
-                accumulation,
-            },
             library,
-            decoded: Mutex::new(None),
+            rooms: Rooms::default(),
+        };
+        Self::of(Arc::new(loaded), facts)
+    }
+
+    fn of(loaded: Arc<Loaded>, facts: MatmulFacts) -> Result<Self> {
+        let memory = |bytes| CudaBuffer::new(&loaded.context, bytes);
+        Ok(Self {
+            workspace: facts.library.map(|_| memory(WORKSPACE)).transpose()?,
+            room: loaded.rooms.add(memory)?,
+            facts,
+            loaded,
         })
+    }
+
+    /// Those of another stream: the same kernels and algorithms, with memory of its own.
+    pub(crate) fn on_another_stream(&self) -> Result<Self> {
+        Self::of(self.loaded.clone(), self.facts)
     }
 
     /// What plans depend on beside their call.
@@ -84,18 +105,20 @@ impl Matmuls {
     }
 
     /// How matmuls run, in a few words.
-    pub(crate) const fn describe(&self) -> &'static str {
-        match (self.facts.accumulation, &self.library) {
-            (Accumulation::Ordered, _) => "ordered sums",
-            (Accumulation::MatrixUnit | Accumulation::Fp8TensorCore, Some(_)) => "cublasLt",
-            (Accumulation::MatrixUnit | Accumulation::Fp8TensorCore, None) => {
-                "own kernels: cublasLt was not found"
+    pub(crate) fn describe(&self) -> String {
+        match (self.facts.accumulation, &self.loaded.library) {
+            (Accumulation::Ordered, _) => "ordered sums".to_owned(),
+            (Accumulation::MatrixUnit | Accumulation::Fp8TensorCore, Ok(_)) => {
+                "cublasLt".to_owned()
+            }
+            (Accumulation::MatrixUnit | Accumulation::Fp8TensorCore, Err(reason)) => {
+                format!("own kernels: {reason}")
             }
         }
     }
 
-    /// Sees to it that there is room to decode this weight, if that may happen.
-    pub(crate) fn make_room(&self, stream: &CudaStream, weight: &CudaWeight) -> Result<()> {
+    /// Sees to it that every stream has room to decode this weight, if that may happen.
+    pub(crate) fn make_room(&self, weight: &CudaWeight) -> Result<()> {
         let anything = RawMatrix {
             address: 0,
             float: Float::BF16,
@@ -105,14 +128,18 @@ impl Matmuls {
         if !decodes || self.facts.accumulation == Accumulation::Ordered {
             return Ok(());
         }
+        let memory = |bytes| CudaBuffer::new(&self.loaded.context, bytes);
         let bytes = 2 * weight.rows * weight.cols;
-        let mut decoded = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
-        if decoded.as_ref().is_none_or(|b| b.len() < bytes) {
-            // What is enqueued still uses the smaller one.
-            stream.synchronize().doing("wait")?;
-            *decoded = Some(Arc::new(CudaBuffer::new(&self.context, bytes)?));
+        self.loaded.rooms.enlarge(bytes, memory)
+    }
+
+    /// Checks that a weight lies in the context that the kernels were loaded into.
+    fn check_weight(&self, weight: &CudaWeight) -> Result<()> {
+        if weight.data.context().cu_ctx() == self.loaded.context.cu_ctx() {
+            return Ok(());
         }
-        Ok(())
+        let expected = "a weight of the backend's context";
+        Err(CoreError::argument("weight", expected, "another context's").into())
     }
 
     /// Enqueues y = x · wᵀ, the given way or the best.
@@ -127,6 +154,7 @@ impl Matmuls {
         y: &RawMatrix,
         route: Option<Route>,
     ) -> Result<()> {
+        self.check_weight(weight)?;
         x.check_aligned("x")?;
         y.check_aligned("y")?;
         if x.layout.rows == 0 {
@@ -135,7 +163,10 @@ impl Matmuls {
         if x.layout.rows > i32::MAX as usize {
             return Err(CoreError::argument("x", "fewer than 2^31 rows", x.layout.rows).into());
         }
-        self.context.bind_to_thread().doing("bind the context")?;
+        self.loaded
+            .context
+            .bind_to_thread()
+            .doing("bind the context")?;
         let problem = problem(x, weight, y);
         // The library may have no algorithm for a shape, which a plan cannot know.
         for facts in [self.facts, self.facts.without_library()] {
@@ -151,7 +182,7 @@ impl Matmuls {
                     }
                     MatmulPlan::Decode => self.by_decoding(stream, x, weight, y, addresses),
                     MatmulPlan::Own(own) => {
-                        let done = self.kernels.matmul(stream, &own, x, weight, y);
+                        let done = self.loaded.kernels.matmul(stream, &own, x, weight, y);
                         done.map(|()| true)
                     }
                 }
@@ -173,15 +204,15 @@ impl Matmuls {
         y: &RawMatrix,
         [_, x_at, y_at]: Addresses,
     ) -> Result<bool> {
-        let decoded = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = decoded.as_ref();
-        let Some(buffer) = room.filter(|b| b.len() >= 2 * weight.rows * weight.cols) else {
+        let room = self.room.lock();
+        let enough = |b: &&CudaBuffer| b.len() >= 2 * weight.rows * weight.cols;
+        let Some(buffer) = room.last().filter(enough) else {
             return Ok(false);
         };
         let addresses = [buffer.address(), x_at, y_at];
         // SAFETY: by the caller's contract; the buffer has room.
         unsafe {
-            self.kernels.decode(stream, weight, buffer)?;
+            self.loaded.kernels.decode(stream, weight, buffer)?;
             self.by_library(stream, WeightType::Bf16, x, weight, y, addresses)
         }
     }
@@ -196,7 +227,7 @@ impl Matmuls {
         y: &RawMatrix,
         addresses: Addresses,
     ) -> Result<bool> {
-        let Some(library) = &self.library else {
+        let (Ok(library), Some(workspace)) = (&self.loaded.library, &self.workspace) else {
             return Ok(false);
         };
         let shape = LibraryShape {
@@ -210,7 +241,7 @@ impl Matmuls {
             alignments: addresses.map(alignment),
         };
         // SAFETY: by the caller's contract.
-        unsafe { library.matmul(shape, addresses, None, stream) }
+        unsafe { library.matmul(shape, addresses, None, workspace, stream) }
     }
 
     /// Enqueues y = (code · scale) · wᵀ on FP8 tensor cores, where cublasLt can; else false, and
@@ -229,8 +260,10 @@ impl Matmuls {
         scratch: &RawMatrix,
         y: &RawMatrix,
     ) -> Result<bool> {
+        self.check_weight(weight)?;
         let blocks = weight.scales.as_ref().and_then(|s| s.blocks.as_ref());
-        let (Some(library), Some(blocks)) = (&self.library, blocks) else {
+        let library = (&self.loaded.library, &self.workspace);
+        let ((Ok(library), Some(workspace)), Some(blocks)) = (library, blocks) else {
             return Ok(false);
         };
         let (t, y_stride) = (x.codes_layout.rows, y.layout.stride * y.float.size());
@@ -272,9 +305,13 @@ impl Matmuls {
             y_stride: y.layout.stride,
             alignments: addresses.map(alignment),
         };
-        self.context.bind_to_thread().doing("bind the context")?;
+        self.loaded
+            .context
+            .bind_to_thread()
+            .doing("bind the context")?;
+        let scales = Some([blocks.address(), scales]);
         // SAFETY: by this function's contract.
-        unsafe { library.matmul(shape, addresses, Some([blocks.address(), scales]), stream) }
+        unsafe { library.matmul(shape, addresses, scales, workspace, stream) }
     }
 
     /// The plan of a matmul of this shape on rows without gaps, on one line; none for requests of

@@ -10,16 +10,16 @@ use crate::{
     buffer::CudaBuffer,
     error::Result,
     launch::{
-        driver::{Capability, Function, Grid, Module},
+        driver::{Capability, Fatbins, Function, Grid, Module, fatbins},
         params::{Divisor, MatmulParams},
     },
     view::RawMatrix,
     weight::{CudaWeight, WeightType},
 };
 
-static ANY: &[u8] = include_bytes!("../../fatbin/matmul.fatbin");
-static ROWS: &[u8] = include_bytes!("../../fatbin/matmul_rows.fatbin");
-static TILES: &[u8] = include_bytes!("../../fatbin/matmul_tiles.fatbin");
+static ANY: Fatbins = fatbins!("matmul");
+static ROWS: Fatbins = fatbins!("matmul_rows");
+static TILES: Fatbins = fatbins!("matmul_tiles");
 
 /// Threads of a block of each kernel.
 const THREADS: u32 = 256;
@@ -74,7 +74,7 @@ pub(super) struct MatmulKernels {
 
 impl MatmulKernels {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        let [any, rows, tiles] = [ANY, ROWS, TILES].map(|fatbin| Module::load(context, fatbin));
+        let [any, rows, tiles] = [ANY, ROWS, TILES].map(|fatbins| Module::load(context, &fatbins));
         let (any, rows, tiles) = (any?, rows?, tiles?);
         let of_x = |x| -> Result<_> {
             let load = |weight| Pair::load([&any, &rows, &tiles], x, weight);

@@ -1,10 +1,11 @@
-//! Matmuls through cublasLt, over its bare functions: cudarc's safe wrapper asks for the
-//! algorithm at every call.
+//! Matmuls through cublasLt.
 //!
 //! ## Method
 //! 1. The library's first choice for a shape is asked for once, and kept with its descriptors.
 //! 2. A call looks its shape up, sets the addresses of the scales if there are any, and enqueues.
 //! 3. A shape that the library has no algorithm for is kept as such; the caller goes another way.
+//! 4. Handle and algorithms serve every stream. The workspace is the stream's own: two matmuls that
+//!    run at once must not share it.
 
 use std::{
     collections::HashMap,
@@ -12,13 +13,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use cudarc::{
-    cublaslt::{result, sys},
-    driver::CudaContext,
-};
+use cudarc::driver::CudaContext;
 use swiglu_core::Float;
 
-use super::plan::LibraryKind;
+use super::{
+    cublaslt::{
+        Algo, Answer, Functions, MatmulCall, Opaque, REDUCTION_IN_COMPUTE_TYPE, data_type, desc,
+        preference,
+    },
+    plan::LibraryKind,
+};
 use crate::{
     buffer::CudaBuffer,
     error::{Doing, Result},
@@ -58,31 +62,28 @@ pub(super) const fn alignment(address: u64) -> u32 {
 
 /// An algorithm for a shape, with the descriptors that it is called with.
 struct Algorithm {
-    desc: sys::cublasLtMatmulDesc_t,
-    layouts: [sys::cublasLtMatrixLayout_t; 3],
-    algo: sys::cublasLtMatmulAlgo_t,
+    functions: Arc<Functions>,
+    desc: Opaque,
+    layouts: [Opaque; 3],
+    algo: Option<Algo>,
 }
 
 impl Drop for Algorithm {
     fn drop(&mut self) {
-        // SAFETY: `Algorithm::new` made them, and they are destroyed once. A failure leaves nothing to
-        // be done.
+        // SAFETY: `Algorithm::new` made them, and they are destroyed once.
         unsafe {
             for layout in self.layouts.into_iter().filter(|l| !l.is_null()) {
-                let _ = result::destroy_matrix_layout(layout);
+                self.functions.destroy_layout(layout);
             }
-            if !self.desc.is_null() {
-                let _ = result::destroy_matmul_desc(self.desc);
-            }
+            self.functions.destroy_desc(self.desc);
         }
     }
 }
 
-/// A handle, its workspace, and the algorithm of each shape seen so far; `None` where there is none.
+/// A handle, and the algorithm of each shape seen so far; `None` where there is none.
 pub(super) struct CublasLt {
-    handle: sys::cublasLtHandle_t,
-    workspace: CudaBuffer,
-    set_attribute: Option<SetAttribute>,
+    functions: Arc<Functions>,
+    handle: Opaque,
     algorithms: Mutex<HashMap<LibraryShape, Option<Algorithm>>>,
 }
 
@@ -91,246 +92,169 @@ unsafe impl Send for CublasLt {}
 // SAFETY: as above.
 unsafe impl Sync for CublasLt {}
 
-const WORKSPACE: usize = 32 << 20;
+/// Bytes of a stream's workspace.
+pub(super) const WORKSPACE: usize = 32 << 20;
 
-const fn data_type(elements: WeightType) -> sys::cudaDataType_t {
+const fn type_of(elements: WeightType) -> i32 {
     match elements {
-        WeightType::F32 => sys::cudaDataType_t::CUDA_R_32F,
-        WeightType::F16 => sys::cudaDataType_t::CUDA_R_16F,
-        WeightType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
-        WeightType::E4m3 => sys::cudaDataType_t::CUDA_R_8F_E4M3,
+        WeightType::F32 => data_type::F32,
+        WeightType::F16 => data_type::F16,
+        WeightType::Bf16 => data_type::BF16,
+        WeightType::E4m3 => data_type::E4M3,
     }
 }
 
-/// `cublasLtMatmulDescSetAttribute` with the attribute as a number: bindings made for a CUDA
-/// before 12.8 lack the names of these, and the library that is loaded may be newer.
-type SetAttribute = unsafe extern "C" fn(
-    sys::cublasLtMatmulDesc_t,
-    u32,
-    *const c_void,
-    usize,
-) -> sys::cublasStatus_t;
-
-/// Where the scales of w and x are, and how a descriptor is told.
-type Scaling = Option<(SetAttribute, [u64; 2])>;
-
-/// `CUBLASLT_MATMUL_DESC_{A,B}_SCALE_POINTER`.
-const SCALE_POINTERS: [u32; 2] = [17, 18];
-/// `CUBLASLT_MATMUL_DESC_{A,B}_SCALE_MODE`.
-const SCALE_MODES: [u32; 2] = [31, 32];
 /// `CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F` for A, which is w, and `..._VEC128_32F` for B.
 const BLOCK_SCALING: [i32; 2] = [5, 4];
 /// The version that has them.
 const WITH_BLOCK_SCALING: usize = 12_09_00;
 
-/// What a version can do, if attributes can be set by their numbers.
-const fn kind_of(version: usize, sets_attributes: bool) -> LibraryKind {
-    if sets_attributes && version >= WITH_BLOCK_SCALING {
+/// What a version can do.
+const fn kind_of(version: usize) -> LibraryKind {
+    if version >= WITH_BLOCK_SCALING {
         LibraryKind::BlockScaling
     } else {
         LibraryKind::Plain
     }
 }
 
-fn bytes_of<T>(value: &T) -> (*const c_void, usize) {
-    (std::ptr::from_ref(value).cast(), size_of::<T>())
-}
-
 impl Algorithm {
     /// The library's first choice for a shape; an error where it has none.
     fn new(
-        handle: sys::cublasLtHandle_t,
+        functions: &Arc<Functions>,
+        handle: Opaque,
         s: &LibraryShape,
-        scaling: Scaling,
-    ) -> std::result::Result<Self, result::CublasError> {
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        scales: ScaleAddresses,
+    ) -> Answer<Self> {
         let mut algorithm = Self {
-            desc: result::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F)?,
+            desc: functions.create_desc()?,
+            functions: functions.clone(),
             layouts: [std::ptr::null_mut(); 3],
-            algo: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+            algo: None,
         };
-        // CUBLAS_OP_T of cublas_api.h, which the bindings leave out.
+        // CUBLAS_OP_T.
         let transpose = 1_i32;
-        let (pointer, size) = bytes_of(&transpose);
-        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
         // SAFETY: the descriptor lives, and the attribute has this type.
-        unsafe { result::set_matmul_desc_attribute(algorithm.desc, attribute, pointer, size)? };
-        if let Some((set_attribute, scales)) = scaling {
-            for (attribute, mode) in SCALE_MODES.into_iter().zip(BLOCK_SCALING) {
-                let (pointer, size) = bytes_of(&mode);
+        unsafe { functions.set_desc(algorithm.desc, desc::TRANSPOSE_A, &transpose)? };
+        if let Some(scales) = scales {
+            for (attribute, mode) in desc::SCALE_MODES.into_iter().zip(BLOCK_SCALING) {
                 // SAFETY: as above.
-                unsafe { set_attribute(algorithm.desc, attribute, pointer, size) }.result()?;
+                unsafe { functions.set_desc(algorithm.desc, attribute, &mode)? };
             }
-            algorithm.set_scales(set_attribute, scales)?;
+            algorithm.set_scales(scales)?;
         }
         // The library counts columns first: w is a [K, N] to be transposed, x a [K, T], y an [N, T].
         let (t, n, k) = (s.t as u64, s.n as u64, s.k as u64);
-        let (input, output) = (data_type(s.input), data_type(WeightType::of(s.output)));
-        algorithm.layouts[0] = result::create_matrix_layout(input, k, n, s.k as i64)?;
-        algorithm.layouts[1] = result::create_matrix_layout(input, k, t, s.x_stride as i64)?;
-        algorithm.layouts[2] = result::create_matrix_layout(output, n, t, s.y_stride as i64)?;
-        algorithm.algo = algorithm.choose(handle, s)?;
+        let (input, output) = (type_of(s.input), type_of(WeightType::of(s.output)));
+        algorithm.layouts[0] = functions.create_layout(input, k, n, s.k as i64)?;
+        algorithm.layouts[1] = functions.create_layout(input, k, t, s.x_stride as i64)?;
+        algorithm.layouts[2] = functions.create_layout(output, n, t, s.y_stride as i64)?;
+        algorithm.algo = Some(algorithm.choose(handle, s)?);
         Ok(algorithm)
     }
 
-    fn set_scales(
-        &self,
-        set_attribute: SetAttribute,
-        scales: [u64; 2],
-    ) -> std::result::Result<(), result::CublasError> {
-        for (attribute, address) in SCALE_POINTERS.into_iter().zip(scales) {
-            let (pointer, size) = bytes_of(&address);
+    fn set_scales(&self, scales: [u64; 2]) -> Answer {
+        for (attribute, address) in desc::SCALE_POINTERS.into_iter().zip(scales) {
             // SAFETY: the descriptor lives, and the attribute is an address on the device.
-            unsafe { set_attribute(self.desc, attribute, pointer, size) }.result()?;
+            unsafe { self.functions.set_desc(self.desc, attribute, &address)? };
         }
         Ok(())
     }
 
-    fn choose(
-        &self,
-        handle: sys::cublasLtHandle_t,
-        s: &LibraryShape,
-    ) -> std::result::Result<sys::cublasLtMatmulAlgo_t, result::CublasError> {
-        use sys::cublasLtMatmulPreferenceAttributes_t as P;
-        let preference = result::create_matmul_pref()?;
-        // Sums of parts stay in f32 until the one rounding.
-        let reductions = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-        let reductions = reductions as u32;
-        let set = |attribute, (pointer, size)| {
-            // SAFETY: the preference lives, and the attributes have these types.
-            unsafe { result::set_matmul_pref_attribute(preference, attribute, pointer, size) }
+    fn choose(&self, handle: Opaque, s: &LibraryShape) -> Answer<Algo> {
+        let [w, x, y] = &s.alignments;
+        let set = |one: &dyn Fn(u32, *const c_void, usize) -> Answer| {
+            let bytes = (&raw const WORKSPACE_BYTES).cast();
+            one(preference::MAX_WORKSPACE_BYTES, bytes, size_of::<usize>())?;
+            // Sums of parts stay in f32 until the one rounding.
+            let mask = [REDUCTION_IN_COMPUTE_TYPE];
+            one(preference::REDUCTION_SCHEME_MASK, mask.as_ptr().cast(), 4)?;
+            for (attribute, bytes) in preference::MIN_ALIGNMENT_BYTES
+                .into_iter()
+                .zip([w, x, y, y])
+            {
+                one(attribute, std::ptr::from_ref(bytes).cast(), 4)?;
+            }
+            Ok(())
         };
-        let [w, x, y] = self.layouts;
-        let choice = set(
-            P::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-            bytes_of(&WORKSPACE),
-        )
-        .and_then(|()| {
-            set(
-                P::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                bytes_of(&reductions),
-            )
-        })
-        .and_then(|()| {
-            set(
-                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-                bytes_of(&s.alignments[0]),
-            )
-        })
-        .and_then(|()| {
-            set(
-                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                bytes_of(&s.alignments[1]),
-            )
-        })
-        .and_then(|()| {
-            set(
-                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                bytes_of(&s.alignments[2]),
-            )
-        })
-        .and_then(|()| {
-            set(
-                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-                bytes_of(&s.alignments[2]),
-            )
-        })
-        .and_then(|()| {
-            // SAFETY: everything given lives.
-            unsafe { result::get_matmul_algo_heuristic(handle, self.desc, w, x, y, y, preference) }
-        });
-        // SAFETY: made above, destroyed once.
-        unsafe { result::destroy_matmul_pref(preference)? };
-        Ok(choice?.algo)
+        // SAFETY: everything given lives.
+        unsafe { self.functions.choose(handle, self.desc, self.layouts, set) }
     }
 }
 
+static WORKSPACE_BYTES: usize = WORKSPACE;
+
 impl CublasLt {
-    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
+    /// Opens the newest library that the driver runs; the reason as text where there is none.
+    pub(super) fn open(
+        context: &Arc<CudaContext>,
+        driver_major: i32,
+    ) -> Result<std::result::Result<Self, String>> {
         context.bind_to_thread().doing("bind the context")?;
-        // SAFETY: the function has this type, but for the name of the integer's.
-        let set_attribute = unsafe {
-            let library = sys::culib();
-            library.get::<SetAttribute>(b"cublasLtMatmulDescSetAttribute\0")
+        let functions = match Functions::load(driver_major) {
+            Ok(functions) => Arc::new(functions),
+            Err(reasons) => return Ok(Err(format!("cublasLt was not found: {reasons}"))),
         };
-        let set_attribute = set_attribute.ok().map(|f| *f);
-        Ok(Self {
-            workspace: CudaBuffer::new(context, WORKSPACE)?,
-            set_attribute,
-            handle: result::create_handle().doing("open cublasLt")?,
+        let handle = match functions.create() {
+            Ok(handle) => handle,
+            Err(status) => return Ok(Err(format!("cublasLt could not be opened: {status}"))),
+        };
+        Ok(Ok(Self {
+            functions,
+            handle,
             algorithms: Mutex::default(),
-        })
+        }))
     }
 
     /// What the loaded version can do.
     pub(super) fn kind(&self) -> LibraryKind {
-        // SAFETY: the library is there, as it has been opened.
-        let version = unsafe { sys::cublasLtGetVersion() };
-        kind_of(version, self.set_attribute.is_some())
+        kind_of(self.functions.version())
     }
 
     /// Enqueues the matmul; false where the library has no algorithm for the shape.
     ///
     /// # Safety
-    /// The addresses hold the shape's matrices and scales, the stream is valid and its context is
-    /// bound.
+    /// The addresses hold the shape's matrices and scales, the workspace has [`WORKSPACE`] bytes
+    /// and is the stream's own, the stream is valid and its context is bound.
     pub(super) unsafe fn matmul(
         &self,
         shape: LibraryShape,
-        [w, x, y]: Addresses,
+        matrices: Addresses,
         scales: ScaleAddresses,
+        workspace: &CudaBuffer,
         stream: cudarc::driver::sys::CUstream,
     ) -> Result<bool> {
-        let scaling = match (scales, self.set_attribute) {
-            (None, _) => None,
-            (Some(scales), Some(set_attribute)) => Some((set_attribute, scales)),
-            (Some(_), None) => return Ok(false),
-        };
         let algorithms = self.algorithms.lock();
         let mut algorithms = algorithms.unwrap_or_else(PoisonError::into_inner);
         let algorithm = algorithms
             .entry(shape)
-            .or_insert_with(|| Algorithm::new(self.handle, &shape, scaling).ok());
-        let Some(algorithm) = algorithm else {
+            .or_insert_with(|| Algorithm::new(&self.functions, self.handle, &shape, scales).ok());
+        let Some((algorithm, algo)) = algorithm.as_ref().and_then(|a| Some((a, a.algo.as_ref()?)))
+        else {
             return Ok(false);
         };
-        if let Some((set_attribute, scales)) = scaling {
+        if let Some(scales) = scales {
             // The library reads the addresses when the matmul is enqueued, under this lock.
-            algorithm
-                .set_scales(set_attribute, scales)
-                .doing("set the scales")?;
+            algorithm.set_scales(scales).doing("set the scales")?;
         }
-        let (one, zero) = (1.0_f32, 0.0_f32);
+        let call = MatmulCall {
+            handle: self.handle,
+            desc: algorithm.desc,
+            matrices,
+            layouts: algorithm.layouts,
+            workspace: (workspace.address(), workspace.len()),
+            stream: stream.cast(),
+        };
         // SAFETY: by this function's contract; the algorithm was chosen for this shape.
-        unsafe {
-            result::matmul(
-                self.handle,
-                algorithm.desc,
-                bytes_of(&one).0,
-                bytes_of(&zero).0,
-                w as *const c_void,
-                algorithm.layouts[0],
-                x as *const c_void,
-                algorithm.layouts[1],
-                y as *const c_void,
-                algorithm.layouts[2],
-                y as *mut c_void,
-                algorithm.layouts[2],
-                &raw const algorithm.algo,
-                self.workspace.address() as *mut c_void,
-                WORKSPACE,
-                stream.cast(),
-            )
-        }
-        .doing("multiply")?;
+        unsafe { self.functions.matmul(&call, algo) }.doing("multiply")?;
         Ok(true)
     }
 }
 
 impl Drop for CublasLt {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, destroyed once.
-        let _ = unsafe { result::destroy_handle(self.handle) };
+        // SAFETY: made by `open`, destroyed once.
+        unsafe { self.functions.destroy(self.handle) };
     }
 }
 
@@ -339,10 +263,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn block_scaling_needs_its_version_and_its_setter() {
-        assert_eq!(kind_of(12_09_00, true), LibraryKind::BlockScaling);
-        assert_eq!(kind_of(12_08_05, true), LibraryKind::Plain);
-        assert_eq!(kind_of(13_00_00, false), LibraryKind::Plain);
+    fn block_scaling_needs_its_version() {
+        assert_eq!(kind_of(12_09_00), LibraryKind::BlockScaling);
+        assert_eq!(kind_of(12_08_05), LibraryKind::Plain);
+        assert_eq!(kind_of(13_00_00), LibraryKind::BlockScaling);
     }
 
     #[test]

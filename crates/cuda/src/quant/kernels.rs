@@ -19,15 +19,15 @@ use crate::{
     },
     error::{Doing, Result},
     launch::{
-        driver::{Capability, Function, Module},
+        driver::{Capability, Fatbins, Function, Module, fatbins},
         options::LaunchOptions,
         params::{Divisor, QuantParams},
     },
     view::RawMatrix,
 };
 
-static FATBIN: &[u8] = include_bytes!("../../fatbin/quantize.fatbin");
-static FUSED: &[u8] = include_bytes!("../../fatbin/act_quant.fatbin");
+static FATBINS: Fatbins = fatbins!("quantize");
+static FUSED: Fatbins = fatbins!("act_quant");
 
 /// Kernels of one format of scales, by [`KnownElements`].
 type Known = [Function; KnownElements::ALL.len()];
@@ -119,8 +119,8 @@ impl Quantizers {
     /// A device older than the kernels, or a failure of the driver.
     pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
         let capability = Capability::of(context)?;
-        let module = Module::load(context, FATBIN)?;
-        let fused = Module::load(context, FUSED)?;
+        let module = Module::load(context, &FATBINS)?;
+        let fused = Module::load(context, &FUSED)?;
         let of_types = |name: &str| -> Result<Vec<QuantKernels>> {
             let of_type = |t: Float| QuantKernels::load(&module, &format!("{name}_{t}"));
             Float::ALL.into_iter().map(of_type).collect()
