@@ -23,7 +23,7 @@ pub fn built_in() -> Registry<AnyBackend> {
 #[cfg(feature = "cuda")]
 fn cuda(options: &OpenOptions) -> Opened {
     let builder = swiglu_cuda::CudaBackend::builder().accumulation(options.accumulation);
-    match builder.open() {
+    match builder.device(options.device).open() {
         Ok(backend) => Ok(Arc::new(AnyBackend::new(backend))),
         Err(error) => Err(error.to_string()),
     }
