@@ -168,12 +168,17 @@ constexpr bool TAKES_F64 = sizeof(T) == 4 && (cuda::std::is_same_v<F, Gelu>
 
 // Whether f32 loses a gate's value.
 template <typename F, typename T, bool EAGER>
-__device__ __forceinline__ bool loses(float gate, float value) {
+__device__ __forceinline__ bool loses(float gate, float value, const Scalars& s) {
     // Eager rounds the value to T, which has no more of it; fatrelu changes none.
     if constexpr (EAGER || cuda::std::is_same_v<F, Fatrelu>) return false;
     // Of 16 bits a tiny gate's value has the bits that count, so that one comparison is enough.
     else if constexpr (cuda::std::is_same_v<F, Silu> && sizeof(T) == 2) return gate < -72.0f;
-    else return fabsf(value) < LEAST && gate != 0.0f;
+    else {
+        const bool small = fabsf(value) < LEAST && gate != 0.0f;
+        // A large gate's value may be no small one though the exponential is.
+        if constexpr (cuda::std::is_same_v<F, SiluAlpha>) return small || s.a * gate < -72.0f;
+        else return small;
+    }
 }
 
 // One output as `gated`, where the value of a gate that f32 loses comes from `wide`.
@@ -195,7 +200,7 @@ __device__ __forceinline__ float gated_or_lost(float gate, float up, const Scala
     auto r = [](float x) { return EAGER ? rounded<T>(x) : x; };
     if constexpr (C == Clamp::Before) gate = r(min_nan(gate, s.limit));
     float f = r(F::template gate<T, EAGER>(gate, s));
-    lost |= loses<F, T, EAGER>(gate, f);
+    lost |= loses<F, T, EAGER>(gate, f, s);
     if constexpr (C != Clamp::None) up = max_nan(min_nan(up, s.limit), -s.limit);
     up = of_up<F, T>(up, s);
     // The host takes this form only where there is no offset.

@@ -121,9 +121,9 @@ struct Exponential {
 // p within an ulp for |z| up to 350, z given in two parts; 0 for an infinite z, and a NaN stays one.
 __device__ __forceinline__ Exponential exponential(Pair z) {
     const float h = fabsf(z.hi);
-    const float l = copysignf(1.0f, z.hi) * z.lo;
-    // Nothing that f32 holds is left of a product with a smaller one.
+    // Nothing that f32 holds is left of a product with a smaller one, and its lower part is not its own.
     const float bounded = min_nan(h, 700.0f);
+    const float l = h > 700.0f ? 0.0f : copysignf(1.0f, z.hi) * z.lo;
     const float n = rintf(bounded * 1.44269502f);
     // Up to 350 n has nine bits, and the first part of ln 2 fifteen, so that their product is exact.
     float r = fmaf(n, -0.693145752f, bounded);
