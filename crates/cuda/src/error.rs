@@ -1,9 +1,34 @@
 use cudarc::driver::DriverError;
 
-use crate::{matmul::CublasStatus, probe::NotAvailable};
+use crate::probe::NotAvailable;
 
 /// The platform's name.
 pub const PLATFORM: &str = "cuda";
+
+/// An answer of cublasLt's that is no success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} (status {0})", name = self.name())]
+pub struct CublasStatus(
+    /// A `cublasStatus_t`.
+    pub i32,
+);
+
+impl CublasStatus {
+    const fn name(self) -> &'static str {
+        match self.0 {
+            1 => "CUBLAS_STATUS_NOT_INITIALIZED",
+            3 => "CUBLAS_STATUS_ALLOC_FAILED",
+            7 => "CUBLAS_STATUS_INVALID_VALUE",
+            8 => "CUBLAS_STATUS_ARCH_MISMATCH",
+            11 => "CUBLAS_STATUS_MAPPING_ERROR",
+            13 => "CUBLAS_STATUS_EXECUTION_FAILED",
+            14 => "CUBLAS_STATUS_INTERNAL_ERROR",
+            15 => "CUBLAS_STATUS_NOT_SUPPORTED",
+            16 => "CUBLAS_STATUS_LICENSE_ERROR",
+            _ => "cublasLt failed",
+        }
+    }
+}
 
 /// What can go wrong on a CUDA device.
 #[derive(Debug, thiserror::Error)]
@@ -101,24 +126,13 @@ impl From<Error> for swiglu_core::Error {
     }
 }
 
-/// What the loader of libraries said: libloading's own message is only that it failed.
-pub(crate) fn loader_said(error: &libloading::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => source.to_string(),
-        None => error.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_the_loader_said_names_the_library() {
-        let name = "libno-such-library-of-swiglu.so.1";
-        // SAFETY: there is no such library.
-        let error = unsafe { libloading::Library::new(name) }.unwrap_err();
-        let said = loader_said(&error);
-        assert!(cfg!(windows) || said.contains(name), "{said}");
+    fn a_status_is_named() {
+        let text = CublasStatus(15).to_string();
+        assert_eq!(text, "CUBLAS_STATUS_NOT_SUPPORTED (status 15)");
     }
 }

@@ -44,6 +44,7 @@ mod backend;
 mod buffer;
 mod error;
 mod launch;
+mod loader;
 mod matmul;
 #[cfg(feature = "nccl")]
 mod nccl;
@@ -55,9 +56,8 @@ mod weight;
 
 pub use activation::{Activations, Batches, RawActCall, RawGateUp};
 pub use buffer::CudaBuffer;
-pub use error::{Error, PLATFORM, Result};
+pub use error::{CublasStatus, Error, PLATFORM, Result};
 pub use launch::options::LaunchOptions;
-pub use matmul::CublasStatus;
 #[doc(hidden)]
 pub use matmul::Route;
 pub use open::{CudaBackend, CudaBuilder};

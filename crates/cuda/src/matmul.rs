@@ -8,5 +8,4 @@ mod plan;
 mod scratch;
 
 pub(crate) use call::Matmuls;
-pub use cublaslt::CublasStatus;
 pub use plan::Route;

@@ -8,7 +8,7 @@ use std::{
 
 use libloading::Library;
 
-use crate::error::loader_said;
+use crate::loader::loader_said;
 
 /// The oldest version of CUDA whose drivers load the fatbins: they are CUDA 12.9's, and what one
 /// major version compiles runs on all of its drivers.

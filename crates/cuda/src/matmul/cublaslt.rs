@@ -7,32 +7,7 @@ use std::ffi::{c_int, c_void};
 
 use libloading::Library;
 
-use crate::error::loader_said;
-
-/// An answer of cublasLt's that is no success.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name} (status {0})", name = self.name())]
-pub struct CublasStatus(
-    /// A `cublasStatus_t`.
-    pub i32,
-);
-
-impl CublasStatus {
-    const fn name(self) -> &'static str {
-        match self.0 {
-            1 => "CUBLAS_STATUS_NOT_INITIALIZED",
-            3 => "CUBLAS_STATUS_ALLOC_FAILED",
-            7 => "CUBLAS_STATUS_INVALID_VALUE",
-            8 => "CUBLAS_STATUS_ARCH_MISMATCH",
-            11 => "CUBLAS_STATUS_MAPPING_ERROR",
-            13 => "CUBLAS_STATUS_EXECUTION_FAILED",
-            14 => "CUBLAS_STATUS_INTERNAL_ERROR",
-            15 => "CUBLAS_STATUS_NOT_SUPPORTED",
-            16 => "CUBLAS_STATUS_LICENSE_ERROR",
-            _ => "cublasLt failed",
-        }
-    }
-}
+use crate::{error::CublasStatus, loader::loader_said};
 
 pub(super) type Answer<T = ()> = Result<T, CublasStatus>;
 
@@ -381,11 +356,5 @@ mod tests {
         assert_eq!(offset_of!(HeuristicResult, workspace), 64);
         assert_eq!(offset_of!(HeuristicResult, state), 72);
         assert_eq!(offset_of!(HeuristicResult, waves), 76);
-    }
-
-    #[test]
-    fn a_status_is_named() {
-        let text = CublasStatus(15).to_string();
-        assert_eq!(text, "CUBLAS_STATUS_NOT_SUPPORTED (status 15)");
     }
 }
