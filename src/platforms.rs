@@ -91,4 +91,21 @@ mod tests {
         assert_eq!(open(Some(0)), Some(true));
         assert_eq!(open(Some(1)), Some(false));
     }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn the_number_of_a_device_reaches_cuda() {
+        let options = OpenOptions::default().with_device(Some(4711));
+        let registry = built_in();
+        let opened = registry.probe(&options, |platform| platform == "cuda");
+        let reason = opened
+            .into_iter()
+            .next()
+            .and_then(|(_, device)| device.err());
+        let reason = reason.unwrap_or_default();
+        match swiglu_cuda::devices() {
+            Ok(_) => assert!(reason.starts_with("device: expected"), "{reason}"),
+            Err(why_not) => assert_eq!(reason, why_not.to_string()),
+        }
+    }
 }

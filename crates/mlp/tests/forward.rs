@@ -274,3 +274,17 @@ fn memory_for_the_stages_that_does_not_fit_is_refused_by_name() {
         }
     });
 }
+
+/// For another stream of a device: the weights stay where they are, and outlive what loaded them.
+#[test]
+fn an_mlp_on_another_backend_gives_the_same_bits() {
+    with(&tiny(), |config, expert| {
+        let x = synthetic_input(3, tiny().hidden, 9);
+        let first = load(&config, &expert);
+        let want = forward(&first, &x);
+        let other = first.on(Arc::new(Reference));
+        drop(first);
+        assert_eq!(forward(&other, &x), want);
+        assert_eq!(other.intermediate_size(), tiny().intermediate);
+    });
+}
