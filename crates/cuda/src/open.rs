@@ -27,15 +27,15 @@ use crate::{
 /// large as the largest asks, made when that is loaded. On compute capability 9.0 and later our
 /// matmuls may start while the kernel before them ends, and read their weight meanwhile.
 ///
-/// A backend is for one stream, and may be used from several threads. [`Self::on`] makes one for
-/// another stream over the same kernels and weights.
-///
 /// That is [`Accumulation::MatrixUnit`], the default. With [`Accumulation::Ordered`] all matmuls
 /// run one kernel that adds by f32 fused multiply-adds in the order of k, many times slower. With
 /// [`Accumulation::Fp8TensorCore`] codes are multiplied on FP8 tensor cores where they can be, for
 /// speed at the cost of precision: these keep about 14 bits of a sum, and f32 only from one 128 of
 /// k to the next. On an H200, ‖error‖/‖sum‖ was 4e-4, against 1e-6 without, and 3e-3 after a whole
 /// MLP whose matmuls are so.
+///
+/// A backend is for one stream, and may be used from several threads. [`Self::on`] makes one for
+/// another stream over the same kernels and weights.
 ///
 /// ```no_run
 /// use swiglu_core::{Accumulation, Backend};
