@@ -36,7 +36,9 @@ fn cuda(_: &OpenOptions) -> Opened {
 
 #[cfg(feature = "wgpu")]
 fn wgpu(options: &OpenOptions) -> Opened {
-    let builder = swiglu_wgpu::WgpuBackend::builder().accumulation(options.accumulation);
+    let builder = swiglu_wgpu::WgpuBackend::builder()
+        .accumulation(options.accumulation)
+        .device(options.device);
     match builder.open() {
         Ok(backend) => Ok(Arc::new(AnyBackend::new(backend))),
         Err(error) => Err(error.to_string()),

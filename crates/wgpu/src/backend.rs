@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use swiglu_core::{
     Accumulation, Accuracy, ActAndMul, Backend, Error, GateUp, GatedActivation, HostWeight, Matmul,
     QuantOptions, Quantization, Quantize, Quantized, QuantizedMut, Request, Result, Shape, Support,
@@ -7,21 +9,23 @@ use swiglu_core::{
 use crate::activation::{self, check_known};
 use crate::error::PLATFORM;
 use crate::launch::{CodesAndScales, Halves, Matrix, Recorder};
-use crate::pipelines::{Pipelines, QuantizePipelines};
+use crate::pipelines::{Pipelines, QuantizePipelines, TOO_FEW_BUFFERS, UNDECLARED};
 use crate::quant::{self, FusedOptions};
 use crate::weight::{Weight, WeightForm};
-use crate::{Buffer, View, ViewMut, matmul, plans};
+use crate::{Buffer, View, ViewMut, matmul, plans, requests};
 
 /// Gated activations and matmuls on a wgpu device.
 ///
 /// Calls of the [`Backend`] traits record; [`Backend::download`], [`Backend::synchronize`] and
 /// [`Self::flush`] submit what was recorded, all of it at once. [`Self::record_act_and_mul`] and
-/// [`Self::record_matmul`] record into a pass of the caller's instead. Every pipeline is built
-/// when the backend is opened.
+/// [`Self::record_matmul`] record into a pass of the caller's instead, and [`Self::record_into`]
+/// makes all calls do so. Every pipeline is built when the backend is opened: those of all
+/// requests, or of the ones that [`crate::Builder::for_requests`] was given, and then all others
+/// are refused. [`Self::share`] gives further threads a backend each on the same pipelines.
 #[derive(Debug)]
 pub struct WgpuBackend {
     pub(crate) recorder: Recorder,
-    pub(crate) pipelines: Pipelines,
+    pub(crate) pipelines: Arc<Pipelines>,
     /// Which kernels were taken, and why not better ones.
     pub(crate) tier: String,
     pub(crate) accumulation: Accumulation,
@@ -29,15 +33,33 @@ pub struct WgpuBackend {
 
 impl WgpuBackend {
     /// The pipelines that quantize, or the refusal of a request.
-    fn quantize_pipelines(&self, request: impl FnOnce() -> Request) -> Result<&QuantizePipelines> {
+    pub(crate) fn quantize_pipelines(
+        &self,
+        request: impl FnOnce() -> Request,
+    ) -> Result<&QuantizePipelines> {
         match &self.pipelines.quantize {
             Some(pipelines) => Ok(pipelines),
             None => Err(Error::unsupported(PLATFORM, request(), TOO_FEW_BUFFERS)),
         }
     }
-}
 
-const TOO_FEW_BUFFERS: &str = "the device binds too few storage buffers";
+    /// Whether the kernels of a request were built.
+    fn declared(&self, request: &Request) -> Support {
+        let pipelines = &self.pipelines;
+        let mut all = true;
+        if !pipelines.complete {
+            let known = requests::each_kernel(request, &pipelines.facts, &mut |kernel| {
+                all &= pipelines.has(kernel);
+            });
+            all &= known.is_ok();
+        }
+        if all {
+            Support::Native
+        } else {
+            Support::No(UNDECLARED.to_owned())
+        }
+    }
+}
 
 /// Native, unless something is missing.
 fn support(known: Result<()>) -> Support {
@@ -77,7 +99,7 @@ impl Backend for WgpuBackend {
             Some(_) => Support::Native,
             None => Support::No(TOO_FEW_BUFFERS.to_owned()),
         };
-        match request {
+        let known = match request {
             Request::Activation { op: a, .. } => op(a),
             Request::ActivationQuant { op: a, .. } => op(a).and(quantize()),
             Request::Quantize { .. } => quantize(),
@@ -91,7 +113,11 @@ impl Backend for WgpuBackend {
                 emulated.and(quantize()).and(weight(*w))
             }
             _ => Support::No("this request is not known to this backend".to_owned()),
+        };
+        if !known.runs() {
+            return known;
         }
+        known.and(self.declared(request))
     }
 
     fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
@@ -160,7 +186,7 @@ impl ActAndMul for WgpuBackend {
         }
         let input = Halves::of(&input);
         let output = Matrix::of("output", &output.as_tensor());
-        let on = (self.device(), &self.pipelines);
+        let on = (self.device(), &*self.pipelines);
         Ok(self
             .recorder
             .record(|pass| activation::record(on, pass, op, (&input, &output), shape))?)
@@ -174,7 +200,7 @@ impl Matmul for WgpuBackend {
     /// device has cooperative matrices gets a pipeline for its width, the first time.
     fn load_weight(&self, parts: &[HostWeight<'_>]) -> Result<Weight> {
         let mut weight = Weight::load(self.device(), parts)?;
-        matmul::prepare((self.device(), &self.pipelines), &mut weight)?;
+        matmul::prepare((self.device(), &*self.pipelines), &mut weight)?;
         Ok(weight)
     }
 
@@ -192,7 +218,7 @@ impl Matmul for WgpuBackend {
             return Ok(());
         }
         let (x, y) = (Matrix::of("x", &x), Matrix::of("y", &y.as_tensor()));
-        let on = (self.device(), &self.pipelines);
+        let on = (self.device(), &*self.pipelines);
         Ok(self
             .recorder
             .record(|pass| matmul::record(on, pass, &x, weight, &y))?)
@@ -245,7 +271,7 @@ impl Quantize for WgpuBackend {
         };
         let input = Halves::of(&input);
         let output = CodesAndScales::of(&output.as_quantized());
-        let on = (self.device(), &self.pipelines, kernels);
+        let on = (self.device(), &*self.pipelines, kernels);
         let what = (op, quant);
         Ok(self
             .recorder
@@ -263,7 +289,7 @@ impl Quantize for WgpuBackend {
         let kernels = self.quantize_pipelines(|| Request::Quantize { quant, float })?;
         let input = Matrix::of("input", &input);
         let output = CodesAndScales::of(&output.as_quantized());
-        let on = (self.device(), &self.pipelines, kernels);
+        let on = (self.device(), &*self.pipelines, kernels);
         Ok(self
             .recorder
             .record(|pass| quant::quantize(on, pass, &quant, (&input, &output)))?)
@@ -280,7 +306,7 @@ impl Quantize for WgpuBackend {
         let kernels = self.quantize_pipelines(|| Request::Quantize { quant, float })?;
         let input = CodesAndScales::of(&input);
         let output = Matrix::of("output", &output.as_tensor());
-        let on = (self.device(), &self.pipelines, kernels);
+        let on = (self.device(), &*self.pipelines, kernels);
         Ok(self
             .recorder
             .record(|pass| quant::dequantize(on, pass, &quant, (&input, &output)))?)

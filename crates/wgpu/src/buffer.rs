@@ -13,6 +13,15 @@ pub struct Buffer {
     len: usize,
 }
 
+/// The names of usages, as wgpu's documentation has them.
+pub(crate) fn usage_names(usages: wgpu::BufferUsages) -> String {
+    let names: Vec<_> = usages.iter_names().map(|(name, _)| name).collect();
+    match names.as_slice() {
+        [] => "no usage".to_owned(),
+        names => names.join(" and "),
+    }
+}
+
 impl Buffer {
     /// What a buffer needs to be an input or an output of a kernel, and to be copied.
     pub const USAGES: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
@@ -37,7 +46,7 @@ impl Buffer {
     /// A buffer without `STORAGE` usage, or of a size that is no multiple of 16 bytes.
     pub fn wrap(raw: wgpu::Buffer) -> swiglu_core::Result<Self> {
         if !raw.usage().contains(wgpu::BufferUsages::STORAGE) {
-            let got = format!("{:?}", raw.usage());
+            let got = usage_names(raw.usage());
             return Err(Error::argument("buffer", "the usage STORAGE", got));
         }
         let len = usize::try_from(raw.size()).ok().filter(|n| n % 16 == 0);

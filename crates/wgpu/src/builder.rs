@@ -6,20 +6,27 @@
 //!    fails to compile for them may take its device along, and then another is opened.
 //! 3. On a device the best kernels are built and tried, and plain ones if those fail. What may be
 //!    left out alone (the native silu, the gated GEMV) is tried last.
-//! 4. Every step that was not the best says so in the backend's description.
+//! 4. Where requests are named, only their kernels are built and tried.
+//! 5. Every step that was not the best says so in the backend's description.
 
-use swiglu_core::Accumulation;
+use std::sync::Arc;
 
-use crate::device::{Device, DeviceSettings, ranked, reasons, software_allowed_by_environment};
+use swiglu_core::{Accumulation, Request};
+
+use crate::device::{
+    AdapterChoice, AdapterReport, Device, DeviceSettings, FEATURES, Facts, Needs,
+    OPTIONAL_FEATURES, chosen, reasons, software_allowed_by_environment,
+};
 use crate::launch::Recorder;
-use crate::pipelines::{COOPERATIVE_SUBGROUPS, Pipelines, TWO_BUFFERS, Tier, self_test};
-use crate::{Result, WgpuBackend, WgpuError};
+use crate::pipelines::{COOPERATIVE_SUBGROUPS, Kernel, Pipelines, TWO_BUFFERS, Tier, self_test};
+use crate::{Result, WgpuBackend, WgpuError, requests};
 
 /// How a [`WgpuBackend`] is opened.
 #[derive(Clone, Debug)]
 pub struct Builder {
     allow_software: bool,
-    adapter: Option<String>,
+    choice: AdapterChoice,
+    requests: Option<Vec<Request>>,
     device: DeviceSettings,
     subgroups: bool,
     accumulation: Accumulation,
@@ -30,7 +37,8 @@ impl Default for Builder {
     fn default() -> Self {
         Self {
             allow_software: software_allowed_by_environment(),
-            adapter: None,
+            choice: AdapterChoice::default(),
+            requests: None,
             device: DeviceSettings::default(),
             subgroups: true,
             accumulation: Accumulation::default(),
@@ -48,11 +56,78 @@ impl Builder {
         self
     }
 
-    /// Only an adapter whose name contains `name`, ignoring case.
+    /// Only the adapter of this number, as [`AdapterReport::number`] and [`adapters`] count; the
+    /// first that can be used if there is none.
+    #[must_use]
+    pub const fn device(mut self, number: Option<usize>) -> Self {
+        self.choice.number = number;
+        self
+    }
+
+    /// Only an adapter whose name contains `name`, ignoring case; `WGPU_ADAPTER_NAME` says so if
+    /// this is not called.
     #[must_use]
     pub fn adapter(mut self, name: impl Into<String>) -> Self {
-        self.adapter = Some(name.into());
+        self.choice.name = Some(name.into());
         self
+    }
+
+    /// Builds the pipelines of these requests and of no others, which takes less time and asks less
+    /// of a device. Every other call is an error that says so, and
+    /// [`swiglu_core::Backend::supports`] answers no: nothing compiles on the way. By default all
+    /// are built.
+    #[must_use]
+    pub fn for_requests(mut self, requests: &[Request]) -> Self {
+        self.requests = Some(requests.to_vec());
+        self
+    }
+
+    /// The features that a device must have for what is set here.
+    pub const fn required_features(&self) -> wgpu::Features {
+        FEATURES
+    }
+
+    /// Features that kernels use where a device has them: to be asked for as far as the adapter
+    /// has them. Cooperative matrices take `EXPERIMENTAL_COOPERATIVE_MATRIX` and `SHADER_F16`
+    /// besides, see [`Self::open_on_adapter`].
+    pub const fn optional_features(&self) -> wgpu::Features {
+        OPTIONAL_FEATURES
+    }
+
+    /// The least limits that a device must have for what is set here: 3 storage buffers for
+    /// activations, 4 for matmuls, 7 for quantization (WebGPU promises 8), workgroups of 128 or 256
+    /// invocations, some of their memory for all but activations, 128 bytes of immediate data.
+    /// Everything else is the least that wgpu knows: an engine joins it to its own limits with
+    /// [`wgpu::Limits::or_better_values_from`]. Larger bindings and workgroups are used where a
+    /// device has them; with the default of all requests, one without the seventh buffer opens too
+    /// and does not quantize.
+    pub fn required_limits(&self) -> wgpu::Limits {
+        self.needs(&Facts {
+            quantizes: true,
+            ..Facts::LEAST
+        })
+        .limits()
+    }
+
+    /// The adapters of this machine by number, those that can be used with what is set here and
+    /// those that cannot, each with its reason.
+    pub fn adapters(&self) -> Vec<AdapterReport> {
+        let choice = AdapterChoice {
+            number: None,
+            name: self.choice.name.clone(),
+        };
+        let found = chosen(&choice, self.allow_software, self.needs(&Facts::LEAST));
+        // Without a number there is none that could be missing.
+        let found = found.unwrap_or_default().into_iter();
+        found.map(|(_, report)| report).collect()
+    }
+
+    fn needs(&self, facts: &Facts) -> Needs {
+        match &self.requests {
+            // What no kernel is there for is told when the backend is opened.
+            Some(of) => requests::needs(&requests::kernels(of, facts).unwrap_or_default()),
+            None => requests::needs(&Kernel::all(facts)),
+        }
     }
 
     /// Limits other than the adapter's best.
@@ -102,19 +177,9 @@ impl Builder {
     /// # Errors
     /// Why each adapter was passed over, or what failed on the one that was taken.
     pub fn open(self) -> Result<WgpuBackend> {
+        let needs = self.needs(&Facts::LEAST);
         let mut reports = Vec::new();
-        for (adapter, mut report) in ranked(self.allow_software) {
-            if let Some(name) = &self.adapter
-                && !report
-                    .info
-                    .name
-                    .to_lowercase()
-                    .contains(&name.to_lowercase())
-            {
-                report
-                    .rejection
-                    .get_or_insert_with(|| format!("not called `{name}`"));
-            }
+        for (adapter, mut report) in chosen(&self.choice, self.allow_software, needs)? {
             if report.rejection.is_none() {
                 match self.open_adapter(&adapter) {
                     Ok(backend) => return Ok(backend),
@@ -126,39 +191,69 @@ impl Builder {
         Err(WgpuError::NoAdapter(reasons(&reports)))
     }
 
-    /// A backend on the caller's device, with what is set here of subgroups, sums and shared
-    /// buffers. The device needs the feature `IMMEDIATES` with 128 bytes; its callbacks for errors
-    /// and loss stay as they are. Cooperative matrices are not used, as only an adapter tells of
-    /// them.
+    /// A backend on the caller's device, with what is set here of requests, subgroups, sums and
+    /// shared buffers. The device needs [`Self::required_features`] and [`Self::required_limits`];
+    /// its callbacks for errors and loss stay as they are. Cooperative matrices are not used, as
+    /// only an adapter tells of them: see [`Self::open_on_adapter`].
     ///
     /// # Errors
     /// What the device lacks, or a failure to build the pipelines.
     pub fn open_on(&self, device: wgpu::Device, queue: wgpu::Queue) -> Result<WgpuBackend> {
-        self.opened(Device::callers(device, queue)?)
+        let needs = self.needs(&Facts::LEAST);
+        self.opened(Device::callers(device, queue, (needs, false))?)
+    }
+
+    /// As [`Self::open_on`], with the adapter that the device is of: cooperative matrices are used
+    /// where it has them and the device was opened with the features
+    /// `EXPERIMENTAL_COOPERATIVE_MATRIX` and `SHADER_F16`.
+    ///
+    /// # Errors
+    /// As [`Self::open_on`].
+    pub fn open_on_adapter(
+        &self,
+        adapter: &wgpu::Adapter,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+    ) -> Result<WgpuBackend> {
+        let fit = COOPERATIVE_SUBGROUPS.cooperate_on(adapter, &device);
+        let needs = self.needs(&Facts::LEAST);
+        self.best(fit, |cooperative| {
+            Device::callers(device.clone(), queue.clone(), (needs, cooperative))
+        })
     }
 
     fn open_adapter(&self, adapter: &wgpu::Adapter) -> Result<WgpuBackend> {
         let fit = self
             .device
             .cooperative_matrices_fit(adapter, COOPERATIVE_SUBGROUPS);
+        let needs = self.needs(&Facts::LEAST);
+        self.best(fit, |cooperative| {
+            self.device.open(adapter, (needs, cooperative))
+        })
+    }
+
+    /// A backend with cooperative matrices where they fit and work, or without.
+    fn best(
+        &self,
+        fit: Result<(), String>,
+        device: impl Fn(bool) -> Result<Device>,
+    ) -> Result<WgpuBackend> {
         let refusal = match fit {
             _ if self.accumulation == Accumulation::Ordered => "sums are ordered".to_owned(),
             Err(reason) => reason,
-            Ok(()) => {
-                let device = self.device.open(adapter, true)?;
-                match self.opened(device) {
-                    Ok(backend) => return Ok(with_note(backend, "cooperative matrices")),
-                    Err(error) => error.to_string(),
-                }
-            }
+            Ok(()) => match device(true).and_then(|device| self.opened(device)) {
+                Ok(backend) => return Ok(with_note(backend, "cooperative matrices")),
+                Err(error) => error.to_string(),
+            },
         };
-        let backend = self.opened(self.device.open(adapter, false)?)?;
+        let backend = self.opened(device(false)?)?;
         let note = format!("no cooperative matrices: {refusal}");
         Ok(with_note(backend, &note))
     }
 
     /// The best kernels that the device has and that compute what they should.
     fn opened(&self, device: Device) -> Result<WgpuBackend> {
+        let device = Arc::new(device);
         let refusal = if self.subgroups {
             COOPERATIVE_SUBGROUPS.fit(&device).err()
         } else {
@@ -178,52 +273,75 @@ impl Builder {
             None => "subgroups".to_owned(),
             Some(reason) => format!("no subgroups: {reason}"),
         };
-        let mut backend = match self.tried(device, best, wanted) {
-            Ok(backend) => backend,
-            Err(failed) => {
-                let (device, error) = *failed;
+        let mut facts = Facts::of(&device, self.shared_buffers);
+        let (backend, tier) = match self.tried(&device, best, facts, wanted) {
+            Ok(backend) => (backend, best),
+            Err(error) => {
                 let instead = format!("plain kernels: {error}");
-                self.tried(device, plain, instead)
-                    .map_err(|failed| failed.1)?
+                (self.tried(&device, plain, facts, instead)?, plain)
             }
         };
-        if backend.pipelines.facts.cooperative {
+        if facts.cooperative {
             self_test::cooperative(&backend)?;
         }
         if let Err(error) = self_test::native(&backend) {
-            backend.pipelines.facts.native = false;
-            return Ok(with_note(backend, &format!("exp2 of our own: {error}")));
+            facts.native = false;
+            let note = format!("exp2 of our own: {error}");
+            return self.without((backend, tier, facts), &note);
         }
         if let Err(error) = self_test::gated(&backend) {
-            backend.pipelines.facts.gated = false;
+            facts.gated = false;
             let note = format!("the gated half in two kernels: {error}");
-            return Ok(with_note(backend, &note));
+            return self.without((backend, tier, facts), &note);
         }
         Ok(backend)
     }
 
-    /// A backend with these kernels, if they compile and compute what they should; or the device, to
-    /// try others on.
+    /// The backend without kernels that failed. Where it was opened for some requests, those that
+    /// run in their place are missing: all are built again.
+    fn without(
+        &self,
+        (mut backend, tier, facts): (WgpuBackend, Tier, Facts),
+        note: &str,
+    ) -> Result<WgpuBackend> {
+        match Arc::get_mut(&mut backend.pipelines) {
+            Some(pipelines) if pipelines.complete => {
+                pipelines.facts = facts;
+                Ok(with_note(backend, note))
+            }
+            _ => {
+                let WgpuBackend {
+                    recorder,
+                    tier: was,
+                    ..
+                } = backend;
+                let note = format!("{was}; {note}");
+                self.tried(&recorder.into_device(), tier, facts, note)
+            }
+        }
+    }
+
+    /// A backend with these kernels, if they compile and compute what they should.
     fn tried(
         &self,
-        device: Device,
-        kernels: Tier,
-        tier: String,
-    ) -> Result<WgpuBackend, Box<(Device, WgpuError)>> {
-        let pipelines = match Pipelines::new(&device, kernels, self.shared_buffers) {
-            Ok(pipelines) => pipelines,
-            Err(error) => return Err(Box::new((device, error))),
+        device: &Arc<Device>,
+        tier: Tier,
+        facts: Facts,
+        note: String,
+    ) -> Result<WgpuBackend> {
+        let kernels = match &self.requests {
+            Some(of) => Some(requests::kernels(of, &facts)?),
+            None => None,
         };
+        let pipelines = Pipelines::new(device, tier, facts, kernels.as_deref())?;
         let backend = WgpuBackend {
-            recorder: Recorder::new(device),
-            pipelines,
-            tier,
+            recorder: Recorder::new(Arc::clone(device)),
+            pipelines: Arc::new(pipelines),
+            tier: note,
             accumulation: self.accumulation.min(Accumulation::MatrixUnit),
         };
-        match self_test::run(&backend) {
-            Ok(()) => Ok(backend),
-            Err(error) => Err(Box::new((backend.recorder.into_device(), error))),
-        }
+        self_test::run(&backend)?;
+        Ok(backend)
     }
 }
 
@@ -253,5 +371,25 @@ impl WgpuBackend {
     /// As [`Builder::open_on`].
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         Self::builder().open_on(device, queue)
+    }
+}
+
+/// The adapters of this machine by number, those that can be used and those that cannot, each with
+/// its reason. Software rasterisers are passed over unless `SWIGLU_ALLOW_SOFTWARE=1`, and so is what
+/// is not called as `WGPU_ADAPTER_NAME` says; `WGPU_BACKEND` says on which interfaces to look. Empty
+/// where no driver is installed.
+pub fn adapters() -> Vec<AdapterReport> {
+    Builder::default().adapters()
+}
+
+/// The adapter that [`WgpuBackend::open`] takes.
+///
+/// # Errors
+/// Why there is none: every adapter with its reason.
+pub fn probe() -> Result<AdapterReport, String> {
+    let reports = adapters();
+    match reports.iter().find(|r| r.rejection.is_none()) {
+        Some(report) => Ok(report.clone()),
+        None => Err(reasons(&reports)),
     }
 }

@@ -40,6 +40,7 @@ mod pipelines;
 mod plans;
 mod quant;
 mod record;
+mod requests;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -47,8 +48,8 @@ mod weight;
 
 pub use backend::WgpuBackend;
 pub use buffer::Buffer;
-pub use builder::Builder;
-pub use device::{ALLOW_SOFTWARE_VARIABLE, AdapterReport, Device, adapters, probe};
+pub use builder::{Builder, adapters, probe};
+pub use device::{ALLOW_SOFTWARE_VARIABLE, AdapterReport, Device};
 pub use error::{Result, WgpuError};
 pub use view::{View, ViewMut};
 pub use weight::Weight;

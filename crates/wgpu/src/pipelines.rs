@@ -2,6 +2,7 @@
 
 mod activation;
 mod compile;
+mod kernel;
 mod matmul;
 mod matmul_text;
 mod quantize;
@@ -12,10 +13,11 @@ mod table;
 mod twins;
 
 pub(crate) use activation::{ActivationKernel, SixteenBit, VECTOR_WORKGROUP, WORKGROUP};
+pub(crate) use kernel::Kernel;
 pub(crate) use matmul::{
     ANY_TOKENS, COOPERATIVE_DEPTH, COOPERATIVE_SUBGROUPS, COOPERATIVE_TILE, DeviceFormat, FEW_ANY,
     FEW_USUAL, GatedKernel, GemvKind, GemvTokens, MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
 };
 pub(crate) use quantize::QuantizeKernel;
 pub(crate) use shader::FUNCTIONS;
-pub(crate) use table::{Pipelines, QuantizePipelines};
+pub(crate) use table::{Pipelines, QuantizePipelines, TOO_FEW_BUFFERS, UNDECLARED};

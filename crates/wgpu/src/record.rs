@@ -1,4 +1,7 @@
-//! What a [`WgpuBackend`] does beyond the traits: into a pass of the caller's, or on slices.
+//! What a [`WgpuBackend`] does beyond the traits: into a pass or an encoder of the caller's, or on
+//! slices.
+
+use std::sync::Arc;
 
 use swiglu_core::{
     ActAndMul, ActShape, Backend, Element, GateUp, GatedActivation, Tensor, TensorMut, check,
@@ -10,8 +13,56 @@ use crate::{Result, Weight, WgpuBackend, activation, matmul};
 
 impl WgpuBackend {
     /// The device.
-    pub const fn device(&self) -> &Device {
+    pub fn device(&self) -> &Device {
         self.recorder.device()
+    }
+
+    /// Another backend on the same device and the same pipelines, for another thread: it costs a
+    /// few reference counts, and its calls are recorded, submitted and waited for by themselves. A
+    /// [`Weight`] that one of them has loaded serves all. (One backend may be called from several
+    /// threads too: then its calls join one recording.)
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self {
+            recorder: self.recorder.share(),
+            pipelines: Arc::clone(&self.pipelines),
+            tier: self.tier.clone(),
+            accumulation: self.accumulation,
+        }
+    }
+
+    /// Records every call that `f` makes on this backend into a compute pass of the caller's
+    /// encoder: activations, quantization, matmuls, or a whole MLP. Nothing of it is submitted or
+    /// waited for; errors of wgpu's validation appear where the caller finishes the encoder. What
+    /// was recorded before is submitted first. Buffers may be made meanwhile, but not uploaded to,
+    /// downloaded or waited for.
+    ///
+    /// ```
+    /// # use swiglu_core::{ActAndMul, GatedActivation, Result, Tensor, TensorMut};
+    /// # use swiglu_wgpu::{WgpuBackend, wgpu};
+    /// fn step(
+    ///     backend: &WgpuBackend,
+    ///     encoder: &mut wgpu::CommandEncoder,
+    ///     x: Tensor<'_, WgpuBackend>,
+    ///     y: TensorMut<'_, WgpuBackend>,
+    /// ) -> Result<()> {
+    ///     let op = GatedActivation::deepseek_v4();
+    ///     backend.record_into(encoder, || backend.act_and_mul(&op, x.into(), y))
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// What `f` returns; a failure to submit what was recorded before. Calls on this backend from
+    /// other threads fail meanwhile: they take a [`Self::share`].
+    pub fn record_into<T>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        f: impl FnOnce() -> swiglu_core::Result<T>,
+    ) -> swiglu_core::Result<T> {
+        let diverted = self.recorder.divert(encoder)?;
+        let made = f();
+        drop(diverted);
+        made
     }
 
     /// Records the operation into the caller's pass, on this backend's device; nothing is
@@ -32,7 +83,7 @@ impl WgpuBackend {
         self.device().check()?;
         let input = Halves::of(&input);
         let output = Matrix::of("output", &output.as_tensor());
-        let on = (self.device(), &self.pipelines);
+        let on = (self.device(), &*self.pipelines);
         Ok(activation::record(on, pass, op, (&input, &output), shape)?)
     }
 
@@ -51,7 +102,7 @@ impl WgpuBackend {
         check::matmul(&x, weight.shape(), &y)?;
         self.device().check()?;
         let (x, y) = (Matrix::of("x", &x), Matrix::of("y", &y.as_tensor()));
-        let on = (self.device(), &self.pipelines);
+        let on = (self.device(), &*self.pipelines);
         Ok(matmul::record(on, pass, &x, weight, &y)?)
     }
 
@@ -87,7 +138,7 @@ impl WgpuBackend {
         (gate_up, act): (&Matrix<'_>, &Matrix<'_>),
         shape: ActShape,
     ) -> Result<()> {
-        let on = (self.device(), &self.pipelines);
+        let on = (self.device(), &*self.pipelines);
         if matmul::record_gated(on, pass, op, (x, weight), (gate_up, act))? {
             return Ok(());
         }

@@ -1,10 +1,13 @@
 //! Tests of a backend's kernels that take some of them away.
 
+use std::sync::Arc;
+
 use swiglu_core::{
     Backend, Float, HostWeight, Matmul, ScaleFormat, Tensor, TensorMut, WeightFormat, bf16, f16,
 };
 
 use crate::WgpuBackend;
+use crate::device::Facts;
 use crate::pipelines::{DeviceFormat, Pipelines, Tier};
 
 const TOKENS: usize = 265;
@@ -81,9 +84,11 @@ fn tiles_of_any_size_and_buffers_are_equal() {
             e4m3_as_f16: false,
             two_buffers,
         };
-        backend.pipelines = Pipelines::new(backend.device(), tier, false).unwrap();
         for least in [1, u32::MAX] {
-            backend.pipelines.facts.least_large_tiles = least;
+            let mut facts = Facts::of(backend.device(), false);
+            facts.least_large_tiles = least;
+            let pipelines = Pipelines::new(backend.device(), tier, facts, None);
+            backend.pipelines = Arc::new(pipelines.unwrap());
             for (case, expected) in cases.iter().zip(&expected) {
                 let got = multiplied(&backend, *case);
                 assert!(got == *expected, "{case:?}, {least}, {two_buffers}");

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use swiglu_core::Error;
 
 use crate::Buffer;
+use crate::buffer::usage_names;
 
 /// A part of a wgpu buffer, to be read: a [`Buffer`], or a place in a pool of the caller's.
 ///
@@ -41,7 +42,7 @@ impl<'a> View<'a> {
     /// 16 bytes, does: kernels read whole vectors.
     pub fn new(buffer: &'a wgpu::Buffer, offset: u64, size: u64) -> swiglu_core::Result<Self> {
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            let got = format!("{:?}", buffer.usage());
+            let got = usage_names(buffer.usage());
             return Err(Error::argument(
                 "view",
                 "a buffer of the usage STORAGE",

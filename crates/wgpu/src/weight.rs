@@ -7,6 +7,10 @@
 //!    does not, a new segment begins.
 //! 3. A segment is cut into chunks that fit a binding. Each brings its scales, as f32, and the rows of
 //!    its first block that lie before it.
+//! 4. Where a scale is so small that a driver could take it for zero, all are multiplied by a power
+//!    of two, which results are divided by.
+
+mod lift;
 
 use swiglu_core::{Error, Float, HostWeight, WeightFormat};
 
@@ -15,6 +19,7 @@ use crate::error::PLATFORM;
 use crate::launch::Bound;
 use crate::pipelines::DeviceFormat;
 use crate::{Buffer, Result};
+pub(crate) use lift::Lift;
 
 /// Columns that one vector of FP8 weights covers: a block of scales must not end within.
 const VECTOR_COLUMNS: usize = 16;
@@ -30,6 +35,8 @@ pub struct Weight {
     pub(crate) rows: usize,
     pub(crate) form: WeightForm,
     pub(crate) bytes: usize,
+    /// What scales were multiplied by.
+    pub(crate) lift: Lift,
     /// Whether a code of E4M3 is NaN.
     pub(crate) has_nan_codes: bool,
     pub(crate) chunks: Vec<Chunk>,
@@ -137,11 +144,17 @@ impl WeightForm {
         }
     }
 
-    fn write_row(&self, part: &HostWeight<'_>, row: usize, line: &mut [f64], out: &mut [u8]) {
+    fn write_row(
+        &self,
+        (part, row): (&HostWeight<'_>, usize),
+        lift: Lift,
+        line: &mut [f64],
+        out: &mut [u8],
+    ) {
         if self.decoded {
             part.decode_row(row, line);
             for (bytes, value) in out.chunks_exact_mut(4).zip(line) {
-                bytes.copy_from_slice(&(*value as f32).to_le_bytes());
+                bytes.copy_from_slice(&lift.lifted_weight(*value).to_le_bytes());
             }
         } else {
             let bytes = self.cols * self.format.size();
@@ -205,6 +218,7 @@ impl Weight {
             rows: 0,
             form,
             bytes: 0,
+            lift: Lift::of(parts),
             has_nan_codes: false,
             chunks: Vec::new(),
             dense: None,
@@ -234,8 +248,8 @@ impl Weight {
             let count = per_write.min(rows - from);
             let mut staging = vec![0; count * row_bytes];
             for (i, out) in staging.chunks_exact_mut(row_bytes).enumerate() {
-                if let Some((part, r)) = segment.find(row + from + i) {
-                    form.write_row(part, r, &mut line, out);
+                if let Some(place) = segment.find(row + from + i) {
+                    form.write_row(place, self.lift, &mut line, out);
                 }
             }
             let is_nan = |code: &u8| code & 0x7f == 0x7f;
@@ -244,7 +258,13 @@ impl Weight {
         }
         let scales = match form.block {
             None => None,
-            Some(block) => Some(load_scales(device, &form, block, segment, row, rows)?),
+            Some(block) => Some(load_scales(
+                device,
+                (&form, block, self.lift),
+                segment,
+                row,
+                rows,
+            )?),
         };
         self.bytes += data.len() + scales.as_ref().map_or(0, |s| s.data.len());
         self.chunks.push(Chunk {
@@ -262,8 +282,7 @@ impl Weight {
 /// The scales of `rows` rows from `row` on, as f32.
 fn load_scales(
     device: &Device,
-    form: &WeightForm,
-    [block_rows, block_cols]: [usize; 2],
+    (form, [block_rows, block_cols], lift): (&WeightForm, [usize; 2], Lift),
     segment: &Segment<'_, '_>,
     row: usize,
     rows: usize,
@@ -278,7 +297,7 @@ fn load_scales(
     let mut values = Vec::new();
     for block_row in first..(row + rows).div_ceil(block[0]) {
         if let Some((part, r)) = segment.find(block_row * block[0]) {
-            values.extend((0..cols).map(|c| part.scale(r, c * block_cols)));
+            values.extend((0..cols).map(|c| lift.lifted(part.scale(r, c * block_cols))));
         }
     }
     let data = Buffer::allocated(device, size_of_val(values.as_slice()))?;

@@ -36,12 +36,32 @@ pub(crate) struct Facts {
     pub(crate) native: bool,
     /// Whether there are kernels for few tokens that also activate.
     pub(crate) gated: bool,
+    /// Whether kernels that quantize can be bound.
+    pub(crate) quantizes: bool,
     /// Whether there are kernels on cooperative matrices.
     pub(crate) cooperative: bool,
     /// The number of large tiles from which on they pay.
     pub(crate) least_large_tiles: u32,
     /// Whether a call's matrices may lie in one buffer, at different places.
     pub(crate) shared_buffers: bool,
+}
+
+impl Facts {
+    /// What every device is good for that can be opened at all.
+    pub(crate) const LEAST: Self = Self {
+        bindings: BindingLimits {
+            bytes: 1 << 27,
+            alignment: 256,
+            workgroups: 65_535,
+        },
+        software: false,
+        native: true,
+        gated: false,
+        quantizes: false,
+        cooperative: false,
+        least_large_tiles: u32::MAX,
+        shared_buffers: false,
+    };
 }
 
 #[cfg(test)]
@@ -56,6 +76,7 @@ impl Facts {
         software: false,
         native: true,
         gated: true,
+        quantizes: true,
         cooperative: true,
         least_large_tiles: 96,
         shared_buffers: false,

@@ -1,17 +1,23 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::adapter::{IMMEDIATE_BYTES, describe, required_features};
+use super::adapter::describe;
 use super::facts::BindingLimits;
+use super::needs::Needs;
 use crate::{Result, WgpuError};
-
-/// Invocations in a workgroup of the kernels that every device runs, at most.
-const INVOCATIONS: u32 = 256;
 
 fn invocations(limits: &wgpu::Limits) -> u32 {
     limits
         .max_compute_invocations_per_workgroup
         .min(limits.max_compute_workgroup_size_x)
+}
+
+/// Why a device is gone.
+fn loss(reason: wgpu::DeviceLostReason, message: &str) -> String {
+    match reason {
+        wgpu::DeviceLostReason::Destroyed => format!("it was destroyed: {message}"),
+        wgpu::DeviceLostReason::Unknown => message.to_owned(),
+    }
 }
 
 /// A wgpu device and its queue.
@@ -31,13 +37,16 @@ impl Device {
     ///
     /// `cooperative` says that its subgroups multiply matrices of f16, 16 by 16 by 16, to sums in
     /// f32, which only an adapter tells.
-    pub(crate) fn own(raw: wgpu::Device, queue: wgpu::Queue, cooperative: bool) -> Result<Self> {
-        let mut device = Self::callers(raw, queue)?;
-        device.cooperative = cooperative;
+    pub(crate) fn own(
+        raw: wgpu::Device,
+        queue: wgpu::Queue,
+        (needs, cooperative): (Needs, bool),
+    ) -> Result<Self> {
+        let device = Self::callers(raw, queue, (needs, cooperative))?;
         let lost = Arc::clone(&device.lost);
         device.raw.set_device_lost_callback(move |reason, message| {
             // The first reason is the one that counts.
-            drop(lost.set(format!("{reason:?}: {message}")));
+            drop(lost.set(loss(reason, &message)));
         });
         let uncaptured = Arc::clone(&device.uncaptured);
         device.raw.on_uncaptured_error(Arc::new(move |error| {
@@ -48,37 +57,17 @@ impl Device {
         Ok(device)
     }
 
-    /// A device of the caller's, whose callbacks stay as the caller set them.
-    pub(crate) fn callers(raw: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+    /// A device of the caller's, whose callbacks stay as the caller set them; `cooperative` as in
+    /// [`Self::own`].
+    pub(crate) fn callers(
+        raw: wgpu::Device,
+        queue: wgpu::Queue,
+        (needs, cooperative): (Needs, bool),
+    ) -> Result<Self> {
         let (info, limits) = (raw.adapter_info(), raw.limits());
-        let lacks = |what: String| WgpuError::Lacks {
-            adapter: info.name.clone(),
-            what,
-        };
-        let missing = required_features() - raw.features();
-        if !missing.is_empty() {
-            return Err(lacks(format!("the features {missing:?}")));
-        }
-        for (name, has, needs) in [
-            (
-                "max_immediate_size",
-                limits.max_immediate_size,
-                IMMEDIATE_BYTES,
-            ),
-            (
-                "max_compute_invocations_per_workgroup",
-                invocations(&limits),
-                INVOCATIONS,
-            ),
-            (
-                "max_storage_buffers_per_shader_stage",
-                limits.max_storage_buffers_per_shader_stage,
-                4,
-            ),
-        ] {
-            if has < needs {
-                return Err(lacks(format!("a {name} of {needs} (it has {has})")));
-            }
+        if let Some(what) = needs.lacking(raw.features(), &limits) {
+            let adapter = info.name;
+            return Err(WgpuError::Lacks { adapter, what });
         }
         Ok(Self {
             info,
@@ -87,7 +76,7 @@ impl Device {
             queue,
             lost: Arc::default(),
             uncaptured: Arc::default(),
-            cooperative: false,
+            cooperative,
         })
     }
 

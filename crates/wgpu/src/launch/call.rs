@@ -105,5 +105,6 @@ pub(crate) struct MatmulCall {
     pub(crate) scale_shift: u32,
     pub(crate) gate_row: u32,
     pub(crate) up_row: u32,
+    pub(crate) result_scale: f32,
     pub(crate) op: Op,
 }

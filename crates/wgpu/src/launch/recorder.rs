@@ -1,15 +1,16 @@
 //! What was recorded and waits for its submission.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
-use crate::Result;
 use crate::device::{Device, STAGING};
+use crate::{Result, WgpuError};
 
 /// A device, and the calls that were recorded for it one after another: one submission runs them
 /// all.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    device: Device,
+    device: Arc<Device>,
     pending: Mutex<Pending>,
 }
 
@@ -22,7 +23,20 @@ struct Pending {
 #[derive(Debug)]
 struct Recording {
     pass: wgpu::ComputePass<'static>,
-    encoder: wgpu::CommandEncoder,
+    target: Target,
+}
+
+/// What a recording's pass belongs to.
+#[derive(Debug)]
+enum Target {
+    Own(wgpu::CommandEncoder),
+    /// An encoder of the caller's, which this thread records into.
+    Callers(ThreadId),
+}
+
+/// What cannot be done while calls go into the caller's encoder.
+fn refusal(action: &'static str) -> WgpuError {
+    WgpuError::failed(action, "calls are being recorded into a caller's encoder")
 }
 
 /// A recording where there was none.
@@ -35,24 +49,41 @@ fn begin<'a>(
         let pass = encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor::default())
             .forget_lifetime();
-        Recording { pass, encoder }
+        let target = Target::Own(encoder);
+        Recording { pass, target }
     })?;
     Ok(&mut empty.insert(recording).pass)
 }
 
 impl Pending {
+    /// Refuses what cannot be done while calls go into the caller's encoder.
+    fn check_own(&self, action: &'static str) -> Result<()> {
+        match &self.recording {
+            Some(Recording {
+                target: Target::Callers(_),
+                ..
+            }) => Err(refusal(action)),
+            _ => Ok(()),
+        }
+    }
+
     /// The encoder of what was recorded, or a new one.
     fn take(&mut self, device: &Device) -> wgpu::CommandEncoder {
         match self.recording.take() {
-            Some(Recording { pass, encoder }) => {
+            Some(Recording {
+                pass,
+                target: Target::Own(encoder),
+            }) => {
                 drop(pass);
                 encoder
             }
-            None => device.encoder(),
+            // Callers have checked that there is no other.
+            _ => device.encoder(),
         }
     }
 
     fn submit(&mut self, device: &Device) -> Result<()> {
+        self.check_own("submitting")?;
         if self.recording.is_none() {
             return Ok(());
         }
@@ -81,20 +112,41 @@ impl Pending {
 }
 
 impl Recorder {
-    pub(crate) fn new(device: Device) -> Self {
+    pub(crate) fn new(device: Arc<Device>) -> Self {
         Self {
             device,
             pending: Mutex::default(),
         }
     }
 
-    pub(crate) const fn device(&self) -> &Device {
+    /// The device; what was recorded for it is dropped.
+    pub(crate) fn into_device(self) -> Arc<Device> {
+        self.device
+    }
+
+    /// Another for the same device.
+    pub(crate) fn share(&self) -> Self {
+        Self::new(Arc::clone(&self.device))
+    }
+
+    pub(crate) fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The device; what was recorded for it is dropped.
-    pub(crate) fn into_device(self) -> Device {
-        self.device
+    /// Submits what was recorded; until what is returned is dropped, this thread's calls go into
+    /// the caller's encoder, and other threads' calls are refused.
+    pub(crate) fn divert(&self, encoder: &mut wgpu::CommandEncoder) -> Result<Diverted<'_>> {
+        let device = &self.device;
+        device.check()?;
+        let mut pending = self.pending.lock()?;
+        pending.submit(device)?;
+        let pass = device.scoped("recording", || {
+            let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            pass.forget_lifetime()
+        })?;
+        let target = Target::Callers(thread::current().id());
+        pending.recording = Some(Recording { pass, target });
+        Ok(Diverted(self))
     }
 
     /// Records with `f` into the pass that is submitted next.
@@ -109,7 +161,12 @@ impl Recorder {
         let pass = match &mut pending.recording {
             Some(recording) => {
                 device.check()?;
-                &mut recording.pass
+                match recording.target {
+                    Target::Callers(thread) if thread != thread::current().id() => {
+                        return Err(refusal("another thread's call"));
+                    }
+                    Target::Own(_) | Target::Callers(_) => &mut recording.pass,
+                }
             }
             empty => {
                 device.poll(wgpu::PollType::Poll)?;
@@ -151,6 +208,7 @@ impl Recorder {
         let device = &self.device;
         device.check()?;
         let mut pending = self.pending.lock()?;
+        pending.check_own("downloading")?;
         for (i, chunk) in data.chunks_mut(STAGING).enumerate() {
             let bytes = chunk.len().next_multiple_of(4);
             let staging = pending.staging(device, bytes.next_multiple_of(16))?;
@@ -164,5 +222,18 @@ impl Recorder {
             pending.keep(staging);
         }
         Ok(())
+    }
+}
+
+/// While it lives, calls go into a caller's encoder.
+#[derive(Debug)]
+pub(crate) struct Diverted<'a>(&'a Recorder);
+
+impl Drop for Diverted<'_> {
+    fn drop(&mut self) {
+        let pending = self.0.pending.lock();
+        // A call that panicked leaves a pass that ends all the same.
+        let mut pending = pending.unwrap_or_else(PoisonError::into_inner);
+        pending.recording = None;
     }
 }

@@ -94,6 +94,7 @@ impl<'a> ChunkMatmul<'a> {
             call.scale_skip = scales.skip;
             call.scale_shift = form.scale_shift().unwrap_or(0);
         }
+        call.result_scale = self.weight.lift.undone();
         Ok((call, [x, y]))
     }
 
@@ -116,7 +117,7 @@ impl<'a> ChunkMatmul<'a> {
                 scales.raw().as_entire_buffer_binding(),
                 y.binding(),
             ];
-            bind(device, &pipelines.matmul_bindings, bindings)
+            bind(device, pipelines.matmul_bindings()?, bindings)
         })?;
         dispatch(pass, pipeline, &bind_group, call, workgroups);
         Ok(())

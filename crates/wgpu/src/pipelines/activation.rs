@@ -101,7 +101,7 @@ impl ActivationKernel {
         }
     }
 
-    fn shader(self) -> Shader {
+    pub(super) fn shader(self) -> Shader {
         let own = match self {
             Self::Words(_) => WORDS.to_owned(),
             _ => [ACTIVATION_QUICK, ACTIVATION_NATIVE, VECTORS].concat(),
@@ -132,12 +132,6 @@ impl fmt::Display for ActivationKernel {
             Self::NativeRow(_) => write!(f, "{entry}({float}, one row)"),
         }
     }
-}
-
-/// By [`ActivationKernel::ALL`].
-pub(super) fn shaders() -> Vec<Shader> {
-    let all = ActivationKernel::ALL.into_iter();
-    all.map(ActivationKernel::shader).collect()
 }
 
 #[cfg(test)]

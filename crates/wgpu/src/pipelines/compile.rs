@@ -1,7 +1,7 @@
 //! Builds pipelines, many at a time: drivers compile each on one thread, and take up to two seconds.
 //!
 //! ## Method
-//! 1. Lists of shaders become jobs. Many shaders differ in their constants only: a text is parsed and
+//! 1. Shaders become jobs. Many shaders differ in their constants only: a text is parsed and
 //!    validated once.
 //! 2. All modules, then all pipelines, are made on as many threads as there are processors.
 //! 3. Where a call's matrices may share a buffer, inputs are bound, and declared, to be written too:
@@ -73,35 +73,28 @@ impl<'a> PipelineBuilder<'a> {
         })
     }
 
-    /// The pipelines of several lists of shaders, each with the layout of its bindings.
-    pub(crate) fn build<const N: usize>(
+    /// The pipelines of shaders, each with the layout of its bindings.
+    pub(crate) fn build(
         &self,
-        lists: [(&wgpu::BindGroupLayout, Vec<Shader>); N],
-    ) -> Result<[Vec<wgpu::ComputePipeline>; N]> {
+        shaders: &[(&wgpu::BindGroupLayout, Shader)],
+    ) -> Result<Vec<wgpu::ComputePipeline>> {
         // Many shaders differ in their constants only.
         let mut modules: Vec<&Shader> = Vec::new();
         let mut places = HashMap::new();
         let mut jobs = Vec::new();
-        for (list, (bindings, shaders)) in lists.iter().enumerate() {
-            for shader in shaders {
-                let place = *places
-                    .entry((&shader.source, shader.checked))
-                    .or_insert_with(|| {
-                        modules.push(shader);
-                        modules.len() - 1
-                    });
-                jobs.push((list, *bindings, shader, place));
-            }
+        for (bindings, shader) in shaders {
+            let place = *places
+                .entry((&shader.source, shader.checked))
+                .or_insert_with(|| {
+                    modules.push(shader);
+                    modules.len() - 1
+                });
+            jobs.push((*bindings, shader, place));
         }
         let modules = in_parallel(&modules, |shader| self.module(shader))?;
-        let pipelines = in_parallel(&jobs, |(_, bindings, shader, place)| {
+        in_parallel(&jobs, |(bindings, shader, place)| {
             self.pipeline(bindings, &modules[*place], shader)
-        })?;
-        let mut built = [const { Vec::new() }; N];
-        for ((list, ..), pipeline) in jobs.iter().zip(pipelines) {
-            built[*list].push(pipeline);
-        }
-        Ok(built)
+        })
     }
 
     pub(crate) fn build_one(

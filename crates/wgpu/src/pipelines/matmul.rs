@@ -155,7 +155,8 @@ pub(crate) enum GemvKind {
 }
 
 impl GemvKind {
-    pub(super) const ALL: [Self; 5] = [
+    /// All of them, by their index.
+    pub(crate) const ALL: [Self; 5] = [
         Self::Usual(GemvTokens::One),
         Self::Usual(GemvTokens::Four),
         Self::Usual(GemvTokens::Eight),
@@ -182,7 +183,8 @@ pub(crate) enum TileKind {
 }
 
 impl TileKind {
-    pub(super) const ALL: [Self; 3] = [
+    /// All of them, by their index.
+    pub(crate) const ALL: [Self; 3] = [
         Self::Small { aligned: true },
         Self::Large,
         Self::Small { aligned: false },
@@ -319,6 +321,12 @@ impl GatedFormat {
 }
 
 impl GatedKernel {
+    /// All of them, by [`Self::index`].
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let formats = GatedFormat::ALL.into_iter();
+        formats.flat_map(|weight| GemvTokens::ALL.map(|tokens| Self { weight, tokens }))
+    }
+
     /// The kernel for so many tokens, if there is one.
     pub(crate) const fn of(weight: DeviceFormat, tokens: usize) -> Option<Self> {
         match (GatedFormat::of(weight), GemvTokens::holding(tokens)) {

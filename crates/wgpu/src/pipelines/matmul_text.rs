@@ -3,7 +3,7 @@
 use swiglu_core::Float;
 
 use super::matmul::{
-    COOPERATIVE_DEPTH, COOPERATIVE_TILE, DeviceFormat, GATED_ROWS, GatedFormat, GemvKind,
+    COOPERATIVE_DEPTH, COOPERATIVE_TILE, DeviceFormat, GATED_ROWS, GatedKernel, GemvKind,
     GemvTokens, LANES, ROWS, Tier, TileKind,
 };
 use super::shader::{
@@ -81,37 +81,32 @@ fn usual_gemv_text(rows: u32, tier: Tier, tokens: GemvTokens, own: &[&str]) -> S
     gemv_text(rows, tier, &[&[&count, of_tokens.as_str()], own].concat())
 }
 
-/// By the weight's format and [`GemvKind`].
-pub(super) fn gemvs(tier: Tier) -> Vec<Shader> {
-    let shader = |weight: DeviceFormat, kind| {
-        let (entry, source, x, aligned) = match kind {
-            GemvKind::Usual(tokens) => (
-                "gemv",
-                usual_gemv_text(ROWS, tier, tokens, &[GEMV_STORE]),
-                Some(weight.usual_x()),
-                true,
-            ),
-            GemvKind::Any { aligned } => (
-                "gemv_any",
-                gemv_text(ROWS, tier, &[GEMV_ANY]),
-                None,
-                aligned,
-            ),
-        };
-        Shader {
-            source,
-            entry,
-            constants: constants((weight, x), aligned, tier),
-            checked: false,
-        }
+/// A GEMV.
+pub(super) fn gemv(tier: Tier, weight: DeviceFormat, kind: GemvKind) -> Shader {
+    let (entry, source, x, aligned) = match kind {
+        GemvKind::Usual(tokens) => (
+            "gemv",
+            usual_gemv_text(ROWS, tier, tokens, &[GEMV_STORE]),
+            Some(weight.usual_x()),
+            true,
+        ),
+        GemvKind::Any { aligned } => (
+            "gemv_any",
+            gemv_text(ROWS, tier, &[GEMV_ANY]),
+            None,
+            aligned,
+        ),
     };
-    let all = DeviceFormat::ALL.into_iter();
-    all.flat_map(|weight| GemvKind::ALL.map(|kind| shader(weight, kind)))
-        .collect()
+    Shader {
+        source,
+        entry,
+        constants: constants((weight, x), aligned, tier),
+        checked: false,
+    }
 }
 
-/// By [`GatedFormat`] and [`GemvTokens`].
-pub(super) fn gated(tier: Tier) -> Vec<Shader> {
+/// A GEMV that also activates.
+pub(super) fn gated(tier: Tier, kernel: GatedKernel) -> Shader {
     let own = [
         FUNCTIONS_TEXT,
         OPERATION,
@@ -119,46 +114,37 @@ pub(super) fn gated(tier: Tier) -> Vec<Shader> {
         ACTIVATION_NATIVE,
         GEMV_GATED,
     ];
-    let shader = |weight: DeviceFormat, tokens| {
-        let x = weight.usual_x();
-        let mut constants = constants((weight, Some(x)), true, tier);
-        constants.extend(activation_constants(x, true));
-        Shader {
-            source: usual_gemv_text(GATED_ROWS, tier, tokens, &own),
-            entry: "gemv_gated",
-            constants,
-            checked: false,
-        }
-    };
-    let all = GatedFormat::ALL.into_iter();
-    all.flat_map(|weight| GemvTokens::ALL.map(|tokens| shader(weight.format(), tokens)))
-        .collect()
+    let weight = kernel.weight.format();
+    let x = weight.usual_x();
+    let mut constants = constants((weight, Some(x)), true, tier);
+    constants.extend(activation_constants(x, true));
+    Shader {
+        source: usual_gemv_text(GATED_ROWS, tier, kernel.tokens, &own),
+        entry: "gemv_gated",
+        constants,
+        checked: false,
+    }
 }
 
-/// By the weight's format and [`TileKind`].
-pub(super) fn tiles(tier: Tier) -> Vec<Shader> {
-    let shader = |weight: DeviceFormat, kind: TileKind| {
-        let (x, aligned) = match kind {
-            TileKind::Small { aligned } => (None, aligned),
-            TileKind::Large => (Some(weight.usual_x()), true),
-        };
-        Shader {
-            source: text(
-                &[
-                    ("TILE", kind.side()),
-                    ("DEPTH", kind.depth()),
-                    ("BUFFERS", 1 + u32::from(tier.two_buffers)),
-                ],
-                &[OPERANDS, TILED],
-            ),
-            entry: "matmul_tiles",
-            constants: constants((weight, x), aligned, tier),
-            checked: false,
-        }
+/// A tiled kernel.
+pub(super) fn tiles(tier: Tier, weight: DeviceFormat, kind: TileKind) -> Shader {
+    let (x, aligned) = match kind {
+        TileKind::Small { aligned } => (None, aligned),
+        TileKind::Large => (Some(weight.usual_x()), true),
     };
-    let all = DeviceFormat::ALL.into_iter();
-    all.flat_map(|weight| TileKind::ALL.map(|kind| shader(weight, kind)))
-        .collect()
+    Shader {
+        source: text(
+            &[
+                ("TILE", kind.side()),
+                ("DEPTH", kind.depth()),
+                ("BUFFERS", 1 + u32::from(tier.two_buffers)),
+            ],
+            &[OPERANDS, TILED],
+        ),
+        entry: "matmul_tiles",
+        constants: constants((weight, x), aligned, tier),
+        checked: false,
+    }
 }
 
 /// The tiles of f16 by f16 on cooperative matrices, for any rows or for dense ones of `k` elements.

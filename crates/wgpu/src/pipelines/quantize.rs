@@ -44,7 +44,7 @@ impl QuantizeKernel {
         }
     }
 
-    fn shader(self) -> Shader {
+    pub(super) fn shader(self) -> Shader {
         let (elements, constants) = match self {
             Self::Fused(float) => (
                 [
@@ -79,12 +79,6 @@ impl fmt::Display for QuantizeKernel {
 
 fn shared() -> String {
     [NUMERIC, ELEMENT, OP, CALL, WORKGROUP_TEXT, SCALES].concat()
-}
-
-/// By [`QuantizeKernel::ALL`].
-pub(super) fn quantizations() -> Vec<Shader> {
-    let all = QuantizeKernel::ALL.into_iter();
-    all.map(QuantizeKernel::shader).collect()
 }
 
 /// Codes times scales, to any type.

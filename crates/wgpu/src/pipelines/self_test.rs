@@ -1,15 +1,16 @@
 //! Whether kernels compute what they should on this device: small cases with known results.
 //!
 //! ## Method
-//! 1. [`run`] tries what every backend must have; if it fails, plainer kernels are taken.
+//! 1. [`run`] tries what was built for all or for some requests; if it fails, plainer kernels are
+//!    taken.
 //! 2. [`cooperative`], [`native`] and [`gated`] try kernels that are left out where they fail: a
 //!    driver may compile them wrongly, and WGSL promises little of some operations.
 //! 3. Operands are small integers, or numbers whose sums are exact in f32, so that any order of a sum
 //!    gives one result.
 
 use swiglu_core::{
-    ActAndMul, Backend, E4M3, E8M0, Element, Float, GatedActivation, HostWeight, Matmul, RowLayout,
-    ScaleFormat, Tensor, TensorMut, WeightFormat, bf16, f16, reference,
+    ActAndMul, Backend, E4M3, E8M0, Element, Float, GatedActivation, HostWeight, Matmul, Request,
+    RowLayout, ScaleFormat, Tensor, TensorMut, WeightFormat, bf16, f16, reference,
 };
 
 use super::matmul::{FEW_USUAL, GemvTokens};
@@ -59,31 +60,64 @@ fn expect(kernel: &str, got: &[f32], wanted: &[f32]) -> Result<()> {
     }
 }
 
-/// Runs a GEMV, a tiled matmul and an activation.
+/// Whether a backend multiplies x of this type by this weight.
+fn multiplies<B: Backend>(backend: &B, x: Float, weight: WeightFormat) -> bool {
+    let y = Float::F32;
+    backend.supports(&Request::Matmul { x, weight, y }).runs()
+}
+
+/// Runs a GEMV and a tiled matmul by each type of weight, and an activation, of what there is.
 pub(crate) fn run<B: Matmul + ActAndMul>(backend: &B) -> Result<()> {
+    integers::<_, f32>(backend)?;
+    integers::<_, f16>(backend)?;
+    integers::<_, bf16>(backend)?;
+    fp8(backend)?;
+    relu::<_, f32>(backend)?;
+    relu::<_, f16>(backend)?;
+    relu::<_, bf16>(backend)
+}
+
+/// Sums of small integers, which are exact in any order.
+fn integers<B: Matmul, T: Element>(backend: &B) -> Result<()> {
     const ROWS: usize = 7;
     const COLS: usize = 300;
-    let small = |i: usize| (i % 7) as f32 - 3.0;
-    let weight: Vec<f32> = (0..ROWS * COLS).map(small).collect();
-    let loaded = load(backend, [ROWS, COLS], Float::F32, &weight)?;
+    if !multiplies(backend, T::FLOAT, WeightFormat::Float(T::FLOAT)) {
+        return Ok(());
+    }
+    let small = |i: usize| T::from_f64((i % 7) as f64 - 3.0);
+    let weight: Vec<T> = (0..ROWS * COLS).map(small).collect();
+    let loaded = load(backend, [ROWS, COLS], T::FLOAT, &weight)?;
     for (tokens, kernel) in [(1, "the GEMV"), (FEW_USUAL + 1, "the tiled matmul")] {
-        let x: Vec<f32> = (0..tokens * COLS).map(|i| small(i / 3)).collect();
+        let x: Vec<T> = (0..tokens * COLS).map(|i| small(i / 3)).collect();
         let x_layout = RowLayout::contiguous(tokens, COLS);
         let got = multiplied(backend, (&x, x_layout), &loaded, ROWS)?;
-        // Sums of small integers: exact in any order.
-        let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(a, b)| a * b).sum();
+        let dot = |x: &[T], w: &[T]| x.iter().zip(w).map(|(a, b)| a.to_f32() * b.to_f32()).sum();
         let rows = || weight.chunks_exact(COLS);
         let wanted: Vec<f32> = x
             .chunks_exact(COLS)
             .flat_map(|x| rows().map(move |w| dot(x, w)))
             .collect();
-        expect(kernel, &got, &wanted)?;
+        expect(&format!("{kernel} in {}", T::FLOAT), &got, &wanted)?;
     }
-    fp8(backend)?;
-    let relu = GatedActivation::fatrelu_and_mul(0.0)?;
-    let input = [1.0, -2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0_f32];
-    let got = activated(backend, &relu, &input, 4)?;
-    expect("the activation", &got, &[5.0, 0.0, 21.0, -32.0])
+    Ok(())
+}
+
+/// An activation whose results are exact.
+fn relu<B: ActAndMul, T: Element>(backend: &B) -> Result<()> {
+    let op = GatedActivation::fatrelu_and_mul(0.0)?;
+    if !activates(backend, op, T::FLOAT) {
+        return Ok(());
+    }
+    let input = [1.0, -2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0].map(T::from_f64);
+    let got = activated(backend, &op, &input, 4)?;
+    let got: Vec<_> = got.into_iter().map(T::to_f32).collect();
+    let kernel = format!("the activation in {}", T::FLOAT);
+    expect(&kernel, &got, &[5.0, 0.0, 21.0, -32.0])
+}
+
+/// Whether a backend has an activation.
+fn activates<B: Backend>(backend: &B, op: GatedActivation, float: Float) -> bool {
+    backend.supports(&Request::Activation { op, float }).runs()
 }
 
 /// A weight of plain numbers on the device.
@@ -118,6 +152,9 @@ fn multiplied<B: Matmul, T: Element>(
 /// rows of x that follow one another, and of rows that lie apart.
 pub(crate) fn cooperative<B: Matmul>(backend: &B) -> Result<()> {
     const SHAPE: [usize; 3] = [140, 200, 96];
+    if !multiplies(backend, Float::F16, WeightFormat::Float(Float::F16)) {
+        return Ok(());
+    }
     let [tokens, rows, cols] = SHAPE;
     let integers = |n: usize| -> Vec<f16> {
         let small = |i: usize| f16::from_f32((i * 5 % 7) as f32 - 3.0);
@@ -148,39 +185,63 @@ pub(crate) fn cooperative<B: Matmul>(backend: &B) -> Result<()> {
 /// # Errors
 /// The first element that is not.
 pub(crate) fn gated<B: Matmul + ActAndMul>(backend: &B) -> Result<()> {
-    const D: usize = 24;
-    const COLS: usize = 520;
+    const CODES: WeightFormat = WeightFormat::Fp8 {
+        scales: ScaleFormat::E8M0,
+        block: [2 * D, COLS],
+    };
+    gated_by::<_, f16>(backend, WeightFormat::Float(Float::F16))?;
+    gated_by::<_, bf16>(backend, WeightFormat::Float(Float::BF16))?;
+    gated_by::<_, bf16>(backend, CODES)
+}
+
+/// Outputs and inputs of the gated half that is tried.
+const D: usize = 24;
+const COLS: usize = 528;
+
+fn gated_by<B: Matmul + ActAndMul, T: Element>(backend: &B, format: WeightFormat) -> Result<()> {
     let op = GatedActivation::deepseek_v4();
-    let numbers = |n: usize, step: usize| -> Vec<bf16> {
-        let small = |i: usize| bf16::from_f32((i * step % 37) as f32 / 16.0 - 1.0);
+    let (x, act) = (T::FLOAT, T::FLOAT);
+    let weight = format;
+    let request = Request::GatedMatmul { op, x, weight, act };
+    if !backend.supports(&request).runs() {
+        return Ok(());
+    }
+    let numbers = |n: usize, step: usize| -> Vec<T> {
+        let small = |i: usize| T::from_f64((i * step % 37) as f64 / 16.0 - 1.0);
         (0..n).map(small).collect()
     };
-    let weight = load(
-        backend,
-        [2 * D, COLS],
-        Float::BF16,
-        &numbers(2 * D * COLS, 5),
-    )?;
+    let elements = numbers(2 * D * COLS, 5);
+    let codes: Vec<u8> = elements
+        .iter()
+        .map(|w| E4M3::from_f32_saturating(w.to_f32()).0)
+        .collect();
+    let host = match format {
+        WeightFormat::Float(_) => {
+            HostWeight::new([2 * D, COLS], format, bytemuck::cast_slice(&elements), &[])?
+        }
+        _ => HostWeight::new([2 * D, COLS], format, &codes, &[E8M0::ONE.0])?,
+    };
+    let weight = backend.load_weight(&[host])?;
     for tokens in GemvTokens::ALL.map(|tokens| tokens.count() as usize) {
         let on_device = filled(backend, &numbers(tokens * COLS, 11))?;
         let mut between = backend.alloc(tokens * 2 * D * 2)?;
-        let mut act = backend.alloc(tokens * D * 2)?;
+        let mut output = backend.alloc(tokens * D * 2)?;
         let mut widened = |fused: bool| -> Result<Vec<f32>> {
-            let x = Tensor::contiguous(B::view(&on_device), Float::BF16, tokens, COLS);
+            let x = Tensor::contiguous(B::view(&on_device), T::FLOAT, tokens, COLS);
             let view = B::view_mut(&mut between);
-            let mut between = TensorMut::<B>::contiguous(view, Float::BF16, tokens, 2 * D);
-            let to = TensorMut::contiguous(B::view_mut(&mut act), Float::BF16, tokens, D);
+            let mut between = TensorMut::<B>::contiguous(view, T::FLOAT, tokens, 2 * D);
+            let to = TensorMut::contiguous(B::view_mut(&mut output), T::FLOAT, tokens, D);
             if fused {
                 backend.matmul_act_and_mul(&op, x, &weight, between, to)?;
             } else {
                 backend.matmul(x, &weight, between.reborrow())?;
                 backend.act_and_mul(&op, between.as_tensor().into(), to)?;
             }
-            let got: Vec<bf16> = contents(backend, &act, tokens * D)?;
-            Ok(got.into_iter().map(bf16::to_f32).collect())
+            let got: Vec<T> = contents(backend, &output, tokens * D)?;
+            Ok(got.into_iter().map(T::to_f32).collect())
         };
         let (want, got) = (widened(false)?, widened(true)?);
-        expect("the gated GEMV", &got, &want)?;
+        expect(&format!("the gated GEMV by {format}"), &got, &want)?;
     }
     Ok(())
 }
@@ -204,6 +265,9 @@ pub(crate) fn native<B: ActAndMul>(backend: &B) -> Result<()> {
 fn every_gate<B: ActAndMul, T: Element>(backend: &B, op: &GatedActivation) -> Result<()> {
     const COUNT: usize = 1 << 16;
     const UPS: [f32; 7] = [1.0, -0.3, 7.1, 0.011, -1.3, 300.0, -0.0007];
+    if !activates(backend, *op, T::FLOAT) {
+        return Ok(());
+    }
     let failed = |message| WgpuError::SelfTest {
         kernel: format!("the native {op} in {}", T::FLOAT),
         message,
@@ -249,6 +313,22 @@ fn every_gate<B: ActAndMul, T: Element>(backend: &B, op: &GatedActivation) -> Re
 
 /// Every finite code of E4M3, subnormal ones too, comes out as its value.
 fn fp8<B: Matmul>(backend: &B) -> Result<()> {
+    const FORMAT: WeightFormat = WeightFormat::Fp8 {
+        scales: ScaleFormat::E8M0,
+        block: [1, 16],
+    };
+    if multiplies(backend, Float::F32, FORMAT) {
+        fp8_by::<_, f32>(backend, FORMAT)
+    } else if multiplies(backend, Float::BF16, FORMAT) {
+        fp8_by::<_, bf16>(backend, FORMAT)
+    } else if multiplies(backend, Float::F16, FORMAT) {
+        fp8_by::<_, f16>(backend, FORMAT)
+    } else {
+        Ok(())
+    }
+}
+
+fn fp8_by<B: Matmul, T: Element>(backend: &B, format: WeightFormat) -> Result<()> {
     let codes: Vec<u8> = (0..=255).filter(|code| code & 0x7f != 0x7f).collect();
     // A row for each code, of which all but the first element are 0.
     let mut weight = vec![0; codes.len() * 16];
@@ -256,14 +336,10 @@ fn fp8<B: Matmul>(backend: &B) -> Result<()> {
         row[0] = *code;
     }
     let ones = vec![E8M0::ONE.0; codes.len()];
-    let format = WeightFormat::Fp8 {
-        scales: ScaleFormat::E8M0,
-        block: [1, 16],
-    };
     let host = HostWeight::new([codes.len(), 16], format, &weight, &ones)?;
     let loaded = backend.load_weight(&[host])?;
-    let x = (&[1.0_f32; 16][..], RowLayout::contiguous(1, 16));
-    let got = multiplied(backend, x, &loaded, codes.len())?;
+    let x = ([T::from_f64(1.0); 16], RowLayout::contiguous(1, 16));
+    let got = multiplied(backend, (&x.0, x.1), &loaded, codes.len())?;
     let wanted: Vec<f32> = codes.iter().map(|code| E4M3(*code).to_f32()).collect();
     expect("the decoding of e4m3", &got, &wanted)
 }

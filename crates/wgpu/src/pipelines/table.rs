@@ -1,36 +1,81 @@
-//! The pipelines of one device. All are made when a backend is, or for one width when a weight is
-//! loaded, so that no call compiles.
+//! The pipelines of one device: those of the kernels that its requests run. All are made when a
+//! backend is, or for one width when a weight is loaded, so that no call compiles.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Mutex;
 
-use super::activation::{self, ActivationKernel};
+use swiglu_core::Error;
+
+use super::activation::ActivationKernel;
 use super::compile::PipelineBuilder;
-use super::matmul::{GATED_INVOCATIONS, GatedKernel, MANY_TILES, MatmulKernel, Tier};
+use super::kernel::Kernel;
+use super::matmul::{
+    DeviceFormat, GATED_INVOCATIONS, GatedKernel, GemvKind, MANY_TILES, MatmulKernel, Tier,
+    TileKind,
+};
 use super::matmul_text;
-use super::quantize::{self, QUANTIZE_BUFFERS, QuantizeKernel};
-use super::shader::Shader;
+use super::quantize::{QUANTIZE_BUFFERS, QuantizeKernel};
+use crate::Result;
 use crate::device::{Device, Facts};
-use crate::{Result, WgpuError};
+use crate::error::PLATFORM;
+
+/// Why a kernel is missing.
+pub(crate) const UNDECLARED: &str =
+    "the backend was opened for other requests; Builder::for_requests takes this one too";
+
+/// Pipelines by the index of their kernels; none where they were not asked for.
+#[derive(Debug)]
+struct Table(Vec<Option<wgpu::ComputePipeline>>);
+
+impl Table {
+    fn of(kernels: usize) -> Self {
+        Self(vec![None; kernels])
+    }
+
+    fn has(&self, index: usize) -> bool {
+        self.0.get(index).is_some_and(Option::is_some)
+    }
+
+    fn set(&mut self, index: usize, pipeline: wgpu::ComputePipeline) {
+        if let Some(place) = self.0.get_mut(index) {
+            *place = Some(pipeline);
+        }
+    }
+
+    fn get(&self, index: usize, kernel: impl fmt::Display) -> Result<&wgpu::ComputePipeline> {
+        there(self.0.get(index).and_then(Option::as_ref), kernel)
+    }
+}
+
+fn there(
+    pipeline: Option<&wgpu::ComputePipeline>,
+    kernel: impl fmt::Display,
+) -> Result<&wgpu::ComputePipeline> {
+    match pipeline {
+        Some(pipeline) => Ok(pipeline),
+        None => Err(Error::unsupported(PLATFORM, kernel, UNDECLARED).into()),
+    }
+}
 
 /// The pipelines of one device.
 #[derive(Debug)]
 pub(crate) struct Pipelines {
     /// What plans are made from.
     pub(crate) facts: Facts,
+    /// Whether every kernel is there.
+    pub(crate) complete: bool,
     /// Two inputs, then an output.
     pub(crate) activation_bindings: wgpu::BindGroupLayout,
-    /// By [`ActivationKernel::ALL`].
-    activation: Vec<wgpu::ComputePipeline>,
+    activation: Table,
     /// None where a device has too few storage buffers.
     pub(crate) quantize: Option<QuantizePipelines>,
-    /// Three inputs, then an output.
-    pub(crate) matmul_bindings: wgpu::BindGroupLayout,
-    gemvs: Vec<wgpu::ComputePipeline>,
-    tiles: Vec<wgpu::ComputePipeline>,
-    /// None where a device has too small workgroups.
-    gated: Vec<wgpu::ComputePipeline>,
-    /// Tiles of f16 by f16 on cooperative matrices, where the device has them.
+    /// Three inputs, then an output; none where a device that only activates has too few.
+    matmul_bindings: Option<wgpu::BindGroupLayout>,
+    gemvs: Table,
+    tiles: Table,
+    gated: Table,
+    /// Tiles of f16 by f16 on cooperative matrices.
     cooperative: Option<wgpu::ComputePipeline>,
     /// The same for dense rows of so many elements.
     dense: Mutex<HashMap<u32, wgpu::ComputePipeline>>,
@@ -41,94 +86,148 @@ pub(crate) struct Pipelines {
 pub(crate) struct QuantizePipelines {
     /// Four inputs, then codes, scales and counters.
     pub(crate) bindings: wgpu::BindGroupLayout,
-    /// By [`QuantizeKernel::ALL`].
-    pipelines: Vec<wgpu::ComputePipeline>,
+    pipelines: Table,
     /// Codes and scales, then an output.
     pub(crate) back_bindings: wgpu::BindGroupLayout,
-    pub(crate) back: wgpu::ComputePipeline,
+    back: Option<wgpu::ComputePipeline>,
     /// Bound where there are no counters.
     pub(crate) unused: wgpu::Buffer,
 }
 
 impl QuantizePipelines {
     fn new(device: &Device, builder: &PipelineBuilder<'_>) -> Result<Self> {
-        let (bindings, back_bindings) = (builder.bindings(4, 3)?, builder.bindings(2, 1)?);
-        let back = quantize::dequantization();
-        let [pipelines] = builder.build([(&bindings, quantize::quantizations())])?;
         Ok(Self {
-            pipelines,
-            back: builder.build_one(&back_bindings, &back)?,
-            bindings,
-            back_bindings,
+            bindings: builder.bindings(4, 3)?,
+            pipelines: Table::of(QuantizeKernel::ALL.len()),
+            back_bindings: builder.bindings(2, 1)?,
+            back: None,
             unused: device.create_buffer(16, wgpu::BufferUsages::STORAGE)?,
         })
     }
 
     pub(crate) fn get(&self, kernel: QuantizeKernel) -> Result<&wgpu::ComputePipeline> {
-        there(self.pipelines.get(kernel.index()), kernel)
+        self.pipelines.get(kernel.index(), kernel)
+    }
+
+    pub(crate) fn back(&self) -> Result<&wgpu::ComputePipeline> {
+        there(self.back.as_ref(), "dequantize")
     }
 }
 
-fn only_if(there: bool, list: Vec<Shader>) -> Vec<Shader> {
-    if there { list } else { Vec::new() }
-}
-
-/// A pipeline that a plan has chosen, which only chooses among those that there are.
-fn there(
-    pipeline: Option<&wgpu::ComputePipeline>,
-    kernel: impl ToString,
-) -> Result<&wgpu::ComputePipeline> {
-    pipeline.ok_or_else(|| WgpuError::failed("choosing a kernel", kernel))
+impl Facts {
+    /// Those of a device, before any kernel was tried.
+    pub(crate) fn of(device: &Device, shared_buffers: bool) -> Self {
+        Self {
+            bindings: device.bindings(),
+            software: device.is_software(),
+            native: true,
+            gated: device.invocations() >= GATED_INVOCATIONS,
+            quantizes: device.storage_buffers() >= QUANTIZE_BUFFERS,
+            cooperative: device.has_cooperative_matrices(),
+            // Software has no use for many invocations.
+            least_large_tiles: if device.is_software() {
+                u32::MAX
+            } else {
+                MANY_TILES
+            },
+            shared_buffers,
+        }
+    }
 }
 
 impl Pipelines {
-    pub(crate) fn new(device: &Device, tier: Tier, shared_buffers: bool) -> Result<Self> {
-        let builder = PipelineBuilder::new(device, shared_buffers)?;
-        let activation_bindings = builder.bindings(2, 1)?;
-        let matmul_bindings = builder.bindings(3, 1)?;
-        let gates = device.invocations() >= GATED_INVOCATIONS;
-        let multiplies = device.has_cooperative_matrices();
-        let [activation, gemvs, tiles, gated, cooperative] = builder.build([
-            (&activation_bindings, activation::shaders()),
-            (&matmul_bindings, matmul_text::gemvs(tier)),
-            (&matmul_bindings, matmul_text::tiles(tier)),
-            (&matmul_bindings, only_if(gates, matmul_text::gated(tier))),
-            (
-                &matmul_bindings,
-                only_if(multiplies, vec![matmul_text::cooperative(None)]),
-            ),
-        ])?;
-        let quantizes = device.storage_buffers() >= QUANTIZE_BUFFERS;
+    /// Those of some kernels, or of all.
+    pub(crate) fn new(
+        device: &Device,
+        tier: Tier,
+        facts: Facts,
+        kernels: Option<&[Kernel]>,
+    ) -> Result<Self> {
+        let builder = PipelineBuilder::new(device, facts.shared_buffers)?;
+        let multiplies = device.storage_buffers() >= 4;
+        let matmul_bindings = multiplies.then(|| builder.bindings(3, 1)).transpose()?;
+        let quantizes = facts.quantizes;
         let quantize = quantizes.then(|| QuantizePipelines::new(device, &builder));
-        Ok(Self {
-            facts: Facts {
-                bindings: device.bindings(),
-                software: device.is_software(),
-                native: true,
-                gated: gates,
-                cooperative: multiplies,
-                // Software has no use for many invocations.
-                least_large_tiles: if device.is_software() {
-                    u32::MAX
-                } else {
-                    MANY_TILES
-                },
-                shared_buffers,
-            },
-            cooperative: cooperative.into_iter().next(),
-            dense: Mutex::default(),
+        let formats = DeviceFormat::ALL.len();
+        let mut built = Self {
+            facts,
+            complete: kernels.is_none(),
+            activation_bindings: builder.bindings(2, 1)?,
+            activation: Table::of(ActivationKernel::ALL.len()),
             quantize: quantize.transpose()?,
-            activation_bindings,
             matmul_bindings,
-            activation,
-            gemvs,
-            tiles,
-            gated,
-        })
+            gemvs: Table::of(formats * GemvKind::ALL.len()),
+            tiles: Table::of(formats * TileKind::ALL.len()),
+            gated: Table::of(GatedKernel::all().count()),
+            cooperative: None,
+            dense: Mutex::default(),
+        };
+        let all;
+        let kernels = match kernels {
+            Some(kernels) => kernels,
+            None => {
+                all = Kernel::all(&facts);
+                &all
+            }
+        };
+        let jobs = kernels
+            .iter()
+            .map(|kernel| Ok((built.bindings(*kernel)?, kernel.shader(tier))))
+            .collect::<Result<Vec<_>>>()?;
+        let pipelines = builder.build(&jobs)?;
+        for (kernel, pipeline) in kernels.iter().zip(pipelines) {
+            built.set(*kernel, pipeline);
+        }
+        Ok(built)
+    }
+
+    /// The layout of a kernel's bindings.
+    fn bindings(&self, kernel: Kernel) -> Result<&wgpu::BindGroupLayout> {
+        let quantize = self.quantize.as_ref();
+        let found = match kernel {
+            Kernel::Activation(_) => Some(&self.activation_bindings),
+            Kernel::Quantize(_) => quantize.map(|q| &q.bindings),
+            Kernel::Dequantize => quantize.map(|q| &q.back_bindings),
+            Kernel::Matmul(_) | Kernel::Gated(_) => self.matmul_bindings.as_ref(),
+        };
+        found.ok_or_else(|| Error::unsupported(PLATFORM, "this kernel", TOO_FEW_BUFFERS).into())
+    }
+
+    fn set(&mut self, kernel: Kernel, pipeline: wgpu::ComputePipeline) {
+        match (kernel, &mut self.quantize) {
+            (Kernel::Activation(kernel), _) => self.activation.set(kernel.index(), pipeline),
+            (Kernel::Quantize(kernel), Some(quantize)) => {
+                quantize.pipelines.set(kernel.index(), pipeline);
+            }
+            (Kernel::Dequantize, Some(quantize)) => quantize.back = Some(pipeline),
+            (Kernel::Quantize(_) | Kernel::Dequantize, None) => {}
+            (Kernel::Matmul(kernel), _) => match kernel {
+                MatmulKernel::Gemv(..) => self.gemvs.set(kernel.index(), pipeline),
+                MatmulKernel::Tiles(..) => self.tiles.set(kernel.index(), pipeline),
+                MatmulKernel::Cooperative { .. } => self.cooperative = Some(pipeline),
+            },
+            (Kernel::Gated(kernel), _) => self.gated.set(kernel.index(), pipeline),
+        }
+    }
+
+    /// Whether a kernel was built.
+    pub(crate) fn has(&self, kernel: Kernel) -> bool {
+        let quantize = self.quantize.as_ref();
+        match kernel {
+            Kernel::Activation(kernel) => self.activation.has(kernel.index()),
+            Kernel::Quantize(kernel) => quantize.is_some_and(|q| q.pipelines.has(kernel.index())),
+            Kernel::Dequantize => quantize.is_some_and(|q| q.back.is_some()),
+            Kernel::Matmul(kernel) => match kernel {
+                MatmulKernel::Gemv(..) => self.gemvs.has(kernel.index()),
+                MatmulKernel::Tiles(..) => self.tiles.has(kernel.index()),
+                MatmulKernel::Cooperative { .. } => self.cooperative.is_some(),
+            },
+            Kernel::Gated(kernel) => self.gated.has(kernel.index()),
+        }
     }
 
     pub(crate) fn activation(&self, kernel: ActivationKernel) -> Result<&wgpu::ComputePipeline> {
-        there(self.activation.get(kernel.index()), kernel)
+        self.activation.get(kernel.index(), kernel)
     }
 
     /// The pipeline of a kernel; `dense` is the weight's own for dense rows of x.
@@ -137,17 +236,22 @@ impl Pipelines {
         kernel: MatmulKernel,
         dense: Option<&'a wgpu::ComputePipeline>,
     ) -> Result<&'a wgpu::ComputePipeline> {
-        let pipeline = match kernel {
-            MatmulKernel::Gemv(..) => self.gemvs.get(kernel.index()),
-            MatmulKernel::Tiles(..) => self.tiles.get(kernel.index()),
-            MatmulKernel::Cooperative { dense: true } => dense,
-            MatmulKernel::Cooperative { dense: false } => self.cooperative.as_ref(),
-        };
-        there(pipeline, kernel)
+        match kernel {
+            MatmulKernel::Gemv(..) => self.gemvs.get(kernel.index(), kernel),
+            MatmulKernel::Tiles(..) => self.tiles.get(kernel.index(), kernel),
+            MatmulKernel::Cooperative { dense: true } => there(dense, kernel),
+            MatmulKernel::Cooperative { dense: false } => there(self.cooperative.as_ref(), kernel),
+        }
     }
 
     pub(crate) fn gated(&self, kernel: GatedKernel) -> Result<&wgpu::ComputePipeline> {
-        there(self.gated.get(kernel.index()), kernel)
+        self.gated.get(kernel.index(), kernel)
+    }
+
+    /// The layout of a matmul's bindings.
+    pub(crate) fn matmul_bindings(&self) -> Result<&wgpu::BindGroupLayout> {
+        let found = self.matmul_bindings.as_ref();
+        found.ok_or_else(|| Error::unsupported(PLATFORM, "a matmul", TOO_FEW_BUFFERS).into())
     }
 
     /// The kernel on cooperative matrices for dense rows of `k` elements, built where it is not
@@ -159,8 +263,10 @@ impl Pipelines {
         }
         let shader = matmul_text::cooperative(Some(k));
         let builder = PipelineBuilder::new(device, self.facts.shared_buffers)?;
-        let pipeline = builder.build_one(&self.matmul_bindings, &shader)?;
+        let pipeline = builder.build_one(self.matmul_bindings()?, &shader)?;
         dense.insert(k, pipeline.clone());
         Ok(pipeline)
     }
 }
+
+pub(crate) const TOO_FEW_BUFFERS: &str = "the device binds too few storage buffers";

@@ -6,9 +6,11 @@ use naga::front::wgsl::{Frontend, Options};
 use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 
 use super::compile::with_writable_inputs;
+use super::kernel::Kernel;
 use super::matmul::Tier;
 use super::shader::{OP, Shader};
 use super::{activation, matmul_text, quantize};
+use crate::device::Facts;
 use crate::launch::{ActivationCall, MatmulCall, Op, Quant, QuantizeCall};
 
 fn parsed(source: &str, capabilities: Capabilities) -> naga::Module {
@@ -28,19 +30,10 @@ fn all_shaders() -> Vec<Shader> {
         two_buffers: on,
     };
     let both = [false, true].map(tier);
-    [
-        activation::shaders(),
-        quantize::quantizations(),
-        vec![
-            quantize::dequantization(),
-            matmul_text::cooperative(None),
-            matmul_text::cooperative(Some(7168)),
-        ],
-        both.map(matmul_text::gemvs).concat(),
-        both.map(matmul_text::gated).concat(),
-        both.map(matmul_text::tiles).concat(),
-    ]
-    .concat()
+    let with = |kernel: &Kernel| both.map(|tier| kernel.shader(tier));
+    let mut all: Vec<_> = Kernel::all(&Facts::GPU).iter().flat_map(with).collect();
+    all.push(matmul_text::cooperative(Some(7168)));
+    all
 }
 
 fn check(shader: &Shader, source: &str) {
@@ -70,7 +63,7 @@ fn check(shader: &Shader, source: &str) {
 #[test]
 fn every_shader_is_valid_in_either_form() {
     let all = all_shaders();
-    assert_eq!(all.len(), 13 + 5 + 2 + 2 * (4 * (5 + 3) + 3 * 3));
+    assert_eq!(all.len(), 2 * (13 + 5 + 1 + 4 * (5 + 3) + 3 * 3) + 1);
     for shader in all {
         check(&shader, &shader.source);
         check(&shader, &with_writable_inputs(&shader.source));
@@ -131,6 +124,7 @@ fn calls_are_laid_out_alike_on_both_sides() {
     } in &quantize);
     twin!(MatmulCall {
         tokens, rows, k, row_vectors, x_float, x_offset, x_stride, y_float, y_offset, y_stride,
-        block_rows, block_cols, scale_cols, scale_skip, scale_shift, gate_row, up_row, op,
+        block_rows, block_cols, scale_cols, scale_skip, scale_shift, gate_row, up_row, result_scale,
+        op,
     } in matmul);
 }

@@ -303,6 +303,7 @@ pub(crate) fn dequantize(
         quant: quant(quantization, &input.scale_layout, &scales, output.float)?,
         ..QuantizeCall::default()
     };
+    let pipeline = kernels.back()?;
     let per_dispatch = rows_per_dispatch(facts, &[codes.rows, to.rows], row_units);
     let limits = &facts.bindings;
     for row in (0..all_rows).step_by(per_dispatch) {
@@ -317,7 +318,7 @@ pub(crate) fn dequantize(
         let bind_group = bind(device, &kernels.back_bindings, bindings)?;
         let units = call.rows * call.row_units;
         let [x, y] = in_workgroups(limits, units.div_ceil(WORKGROUP));
-        dispatch(pass, &kernels.back, &bind_group, &call, [x, y, 1]);
+        dispatch(pass, pipeline, &bind_group, &call, [x, y, 1]);
     }
     Ok(())
 }

@@ -149,5 +149,6 @@ fn total(subgroup: u32, token: u32) -> vec2<f32> {
     for (var i = 1u; i < PARTS; i++) {
         total += parts[(subgroup + i) * TOKENS + token];
     }
-    return total * select(1.0, 256.0, WEIGHT == 3u);
+    // One factor: in two steps, a sum could leave the range of f32 on the way.
+    return total * (select(1.0, 256.0, WEIGHT == 3u) * call.result_scale);
 }

@@ -49,6 +49,6 @@ fn gemv_any(
     let high = reduce(sums.zw, local, lane);
     let all = vec4(low, high);
     if wanted == row && lane < min(4u, call.tokens) {
-        store(lane, row, all[lane]);
+        store(lane, row, all[lane] * call.result_scale);
     }
 }

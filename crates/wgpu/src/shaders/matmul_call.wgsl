@@ -26,6 +26,8 @@ struct MatmulCall {
     // Where both are the rows of a gate and its up: the first of either.
     gate_row: u32,
     up_row: u32,
+    // A power of two that undoes what the weight was multiplied by when it was loaded.
+    result_scale: f32,
     op: Op,
 }
 

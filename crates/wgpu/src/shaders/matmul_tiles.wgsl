@@ -194,8 +194,9 @@ fn matmul_tiles(
 }
 
 fn store_block(token: u32, row: u32, sums: mat4x4<f32>) {
-    store_quad(token, row, sums[0]);
-    store_quad(token + 1u, row, sums[1]);
-    store_quad(token + 2u, row, sums[2]);
-    store_quad(token + 3u, row, sums[3]);
+    let scaled = sums * call.result_scale;
+    store_quad(token, row, scaled[0]);
+    store_quad(token + 1u, row, scaled[1]);
+    store_quad(token + 2u, row, scaled[2]);
+    store_quad(token + 3u, row, scaled[3]);
 }

@@ -1,0 +1,110 @@
+//! Every kernel by one name: its text, and what it needs of a device.
+
+use super::activation::{ActivationKernel, VECTOR_WORKGROUP, WORKGROUP};
+use super::matmul::{
+    DeviceFormat, GatedKernel, GemvKind, LANES, MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
+};
+use super::matmul_text;
+use super::quantize::{self, QUANTIZE_BUFFERS, QuantizeKernel};
+use super::shader::Shader;
+use crate::device::{Facts, Needs};
+
+/// Storage buffers of the kernels that activate: gates, ups and the output.
+const ACTIVATION_BUFFERS: u32 = 3;
+
+/// Storage buffers of the kernels that multiply: x, the weight, its scales and y.
+const MATMUL_BUFFERS: u32 = 4;
+
+/// Bytes of a workgroup's memory that quantization takes: the largest of each group, and counters.
+const QUANTIZE_BYTES: u32 = (WORKGROUP * 8 / 32 + 3) * 4;
+
+/// Bytes of a workgroup's memory that the largest GEMV takes: the sums of lanes, and those of
+/// subgroups for eight tokens.
+const GEMV_BYTES: u32 = (LANES * ROWS + ROWS * 8) * 8;
+
+/// A kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    Activation(ActivationKernel),
+    Quantize(QuantizeKernel),
+    Dequantize,
+    Matmul(MatmulKernel),
+    Gated(GatedKernel),
+}
+
+impl Kernel {
+    /// All that a device with these facts runs.
+    pub(crate) fn all(facts: &Facts) -> Vec<Self> {
+        let formats = DeviceFormat::ALL.into_iter();
+        let gemvs = formats
+            .clone()
+            .flat_map(|w| GemvKind::ALL.map(|kind| MatmulKernel::Gemv(w, kind)));
+        let tiles = formats.flat_map(|w| TileKind::ALL.map(|kind| MatmulKernel::Tiles(w, kind)));
+        let cooperative = MatmulKernel::Cooperative { dense: false };
+        let mut all: Vec<_> = ActivationKernel::ALL.map(Self::Activation).into();
+        all.extend(gemvs.chain(tiles).map(Self::Matmul));
+        if facts.quantizes {
+            all.extend(QuantizeKernel::ALL.map(Self::Quantize));
+            all.push(Self::Dequantize);
+        }
+        if facts.gated {
+            all.extend(GatedKernel::all().map(Self::Gated));
+        }
+        if facts.cooperative {
+            all.push(Self::Matmul(cooperative));
+        }
+        all
+    }
+
+    pub(super) fn shader(self, tier: Tier) -> Shader {
+        match self {
+            Self::Activation(kernel) => kernel.shader(),
+            Self::Quantize(kernel) => kernel.shader(),
+            Self::Dequantize => quantize::dequantization(),
+            Self::Matmul(MatmulKernel::Gemv(weight, kind)) => matmul_text::gemv(tier, weight, kind),
+            Self::Matmul(MatmulKernel::Tiles(weight, kind)) => {
+                matmul_text::tiles(tier, weight, kind)
+            }
+            Self::Matmul(MatmulKernel::Cooperative { .. }) => matmul_text::cooperative(None),
+            Self::Gated(kernel) => matmul_text::gated(tier, kernel),
+        }
+    }
+
+    /// What a device must have for it. What is built only where it fits, such as kernels that also
+    /// activate, needs nothing.
+    pub(crate) const fn needs(self) -> Needs {
+        match self {
+            Self::Activation(kernel) => Needs {
+                storage_buffers: ACTIVATION_BUFFERS,
+                invocations: match kernel {
+                    ActivationKernel::Words(_) => WORKGROUP,
+                    ActivationKernel::Vectors(_)
+                    | ActivationKernel::SiluVectors(_)
+                    | ActivationKernel::NativeSilu(_)
+                    | ActivationKernel::NativeRow(_) => VECTOR_WORKGROUP,
+                },
+                workgroup_bytes: 0,
+            },
+            Self::Quantize(_) | Self::Dequantize => Needs {
+                storage_buffers: QUANTIZE_BUFFERS,
+                invocations: WORKGROUP,
+                workgroup_bytes: QUANTIZE_BYTES,
+            },
+            Self::Matmul(kernel) => Needs {
+                storage_buffers: MATMUL_BUFFERS,
+                invocations: 256,
+                workgroup_bytes: match kernel {
+                    MatmulKernel::Gemv(..) => GEMV_BYTES,
+                    // Once where there is no room for two.
+                    MatmulKernel::Tiles(..) => TWO_BUFFERS / 2,
+                    MatmulKernel::Cooperative { .. } => 0,
+                },
+            },
+            Self::Gated(_) => Needs {
+                storage_buffers: MATMUL_BUFFERS,
+                invocations: 0,
+                workgroup_bytes: 0,
+            },
+        }
+    }
+}
