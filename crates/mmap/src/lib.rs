@@ -1,11 +1,14 @@
-//! A file as read-only bytes in memory.
+//! A file mapped for reading, and files that are no trap to open.
 //!
 //! This crate exists to hold one `unsafe` call, so that `swiglu-mlp` holds none.
 
-use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::path::Path;
+
+mod regular;
+
+pub use regular::{MOST_TEXT, open_regular, read_text};
 
 /// A file mapped into memory, read-only. Pages are read from the file as they are touched.
 ///
@@ -30,25 +33,6 @@ impl MappedFile {
         let map = unsafe { memmap2::Mmap::map(&file) }?;
         Ok(Self(map))
     }
-}
-
-/// Opens a regular file for reading. What a path names is asked before it is opened, as opening a
-/// pipe waits for its writer.
-///
-/// # Errors
-/// A file that cannot be opened, or is no regular file.
-pub fn open_regular(path: &Path) -> io::Result<File> {
-    let regular = |metadata: std::fs::Metadata| match metadata.is_file() {
-        true => Ok(()),
-        false => {
-            let message = "not a regular file";
-            Err(io::Error::new(io::ErrorKind::InvalidInput, message))
-        }
-    };
-    regular(std::fs::metadata(path)?)?;
-    let file = File::open(path)?;
-    regular(file.metadata()?)?;
-    Ok(file)
 }
 
 impl Deref for MappedFile {
@@ -93,8 +77,8 @@ mod tests {
         assert!(made.unwrap().success());
         // Opening the pipe would wait for ever, as nobody writes to it.
         for path in [&pipe, Path::new("/dev/zero")] {
-            let error = open_regular(path).unwrap_err();
-            assert_eq!(error.to_string(), "not a regular file");
+            let error = open_regular(path).unwrap_err().to_string();
+            assert!(error.starts_with("expected a regular file, got a "), "{error}");
             assert!(MappedFile::open(path).is_err());
         }
     }
