@@ -34,6 +34,10 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
+        words if asks_for_help(words) => {
+            println!("{HELP}");
+            Ok(())
+        }
         ["kernels"] => kernels::run(kernels::Mode::Write),
         ["kernels", "--check"] => kernels::run(kernels::Mode::Check),
         ["api"] => api::run(false),
@@ -41,10 +45,6 @@ fn main() -> ExitCode {
         ["link-modes"] => link_modes::run(false),
         ["link-modes", "--all"] => link_modes::run(true),
         ["bundle", folder] => bundle::run(Path::new(folder)),
-        ["--help" | "-h" | "help"] => {
-            println!("{HELP}");
-            Ok(())
-        }
         _ => Err(HELP.into()),
     };
     match result {
@@ -56,6 +56,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Whether help is asked for, be it of one task: `bundle --help` makes no folder of that name.
+fn asks_for_help(words: &[&str]) -> bool {
+    words.first() == Some(&"help") || words.iter().any(|w| matches!(*w, "--help" | "-h"))
+}
+
 /// Runs a command to its end; one that fails is an error with what it wrote.
 fn checked(command: &mut Command) -> Result<Output> {
     let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
@@ -64,4 +69,24 @@ fn checked(command: &mut Command) -> Result<Output> {
     }
     let errors = String::from_utf8_lossy(&output.stderr);
     Err(format!("{command:?} failed:\n{errors}").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_is_asked_for_anywhere() {
+        for words in [
+            &["help"][..],
+            &["-h"],
+            &["bundle", "--help"],
+            &["kernels", "-h"],
+        ] {
+            assert!(asks_for_help(words), "{words:?}");
+        }
+        for words in [&[][..], &["kernels", "--check"], &["bundle", "help"]] {
+            assert!(!asks_for_help(words), "{words:?}");
+        }
+    }
 }
