@@ -1,27 +1,67 @@
 use std::io::Write;
 use std::time::Instant;
 
+use serde::Serialize;
 use swiglu::{
     ActShape, Device, Float, GatedActivation, Quantization, QuantizedMut, Request, RowLayout,
     ScaleLayout, ScaleOrder, Shape, Tensor, TensorMut,
 };
 
-use crate::arguments::{Act, dispatcher};
+use crate::arguments::Act;
+use crate::chosen::Chosen;
+use crate::console::Console;
+use crate::escape;
 use crate::failure::{Failure, Result};
-use crate::tensor_file::{self, HostTensor, StoredType};
+use crate::files::{Inputs, OutputFile};
+use crate::tensor_file::{self, HostTensor, StoredType, WrittenTensor};
+
+/// What `swiglu act` did, as JSON has it.
+#[derive(Debug, Serialize)]
+struct ActReport {
+    operation: String,
+    /// Nothing where the output is not quantized.
+    quantization: Option<String>,
+    platform: Chosen,
+    input: InputTensor,
+    /// As it was named.
+    output: String,
+    tensors: Vec<WrittenTensor>,
+    /// Copies to and from the device included.
+    milliseconds: f64,
+}
+
+/// The tensor that was read.
+#[derive(Debug, Serialize)]
+pub struct InputTensor {
+    dtype: &'static str,
+    shape: Vec<usize>,
+}
+
+impl From<&HostTensor<Float>> for InputTensor {
+    fn from(tensor: &HostTensor<Float>) -> Self {
+        Self {
+            dtype: tensor.stored.name(),
+            shape: tensor.shape.clone(),
+        }
+    }
+}
 
 /// `swiglu act`.
-pub fn act(arguments: &Act, out: &mut impl Write) -> Result<()> {
+pub fn act(arguments: &Act, out: &mut Console) -> Result<()> {
     let op = arguments.settings.activation(&arguments.op)?;
     let quant = arguments.quant.quantization()?;
     // Before a device is opened: a mistake should not have to wait for that.
     if let Some(quant) = &quant {
         quant.check_rounding(op.rounding())?;
     }
-    let input = tensor_file::read(&arguments.input)?;
+    let mut inputs = Inputs::default();
+    let input = tensor_file::read(&arguments.input, &mut inputs)?;
+    let output = OutputFile::new("output", &arguments.output, &inputs)?;
+    out.reserve_for_json(arguments.json);
+    out.reserve_for(&output)?;
     let (shape, output_shape) = shapes(&input)?;
     let request = request(&op, quant.as_ref(), input.stored);
-    let device = dispatcher(arguments.platform.as_deref())?.device_for(&[request])?;
+    let device = arguments.platform.dispatcher()?.device_for(&[request])?;
     let start = Instant::now();
     let outputs = match &quant {
         None => vec![("y", plain(&device, &op, &input, shape, output_shape)?)],
@@ -32,7 +72,7 @@ pub fn act(arguments: &Act, out: &mut impl Write) -> Result<()> {
     };
     let elapsed = start.elapsed();
     let tensors: Vec<_> = outputs.iter().map(|(name, t)| (*name, t)).collect();
-    tensor_file::write(&arguments.output, &tensors)?;
+    tensor_file::write(&output, &tensors)?;
     match &quant {
         Some(quant) => writeln!(out, "{op}, {quant}")?,
         None => writeln!(out, "{op}")?,
@@ -42,13 +82,25 @@ pub fn act(arguments: &Act, out: &mut impl Write) -> Result<()> {
         cols: shape.d,
         depth: 0,
     };
-    writeln!(out, "platform {}", device.report_for(&[(request, call)]))?;
-    write!(out, "{} {:?} ->", input.stored, input.shape)?;
+    let report = device.report_for(&[(request, call)]);
+    writeln!(out, "platform {report}")?;
+    write!(out, "{} {} ->", input.stored, escape::shape(&input.shape))?;
     for (name, t) in &tensors {
-        write!(out, " {name} {} {:?}", t.stored, t.shape)?;
+        write!(out, " {name} {} {}", t.stored, escape::shape(&t.shape))?;
     }
     let milliseconds = elapsed.as_secs_f64() * 1e3;
     writeln!(out, " in {milliseconds:.3} ms, copies included")?;
+    if arguments.json {
+        out.document(&ActReport {
+            operation: op.to_string(),
+            quantization: quant.as_ref().map(ToString::to_string),
+            platform: (&report).into(),
+            input: (&input).into(),
+            output: output.name().display().to_string(),
+            tensors: WrittenTensor::all(&tensors),
+            milliseconds,
+        })?;
+    }
     Ok(())
 }
 
@@ -111,8 +163,8 @@ fn quantized(
 pub fn shapes<S>(input: &HostTensor<S>) -> Result<(ActShape, Vec<usize>)> {
     let bad = || {
         Failure::Input(format!(
-            "input: expected shape [.., 2d] with d of at least 1, got {:?}",
-            input.shape
+            "input: expected shape [.., 2d] with d of at least 1, got {}",
+            escape::shape(&input.shape)
         ))
     };
     let (&last, leading) = input.shape.split_last().ok_or_else(bad)?;

@@ -2,10 +2,11 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+pub mod environment;
 mod settings;
 mod values;
 
-pub use settings::{DeviceSettings, QuantSettings, Settings, dispatcher};
+pub use settings::{DeviceSettings, PlatformSettings, QuantSettings, Settings};
 pub use values::{
     ActivationsArgument, NumberOrNone, RoundingArgument, ShapeArgument, TypeArgument,
 };
@@ -15,7 +16,12 @@ pub use values::{
 /// Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 the data of `verify --against`
 /// cannot tell.
 #[derive(Debug, Parser)]
-#[command(name = "swiglu", version, max_term_width = 100)]
+#[command(
+    name = "swiglu",
+    version = environment::version(),
+    max_term_width = 100,
+    after_help = environment::help(),
+)]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -29,13 +35,15 @@ pub enum Command {
     Bench(Bench),
     Demo(Demo),
     Verify(Verify),
+    Completions(Completions),
+    Man(Man),
 }
 
-/// Lists the platforms with their devices, how exact they are, which kernels V4-Flash's MLP would
-/// run there, what is chosen and why the others are not.
+/// Lists the platforms with their numbered devices, how exact they are, which kernels V4-Flash's MLP
+/// would run there, what is chosen and why the others are not.
 #[derive(Debug, Args)]
 pub struct Probe {
-    /// Prints JSON.
+    /// Prints one JSON document.
     #[arg(long)]
     pub json: bool,
 }
@@ -62,17 +70,26 @@ pub struct Run {
     /// What the two matmuls read: bf16, or FP8 as DeepSeek runs its FP8 weights.
     #[arg(long, value_enum, default_value_t)]
     pub activations: ActivationsArgument,
-    /// The input, BF16 [T, H]; a name picks one of several tensors.
-    #[arg(long, value_name = "FILE[:NAME]")]
+    /// The input [.., H] in BF16, or in F32 or F16, which are rounded to the nearest BF16, ties to
+    /// even; a name picks one of several tensors, and - is standard input.
+    #[arg(long, value_name = "FILE[:NAME]", allow_hyphen_values = true)]
     pub input: String,
-    /// Takes the output, BF16 [T, H], as tensor `y`.
+    /// Takes the output, BF16 of the input's shape whatever the input's type, as tensor `y`; - is
+    /// standard output.
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
     #[command(flatten)]
     pub device: DeviceSettings,
-    /// Also writes `gate_up` [T, 2I] and `act` [T, I], the latter before it is quantized.
+    /// Also writes `gate_up` [.., 2I] and `act` [.., I], the latter before it is quantized.
     #[arg(long)]
     pub stages: bool,
+    /// Reads the checkpoint's files into memory. Mapped, as they are else, they must not be cut while
+    /// they are in use: the system would end the program with SIGBUS.
+    #[arg(long)]
+    pub no_mmap: bool,
+    /// Prints one JSON document to standard output, and prose to standard error.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Runs one activation on a tensor [.., 2d] of f32, f16 or bf16.
@@ -85,15 +102,18 @@ pub struct Act {
     pub settings: Settings,
     #[command(flatten)]
     pub quant: QuantSettings,
-    /// The input; a name picks one of several tensors.
-    #[arg(long, value_name = "FILE[:NAME]")]
+    /// The input; a name picks one of several tensors, and - is standard input.
+    #[arg(long, value_name = "FILE[:NAME]", allow_hyphen_values = true)]
     pub input: String,
-    /// Takes the output [.., d] as tensor `y`; if quantized, as `codes` [.., d] and `scales` [.., G].
+    /// Takes the output [.., d] of the input's type as tensor `y`; if quantized, as `codes` [.., d]
+    /// and `scales` [.., G]. - is standard output.
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
-    /// auto, or a platform's name.
+    #[command(flatten)]
+    pub platform: PlatformSettings,
+    /// Prints one JSON document to standard output, and prose to standard error.
     #[arg(long)]
-    pub platform: Option<String>,
+    pub json: bool,
 }
 
 /// Times the activation and the MLP on a platform, against the limits of the machine where it can
@@ -112,8 +132,9 @@ pub struct Bench {
     /// The numbers of tokens (T).
     #[arg(
         long,
+        value_name = "T,T,..",
         value_delimiter = ',',
-        default_values_t = [1, 4, 16, 64, 256],
+        default_value = "1,4,16,64,256",
         value_parser = clap::value_parser!(u32).range(1..=65_536),
     )]
     pub tokens: Vec<u32>,
@@ -134,6 +155,9 @@ pub struct Bench {
     /// Prints comma-separated values, and nothing else.
     #[arg(long)]
     pub csv: bool,
+    /// Prints one JSON document to standard output, and prose to standard error.
+    #[arg(long, conflicts_with = "csv")]
+    pub json: bool,
     /// Draws time over tokens, with the limits' floors, into an SVG file.
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
@@ -151,13 +175,17 @@ pub struct Demo {
     /// The numbers of tokens to run.
     #[arg(
         long,
+        value_name = "T,T,..",
         value_delimiter = ',',
-        default_values_t = [1, 16, 256],
+        default_value = "1,16,256",
         value_parser = clap::value_parser!(u32).range(1..=16_384),
     )]
     pub tokens: Vec<u32>,
     #[command(flatten)]
     pub device: DeviceSettings,
+    /// Prints one JSON document to standard output, and prose to standard error.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Checks every platform here against the definition: the gated activations in every type, matmuls,
@@ -168,8 +196,13 @@ pub struct Demo {
 #[derive(Debug, Args)]
 pub struct Verify {
     /// A safetensors file with an engine's `input` [.., 2d] and the `output` [.., d] that it made
-    /// of it: says whether that is the operation, and if not, which known faults explain it.
-    #[arg(long, value_name = "FILE", requires = "op")]
+    /// of it: says whether that is the operation, and if not, which known fault explains it.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "op",
+        conflicts_with_all = ["platform", "device"],
+    )]
     pub against: Option<PathBuf>,
     /// An operator such as silu_and_mul_with_clamp, or a model such as deepseek_v4; all of them,
     /// and matmuls, quantization and the MLP, unless given.
@@ -177,9 +210,8 @@ pub struct Verify {
     pub op: Option<String>,
     #[command(flatten)]
     pub settings: Settings,
-    /// auto (all of them), or a platform's name.
-    #[arg(long, conflicts_with = "against")]
-    pub platform: Option<String>,
+    #[command(flatten)]
+    pub platform: PlatformSettings,
     /// Takes all 65,536 gates of a 16-bit type with 64 ups in place of 3, and more of the rest.
     #[arg(long, conflicts_with = "against")]
     pub exhaustive: bool,
@@ -188,101 +220,19 @@ pub struct Verify {
     pub json: bool,
 }
 
-#[cfg(test)]
-mod tests {
-    use swiglu::{Accumulation, Parameter, Parameters};
-
-    use super::*;
-
-    fn bench(arguments: &[&str]) -> Result<Bench, String> {
-        let all = ["swiglu", "bench"].iter().chain(arguments);
-        match Arguments::try_parse_from(all) {
-            Ok(Arguments {
-                command: Command::Bench(bench),
-            }) => Ok(bench),
-            Ok(other) => Err(format!("{other:?}")),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    #[test]
-    fn the_command_is_well_formed() {
-        use clap::CommandFactory;
-        Arguments::command().debug_assert();
-    }
-
-    fn act(flag: &str) -> Option<Parameters> {
-        let flags = ["--op", "x", "--input", "i", "--output", "o", flag];
-        let all = ["swiglu", "act"].into_iter().chain(flags);
-        match Arguments::try_parse_from(all).ok()?.command {
-            Command::Act(act) => Some(act.settings.parameters.0),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn every_parameter_of_the_table_has_its_flag() {
-        for parameter in Parameter::ALL {
-            let flag = format!("--{}", parameter.name().replace('_', "-"));
-            let given = act(&format!("{flag}=-0.5")).unwrap();
-            for other in Parameter::ALL {
-                let expected = (other == parameter).then_some(Some(-0.5));
-                assert_eq!(given.get(other), expected, "{flag}");
-            }
-            let off = act(&format!("{flag}=none")).and_then(|p| p.get(parameter));
-            assert_eq!(off == Some(None), parameter.may_be_none(), "{flag}");
-            assert!(act(&format!("{flag}=some")).is_none());
-        }
-    }
-
-    #[test]
-    fn classes_of_sums_have_their_names() {
-        for class in Accumulation::ALL {
-            let bench = bench(&["--accumulation", class.name()]).unwrap();
-            assert_eq!(bench.device.accumulation, Some(class));
-        }
-        let message = bench(&["--accumulation", "fast"]).unwrap_err();
-        for class in Accumulation::ALL {
-            assert!(message.contains(class.name()), "{message}");
-        }
-    }
-
-    #[test]
-    fn shapes_are_models_or_sizes() {
-        let shape = |text: &str| {
-            let shape = bench(&["--shape", text])?.shape;
-            Ok::<_, String>((shape.hidden, shape.intermediate, shape.block))
-        };
-        assert_eq!(shape("flash"), Ok((4096, 2048, 128)));
-        assert_eq!(shape("pro"), Ok((7168, 3072, 128)));
-        assert_eq!(shape("v41"), Ok((5120, 2304, 32)));
-        assert_eq!(shape("96x64"), Ok((96, 64, 128)));
-        for bad in ["x", "0x4", "4x0", "4096", "4x4x4", "2000000x4"] {
-            let error = shape(bad).unwrap_err();
-            assert!(error.contains("expected flash, pro, v41"), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_is_timed_is_an_activation_or_the_mlp_or_both() {
-        let both = bench(&[]).unwrap();
-        assert!(both.op.is_none() && !both.mlp && both.dtype.is_none());
-        assert_eq!(both.tokens, [1, 4, 16, 64, 256]);
-        let mlp = bench(&["--mlp", "--dtype", "bf16", "--tokens", "2,8"]).unwrap();
-        assert_eq!(
-            (mlp.tokens, mlp.dtype),
-            (vec![2, 8], Some(TypeArgument::Bf16))
-        );
-        for bad in [
-            &["--mlp", "--op", "silu_and_mul"][..],
-            &["--dtype", "bf16"],
-            &["--op", "silu_and_mul", "--activations", "fp8"],
-            &["--op", "silu_and_mul", "--group", "32"],
-            &["--tokens", "0"],
-            &["--seconds", "0"],
-            &["--seconds", "nan"],
-        ] {
-            assert!(bench(bad).is_err(), "{bad:?}");
-        }
-    }
+/// Prints a script that completes this program's commands and flags in a shell.
+#[derive(Debug, Args)]
+pub struct Completions {
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
 }
+
+/// Prints the manual page of the program or of one of its commands, as roff.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// One command; all of them in short unless given.
+    pub command: Option<String>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 use std::io::Write;
 use std::time::Duration;
 
+use serde::Serialize;
 use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
 use swiglu::{
@@ -10,7 +11,10 @@ use swiglu_conformance::timing;
 
 use crate::act;
 use crate::arguments::{Bench, ShapeArgument, TypeArgument};
+use crate::chosen::Chosen;
+use crate::console::Console;
 use crate::failure::{Failure, Result};
+use crate::files::{Inputs, OutputFile, TemporaryFolder};
 use crate::timed::{self, MlpPasses, TimedAct, TimedBackend};
 
 mod limits;
@@ -18,16 +22,39 @@ mod plot;
 mod report;
 
 use limits::Limits;
-use report::Row;
+use report::{Line, Row};
 
 const SEED: u64 = 20_260_424;
 /// The last cache's size where nothing says it: no GPU's is larger.
 const LARGEST_CACHE: usize = 256 << 20;
 const MOST_COPIES: usize = 64;
 
+/// What `swiglu bench` measured, as JSON has it.
+#[derive(Debug, Serialize)]
+struct BenchReport {
+    platform: Chosen,
+    device: String,
+    limits: Limits,
+    rows: Vec<Line>,
+    /// Nothing where none was asked for.
+    plot: Option<String>,
+}
+
 /// `swiglu bench`.
-pub fn bench(arguments: &Bench, out: &mut impl Write) -> Result<()> {
+pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
     let subjects = subjects(arguments)?;
+    let plot = arguments.plot.as_deref();
+    let plot = plot.map(|path| OutputFile::new("plot", path, &Inputs::default()));
+    let plot = plot.transpose()?;
+    out.reserve_for_json(arguments.json);
+    if let Some(file) = &plot {
+        if arguments.csv && file.is_stdout() {
+            let message =
+                "plot: expected a file with --csv, got standard output, which holds the values";
+            return Err(Failure::Input(message.to_owned()));
+        }
+        out.reserve_for(file)?;
+    }
     let (backend, chosen) = backend(arguments, &subjects)?;
     let (platform, description) = (chosen.chosen.as_str(), backend.description());
     let before = Limits::measure(platform);
@@ -63,11 +90,20 @@ pub fn bench(arguments: &Bench, out: &mut impl Write) -> Result<()> {
         writeln!(out, "limits   {}", limits.describe(platform))?;
         report::table(&rows, &limits, out)?;
     }
-    if let Some(path) = &arguments.plot {
-        plot::draw(path, &format!("{platform}: {description}"), &rows, &limits)?;
+    if let Some(file) = &plot {
+        plot::draw(file, &format!("{platform}: {description}"), &rows, &limits)?;
         if !arguments.csv {
-            writeln!(out, "\nplot     {}", path.display())?;
+            writeln!(out, "\nplot     {}", file.name().display())?;
         }
+    }
+    if arguments.json {
+        out.document(&BenchReport {
+            platform: (&chosen).into(),
+            device: description,
+            rows: rows.iter().map(|row| row.line(&limits)).collect(),
+            limits,
+            plot: plot.map(|file| file.name().display().to_string()),
+        })?;
     }
     Ok(())
 }
@@ -224,7 +260,7 @@ impl Timer<'_> {
     }
 
     fn mlp(&self, weights: &SyntheticConfig, config: &MlpConfig) -> Result<Vec<Row>> {
-        let folder = tempfile::tempdir()?;
+        let folder = TemporaryFolder::new()?;
         write_checkpoint(folder.path(), weights)?;
         let checkpoint = Checkpoint::open(folder.path())?;
         let expert = SharedExpert::load(&checkpoint, config)?;

@@ -1,6 +1,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use swiglu::mlp::{
     ActivationQuant, Checkpoint, MlpConfig, ModelConfig, SharedExpert,
     synthetic::{SyntheticConfig, synthetic_input, write_checkpoint},
@@ -9,7 +10,10 @@ use swiglu::{Quantization, Request, Support, bf16};
 use swiglu_conformance::relative_error;
 
 use crate::arguments::Demo;
+use crate::chosen::Chosen;
+use crate::console::Console;
 use crate::failure::{Failure, Result};
+use crate::files::TemporaryFolder;
 use crate::timed::{self, MlpPasses, TimedBackend};
 use crate::verify::compared;
 
@@ -21,22 +25,64 @@ const TOLERANCE: f64 = 3e-3;
 const PREFIX: &str = "layers.3.ffn.shared_experts";
 const SEED: u64 = 20_260_424;
 
+/// What `swiglu demo` found, as JSON has it.
+#[derive(Debug, Serialize)]
+struct DemoReport {
+    operation: String,
+    hidden_size: usize,
+    intermediate_size: usize,
+    /// The part of gates and ups that the limit changes.
+    gates_beyond: f64,
+    ups_beyond: f64,
+    /// The relative error that a lost clamp would make.
+    error_without_clamp: f64,
+    results: Vec<DemoRow>,
+    /// What there is to say of each platform: its device, or why it or a part was not run.
+    notes: Vec<String>,
+    chosen: Chosen,
+    /// Relative distances between the two kinds of activations: in the reference, and the largest
+    /// of the platforms.
+    bf16_to_fp8_reference: f64,
+    bf16_to_fp8: f64,
+    /// The largest relative error, and the largest that passes.
+    worst_error: f64,
+    tolerance: f64,
+    passes: bool,
+}
+
+/// One number of tokens on one platform.
+#[derive(Debug, Serialize)]
+struct DemoRow {
+    platform: String,
+    activations: &'static str,
+    tokens: u32,
+    milliseconds: f64,
+    tokens_per_second: f64,
+    weights_gb_per_s: f64,
+    /// To the reference.
+    relative_error: f64,
+    /// The distance to what bf16 activations gave; nothing for these themselves.
+    to_bf16: Option<f64>,
+}
+
 /// `swiglu demo`.
-pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
+pub fn demo(arguments: &Demo, out: &mut Console) -> Result<()> {
+    out.reserve_for_json(arguments.json);
     let Some(&most) = arguments.tokens.iter().max() else {
         return Err(Failure::Input(
             "tokens: expected a number, got none".to_owned(),
         ));
     };
     let most = most as usize;
-    let folder = tempfile::tempdir()?;
+    // Before the work: a mistake should not have to wait for that.
+    let dispatcher = arguments.device.dispatcher()?;
+    let folder = TemporaryFolder::new()?;
     write_checkpoint(folder.path(), &SyntheticConfig::flash(SEED))?;
     let model = ModelConfig::from_file(&folder.path().join("config.json"))?;
     let config = model.mlp_config(PREFIX)?;
     let op = config.activation()?;
     let checkpoint = Checkpoint::open(folder.path())?;
     let expert = SharedExpert::load(&checkpoint, &config)?;
-    let dispatcher = arguments.device.dispatcher()?;
     // Devices that are only looked at are closed before one is opened again under its own type.
     let chosen = dispatcher.mlp_device(&config, expert.gate().format(), expert.down().format())?;
     let chosen = chosen.report().clone();
@@ -59,12 +105,13 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
     };
     let few = &x[..config.hidden_size * most.min(2)];
     let without = Oracle::run(&unclamped, &expert, few)?;
+    let error_without_clamp = relative_error(&without.y, &exact.y[..few.len()]);
     writeln!(
         out,
         "beyond the limit: {:.1} % of gates, {:.1} % of ups; without the clamp the error would be {:.1e}\n",
         100.0 * exact.gates_beyond,
         100.0 * exact.ups_beyond,
-        relative_error(&without.y, &exact.y[..few.len()]),
+        error_without_clamp,
     )?;
     writeln!(
         out,
@@ -78,8 +125,7 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
         expert: &expert,
         modes: &modes,
         notes: Vec::new(),
-        worst: 0.0,
-        between: 0.0,
+        results: Vec::new(),
     };
     for (platform, opened) in dispatcher.probe(compared(&dispatcher)) {
         match opened.map(drop) {
@@ -90,32 +136,84 @@ pub fn demo(arguments: &Demo, out: &mut impl Write) -> Result<()> {
             Err(reason) => trial.notes.push(format!("{platform}: not run, {reason}")),
         }
     }
-    let Trial {
+    let Trial { notes, results, .. } = trial;
+    let worst = results.iter().map(|r| r.relative_error).fold(0.0, larger);
+    let between = results.iter().filter_map(|r| r.to_bf16).fold(0.0, larger);
+    let report = DemoReport {
+        operation: op.to_string(),
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        gates_beyond: exact.gates_beyond,
+        ups_beyond: exact.ups_beyond,
+        error_without_clamp,
+        results,
         notes,
-        worst,
-        between,
-        ..
-    } = trial;
-    writeln!(out)?;
-    for line in notes {
-        writeln!(out, "{line}")?;
+        chosen: (&chosen).into(),
+        bf16_to_fp8_reference: relative_error(&modes[1].reference.y, &exact.y),
+        bf16_to_fp8: between,
+        worst_error: worst,
+        tolerance: TOLERANCE,
+        passes: worst <= TOLERANCE,
+    };
+    report.print_summary(out)?;
+    if arguments.json {
+        out.document(&report)?;
     }
-    writeln!(out, "chosen: {chosen}")?;
-    writeln!(
-        out,
-        "from bf16 to fp8 activations: {:.1e} in the reference, {between:.1e} at most here",
-        relative_error(&modes[1].reference.y, &exact.y),
-    )?;
-    if worst <= TOLERANCE {
+    report.outcome()
+}
+
+impl DemoReport {
+    /// What follows the results.
+    fn print_summary(&self, out: &mut impl Write) -> Result<()> {
+        writeln!(out)?;
+        for line in &self.notes {
+            writeln!(out, "{line}")?;
+        }
+        writeln!(out, "chosen: {}", self.chosen)?;
         writeln!(
             out,
-            "every result agrees with the reference: {worst:.1e} at most, of {TOLERANCE:.0e}"
+            "from bf16 to fp8 activations: {:.1e} in the reference, {:.1e} at most here",
+            self.bf16_to_fp8_reference, self.bf16_to_fp8,
         )?;
+        if self.passes {
+            writeln!(
+                out,
+                "every result agrees with the reference: {:.1e} at most, of {:.0e}",
+                self.worst_error, self.tolerance
+            )?;
+        }
         Ok(())
-    } else {
+    }
+
+    fn outcome(&self) -> Result<()> {
+        if self.passes {
+            return Ok(());
+        }
         Err(Failure::Check(format!(
-            "relative error {worst:.1e}, expected at most {TOLERANCE:.0e}"
+            "relative error {:.1e}, expected at most {:.0e}",
+            self.worst_error, self.tolerance
         )))
+    }
+}
+
+impl DemoRow {
+    fn print(&self, out: &mut impl Write) -> Result<()> {
+        write!(
+            out,
+            "{:<10} {:<11} {:>6} {:>8.3} ms {:>11.0} {:>12.1} {:>9.1e}",
+            self.platform,
+            self.activations,
+            self.tokens,
+            self.milliseconds,
+            self.tokens_per_second,
+            self.weights_gb_per_s,
+            self.relative_error,
+        )?;
+        match self.to_bf16 {
+            Some(between) => writeln!(out, " {between:>9.1e}")?,
+            None => writeln!(out)?,
+        }
+        Ok(())
     }
 }
 
@@ -169,10 +267,7 @@ struct Trial<'a> {
     /// bf16 first.
     modes: &'a [Mode; 2],
     notes: Vec<String>,
-    /// The largest relative error to the reference.
-    worst: f64,
-    /// The largest between the modes.
-    between: f64,
+    results: Vec<DemoRow>,
 }
 
 impl Trial<'_> {
@@ -202,25 +297,20 @@ impl Trial<'_> {
             for (n, &tokens) in self.tokens.iter().enumerate() {
                 let count = tokens as usize * mode.config.hidden_size;
                 let (y, time) = time(&mut *mlp, &self.x[..count])?;
-                let error = relative_error(&y, &mode.reference.y[..count]);
-                self.worst = larger(self.worst, error);
                 let seconds = time.as_secs_f64();
-                write!(
-                    out,
-                    "{platform:<10} {:<11} {tokens:>6} {:>8.3} ms {:>11.0} {:>12.1} {error:>9.1e}",
-                    mode.name(),
-                    seconds * 1e3,
-                    f64::from(tokens) / seconds,
-                    mlp.weight_bytes() as f64 / seconds / 1e9,
-                )?;
-                match (mode.quant, plain.get(n)) {
-                    (Some(_), Some(plain)) => {
-                        let between = relative_error(&y, plain);
-                        self.between = larger(self.between, between);
-                        writeln!(out, " {between:>9.1e}")?;
-                    }
-                    _ => writeln!(out)?,
-                }
+                let plain_y = mode.quant.and(plain.get(n));
+                let row = DemoRow {
+                    platform: platform.to_owned(),
+                    activations: mode.name(),
+                    tokens,
+                    milliseconds: seconds * 1e3,
+                    tokens_per_second: f64::from(tokens) / seconds,
+                    weights_gb_per_s: mlp.weight_bytes() as f64 / seconds / 1e9,
+                    relative_error: relative_error(&y, &mode.reference.y[..count]),
+                    to_bf16: plain_y.map(|plain| relative_error(&y, plain)),
+                };
+                row.print(out)?;
+                self.results.push(row);
                 if mode.quant.is_none() {
                     plain.push(y);
                 }

@@ -4,11 +4,17 @@
 mod act;
 mod arguments;
 mod bench;
+mod chosen;
+mod console;
 mod demo;
+mod escape;
 mod failure;
+mod files;
+mod generate;
 mod probe;
 mod run;
 mod tensor_file;
+mod threads;
 mod timed;
 mod verify;
 
@@ -18,25 +24,30 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::arguments::{Arguments, Command};
+use crate::console::Console;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return usage(&error),
     };
-    let mut out = std::io::stdout().lock();
+    let mut console = Console::new();
     let result = match arguments.command {
-        Command::Probe(a) => probe::probe(&a, &mut out),
-        Command::Run(a) => run::run(&a, &mut out),
-        Command::Act(a) => act::act(&a, &mut out),
-        Command::Bench(a) => bench::bench(&a, &mut out),
-        Command::Demo(a) => demo::demo(&a, &mut out),
-        Command::Verify(a) => verify::verify(&a, &mut out),
+        Command::Probe(a) => probe::probe(&a, &mut console),
+        Command::Run(a) => run::run(&a, &mut console),
+        Command::Act(a) => act::act(&a, &mut console),
+        Command::Bench(a) => bench::bench(&a, &mut console),
+        Command::Demo(a) => demo::demo(&a, &mut console),
+        Command::Verify(a) => verify::verify(&a, &mut console),
+        Command::Completions(a) => generate::completions(&a, &mut console),
+        Command::Man(a) => generate::man(&a, &mut console),
     };
-    match result {
+    // A check that failed is told even where its report could not be written.
+    let finished = console.finish();
+    match result.and(finished) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let line = failure.to_string().replace('\n', " ");
+            let line = escape::one_line(&failure.to_string());
             // There is nowhere left to report a closed stderr to.
             let _ = writeln!(std::io::stderr(), "swiglu: {line}");
             failure.exit_code()
@@ -58,7 +69,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         .filter(|line| !line.is_empty())
         .collect();
     let line = parts.join(" ");
-    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    let line = escape::one_line(line.strip_prefix("error: ").unwrap_or(&line));
     let _ = writeln!(std::io::stderr(), "swiglu: {line}");
     failure::BAD_INPUT.into()
 }

@@ -1,46 +1,40 @@
 use std::io::Write;
 
 use serde::Serialize;
-use serde_json::json;
 use swiglu::mlp::synthetic::SyntheticConfig;
 use swiglu::mlp::{MlpConfig, ModelConfig};
 use swiglu::{Accuracy, AnyBackend, Float, GatedActivation, Request, Shape, Support, WeightFormat};
 
-use crate::arguments::{Probe, dispatcher};
+use crate::arguments::{PlatformSettings, Probe};
+use crate::chosen::Chosen;
+use crate::console::Console;
 use crate::failure::Result;
+
+mod devices;
+use devices::NumberedDevice;
 
 /// The numbers of tokens for which V4-Flash's MLP is planned.
 const TOKENS: [usize; 3] = [1, 16, 256];
 
 /// `swiglu probe`: every platform with its device or the reason that there is none, then what a
 /// DeepSeek-V4 activation in bf16 would run on.
-pub fn probe(arguments: &Probe, out: &mut impl Write) -> Result<()> {
-    let dispatcher = dispatcher(None)?;
+pub fn probe(arguments: &Probe, out: &mut Console) -> Result<()> {
+    let dispatcher = PlatformSettings::default().dispatcher()?;
+    let number = dispatcher.dispatch().open.device.unwrap_or(0);
     let op = GatedActivation::deepseek_v4();
     let chosen = dispatcher.device(&op, Float::BF16)?;
     let flash = flash()?;
     let mut platforms = Vec::new();
     for (platform, opened) in dispatcher.probe(|_| true) {
         platforms.push(match opened {
-            Ok(backend) => Probed::here(platform, &backend, &flash)?,
-            Err(reason) => Probed::absent(platform, reason),
+            Ok(backend) => Probed::here(platform, number, &backend, &flash)?,
+            Err(reason) => Probed::absent(platform, number, reason),
         });
     }
     let report = chosen.report();
     if arguments.json {
-        let rejected: Vec<_> = report
-            .rejected
-            .iter()
-            .map(|r| json!({ "platform": r.platform, "reason": r.reason }))
-            .collect();
-        let value = json!({
-            "platforms": platforms,
-            "chosen": report.chosen,
-            "support": report.support.to_string(),
-            "rejected": rejected,
-        });
-        writeln!(out, "{value:#}")?;
-        return Ok(());
+        let chosen = report.into();
+        return out.document(&ProbeReport { platforms, chosen });
     }
     for platform in &platforms {
         platform.print(out)?;
@@ -73,6 +67,14 @@ const fn stage(mlp: &MlpConfig, request: &Request, tokens: usize) -> Option<(&'s
     Some((name, shape))
 }
 
+/// What `swiglu probe` found, as JSON has it.
+#[derive(Debug, Serialize)]
+struct ProbeReport {
+    platforms: Vec<Probed>,
+    #[serde(flatten)]
+    chosen: Chosen,
+}
+
 /// A platform, and what there is to say of it.
 #[derive(Debug, Serialize)]
 struct Probed {
@@ -81,6 +83,8 @@ struct Probed {
     /// Why it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Those that it lists, by the numbers that `--device` takes.
+    devices: Vec<NumberedDevice>,
     #[serde(flatten)]
     device: Option<ProbedDevice>,
 }
@@ -123,16 +127,22 @@ impl From<Accuracy> for ProbedAccuracy {
 }
 
 impl Probed {
-    fn absent(platform: &str, reason: String) -> Self {
+    fn absent(platform: &str, number: usize, reason: String) -> Self {
         Self {
             platform: platform.to_owned(),
             available: false,
             reason: Some(reason),
+            devices: devices::listed(platform, number, None),
             device: None,
         }
     }
 
-    fn here(platform: &str, backend: &AnyBackend, flash: &MlpConfig) -> Result<Self> {
+    fn here(
+        platform: &str,
+        number: usize,
+        backend: &AnyBackend,
+        flash: &MlpConfig,
+    ) -> Result<Self> {
         let weight = WeightFormat::DEEPSEEK_V4;
         let requests = flash.requests(weight, weight)?;
         let answers = requests.iter().map(|r| backend.supports(r));
@@ -157,6 +167,7 @@ impl Probed {
             platform: platform.to_owned(),
             available: true,
             reason: None,
+            devices: devices::listed(platform, number, Some(&backend.description())),
             device: Some(ProbedDevice {
                 device: backend.description(),
                 accuracy: backend.accuracy().into(),
@@ -170,10 +181,23 @@ impl Probed {
         if let Some(reason) = &self.reason {
             writeln!(out, "{:<10} not available: {reason}", self.platform)?;
         }
+        match (&self.device, self.devices.as_slice()) {
+            // Of a single device its number says all.
+            (Some(device), [only]) if only.description == device.device => {
+                writeln!(out, "{:<10} {only}", self.platform)?;
+            }
+            (device, listed) => {
+                if let Some(device) = device {
+                    writeln!(out, "{:<10} {}", self.platform, device.device)?;
+                }
+                for device in listed {
+                    writeln!(out, "  {device}")?;
+                }
+            }
+        }
         let Some(device) = &self.device else {
             return Ok(());
         };
-        writeln!(out, "{:<10} {}", self.platform, device.device)?;
         let ProbedAccuracy {
             f32_ulps,
             flushes_subnormals,

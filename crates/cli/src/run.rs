@@ -3,16 +3,52 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use swiglu::mlp::checkpoint::OpenMode;
 use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
-use swiglu::{Float, HostBuffer, HostWeight, Limit, Report, bf16};
+use swiglu::{Element, Float, HostBuffer, HostWeight, Limit, Report, bf16, with_float};
 
+use crate::act::InputTensor;
 use crate::arguments::Run;
+use crate::chosen::Chosen;
+use crate::console::Console;
+use crate::escape;
 use crate::failure::{Failure, Result};
-use crate::tensor_file::{self, HostTensor};
+use crate::files::{Inputs, OutputFile};
+use crate::tensor_file::{self, HostTensor, WrittenTensor};
+
+/// What `swiglu run` did, as JSON has it.
+#[derive(Debug, Serialize)]
+struct RunReport {
+    operation: String,
+    /// What the matmuls read: bf16, or a quantization.
+    matmuls: String,
+    platform: Chosen,
+    /// The class of the matmuls' sums.
+    sums: &'static str,
+    weights: Weights,
+    input: InputTensor,
+    /// As it was named.
+    output: String,
+    tensors: Vec<WrittenTensor>,
+    /// Copies to and from the device included.
+    milliseconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Weights {
+    hidden_size: usize,
+    intermediate_size: usize,
+    gate_up: String,
+    down: String,
+    bytes: usize,
+    load_milliseconds: f64,
+}
 
 /// `swiglu run`.
-pub fn run(arguments: &Run, out: &mut impl Write) -> Result<()> {
-    let model = ModelConfig::from_file(&config_path(arguments)?)?;
+pub fn run(arguments: &Run, out: &mut Console) -> Result<()> {
+    let config_path = config_path(arguments)?;
+    let model = ModelConfig::from_file(&config_path)?;
     let stated = match arguments.limit {
         Some(given) => {
             let limit = given.0.map(Limit::new).transpose()?;
@@ -26,10 +62,18 @@ pub fn run(arguments: &Run, out: &mut impl Write) -> Result<()> {
         ..stated
     };
     let (op, quant) = (config.activation()?, config.quantization()?);
-    let x = tensor_file::read(&arguments.input)?;
-    let [tokens, _] = input_shape(&x, config.hidden_size)?;
+    let mut inputs = Inputs::of_checkpoint(&arguments.checkpoint, &config_path);
+    let input = tensor_file::read(&arguments.input, &mut inputs)?;
+    let (tokens, leading) = rows(&input, config.hidden_size)?;
+    let output = OutputFile::new("output", &arguments.output, &inputs)?;
+    out.reserve_for_json(arguments.json);
+    out.reserve_for(&output)?;
 
-    let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
+    let mode = match arguments.no_mmap {
+        false => OpenMode::Map,
+        true => OpenMode::Read,
+    };
+    let checkpoint = Checkpoint::open_with(&arguments.checkpoint, mode)?;
     let expert = SharedExpert::load(&checkpoint, &config)?;
     let (gate_up, down) = (expert.gate().format(), expert.down().format());
     let dispatcher = arguments.device.dispatcher()?;
@@ -39,48 +83,78 @@ pub fn run(arguments: &Run, out: &mut impl Write) -> Result<()> {
     let mut mlp = device.load_mlp(&config, &expert)?;
     let loaded = start.elapsed();
 
-    let x = x.data.typed::<bf16>();
+    let x = rounded(&input);
     let start = Instant::now();
-    let y = mlp.forward(x)?;
+    let y = mlp.forward(&x)?;
     let ran = start.elapsed();
 
-    let y = tensor(&y, tokens, config.hidden_size)?;
+    let y = tensor(&y, leading, config.hidden_size)?;
     let mut tensors = vec![("y", &y)];
     let stages;
     if arguments.stages {
-        let (gate_up, act) = mlp.stages(x)?;
+        let (gate_up, act) = mlp.stages(&x)?;
         let i = config.intermediate_size;
-        stages = (tensor(&gate_up, tokens, 2 * i)?, tensor(&act, tokens, i)?);
+        stages = (tensor(&gate_up, leading, 2 * i)?, tensor(&act, leading, i)?);
         tensors.extend([("gate_up", &stages.0), ("act", &stages.1)]);
     }
-    tensor_file::write(&arguments.output, &tensors)?;
+    tensor_file::write(&output, &tensors)?;
 
-    writeln!(out, "{op}")?;
     let report = Report {
         plan: mlp.plan(tokens),
         ..device.report().clone()
     };
-    writeln!(out, "platform {report}")?;
-    let accuracy = device.backend().accuracy();
-    writeln!(out, "sums     {}", accuracy.accumulation)?;
-    writeln!(
-        out,
-        "weights  H={} I={} {gate_up}, {:.1} MB loaded in {:.0} ms",
-        config.hidden_size,
-        config.intermediate_size,
-        mlp.weight_bytes() as f64 / 1e6,
-        loaded.as_secs_f64() * 1e3,
-    )?;
-    match &quant {
-        Some(quant) => writeln!(out, "matmuls  of {quant}")?,
-        None => writeln!(out, "matmuls  of bf16")?,
+    let report = RunReport {
+        operation: op.to_string(),
+        matmuls: quant.map_or("bf16".to_owned(), |quant| quant.to_string()),
+        sums: device.backend().accuracy().accumulation.name(),
+        weights: Weights {
+            hidden_size: config.hidden_size,
+            intermediate_size: config.intermediate_size,
+            gate_up: gate_up.to_string(),
+            down: down.to_string(),
+            bytes: mlp.weight_bytes(),
+            load_milliseconds: loaded.as_secs_f64() * 1e3,
+        },
+        input: (&input).into(),
+        output: output.name().display().to_string(),
+        tensors: WrittenTensor::all(&tensors),
+        milliseconds: ran.as_secs_f64() * 1e3,
+        platform: (&report).into(),
+    };
+    report.print(out)?;
+    if arguments.json {
+        out.document(&report)?;
     }
-    for (name, t) in &tensors {
-        writeln!(out, "{name:<8} {:?}", t.shape)?;
-    }
-    let milliseconds = ran.as_secs_f64() * 1e3;
-    writeln!(out, "forward  {milliseconds:.3} ms, copies included")?;
     Ok(())
+}
+
+impl RunReport {
+    fn print(&self, out: &mut impl Write) -> Result<()> {
+        writeln!(out, "{}", self.operation)?;
+        writeln!(out, "platform {}", self.platform)?;
+        writeln!(out, "sums     {}", self.sums)?;
+        let Weights {
+            hidden_size,
+            intermediate_size,
+            gate_up,
+            bytes,
+            load_milliseconds,
+            ..
+        } = &self.weights;
+        writeln!(
+            out,
+            "weights  H={hidden_size} I={intermediate_size} {gate_up}, {:.1} MB loaded in \
+             {load_milliseconds:.0} ms",
+            *bytes as f64 / 1e6,
+        )?;
+        writeln!(out, "matmuls  of {}", self.matmuls)?;
+        for t in &self.tensors {
+            writeln!(out, "{:<8} {}", t.name, escape::shape(&t.shape))?;
+        }
+        let milliseconds = self.milliseconds;
+        writeln!(out, "forward  {milliseconds:.3} ms, copies included")?;
+        Ok(())
+    }
 }
 
 /// The configuration that the caller names, or the one beside the checkpoint.
@@ -104,19 +178,34 @@ fn config_path(arguments: &Run) -> Result<PathBuf> {
     )))
 }
 
-fn input_shape(x: &HostTensor<Float>, hidden: usize) -> Result<[usize; 2]> {
-    match (x.stored, x.shape.as_slice()) {
-        (Float::BF16, &[t, h]) if h == hidden => Ok([t, h]),
-        (float, shape) => Err(Failure::Input(format!(
-            "input: expected BF16 [T, {hidden}], got {float} {shape:?}"
+/// The rows of an input [.., H], and its shape without H.
+fn rows(input: &HostTensor<Float>, hidden: usize) -> Result<(usize, &[usize])> {
+    match input.shape.split_last() {
+        Some((&last, leading)) if last == hidden => Ok((leading.iter().product(), leading)),
+        _ => Err(Failure::Input(format!(
+            "input: expected shape [.., {hidden}], got {} {}",
+            input.stored,
+            escape::shape(&input.shape)
         ))),
     }
 }
 
-fn tensor(data: &[bf16], rows: usize, cols: usize) -> Result<HostTensor> {
+/// The input in the type that the MLP takes: of a wider type the nearest, of two the even one.
+fn rounded(input: &HostTensor<Float>) -> Vec<bf16> {
+    fn each<T: Element>(data: &HostBuffer) -> Vec<bf16> {
+        let typed = data.typed::<T>().iter();
+        typed.map(|x| bf16::from_f32(x.to_f32())).collect()
+    }
+    if input.stored == Float::BF16 {
+        return input.data.typed::<bf16>().to_vec();
+    }
+    with_float!(input.stored, T => each::<T>(&input.data))
+}
+
+fn tensor(data: &[bf16], leading: &[usize], cols: usize) -> Result<HostTensor> {
     Ok(HostTensor {
         stored: Float::BF16.into(),
-        shape: vec![rows, cols],
+        shape: [leading, &[cols]].concat(),
         data: HostBuffer::from_slice(data)?,
     })
 }

@@ -1,11 +1,15 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
 use swiglu::{Float, HostBuffer, ScaleFormat};
 
 use crate::failure::{Failure, Result};
+use crate::files::{Inputs, OutputFile, STANDARD};
+
+mod read;
 
 /// How the elements of a tensor are stored in the files that the program writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,64 +99,55 @@ fn split(argument: &str) -> (PathBuf, Option<&str>) {
     }
 }
 
-/// Reads one tensor from a safetensors file: the named one, or the only one.
-pub fn read(argument: &str) -> Result<HostTensor<Float>> {
+/// Reads one tensor from a safetensors file: the named one, or the only one. The file is noted among
+/// the inputs; `-` is standard input.
+pub fn read(argument: &str, inputs: &mut Inputs) -> Result<HostTensor<Float>> {
     let (path, name) = split(argument);
+    if path == Path::new(STANDARD) {
+        inputs.add_stdin();
+        return read::stream(std::io::stdin().lock(), name)
+            .map_err(|e| e.of_file(Path::new("standard input")));
+    }
+    inputs.add("the input", &path);
     read_tensor(&path, name)
 }
 
 /// Reads one tensor from a safetensors file: the one of this name, or the only one.
 pub fn read_tensor(path: &Path, name: Option<&str>) -> Result<HostTensor<Float>> {
-    let fail = |source: String| Failure::file(path, source);
-    let bytes = std::fs::read(path).map_err(|e| Failure::file(path, e))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| Failure::file(path, e))?;
-    let mut names = file.names();
-    names.sort_unstable();
-    let name = match (name, names.as_slice()) {
-        (Some(name), _) => name,
-        (None, [only]) => only,
-        (None, _) => {
-            let listed = names.join(", ");
-            return Err(fail(format!(
-                "expected one tensor or a name (FILE:NAME), got {} tensors: {listed}",
-                names.len()
-            )));
-        }
-    };
-    let Ok(view) = file.tensor(name) else {
-        let listed = names.join(", ");
-        return Err(fail(format!("no tensor `{name}`, there are: {listed}")));
-    };
-    let stored = match view.dtype() {
-        Dtype::F32 => Float::F32,
-        Dtype::F16 => Float::F16,
-        Dtype::BF16 => Float::BF16,
-        other => {
-            return Err(fail(format!(
-                "tensor `{name}`: expected F32, F16 or BF16, got {other:?}"
-            )));
-        }
-    };
-    // The file's bytes lie as its header's length has it, at no multiple of an element's size.
-    let mut data = HostBuffer::zeroed(view.data().len())?;
-    data.write(view.data())?;
-    Ok(HostTensor {
-        stored,
-        shape: view.shape().to_vec(),
-        data,
-    })
+    read::file(path, name).map_err(|e| e.of_file(path))
 }
 
 /// Writes tensors to a safetensors file.
-pub fn write(path: &Path, tensors: &[(&str, &HostTensor)]) -> Result<()> {
+pub fn write(file: &OutputFile, tensors: &[(&str, &HostTensor)]) -> Result<()> {
     let views = tensors.iter().map(|(name, t)| {
         let view = TensorView::new(t.stored.dtype(), t.shape.clone(), t.data.bytes());
         view.map(|view| (*name, view))
     });
-    let views: Vec<_> = views
-        .collect::<std::result::Result<_, _>>()
-        .map_err(|e| Failure::file(path, e))?;
-    safetensors::serialize_to_file(views, None, path).map_err(|e| Failure::file(path, e))
+    let views = views.collect::<std::result::Result<Vec<_>, _>>();
+    let bytes = views
+        .and_then(|views| safetensors::serialize(views, None))
+        .map_err(|e| Failure::file(file.name(), e))?;
+    file.write(&bytes)
+}
+
+/// A tensor of an output file, as JSON has it.
+#[derive(Debug, Serialize)]
+pub struct WrittenTensor {
+    pub name: String,
+    pub dtype: String,
+    pub shape: Vec<usize>,
+}
+
+impl WrittenTensor {
+    /// What was written under these names.
+    pub fn all(tensors: &[(&str, &HostTensor)]) -> Vec<Self> {
+        let written = |(name, tensor): &(&str, &HostTensor)| Self {
+            name: (*name).to_owned(),
+            dtype: tensor.stored.to_string(),
+            shape: tensor.shape.clone(),
+        };
+        tensors.iter().map(written).collect()
+    }
 }
 
 #[cfg(test)]
@@ -165,5 +160,6 @@ mod tests {
         assert_eq!(split("a.st:x"), ("a.st".into(), Some("x")));
         assert_eq!(split("c:/a.st:x"), ("c:/a.st".into(), Some("x")));
         assert_eq!(split("a.st:"), ("a.st:".into(), None));
+        assert_eq!(split("-:x"), ("-".into(), Some("x")));
     }
 }

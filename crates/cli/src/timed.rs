@@ -22,12 +22,14 @@ pub fn open(platform: &str, options: &OpenOptions) -> Result<Box<dyn TimedBacken
     match platform {
         #[cfg(feature = "cuda")]
         "cuda" => {
+            the_first_device(platform, options)?;
             let builder = swiglu::cuda::CudaBackend::builder();
             let builder = builder.accumulation(options.accumulation);
             Ok(timed(builder.open().map_err(|e| unopened(platform, &e))?))
         }
         #[cfg(feature = "wgpu")]
         "wgpu" => {
+            the_first_device(platform, options)?;
             let builder = swiglu::wgpu::WgpuBackend::builder();
             let builder = builder.accumulation(options.accumulation);
             Ok(timed(builder.open().map_err(|e| unopened(platform, &e))?))
@@ -36,6 +38,18 @@ pub fn open(platform: &str, options: &OpenOptions) -> Result<Box<dyn TimedBacken
         "cpu" => Ok(timed(swiglu::cpu::CpuBackend::new())),
         "reference" => Ok(timed(Reference)),
         other => Err(unopened(other, &"it is not in this build")),
+    }
+}
+
+/// Refuses a number where the builder takes none.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn the_first_device(platform: &str, options: &OpenOptions) -> Result<()> {
+    match options.device {
+        None => Ok(()),
+        Some(number) => Err(unopened(
+            platform,
+            &format!("device: expected none, the first is timed, got {number}"),
+        )),
     }
 }
 

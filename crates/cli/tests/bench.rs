@@ -100,6 +100,25 @@ fn the_plot_is_an_svg_with_every_line() {
     ] {
         assert!(texts.contains(&label), "{label}: {texts:?}");
     }
+    // A hyphen is standard output, and then the table is elsewhere.
+    let arguments = [
+        "1",
+        "--shape",
+        "96x64",
+        "--op",
+        "silu_and_mul",
+        "--plot",
+        "-",
+    ];
+    let printed = bench(0, &arguments);
+    assert!(roxmltree::Document::parse(&printed).is_ok(), "{printed}");
+    for other in ["--csv", "--json"] {
+        let message = bench(2, &[&arguments, &[other][..]].concat());
+        assert!(
+            message.contains("plot: expected a file with --"),
+            "{message}"
+        );
+    }
     let missing = folder.path("no/such/folder.svg").display().to_string();
     let message = bench(2, &["1", "--shape", "96x64", "--plot", &missing]);
     assert!(message.contains("no/such/folder.svg"), "{message}");

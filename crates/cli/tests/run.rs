@@ -91,6 +91,70 @@ fn the_cpu_agrees_with_the_reference_stage_by_stage() {
     assert!(beyond > 0);
 }
 
+/// Rows are rows, however they are stacked: the output has the input's leading shape.
+#[test]
+fn any_leading_shape_is_kept() {
+    let folder = checkpoint();
+    let x = synthetic_input(6, HIDDEN, 7);
+    let output = |leading: &[usize]| {
+        let shape = [leading, &[HIDDEN]].concat();
+        let rows = leading.iter().product::<usize>();
+        let data = bytemuck::cast_slice(&x[..rows * HIDDEN]);
+        write(&folder.path("x"), &[("x", Dtype::BF16, &shape, data)]);
+        run(0, &folder, &["--platform", "cpu", "--stages"]);
+        let of = |name, cols| {
+            let (dtype, found, bytes) = read(&folder.path("y"), name);
+            assert_eq!((dtype, found), (Dtype::BF16, [leading, &[cols]].concat()));
+            bytes
+        };
+        let stages = [of("gate_up", 2 * INTERMEDIATE), of("act", INTERMEDIATE)];
+        (stages, of("y", HIDDEN))
+    };
+    let plain = output(&[6]);
+    assert_eq!(output(&[2, 3]), plain);
+    assert_eq!(output(&[3, 1, 2]), plain);
+    let one = output(&[]);
+    assert_eq!(one, output(&[1]));
+    assert_eq!(one.1, plain.1[..2 * HIDDEN]);
+    assert_eq!(output(&[2, 0, 3]).1, [0_u8; 0]);
+}
+
+/// F32 and F16 are rounded to the nearest BF16, ties to even, and the output is BF16.
+#[test]
+fn wider_inputs_are_rounded_to_bf16() {
+    let folder = checkpoint();
+    let output = |dtype, bytes: &[u8]| {
+        write(&folder.path("x"), &[("x", dtype, &[1, HIDDEN], bytes)]);
+        run(0, &folder, &["--platform", "cpu"]);
+        let (dtype, _, bytes) = read(&folder.path("y"), "y");
+        assert_eq!(dtype, Dtype::BF16);
+        bytes
+    };
+    // Between neighbours 1 and 1 + 2^-7: below, in and above the middle, and a tie to the odd one.
+    let (step, even) = (
+        1.0 / 128.0,
+        [1.0, 1.0, 1.0 + 1.0 / 128.0, 1.0 + 2.0 / 128.0],
+    );
+    let wide = [
+        1.0 + step * 0.25,
+        1.0 + step * 0.5,
+        1.0 + step * 0.75,
+        1.0 + step * 1.5_f32,
+    ];
+    let f32s: Vec<u8> = (0..HIDDEN)
+        .flat_map(|i| wide[i % 4].to_le_bytes())
+        .collect();
+    let f16s = (0..HIDDEN).flat_map(|i| swiglu::f16::from_f32(wide[i % 4]).to_le_bytes());
+    let f16s: Vec<u8> = f16s.collect();
+    let rounded = (0..HIDDEN).flat_map(|i| bf16::from_f32(even[i % 4]).to_le_bytes());
+    let rounded: Vec<u8> = rounded.collect();
+    let expected = output(Dtype::BF16, &rounded);
+    assert_eq!(output(Dtype::F32, &f32s), expected);
+    assert_eq!(output(Dtype::F16, &f16s), expected);
+    let ones = bf16::ONE.to_le_bytes().repeat(HIDDEN);
+    assert_ne!(output(Dtype::BF16, &ones), expected);
+}
+
 /// The kernels of a pass, a line a stage, under the report.
 #[test]
 fn the_plan_is_shown_under_the_platform() {
@@ -218,15 +282,21 @@ fn mistakes_take_one_line_and_exit_code_2() {
     );
     let message = run(2, &folder, &["--input", &path("wide")]);
     assert!(
-        message.contains("input: expected BF16 [T, 200], got bf16 [200, 5]"),
+        message.contains("input: expected shape [.., 200], got bf16 [200, 5]"),
         "{message}"
     );
     write(
-        &folder.path("f16"),
-        &[("x", Dtype::F16, &[TOKENS, HIDDEN], &zeros)],
+        &folder.path("scalar"),
+        &[("x", Dtype::BF16, &[], &zeros[..2])],
     );
-    let message = run(2, &folder, &["--input", &path("f16")]);
-    assert!(message.contains("expected BF16"), "{message}");
+    let message = run(2, &folder, &["--input", &path("scalar")]);
+    assert!(message.contains("got bf16 []"), "{message}");
+    write(
+        &folder.path("u8"),
+        &[("x", Dtype::U8, &[2, HIDDEN], &zeros[..2 * HIDDEN])],
+    );
+    let message = run(2, &folder, &["--input", &path("u8")]);
+    assert!(message.contains("expected F32, F16 or BF16"), "{message}");
 
     std::fs::remove_file(folder.path("config.json")).unwrap();
     let message = run(2, &folder, &[]);

@@ -47,7 +47,7 @@ fn dependencies_point_towards_core() {
         "swiglu-cpu" | "swiglu-wgpu" | "swiglu-cuda" | "swiglu-conformance" => Some(core),
         "swiglu-mlp" => Some(["swiglu-core", "swiglu-mmap"].as_slice()),
         // The program's `verify` runs the suite's checks.
-        "swiglu-cli" => Some(["swiglu", "swiglu-conformance"].as_slice()),
+        "swiglu-cli" => Some(["swiglu", "swiglu-conformance", "swiglu-mmap"].as_slice()),
         // The toy that shows how a backend from outside looks.
         "threads-backend" => Some(["swiglu", "swiglu-core"].as_slice()),
         // What is not published, the benches, may measure anything.

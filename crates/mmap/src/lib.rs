@@ -78,7 +78,10 @@ mod tests {
         // Opening the pipe would wait for ever, as nobody writes to it.
         for path in [&pipe, Path::new("/dev/zero")] {
             let error = open_regular(path).unwrap_err().to_string();
-            assert!(error.starts_with("expected a regular file, got a "), "{error}");
+            assert!(
+                error.starts_with("expected a regular file, got a "),
+                "{error}"
+            );
             assert!(MappedFile::open(path).is_err());
         }
     }

@@ -4,13 +4,47 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use swiglu::{Accumulation, Dispatcher, GatedActivation, Parameter, Parameters, Quantization};
 
 use super::values::{NumberOrNone, QuantArgument, RoundingArgument, ScalesArgument, accumulation};
+use crate::failure::Result;
+use crate::threads;
+
+/// Where operations run.
+#[derive(Debug, Default, Args)]
+pub struct PlatformSettings {
+    /// auto, or a platform's name; what SWIGLU_PLATFORM says unless given.
+    #[arg(long, value_name = "NAME")]
+    pub platform: Option<String>,
+    /// The platform's device of this number, as `swiglu probe` counts them; what SWIGLU_DEVICE says
+    /// unless given, and the first that can be used without either.
+    #[arg(long, value_name = "N")]
+    pub device: Option<usize>,
+}
+
+impl PlatformSettings {
+    /// The environment's dispatcher under these settings, with the CPU's threads started.
+    ///
+    /// # Errors
+    /// As [`Dispatcher::from_env`] and [`threads::start`].
+    pub fn dispatcher(&self) -> Result<Dispatcher> {
+        threads::start()?;
+        Ok(self.apply(Dispatcher::from_env()?))
+    }
+
+    fn apply(&self, mut dispatcher: Dispatcher) -> Dispatcher {
+        if let Some(name) = &self.platform {
+            dispatcher = dispatcher.platform(name);
+        }
+        if self.device.is_some() {
+            dispatcher = dispatcher.device_number(self.device);
+        }
+        dispatcher
+    }
+}
 
 /// Where matmuls run, and how they may sum.
 #[derive(Debug, Args)]
 pub struct DeviceSettings {
-    /// auto, or a platform's name.
-    #[arg(long)]
-    pub platform: Option<String>,
+    #[command(flatten)]
+    pub platform: PlatformSettings,
     /// The least exact class of sums that matmuls may use; what SWIGLU_ACCUMULATION says unless
     /// given, and matrix-unit without either.
     #[arg(long, value_name = "CLASS", value_parser = accumulation())]
@@ -21,32 +55,16 @@ impl DeviceSettings {
     /// The environment's dispatcher under these settings.
     ///
     /// # Errors
-    /// As [`Dispatcher::from_env`].
-    pub fn dispatcher(&self) -> swiglu::Result<Dispatcher> {
-        Ok(self.apply(Dispatcher::from_env()?))
+    /// As [`PlatformSettings::dispatcher`].
+    pub fn dispatcher(&self) -> Result<Dispatcher> {
+        Ok(self.sums(self.platform.dispatcher()?))
     }
 
-    fn apply(&self, dispatcher: Dispatcher) -> Dispatcher {
-        let dispatcher = on_platform(dispatcher, self.platform.as_deref());
+    fn sums(&self, dispatcher: Dispatcher) -> Dispatcher {
         match self.accumulation {
             Some(accumulation) => dispatcher.accumulation(accumulation),
             None => dispatcher,
         }
-    }
-}
-
-/// The environment's dispatcher, with the platform that the command line names.
-///
-/// # Errors
-/// As [`Dispatcher::from_env`].
-pub fn dispatcher(platform: Option<&str>) -> swiglu::Result<Dispatcher> {
-    Ok(on_platform(Dispatcher::from_env()?, platform))
-}
-
-fn on_platform(dispatcher: Dispatcher, platform: Option<&str>) -> Dispatcher {
-    match platform {
-        Some(name) => dispatcher.platform(name),
-        None => dispatcher,
     }
 }
 
@@ -86,7 +104,7 @@ impl Args for ParameterFlags {
 }
 
 impl FromArgMatches for ParameterFlags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Self, clap::Error> {
         let add = |parameters: Parameters, parameter: Parameter| match matches
             .get_one::<NumberOrNone>(parameter.name())
         {
@@ -98,7 +116,10 @@ impl FromArgMatches for ParameterFlags {
         Ok(Self(Parameter::ALL.into_iter().fold(none, add)))
     }
 
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+    fn update_from_arg_matches(
+        &mut self,
+        matches: &ArgMatches,
+    ) -> std::result::Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
     }
@@ -161,14 +182,14 @@ mod tests {
     use std::sync::Arc;
 
     use swiglu::{
-        Accuracy, ActAndMul, AnyBackend, Backend, Dispatch, Float, GateUp, Matmul, Quantize,
-        Registry, Request, Support, TensorMut,
+        Accuracy, ActAndMul, AnyBackend, Backend, Dispatch, Float, GateUp, Matmul, OpenOptions,
+        Quantize, Registry, Request, Support, TensorMut,
     };
 
     use super::*;
 
     /// A backend from outside that only says what it was opened with.
-    struct Outside(Accumulation);
+    struct Outside(OpenOptions);
 
     impl Backend for Outside {
         swiglu_core::host_memory!();
@@ -178,12 +199,12 @@ mod tests {
         }
 
         fn description(&self) -> String {
-            "from outside".to_owned()
+            format!("{:?}", self.0.device)
         }
 
         fn accuracy(&self) -> Accuracy {
             Accuracy {
-                accumulation: self.0,
+                accumulation: self.0.accumulation,
                 ..Accuracy::EXACT
             }
         }
@@ -210,24 +231,39 @@ mod tests {
         type Weight = swiglu_core::NoWeight;
     }
 
+    /// The device that opens under these settings, in an environment that says nothing.
+    fn opened(accumulation: Option<Accumulation>, device: Option<usize>) -> Arc<AnyBackend> {
+        let mut registry = Registry::new();
+        registry.register("outside", |options: &OpenOptions| {
+            Ok(Arc::new(AnyBackend::new(Outside(options.clone()))))
+        });
+        let platform = PlatformSettings {
+            platform: Some("outside".to_owned()),
+            device,
+        };
+        let dispatcher = platform.apply(Dispatcher::new(registry, Dispatch::default()));
+        let settings = DeviceSettings {
+            platform,
+            accumulation,
+        };
+        let dispatcher = settings.sums(dispatcher);
+        let device = dispatcher.device(&GatedActivation::deepseek_v4(), Float::BF16);
+        Arc::clone(device.unwrap().backend())
+    }
+
     #[test]
     fn the_class_of_sums_that_is_asked_for_reaches_the_backend() {
-        let opened_with = |accumulation| {
-            let mut registry = Registry::new();
-            registry.register("outside", |options| {
-                Ok(Arc::new(AnyBackend::new(Outside(options.accumulation))))
-            });
-            let settings = DeviceSettings {
-                platform: Some("outside".to_owned()),
-                accumulation,
-            };
-            let dispatcher = settings.apply(Dispatcher::new(registry, Dispatch::default()));
-            let device = dispatcher.device(&GatedActivation::deepseek_v4(), Float::BF16);
-            device.unwrap().backend().accuracy().accumulation
-        };
+        let sums = |asked| opened(asked, None).accuracy().accumulation;
         for accumulation in Accumulation::ALL {
-            assert_eq!(opened_with(Some(accumulation)), accumulation);
+            assert_eq!(sums(Some(accumulation)), accumulation);
         }
-        assert_eq!(opened_with(None), Accumulation::MatrixUnit);
+        assert_eq!(sums(None), Accumulation::MatrixUnit);
+    }
+
+    #[test]
+    fn the_device_that_is_asked_for_reaches_the_backend() {
+        let device = |asked| opened(None, asked).description();
+        assert_eq!(device(Some(3)), "Some(3)");
+        assert_eq!(device(None), "None");
     }
 }

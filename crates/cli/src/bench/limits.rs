@@ -1,11 +1,17 @@
-/// What the machine can do, measured in the same run. What is not known is left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+use serde::Serialize;
+
+/// What the machine can do, measured in the same run. What is not known is left out, or null in
+/// JSON.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Limits {
     /// GB/s of reading from memory.
+    #[serde(rename = "read_gb_per_s")]
     pub read: Option<f64>,
     /// GB/s of reading two bytes for each that is written, both from and to memory.
+    #[serde(rename = "read_and_write_gb_per_s")]
     pub read_and_write: Option<f64>,
     /// 10⁹ multiplications and additions of f32 a second.
+    #[serde(rename = "gflop_per_s")]
     pub gigaflops: Option<f64>,
 }
 

@@ -1,11 +1,10 @@
-use std::path::Path;
-
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use super::limits::Limits;
 use super::report::Row;
 use crate::failure::{Failure, Result};
+use crate::files::OutputFile;
 
 const SIZE: (u32, u32) = (960, 600);
 /// One for each line, told apart with any eyes.
@@ -18,11 +17,11 @@ const COLORS: [RGBColor; 4] = [
 
 /// Draws the time of a pass over tokens, medians with the spread between tenths, and dashed what
 /// the limits allow.
-pub fn draw(path: &Path, title: &str, rows: &[Row], limits: &Limits) -> Result<()> {
+pub fn draw(file: &OutputFile, title: &str, rows: &[Row], limits: &Limits) -> Result<()> {
     let mut svg = String::new();
     chart(&mut svg, title, rows, limits)
-        .map_err(|e| Failure::file(path, format!("cannot draw: {e}")))?;
-    std::fs::write(path, svg).map_err(|e| Failure::file(path, e))
+        .map_err(|e| Failure::file(file.name(), format!("cannot draw: {e}")))?;
+    file.write(svg.as_bytes())
 }
 
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;

@@ -1,5 +1,6 @@
 use std::io::Write;
 
+use serde::Serialize;
 use swiglu_conformance::timing::Timing;
 
 use super::limits::Limits;
@@ -121,6 +122,49 @@ fn duration(seconds: f64) -> String {
     }
 }
 
+/// A row's figures under the names that CSV and JSON give them. What is not known is empty there
+/// and null here.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    what: String,
+    dtype: &'static str,
+    tokens: usize,
+    copies: usize,
+    cold: bool,
+    batch: usize,
+    median_us: f64,
+    p10_us: f64,
+    p90_us: f64,
+    gb_per_s: f64,
+    memory_limit_gb_per_s: Option<f64>,
+    of_memory: Option<f64>,
+    gflop_per_s: Option<f64>,
+    peak_gflop_per_s: Option<f64>,
+    of_peak: Option<f64>,
+}
+
+impl Row {
+    pub fn line(&self, limits: &Limits) -> Line {
+        Line {
+            what: self.what.clone(),
+            dtype: self.dtype,
+            tokens: self.tokens,
+            copies: self.copies,
+            cold: self.cold,
+            batch: self.timing.batch,
+            median_us: self.timing.median * 1e6,
+            p10_us: self.timing.low * 1e6,
+            p90_us: self.timing.high * 1e6,
+            gb_per_s: self.gigabytes(),
+            memory_limit_gb_per_s: self.memory_limit(limits),
+            of_memory: self.of_memory(limits),
+            gflop_per_s: self.gigaflops(),
+            peak_gflop_per_s: self.peak(limits),
+            of_peak: self.of_peak(limits),
+        }
+    }
+}
+
 const COLUMNS: [&str; 17] = [
     "platform",
     "device",
@@ -153,25 +197,26 @@ pub fn csv(
     writeln!(out, "{}", COLUMNS.join(","))?;
     for row in rows {
         let known = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.4}"));
-        let us = |seconds: f64| format!("{:.4}", seconds * 1e6);
+        let us = |us: f64| format!("{us:.4}");
+        let line = row.line(limits);
         let fields: [String; COLUMNS.len()] = [
             platform.to_owned(),
             device.to_owned(),
-            row.what.clone(),
-            row.dtype.to_owned(),
-            row.tokens.to_string(),
-            row.copies.to_string(),
-            row.cold.to_string(),
-            row.timing.batch.to_string(),
-            us(row.timing.median),
-            us(row.timing.low),
-            us(row.timing.high),
-            known(Some(row.gigabytes())),
-            known(row.memory_limit(limits)),
-            known(row.of_memory(limits)),
-            known(row.gigaflops()),
-            known(row.peak(limits)),
-            known(row.of_peak(limits)),
+            line.what,
+            line.dtype.to_owned(),
+            line.tokens.to_string(),
+            line.copies.to_string(),
+            line.cold.to_string(),
+            line.batch.to_string(),
+            us(line.median_us),
+            us(line.p10_us),
+            us(line.p90_us),
+            known(Some(line.gb_per_s)),
+            known(line.memory_limit_gb_per_s),
+            known(line.of_memory),
+            known(line.gflop_per_s),
+            known(line.peak_gflop_per_s),
+            known(line.of_peak),
         ];
         writeln!(out, "{}", fields.map(|f| quoted(&f)).join(","))?;
     }

@@ -6,7 +6,7 @@ use super::compared;
 use super::platform::Platform;
 use super::report::{CheckRow, OperationRow, PlatformReport, Report};
 use super::stages::stages_of;
-use crate::arguments::{Verify, dispatcher};
+use crate::arguments::Verify;
 use crate::failure::{Failure, Result};
 
 /// The checks on all operations together, with what they show.
@@ -43,7 +43,7 @@ const CHECKS: [(&str, Check<Platform>); 8] = [
 /// the checks find is in the report.
 pub fn survey(arguments: &Verify) -> Result<Report> {
     let ops = operations(arguments)?;
-    let dispatcher = dispatcher(arguments.platform.as_deref())?;
+    let dispatcher = arguments.platform.dispatcher()?;
     // An unknown name, or a platform that is not here, ends with the reason.
     let _held_open = dispatcher.device(&GatedActivation::deepseek_v4(), Float::BF16)?;
     let only = arguments.op.is_some().then(|| ops[0].operator());

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod engine;
+#[cfg(unix)]
+pub mod files;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +30,7 @@ pub fn swiglu(arguments: &[&str]) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("swiglu"));
     command
         .env_remove("SWIGLU_PLATFORM")
+        .env_remove("SWIGLU_DEVICE")
         .env_remove("SWIGLU_OPS")
         .env_remove("SWIGLU_ACCUMULATION")
         .args(arguments);

@@ -80,6 +80,7 @@ impl Trial {
             limit: Some(Limit::new(10.0)?),
             rounding: Rounding::Official,
             block: format.scaling().map(|(_, block)| block),
+            ue8m0: false,
             activation_quant,
             reduce_results: false,
             shard: Shard::WHOLE,
