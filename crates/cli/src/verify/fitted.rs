@@ -82,7 +82,8 @@ pub struct Limits {
     pub high: f32,
 }
 
-/// The limits that explain the most elements, if at least two elements agree on them.
+/// The limits that explain the most elements, if nine in ten that say anything of a limit agree on
+/// them, and at least two.
 pub fn limits<T: Element>(dump: &Dump<'_, T>, finish: Finish) -> Option<Limits> {
     dump.op.limit()?;
     let recipe = Recipe {
@@ -108,7 +109,9 @@ pub fn limits<T: Element>(dump: &Dump<'_, T>, finish: Finish) -> Option<Limits> 
     let (low, high, count) = densest(&intervals)?;
     let touched = intervals.iter().filter(|i| i.1 < f64::from(f32::MAX));
     let agree = touched.filter(|i| i.0 <= low && low <= i.1).count();
-    (count > 1 && (agree > 1 || high == f64::from(f32::MAX))).then_some(Limits {
+    // Where many disagree, the output is another's.
+    let most = count > 1 && count * 10 >= intervals.len() * 9;
+    (most && (agree > 1 || high == f64::from(f32::MAX))).then_some(Limits {
         low: low as f32,
         high: high as f32,
     })

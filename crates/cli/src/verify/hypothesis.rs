@@ -6,7 +6,7 @@ use super::faults::{FAULTS, Fault, Part};
 use super::finish::{Factor, Finish, Store};
 use super::fitted::Fit;
 use super::range::Range;
-use super::recipe::Recipe;
+use super::recipe::{Factors, Recipe};
 
 /// One way in which an output may have come about: the definition or one with a fault, rounded in
 /// one of the ways that there are.
@@ -27,7 +27,7 @@ pub struct Hypothesis {
     pub note: String,
     pub recipe: Recipe,
     pub finish: Finish,
-    pub factors: RowFactors,
+    pub row_factors: RowFactors,
 }
 
 /// What results are multiplied by, row by row.
@@ -100,7 +100,7 @@ impl Hypothesis {
             note: String::new(),
             recipe: Recipe::defined(op),
             finish,
-            factors: RowFactors::None,
+            row_factors: RowFactors::None,
         }
     }
 
@@ -117,7 +117,7 @@ impl Hypothesis {
                 ..recipe
             },
             finish,
-            factors: RowFactors::None,
+            row_factors: RowFactors::None,
         }
     }
 
@@ -133,7 +133,7 @@ impl Hypothesis {
                 ..fit.recipe
             },
             finish,
-            factors: fit.factors,
+            row_factors: fit.factors,
             ..Self::defined(op, finish)
         }
     }
@@ -146,11 +146,25 @@ impl Hypothesis {
         d: usize,
         j: usize,
     ) -> Range {
+        self.range_of::<T>(&self.factors(op, row, d, j), t)
+    }
+
+    /// The factors of output `j` of a row.
+    pub fn factors<T: Element>(
+        &self,
+        op: &GatedActivation,
+        row: &[T],
+        d: usize,
+        j: usize,
+    ) -> Factors {
         let (gate, up) = self.recipe.positions(op, d, j);
-        let factors = self
-            .recipe
-            .factors(self.finish.rounding, row[gate], row[up]);
-        self.finish.range::<T>(&factors, self.factors.of(t))
+        let rounding = self.finish.rounding;
+        self.recipe.factors(rounding, row[gate], row[up])
+    }
+
+    /// What an output of row `t` with these factors may be.
+    pub fn range_of<T: Element>(&self, factors: &Factors, t: usize) -> Range {
+        self.finish.range::<T>(factors, self.row_factors.of(t))
     }
 }
 

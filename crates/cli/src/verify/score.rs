@@ -13,6 +13,7 @@ use super::finish::Store;
 use super::fitted::{Dump, Output};
 use super::hypothesis::Hypothesis;
 use super::range::Range;
+use super::recipe::Factors;
 
 /// Contradictions after which a hypothesis is dropped.
 const ENOUGH: usize = 64;
@@ -54,16 +55,13 @@ pub fn score<T: Element>(dump: &Dump<'_, T>, all: &[Hypothesis]) -> Vec<Score> {
     let Some(defined) = all.first() else {
         return scores;
     };
+    let mut predictions = Predictions::new(dump, all);
     let mut live: Vec<usize> = (0..all.len()).collect();
     for at in 0..dump.output.len() {
         let x = dump.output(at);
-        let by_definition = range(dump, defined, x);
+        let by_definition = predictions.range(0, at, x);
         for &h in &live {
-            let predicted = if h == 0 {
-                by_definition
-            } else {
-                range(dump, &all[h], x)
-            };
+            let predicted = predictions.range(h, at, x);
             let distance = predicted.distance(x.got);
             let tells = if all[h].only_loses && all[h].finish == defined.finish {
                 predicted != by_definition
@@ -88,8 +86,43 @@ pub fn score<T: Element>(dump: &Dump<'_, T>, all: &[Hypothesis]) -> Vec<Score> {
     scores
 }
 
-fn range<T: Element>(dump: &Dump<'_, T>, h: &Hypothesis, x: Output<'_, T>) -> Range {
-    h.range(dump.op, (x.t, x.row), dump.d, x.j)
+/// What hypotheses predict, with what several have in common computed once an element.
+struct Predictions<'a, T> {
+    dump: &'a Dump<'a, T>,
+    all: &'a [Hypothesis],
+    /// For each hypothesis the first with the same recipe and rounding.
+    first: Vec<usize>,
+    /// What these gave, and for which element.
+    factors: Vec<Option<(usize, Factors)>>,
+}
+
+impl<'a, T: Element> Predictions<'a, T> {
+    fn new(dump: &'a Dump<'a, T>, all: &'a [Hypothesis]) -> Self {
+        let same = |a: &Hypothesis, b: &Hypothesis| {
+            a.recipe == b.recipe && a.finish.rounding == b.finish.rounding
+        };
+        let first = |h: &Hypothesis| all.iter().position(|other| same(other, h)).unwrap_or(0);
+        Self {
+            dump,
+            all,
+            first: all.iter().map(first).collect(),
+            factors: vec![None; all.len()],
+        }
+    }
+
+    /// What hypothesis `h` predicts of the element at `at`.
+    fn range(&mut self, h: usize, at: usize, x: Output<'_, T>) -> Range {
+        let (hypothesis, first) = (&self.all[h], self.first[h]);
+        let factors = match self.factors[first] {
+            Some((of, factors)) if of == at => factors,
+            _ => {
+                let factors = hypothesis.factors(self.dump.op, x.row, self.dump.d, x.j);
+                self.factors[first] = Some((at, factors));
+                factors
+            }
+        };
+        hypothesis.range_of::<T>(&factors, x.t)
+    }
 }
 
 /// What tells apart hypotheses that all explain an output.
@@ -106,10 +139,11 @@ impl Contest {
         let square = || vec![vec![0; of.len()]; of.len()];
         let (mut telling, mut speak_for) = (square(), square());
         let mut ranges = Vec::with_capacity(of.len());
+        let mut predictions = Predictions::new(dump, all);
         for at in 0..if of.len() > 1 { dump.output.len() } else { 0 } {
             let x = dump.output(at);
             ranges.clear();
-            ranges.extend(of.iter().map(|&h| range(dump, &all[h], x)));
+            ranges.extend(of.iter().map(|&h| predictions.range(h, at, x)));
             if common(&ranges) {
                 continue;
             }

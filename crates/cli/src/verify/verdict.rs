@@ -80,8 +80,8 @@ pub struct Verdict {
     /// definition where it does. Where the data cannot tell, all that they leave.
     pub explained_by: Vec<String>,
     pub not_tried: Vec<Untried>,
-    /// The limits between which nothing decides; the second is f32's largest number where no
-    /// element is beyond a limit.
+    /// The limits between which nothing decides, where the elements agree on some; the second is
+    /// f32's largest number where none is beyond a limit.
     pub limits: Option<[f32; 2]>,
     /// Results that are the definition's own, rounded once.
     pub correctly_rounded: usize,
