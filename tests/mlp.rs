@@ -140,7 +140,7 @@ fn every_platform_runs_scales_of_any_shape_and_halves_of_two_formats() {
             };
             let reference = platforms.iter().find(|(name, _)| name == "reference");
             let expected = stages(&reference.unwrap().1, Shard::WHOLE);
-            for (platform, backend) in &platforms {
+            for (platform, backend) in platforms {
                 let (act, y) = stages(backend, Shard::WHOLE);
                 let off = relative_error(&y, &expected.1);
                 assert!(off <= TOLERANCE, "{platform} {name}: {off:.1e}");

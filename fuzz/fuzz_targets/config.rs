@@ -8,6 +8,7 @@ fuzz_target!(|text: &str| {
     if let Ok(model) = ModelConfig::from_json(text) {
         if let Ok(config) = model.mlp_config("layers.3.ffn.shared_experts") {
             let _ = config.activation();
+            let _ = config.quantization();
         }
     }
 });

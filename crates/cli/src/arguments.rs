@@ -30,6 +30,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Probe(Probe),
+    Inspect(Inspect),
     Run(Run),
     Act(Act),
     Bench(Bench),
@@ -44,6 +45,36 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Probe {
     /// Prints one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Lists the MLPs of a checkpoint; or, of one of them, its tensors, numbers that are none, what would
+/// run it and how, or why it does not run.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A folder with model.safetensors or model.safetensors.index.json, or a .safetensors file.
+    #[arg(value_name = "DIR_OR_FILE")]
+    pub checkpoint: PathBuf,
+    /// The tensors of one MLP, such as layers.3.ffn.shared_experts or layers.0.ffn.
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// The model's configuration; config.json beside the checkpoint unless given.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The limit of the activation, or none; the configuration's unless given.
+    #[arg(long, value_name = "L|none")]
+    pub limit: Option<NumberOrNone>,
+    /// I, which must be the tensors'; the configuration's of shared experts and the tensors' of
+    /// other MLPs unless given.
+    #[arg(long, value_name = "I")]
+    pub intermediate: Option<usize>,
+    /// What the two matmuls would read: bf16, or FP8 as DeepSeek runs its FP8 weights.
+    #[arg(long, value_enum, default_value_t)]
+    pub activations: ActivationsArgument,
+    #[command(flatten)]
+    pub device: DeviceSettings,
+    /// Prints JSON.
     #[arg(long)]
     pub json: bool,
 }
@@ -64,6 +95,10 @@ pub struct Run {
     /// The limit of the activation, or none; the configuration's unless given.
     #[arg(long, value_name = "L|none")]
     pub limit: Option<NumberOrNone>,
+    /// I, which must be the tensors'; the configuration's of shared experts and the tensors' of
+    /// other MLPs unless given.
+    #[arg(long, value_name = "I")]
+    pub intermediate: Option<usize>,
     /// Where results are rounded.
     #[arg(long, value_enum, default_value_t)]
     pub rounding: RoundingArgument,

@@ -11,6 +11,7 @@ mod escape;
 mod failure;
 mod files;
 mod generate;
+mod inspect;
 mod probe;
 mod run;
 mod tensor_file;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Probe(a) => probe::probe(&a, &mut console),
         Command::Run(a) => run::run(&a, &mut console),
+        Command::Inspect(a) => inspect::inspect(&a, &mut console),
         Command::Act(a) => act::act(&a, &mut console),
         Command::Bench(a) => bench::bench(&a, &mut console),
         Command::Demo(a) => demo::demo(&a, &mut console),

@@ -4,8 +4,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use swiglu::mlp::checkpoint::OpenMode;
-use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
+use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, OpenMode, SharedExpert};
 use swiglu::{Element, Float, HostBuffer, HostWeight, Limit, Report, bf16, with_float};
 
 use crate::act::InputTensor;
@@ -47,7 +46,7 @@ struct Weights {
 
 /// `swiglu run`.
 pub fn run(arguments: &Run, out: &mut Console) -> Result<()> {
-    let config_path = config_path(arguments)?;
+    let config_path = config_path(&arguments.checkpoint, arguments.config.as_deref())?;
     let model = ModelConfig::from_file(&config_path)?;
     let stated = match arguments.limit {
         Some(given) => {
@@ -61,6 +60,15 @@ pub fn run(arguments: &Run, out: &mut Console) -> Result<()> {
         activation_quant: arguments.activations.into(),
         ..stated
     };
+    let mode = match arguments.no_mmap {
+        false => OpenMode::Map,
+        true => OpenMode::Read,
+    };
+    let checkpoint = Checkpoint::open_with(&arguments.checkpoint, mode)?;
+    let mut config = config.with_tensors(&checkpoint)?;
+    if let Some(intermediate) = arguments.intermediate {
+        config.intermediate_size = intermediate;
+    }
     let (op, quant) = (config.activation()?, config.quantization()?);
     let mut inputs = Inputs::of_checkpoint(&arguments.checkpoint, &config_path);
     let input = tensor_file::read(&arguments.input, &mut inputs)?;
@@ -69,15 +77,9 @@ pub fn run(arguments: &Run, out: &mut Console) -> Result<()> {
     out.reserve_for_json(arguments.json);
     out.reserve_for(&output)?;
 
-    let mode = match arguments.no_mmap {
-        false => OpenMode::Map,
-        true => OpenMode::Read,
-    };
-    let checkpoint = Checkpoint::open_with(&arguments.checkpoint, mode)?;
     let expert = SharedExpert::load(&checkpoint, &config)?;
-    let (gate_up, down) = (expert.gate().format(), expert.down().format());
     let dispatcher = arguments.device.dispatcher()?;
-    let device = dispatcher.mlp_device(&config, gate_up, down)?;
+    let device = dispatcher.device_for(&expert.requests(&config)?)?;
     let start = Instant::now();
     read_ahead(&[expert.gate(), expert.up(), expert.down()]);
     let mut mlp = device.load_mlp(&config, &expert)?;
@@ -110,8 +112,8 @@ pub fn run(arguments: &Run, out: &mut Console) -> Result<()> {
         weights: Weights {
             hidden_size: config.hidden_size,
             intermediate_size: config.intermediate_size,
-            gate_up: gate_up.to_string(),
-            down: down.to_string(),
+            gate_up: formats(&[expert.gate(), expert.up()]),
+            down: expert.down().format().to_string(),
             bytes: mlp.weight_bytes(),
             load_milliseconds: loaded.as_secs_f64() * 1e3,
         },
@@ -157,14 +159,20 @@ impl RunReport {
     }
 }
 
+/// How weights are stored: one format, or that of each.
+fn formats(weights: &[&HostWeight<'_>]) -> String {
+    let mut formats: Vec<_> = weights.iter().map(|w| w.format().to_string()).collect();
+    formats.dedup();
+    formats.join(" and ")
+}
+
 /// The configuration that the caller names, or the one beside the checkpoint.
-fn config_path(arguments: &Run) -> Result<PathBuf> {
-    if let Some(path) = &arguments.config {
-        return Ok(path.clone());
+pub fn config_path(checkpoint: &Path, named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = named {
+        return Ok(path.to_owned());
     }
-    let checkpoint = &arguments.checkpoint;
     let folder = if checkpoint.is_dir() {
-        checkpoint.as_path()
+        checkpoint
     } else {
         checkpoint.parent().unwrap_or_else(|| Path::new("."))
     };

@@ -1,4 +1,4 @@
-use swiglu_core::{Error as CoreError, HostWeight, Quantization, Request, WeightFormat};
+use swiglu_core::{Error as CoreError, HostWeight, Quantization, Request, Shape, WeightFormat};
 
 use crate::shard::cut;
 use crate::{Checkpoint, Error, MlpConfig, Result, Shard};
@@ -37,6 +37,18 @@ impl<'a> SharedExpert<'a> {
     /// several blocks would explain; a shard that cannot be read.
     pub fn load(checkpoint: &'a Checkpoint, config: &MlpConfig) -> Result<Self> {
         Matrices::find(checkpoint, config)?.read()
+    }
+
+    /// How gate, up and down under `config.prefix` are stored, as the files' headers say: nothing
+    /// else is read. As [`Self::load`], this finds what is wrong with the tensors.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn stored_formats(
+        checkpoint: &'a Checkpoint,
+        config: &MlpConfig,
+    ) -> Result<[WeightFormat; 3]> {
+        Matrices::find(checkpoint, config)?.formats()
     }
 
     /// The gate's weight, [I, H].
@@ -81,6 +93,20 @@ impl<'a> SharedExpert<'a> {
     pub fn requests(&self, config: &MlpConfig) -> Result<Vec<Request>> {
         let stages = config.stages(self.formats())?.list();
         Ok(stages.into_iter().map(|stage| stage.request).collect())
+    }
+
+    /// What a backend's [`swiglu_core::Backend::plan`] says of a forward pass over so many rows: a
+    /// line for each stage that it has a plan for.
+    ///
+    /// # Errors
+    /// As [`Self::requests`].
+    pub fn plan(
+        &self,
+        config: &MlpConfig,
+        rows: usize,
+        plan: impl Fn(&Request, &Shape) -> Option<String>,
+    ) -> Result<Vec<String>> {
+        Ok(config.stages(self.formats())?.plan(rows, plan))
     }
 
     /// How gate, up and down are stored.

@@ -6,6 +6,7 @@
 //!   [`swiglu_core::Matmul`] and [`swiglu_core::Quantize`];
 //! - [`ActivationQuant`]: whether its matmuls read bf16 or FP8;
 //! - [`Shard`]: one rank's share of it;
+//! - [`inspect`]: what a checkpoint holds, and the numbers of a weight;
 //! - [`synthetic`]: checkpoints and inputs for trials.
 //!
 //! ```
@@ -44,6 +45,7 @@ pub mod checkpoint;
 pub mod config;
 mod error;
 mod expert;
+pub mod inspect;
 mod json;
 mod mlp;
 mod mlp_config;

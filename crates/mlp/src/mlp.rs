@@ -303,12 +303,8 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
     /// Which kernels a forward pass over so many rows runs, with x and y in bf16: a line for each
     /// stage that the backend has a plan for.
     pub fn plan(&self, rows: usize) -> Vec<String> {
-        let line = |stage: Stage| {
-            let shape = stage.shape(rows);
-            let plan = self.backend.plan(&stage.request, &shape)?;
-            Some(format!("{} {shape}: {plan}", stage.name))
-        };
-        self.stages.list().into_iter().filter_map(line).collect()
+        self.stages
+            .plan(rows, |request, shape| self.backend.plan(request, shape))
     }
 
     /// Elements in a row of x and y (H).

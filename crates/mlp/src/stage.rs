@@ -89,6 +89,20 @@ impl Stages {
         stages
     }
 
+    /// A line for each stage that `plan` knows, in a pass over so many rows.
+    pub fn plan(
+        &self,
+        rows: usize,
+        plan: impl Fn(&Request, &Shape) -> Option<String>,
+    ) -> Vec<String> {
+        let line = |stage: Stage| {
+            let shape = stage.shape(rows);
+            let plan = plan(&stage.request, &shape)?;
+            Some(format!("{} {shape}: {plan}", stage.name))
+        };
+        self.list().into_iter().filter_map(line).collect()
+    }
+
     /// Whether gate and up are one weight: only those of one format can be.
     pub fn is_merged(&self) -> bool {
         self.gate == self.up

@@ -307,3 +307,20 @@ fn a_key_that_may_change_the_activation_of_another_model_is_refused_by_name() {
         "{error}"
     );
 }
+
+/// Files whose weights are FP8, as transformers 5.24 wrote them with `FineGrainedFP8Config()`: scales
+/// are "float" by default, in blocks; or one for each matrix, with static scales of inputs.
+#[test]
+fn quantizations_that_transformers_saves_are_read() {
+    let blocks = saved("deepseek_v4_fp8");
+    assert!(blocks.contains("\"scale_fmt\": \"float\""), "{blocks}");
+    let config = read(&blocks).mlp_config(PREFIX).unwrap();
+    assert_eq!((config.block, config.ue8m0), (Some([128, 128]), false));
+    let whole = saved("deepseek_v3_fp8");
+    assert!(
+        whole.contains("\"activation_scheme\": \"static\""),
+        "{whole}"
+    );
+    let config = read(&whole).mlp_config(PREFIX).unwrap();
+    assert_eq!((config.block, config.ue8m0), (None, false));
+}

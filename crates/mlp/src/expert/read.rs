@@ -100,6 +100,17 @@ impl<'a> Matrices<'a> {
         Ok(SharedExpert::new(gate, up, read(&self.down)?))
     }
 
+    /// How gate, up and down are stored: as one they are of one format.
+    pub fn formats(&self) -> Result<[WeightFormat; 3]> {
+        let all = self.scaled();
+        let format = |matrix: Option<&Matrix<'a>>| match matrix {
+            Some(matrix) => matrix.format(self.block, &all),
+            None => Err(Error::config("gate_up", "one weight or two", "none")),
+        };
+        let (gate, up) = (self.gate_up.first(), self.gate_up.last());
+        Ok([format(gate)?, format(up)?, format(Some(&self.down))?])
+    }
+
     /// The one block of all weights, where all are FP8 in blocks of one shape.
     pub fn block(&self) -> Result<Option<[usize; 2]>> {
         if self.block.is_some() {
@@ -196,15 +207,22 @@ impl<'a> Matrix<'a> {
         Ok(Some(block))
     }
 
+    fn format(&self, stated: Option<[usize; 2]>, all: &[ScaledShape]) -> Result<WeightFormat> {
+        match (&self.content, self.block(stated, all)?) {
+            (Content::Fp8 { stored, .. }, Some(block)) => Ok(WeightFormat::Fp8 {
+                scales: stored.format(),
+                block,
+            }),
+            (Content::Float(float), _) => Ok(WeightFormat::Float(*float)),
+            (Content::Fp8 { scale, .. }, None) => Err(scale.error("without a block")),
+        }
+    }
+
     fn read(&self, stated: Option<[usize; 2]>, all: &[ScaledShape]) -> Result<HostWeight<'a>> {
-        let (format, scales) = match (&self.content, self.block(stated, all)?) {
-            (Content::Fp8 { scale, stored, .. }, Some(block)) => {
-                let scales = stored.format();
-                let format = WeightFormat::Fp8 { scales, block };
-                (format, stored.read(scale.data()?))
-            }
-            (Content::Float(float), _) => (WeightFormat::Float(*float), Cow::Borrowed(&[][..])),
-            (Content::Fp8 { scale, .. }, None) => return Err(scale.error("without a block")),
+        let format = self.format(stated, all)?;
+        let scales = match &self.content {
+            Content::Float(_) => Cow::Borrowed(&[][..]),
+            Content::Fp8 { scale, stored, .. } => stored.read(scale.data()?),
         };
         match (self.weight.data()?, scales) {
             (Cow::Borrowed(data), Cow::Borrowed(scales)) => {
