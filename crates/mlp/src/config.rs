@@ -32,6 +32,8 @@ pub struct ModelConfig {
     /// Whether it says that scales are UE8M0.
     pub ue8m0: bool,
     limit: ModelLimit,
+    /// The setting that clamps the routed experts otherwise than the shared ones.
+    routed: Option<String>,
 }
 
 impl ModelConfig {
@@ -81,6 +83,7 @@ impl ModelConfig {
             block: quantization.block,
             ue8m0: quantization.ue8m0,
             limit: expert.limit,
+            routed: expert.routed,
         })
     }
 
@@ -89,9 +92,16 @@ impl ModelConfig {
     ///
     /// # Errors
     /// A configuration that does not say it: an absent `swiglu_limit` where the model's class has
-    /// one by default, a key that looks like a limit in a model that is not known, or a layer that
-    /// has no entry in the list of limits.
+    /// one by default, a key that looks like a limit in a model that is not known, a layer that has
+    /// no entry in the list of limits, or a routed expert where those have limits of their own.
     pub fn limit(&self, prefix: &str) -> Result<Option<Limit>> {
+        if let Some(key) = &self.routed
+            && prefix.split('.').any(|part| part == "experts")
+        {
+            let expected = "a stated limit (--limit 10, --limit none) for a routed expert, which \
+                            this setting clamps otherwise than the shared ones";
+            return Err(Error::config(key, expected, "none"));
+        }
         match &self.limit {
             ModelLimit::All(limit) => Ok(*limit),
             ModelLimit::ByLayer(key, limits) => {

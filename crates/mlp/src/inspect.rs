@@ -167,52 +167,22 @@ mod tests {
         assert_eq!(scales.least, 2_f32.powi(-127));
         assert_eq!(scales.greatest, 2_f32.powi(127));
         let values = [
-            0.0,
-            -0.0,
-            -2.0,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            f32::NAN,
-            0.5,
-            3.0,
-        ];
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let w = HostWeight::new([2, 128], format(ScaleFormat::F32, [1, 32]), &codes, &bytes);
-        let scales = WeightSummary::of(&w.unwrap()).scales.unwrap();
-        let bad = [scales.nan, scales.infinite, scales.zero, scales.negative];
-        assert_eq!(bad, [1, 2, 2, 2]);
-        assert_eq!((scales.least, scales.greatest), (-2.0, 3.0));
-    }
-
-    #[test]
-    fn plain_numbers_have_nan_and_infinities_in_every_type() {
-        let values = [
             1.0,
             f32::NAN,
             -f32::NAN,
             f32::INFINITY,
             f32::NEG_INFINITY,
-            f32::MAX,
+            6e4,
         ];
         for float in Float::ALL {
-            let bytes: Vec<u8> = match float {
-                Float::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                Float::F16 => {
-                    let half = |v: &f32| f16::from_f32(v.min(60000.0).max(-60000.0));
-                    let half = |v: &f32| match v.is_finite() {
-                        true => half(v),
-                        false => f16::from_f32(*v),
-                    };
-                    values.iter().flat_map(|v| half(v).to_le_bytes()).collect()
-                }
-                Float::BF16 => {
-                    let half = |v: &f32| match v.is_finite() {
-                        true => bf16::from_f32(v.min(1e38)),
-                        false => bf16::from_f32(*v),
-                    };
-                    values.iter().flat_map(|v| half(v).to_le_bytes()).collect()
-                }
-            };
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|&v| match float {
+                    Float::F32 => v.to_le_bytes().to_vec(),
+                    Float::F16 => f16::from_f32(v).to_le_bytes().to_vec(),
+                    Float::BF16 => bf16::from_f32(v).to_le_bytes().to_vec(),
+                })
+                .collect();
             let w = HostWeight::new([2, 3], WeightFormat::Float(float), &bytes, &[]).unwrap();
             let summary = WeightSummary::of(&w);
             assert_eq!((summary.nan, summary.infinite), (2, 2), "{float}");

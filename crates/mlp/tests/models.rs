@@ -324,3 +324,34 @@ fn quantizations_that_transformers_saves_are_read() {
     let config = read(&whole).mlp_config(PREFIX).unwrap();
     assert_eq!((config.block, config.ue8m0), (None, false));
 }
+
+/// What a configuration says of the shared experts does not hold for a routed one that has a limit of
+/// its own.
+#[test]
+fn routed_experts_with_limits_of_their_own_ask_for_one() {
+    for (file, key) in [
+        ("hy_v4", "swiglu_limit"),
+        ("step3p5", "swiglu_limits"),
+        ("bailing_hybrid", "expert_swiglu_limit_list"),
+    ] {
+        let text = saved(file);
+        let text = text.replace(&format!("\"{key}\": null"), "\"unused\": null");
+        let text = match text.contains(&format!("\"{key}\"")) {
+            true => text,
+            false => text.replacen('{', &format!("{{\"{key}\": [7.0],"), 1),
+        };
+        let model = read(&text);
+        let error = model
+            .mlp_config("model.layers.0.mlp.experts.7")
+            .unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.starts_with(&format!("{key}: expected a stated limit")),
+            "{error}"
+        );
+        let shared = model.mlp_config("model.layers.0.mlp.shared_experts");
+        assert!(shared.is_ok(), "{file}");
+    }
+    let model = read(V4);
+    assert!(model.mlp_config("layers.3.ffn.experts.7").is_ok());
+}

@@ -128,6 +128,8 @@ pub struct ModelExpert {
     pub hidden_act: HiddenAct,
     pub limit: ModelLimit,
     pub intermediate_size: usize,
+    /// The setting that clamps the routed experts otherwise, where there is one.
+    pub routed: Option<String>,
 }
 
 /// Reads the activation and I of a model in Hugging Face's form; `inference_form` is that of
@@ -171,9 +173,11 @@ pub fn read(
             }
         }
     }
+    let own = |key: &&str| routed.contains(key);
     Ok(ModelExpert {
         hidden_act,
         limit,
+        routed: settings.keys().find(own).map(str::to_owned),
         intermediate_size: intermediate.read(settings)?,
     })
 }
