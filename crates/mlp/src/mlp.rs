@@ -8,10 +8,10 @@ use swiglu_core::{
 
 use crate::stage::{Stage, Stages};
 use crate::workspace::QuantizedSlots;
-use crate::{MlpConfig, Result, SharedExpert, Workspace};
+use crate::{Error, MlpConfig, Result, SharedExpert, Workspace};
 
 /// The MLP of a DeepSeek-V4 shared expert: x \[T, H\] → `gate_up` \[T, 2I\] → `act` \[T, I\] →
-/// y \[T, H\], bf16 between the stages.
+/// y \[T, H\], bf16 between the stages unless [`Self::with_stages`] says otherwise.
 ///
 /// With [`crate::ActivationQuant::Fp8Block`] both matmuls read FP8: x is quantized, and so is
 /// `act`, in the pass that computes it.
@@ -78,7 +78,7 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
         if config.reduces() && ranks.is_none() {
             let expected = "false, or a communicator of the ranks (DeepseekV4Mlp::load_on_ranks)";
             let got = format!("true with {} ranks", config.shard.world);
-            return Err(crate::Error::config("reduce_results", expected, got));
+            return Err(Error::config("reduce_results", expected, got));
         }
         let quant = config.stages(weights.formats())?.quant;
         weights.check(config.hidden_size, config.intermediate_size)?;
@@ -87,10 +87,7 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
             intermediate: part.gate().rows(),
             ..config.stages(part.formats())?
         };
-        for Stage { request, .. } in stages.list() {
-            let support = backend.supports(&request);
-            support.required(backend.platform(), &request)?;
-        }
+        runs(&*backend, &stages)?;
         let SharedExpert { gate, up, down } = part;
         let gate_up = match stages.is_merged() {
             true => vec![backend.load_gate_up(gate, up)?],
@@ -116,6 +113,39 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
             gate_up: Arc::clone(&self.gate_up),
             down: Arc::clone(&self.down),
         }
+    }
+
+    /// The same MLP with `gate_up` and `act` in this type; bf16 is DeepSeek's. A model that is f32
+    /// throughout has f32 here too.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use swiglu_core::{Float, HostWeight, WeightFormat, reference::Reference};
+    /// # use swiglu_mlp::{DeepseekV4Mlp, ModelConfig, SharedExpert};
+    /// # fn main() -> Result<(), swiglu_mlp::Error> {
+    /// # let json = r#"{"model_type": "deepseek_v4", "hidden_size": 1, "moe_intermediate_size": 1,
+    /// #     "n_shared_experts": 1, "hidden_act": "silu", "swiglu_limit": 10.0}"#;
+    /// # let config = ModelConfig::from_json(json)?.mlp_config("")?;
+    /// # let (one, f32s) = (1.0_f32.to_le_bytes(), WeightFormat::Float(Float::F32));
+    /// # let weight = || HostWeight::new([1, 1], f32s, &one, &[]);
+    /// # let weights = SharedExpert::new(weight()?, weight()?, weight()?);
+    /// let mlp = DeepseekV4Mlp::load(Arc::new(Reference), &config, &weights)?;
+    /// let mlp = mlp.with_stages(Float::F32)?;
+    /// # drop(mlp);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Another type than bf16 where the matmuls read FP8, or one that the backend does not support.
+    pub fn with_stages(mut self, float: Float) -> Result<Self> {
+        if self.stages.quant.is_some() && float != Float::BF16 {
+            let expected = "bf16, as the matmuls read FP8 activations";
+            return Err(Error::config("stages", expected, float));
+        }
+        self.stages.float = float;
+        runs(&*self.backend, &self.stages)?;
+        Ok(self)
     }
 
     /// Enqueues y = mlp(x): x \[T, H\] to y \[T, H\], each bf16, f16 or f32, where they lie. Nothing
@@ -176,10 +206,11 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
             quantized,
             ..
         } = workspace;
-        let mut gate_up = gate_up.matrix(backend, Float::BF16, [rows, 2 * i])?;
+        let float = self.stages.float;
+        let mut gate_up = gate_up.matrix(backend, float, [rows, 2 * i])?;
         let op = &self.stages.op;
         let Some(quant) = &self.stages.quant else {
-            let mut act = act.matrix(backend, Float::BF16, [rows, i])?;
+            let mut act = act.matrix(backend, float, [rows, i])?;
             if let [both] = &self.gate_up[..] {
                 backend.matmul_act_and_mul(op, x, both, gate_up, act.reborrow())?;
             } else {
@@ -203,7 +234,7 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
     }
 
     /// As [`Self::forward`], stage by stage into the caller's memory and never fused: `gate_up`
-    /// \[T, 2I\] and `act` \[T, I\] are bf16 and hold what the stages gave, `act` before it is
+    /// \[T, 2I\] and `act` \[T, I\] are of the stages' type and hold what the stages gave, `act` before it is
     /// quantized.
     ///
     /// # Errors
@@ -218,8 +249,8 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
     ) -> Result<()> {
         self.check_ends(&x, &y)?;
         let (rows, i) = (x.layout.rows, self.stages.intermediate);
-        is_stage("gate_up", &gate_up, [rows, 2 * i])?;
-        is_stage("act", &act, [rows, i])?;
+        is_stage("gate_up", &gate_up, self.stages.float, [rows, 2 * i])?;
+        is_stage("act", &act, self.stages.float, [rows, i])?;
         if rows == 0 {
             return Ok(());
         }
@@ -285,7 +316,7 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
 
     /// The bytes of scratch memory that the matmuls by gate and up take.
     fn first_scratch(&self, quant: &Quantization, rows: usize) -> usize {
-        let stages = self.stages.quantized_gate_up(*quant, Float::BF16);
+        let stages = self.stages.quantized_gate_up(*quant, self.stages.float);
         let bytes = stages.map(|stage| self.scratch(&stage, rows));
         bytes.max().unwrap_or_default()
     }
@@ -365,6 +396,15 @@ fn part<'a, B: Matmul>(
     part
 }
 
+/// Checks that the backend runs each of the stages.
+fn runs<B: Matmul>(backend: &B, stages: &Stages) -> Result<()> {
+    for Stage { request, .. } in stages.list() {
+        let support = backend.supports(&request);
+        support.required(backend.platform(), &request)?;
+    }
+    Ok(())
+}
+
 fn has_shape(argument: &'static str, layout: &RowLayout, [rows, cols]: [usize; 2]) -> Result<()> {
     let got = [layout.rows, layout.cols];
     if got == [rows, cols] {
@@ -379,10 +419,11 @@ fn has_shape(argument: &'static str, layout: &RowLayout, [rows, cols]: [usize; 2
 fn is_stage<B: Matmul>(
     argument: &'static str,
     matrix: &TensorMut<'_, B>,
+    float: Float,
     shape: [usize; 2],
 ) -> Result<()> {
-    if matrix.float != Float::BF16 {
-        return Err(CoreError::argument(argument, "bf16", matrix.float).into());
+    if matrix.float != float {
+        return Err(CoreError::argument(argument, float.name(), matrix.float).into());
     }
     has_shape(argument, &matrix.layout, shape)?;
     Ok(matrix.as_tensor().check(argument)?)

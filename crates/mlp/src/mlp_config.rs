@@ -161,6 +161,7 @@ impl MlpConfig {
         Ok(Stages {
             op: self.activation()?,
             quant,
+            float: Float::BF16,
             gate,
             up,
             down,

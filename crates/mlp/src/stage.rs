@@ -25,6 +25,8 @@ impl Stage {
 pub(crate) struct Stages {
     pub op: GatedActivation,
     pub quant: Option<Quantization>,
+    /// What `gate_up` and `act` are stored as; bf16 where the matmuls read FP8.
+    pub float: Float,
     /// How the weights are stored.
     pub gate: WeightFormat,
     pub up: WeightFormat,
@@ -39,7 +41,7 @@ impl Stages {
     /// The stages of [`crate::DeepseekV4Mlp::forward`] in order, with x in bf16, and y too unless
     /// it is reduced.
     pub fn list(&self) -> Vec<Stage> {
-        let (op, float) = (self.op, Float::BF16);
+        let (op, ends, float) = (self.op, Float::BF16, self.float);
         let act = |request| Stage {
             name: "act",
             request,
@@ -52,7 +54,7 @@ impl Stages {
                 name: "gate_up",
                 request: Request::GatedMatmul {
                     op,
-                    x: float,
+                    x: ends,
                     weight: self.gate,
                     act: float,
                 },
@@ -61,7 +63,7 @@ impl Stages {
             }),
             None => {
                 stages.extend(self.first(|weight| Request::Matmul {
-                    x: float,
+                    x: ends,
                     weight,
                     y: float,
                 }));
@@ -70,7 +72,7 @@ impl Stages {
             Some(quant) => {
                 stages.push(Stage {
                     name: "quantize",
-                    request: Request::Quantize { quant, float },
+                    request: Request::Quantize { quant, float: ends },
                     cols: self.hidden,
                     depth: 0,
                 });
