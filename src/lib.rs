@@ -29,6 +29,8 @@
 //! | `cpu` (default) | CPUs | rayon, AVX2, AVX-512, NEON, or scalar |
 //! | `cuda` | NVIDIA GPUs from sm_80 on | CUDA C++ on cudarc; builds without CUDA |
 //! | `wgpu` | GPUs through Vulkan, Metal or DirectX 12 | WGSL |
+//! | `candle` | candle's tensors on CPUs | custom operations, and the MLP as a module |
+//! | `candle-cuda` | candle's tensors on CUDA too | takes nvcc to build, as candle's `cuda` does |
 #![forbid(unsafe_code)]
 
 mod device;
@@ -66,6 +68,8 @@ pub use swiglu_core::{Communicator, HostCommunicator, LocalCommunicator, check_a
 pub use swiglu_core::{Dispatch, OpSwitches, OpenOptions, Registry, Rejection, Report};
 pub use swiglu_core::{Error, Result, reference};
 
+#[cfg(feature = "candle")]
+pub use swiglu_candle as candle;
 #[cfg(feature = "cpu")]
 pub use swiglu_cpu as cpu;
 #[cfg(feature = "cuda")]

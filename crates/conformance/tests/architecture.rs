@@ -48,6 +48,12 @@ fn dependencies_point_towards_core() {
         "swiglu-mlp" => Some(["swiglu-core", "swiglu-mmap"].as_slice()),
         // The program's `verify` runs the suite's checks.
         "swiglu-cli" => Some(["swiglu", "swiglu-conformance", "swiglu-mmap"].as_slice()),
+        // On the backends whose memory candle has.
+        "swiglu-candle" => {
+            Some(["swiglu-core", "swiglu-cpu", "swiglu-cuda", "swiglu-mlp"].as_slice())
+        }
+        // What an engine on candle writes.
+        "candle-engine" => Some(["swiglu"].as_slice()),
         // The toy that shows how a backend from outside looks.
         "threads-backend" => Some(["swiglu", "swiglu-core"].as_slice()),
         // What is not published, the benches, may measure anything.
@@ -89,9 +95,26 @@ fn tree(package: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_default_features_bring_no_gpu() {
+fn the_default_features_bring_no_gpu_and_no_framework() {
     let names = tree("swiglu");
     for gpu in ["wgpu", "cudarc", "naga", "swiglu-wgpu", "swiglu-cuda"] {
+        assert!(!names.contains(gpu), "{gpu} is among {names:?}");
+    }
+    for framework in ["candle-core", "candle-nn", "swiglu-candle"] {
+        assert!(!names.contains(framework), "{framework} is among {names:?}");
+    }
+}
+
+#[test]
+fn candle_on_the_cpu_brings_no_gpu() {
+    let names = tree("swiglu-candle");
+    assert!(names.contains("candle-core"), "{names:?}");
+    for gpu in [
+        "cudarc",
+        "candle-kernels",
+        "candle-metal-kernels",
+        "swiglu-cuda",
+    ] {
         assert!(!names.contains(gpu), "{gpu} is among {names:?}");
     }
 }
