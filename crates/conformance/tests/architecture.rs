@@ -44,7 +44,9 @@ fn dependencies_point_towards_core() {
     // Helpers that know nothing of the library may be used by anyone but core.
     let allowed = |name: &str| match name {
         "swiglu-core" | "swiglu-mmap" => Some([].as_slice()),
-        "swiglu-cpu" | "swiglu-wgpu" | "swiglu-cuda" | "swiglu-conformance" => Some(core),
+        "swiglu-cpu" | "swiglu-wgpu" | "swiglu-cuda" | "swiglu-conformance" | "swiglu-mpi" => {
+            Some(core)
+        }
         "swiglu-mlp" => Some(["swiglu-core", "swiglu-mmap"].as_slice()),
         // The program's `verify` runs the suite's checks.
         "swiglu-cli" => Some(["swiglu", "swiglu-conformance", "swiglu-mmap"].as_slice()),
@@ -52,8 +54,9 @@ fn dependencies_point_towards_core() {
         "swiglu-candle" => {
             Some(["swiglu-core", "swiglu-cpu", "swiglu-cuda", "swiglu-mlp"].as_slice())
         }
-        // What an engine on candle writes.
+        // What engines on candle and on wgpu write.
         "candle-engine" => Some(["swiglu"].as_slice()),
+        "wgpu-device" => Some(["swiglu-core", "swiglu-wgpu"].as_slice()),
         // The toy that shows how a backend from outside looks.
         "threads-backend" => Some(["swiglu", "swiglu-core"].as_slice()),
         // What is not published, the benches, may measure anything.
