@@ -50,11 +50,11 @@ fn wgpu(_: &OpenOptions) -> Opened {
     Err(without("wgpu"))
 }
 
-/// Sums of the CPU are ordered whatever is allowed.
 #[cfg(feature = "cpu")]
 fn cpu(options: &OpenOptions) -> Opened {
     the_only_device(options)?;
-    Ok(Arc::new(AnyBackend::new(swiglu_cpu::CpuBackend::new())))
+    let cpu = swiglu_cpu::CpuBackend::new().with_accumulation(options.accumulation);
+    Ok(Arc::new(AnyBackend::new(cpu)))
 }
 
 #[cfg(not(feature = "cpu"))]

@@ -155,8 +155,9 @@ pub enum Accumulation {
     /// In f32 and in one defined order: the same bits on every instruction set and any number of
     /// threads.
     Ordered,
-    /// In f32 and in the order of a matrix unit (tensor cores, cooperative matrices): the same
-    /// bits on every run of the same build, device and shape.
+    /// In f32 and in the order of a matrix unit (tensor cores, cooperative matrices, AMX): the same
+    /// bits on every run of the same build, device and shape. Subnormal operands and sums may be
+    /// taken for zero there, whatever [`Accuracy::flushes_subnormals`] says of the rest.
     #[default]
     MatrixUnit,
     /// On FP8 tensor cores, whose sums keep about 14 bits and are added in f32 every 128 of k. It

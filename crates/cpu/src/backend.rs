@@ -45,8 +45,8 @@ pub fn act_and_mul(
 /// The CPU as a backend. Its memory is the host's: views are slices of bytes, aligned to their
 /// elements. Calls run at once and return when they are done.
 ///
-/// Activations allocate nothing. A matmul widens at most 256 rows of its input at a time to f32, or
-/// copies 512 for a matrix unit, into memory that the backend keeps and uses again, so that only the
+/// Activations allocate nothing. A matmul copies at most 256 rows of its input at a time, as f32 or as
+/// a matrix unit reads them, into memory that the backend keeps and uses again, so that only the
 /// first of its size allocates.
 #[derive(Debug)]
 pub struct CpuBackend {

@@ -1,7 +1,7 @@
 use crate::cache;
 
-/// Sizes at which calls change their way. Only [`Self::matrix_unit_rows`] changes results, within what
-/// the class of sums allows.
+/// Sizes at which calls change their way. Only those of a matrix unit change results, within what the
+/// class of sums allows.
 ///
 /// ```
 /// let mut settings = swiglu_cpu::Settings::default();
@@ -17,9 +17,11 @@ pub struct Settings {
     pub inline_outputs: usize,
     /// Multiplications (T · N · K) up to which a matmul runs on the caller's thread, as above.
     pub inline_multiplications: usize,
-    /// Rows of a matmul from which a matrix unit runs it, where there is one that may. Fewer read each
-    /// weight at the memory's speed as it is.
+    /// Rows of a matmul from which a matrix unit multiplies weights of bf16, where there is one that
+    /// may. Fewer read the weights at the memory's speed without it.
     pub matrix_unit_rows: usize,
+    /// The same for FP8 weights, which have to be decoded for it.
+    pub matrix_unit_rows_fp8: usize,
     /// Bytes of input and output beyond which an activation's results are stored past the caches,
     /// which spares reading their lines first. By default the size of the last-level cache.
     pub stream_bytes: usize,
@@ -30,7 +32,8 @@ impl Default for Settings {
         Self {
             inline_outputs: 16 * 1024,
             inline_multiplications: 64 * 1024,
-            matrix_unit_rows: 5,
+            matrix_unit_rows: 3,
+            matrix_unit_rows_fp8: 5,
             stream_bytes: cache::last_level(),
         }
     }

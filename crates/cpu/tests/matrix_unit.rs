@@ -44,7 +44,7 @@ fn units() -> Vec<InstructionSet> {
 /// Every matmul of bf16 on tiles.
 fn open(set: InstructionSet) -> CpuBackend {
     let mut settings = Settings::default();
-    settings.matrix_unit_rows = 1;
+    (settings.matrix_unit_rows, settings.matrix_unit_rows_fp8) = (1, 1);
     CpuBackend::with_instruction_set(set)
         .unwrap()
         .with_settings(settings)
@@ -53,7 +53,8 @@ fn open(set: InstructionSet) -> CpuBackend {
 fn on_threads(set: InstructionSet, threads: usize) -> CpuBackend {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     let mut settings = Settings::default();
-    (settings.matrix_unit_rows, settings.inline_multiplications) = (1, 0);
+    (settings.matrix_unit_rows, settings.matrix_unit_rows_fp8) = (1, 1);
+    settings.inline_multiplications = 0;
     open(set)
         .with_settings(settings)
         .with_pool(Arc::new(pool.build().unwrap()))
@@ -176,6 +177,22 @@ fn bits_depend_neither_on_threads_nor_on_other_rows_nor_on_the_unit() {
                 let same = bits(&y) == expected[first * n..last * n];
                 assert!(same, "{set}, {format}, rows {first} to {last}");
             }
+        }
+    }
+}
+
+/// More rows than a task takes, and than are copied at a time.
+#[test]
+fn rows_of_every_chunk_are_summed_alike() {
+    let (t, n, k) = (1093, 33, 68);
+    let format = fp8(ScaleFormat::F32, [32, 32]);
+    for (set, format) in units().into_iter().flat_map(|u| [(u, BF16), (u, format)]) {
+        let (x, w) = (rows(12, t * k, 1.0), weight(13, format, [n, k]));
+        let all = bits(&matmul(&on_threads(set, 3), &x, &w));
+        for (first, last) in [(0, 40), (190, 420), (1000, 1093)] {
+            let y = matmul(&open(set), &x[first * k..last * k], &w);
+            let same = bits(&y) == all[first * n..last * n];
+            assert!(same, "{set}, {format}, rows {first} to {last}");
         }
     }
 }

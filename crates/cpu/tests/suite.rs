@@ -10,7 +10,7 @@ fn open(set: InstructionSet) -> Result<CpuBackend, String> {
 /// Every matmul of bf16 on the matrix unit, however few rows it has.
 fn on_tiles(set: InstructionSet) -> Result<CpuBackend, String> {
     let mut settings = Settings::default();
-    settings.matrix_unit_rows = 1;
+    (settings.matrix_unit_rows, settings.matrix_unit_rows_fp8) = (1, 1);
     Ok(open(set)?.with_settings(settings))
 }
 

@@ -1,9 +1,9 @@
 //! A matmul on a matrix unit: x in bf16 by weights in bf16 or FP8.
 //!
 //! ## Method
-//! 1. A chunk's rows of x are copied into tiles of 16 rows by 32 k, those of 32 rows side by side for
-//!    each step of 32 k, filled up with zeros.
-//! 2. A task takes some panels for all rows. It goes through k in runs of [`RUN`] steps, in each of them
+//! 1. Up to [`PASS`] rows of x are copied into tiles of 16 rows by 32 k, those of 32 rows side by side
+//!    for each step of 32 k, filled up with zeros.
+//! 2. A task takes some panels for a chunk of rows. It goes through k in runs of [`RUN`] steps, in each of them
 //!    through its panels two by two, and for these through the rows, 32 at a time: two by two tiles of
 //!    sums stay in the unit over a run, and wait in memory for the next.
 //! 3. A panel of bf16 is a column of tiles as it is stored. Codes are decoded into such a column, a run
@@ -17,14 +17,17 @@
 
 use std::ops::Range;
 
-use super::decode::{CODE_BIAS, code};
 use super::epilogue::{Epilogue, Sums};
-use super::input::{Input, Tiles};
+use super::input::Input;
 use super::plan::MatmulPlan;
+use crate::simd;
 use crate::simd::tiles::{DEPTH, Ready, SIDE, SIDES, TILE, TileProduct};
-use crate::simd::{self, Kernel, LANES, Simd};
 use crate::tasks::{self, Shared};
-use crate::weight::{GROUP, PackedWeight, PanelFormat};
+use crate::weight::{PackedWeight, PanelFormat};
+
+mod fill;
+
+use fill::{AddScaled, Fill, LINE_BYTES};
 
 /// Most steps of a run: two panels of it and 32 rows are 128 KiB, beside as much that is on its way.
 const RUN: usize = 32;
@@ -34,9 +37,11 @@ const COPIED: usize = 32;
 const INLINE: usize = 128 * 1024;
 /// Rows of two tiles.
 const ROWS: usize = SIDES * SIDE;
-/// Bytes of a cache line, and elements of f32 in it.
-const LINE_BYTES: usize = 64;
+/// Elements of f32 in a cache line.
 const LINE: usize = LINE_BYTES / 4;
+
+/// Most rows of x that are copied at a time.
+const PASS: usize = 1024;
 
 /// Where things lie in the scratch memory, in elements of f32: x, then for each thread its sums, a run
 /// of two panels decoded, and the sums of a block of scales.
@@ -49,10 +54,9 @@ struct Places {
 
 impl Places {
     fn new(plan: &MatmulPlan, rows: usize, steps: usize) -> Self {
-        let rows = rows.next_multiple_of(SIDE);
         Self {
-            x: rows * steps * DEPTH / 2,
-            sums: plan.panels_per_task * rows * SIDE,
+            x: rows.min(PASS).next_multiple_of(SIDE) * steps * DEPTH / 2,
+            sums: plan.panels_per_task * chunk_rows(plan) * SIDE,
             decoded: SIDES * RUN * TILE / 2,
             of_scale: SIDES * SIDES * SIDE * SIDE,
         }
@@ -61,6 +65,11 @@ impl Places {
     const fn each_thread(&self) -> usize {
         self.sums + self.decoded + self.of_scale
     }
+}
+
+/// Rows of a task: the plan's chunk, in whole tiles side by side.
+const fn chunk_rows(plan: &MatmulPlan) -> usize {
+    plan.chunk.next_multiple_of(ROWS)
 }
 
 /// As [`super::multiply`], for a plan of tiles.
@@ -73,7 +82,7 @@ pub(super) fn multiply(
 ) {
     let steps = weight.shape().k.div_ceil(DEPTH);
     let threads = if plan.inline { 1 } else { plan.threads };
-    let places = Places::new(plan, plan.chunk.min(x.rows()), steps);
+    let places = Places::new(plan, x.rows(), steps);
     let needed = places.x + threads * places.each_thread() + LINE;
     if scratch.len() < needed {
         scratch.resize(needed, 0.0);
@@ -81,44 +90,44 @@ pub(super) fn multiply(
     let start = scratch.as_ptr().align_offset(LINE_BYTES).min(LINE);
     let (tiles, rest) = scratch[start..].split_at_mut(places.x);
     let rest = Shared(rest.as_mut_ptr());
-    let chunks = Tiles::new(x.rows(), plan.chunk);
-    for (first_row, rows) in (0..chunks.count).map(|c| chunks.get(c)) {
-        copy(x, (first_row, rows), tiles);
-        let task = Task {
-            plan,
-            x: bytemuck::cast_slice(tiles),
-            rows,
-            first_row,
-            steps,
-            weight,
-        };
-        let panels = weight.shape().panels();
-        tasks::for_each(
-            panels.div_ceil(plan.panels_per_task),
-            plan.inline,
-            &|group| {
-                let first = group * plan.panels_per_task;
-                let panels = first..panels.min(first + plan.panels_per_task);
-                // A thread runs one task at a time, and has a number of its own in its pool.
-                let thread = match plan.inline {
-                    true => 0,
-                    false => rayon::current_thread_index().unwrap_or(0),
-                };
-                assert!(thread < threads, "a plan knows the threads of its pool");
-                // SAFETY: each thread has so many elements of its own.
-                let own = unsafe {
-                    let own = rest.get().add(thread * places.each_thread());
-                    std::slice::from_raw_parts_mut(own, places.each_thread())
-                };
-                let (sums, own) = own.split_at_mut(places.sums);
-                let (decoded, of_scale) = own.split_at_mut(places.decoded);
-                let room = Room {
-                    decoded: bytemuck::cast_slice_mut(decoded),
-                    of_scale,
-                };
-                task.run(panels, sums, room, epilogue);
-            },
-        );
+    for pass in (0..x.rows()).step_by(PASS) {
+        let rows = PASS.min(x.rows() - pass);
+        copy(x, (pass, rows), tiles);
+        let tiles: &[u16] = bytemuck::cast_slice(tiles);
+        let groups = weight.shape().panels().div_ceil(plan.panels_per_task);
+        let chunks = rows.div_ceil(chunk_rows(plan));
+        // The chunks of some panels one after another, so that a thread has their weights still near.
+        tasks::for_each(groups * chunks, plan.inline, &|task| {
+            let (group, first_row) = (task / chunks, task % chunks * chunk_rows(plan));
+            // A thread runs one task at a time, and has a number of its own in its pool.
+            let thread = match plan.inline {
+                true => 0,
+                false => rayon::current_thread_index().unwrap_or(0),
+            };
+            assert!(thread < threads, "a plan knows the threads of its pool");
+            // SAFETY: each thread has so many elements of its own.
+            let own = unsafe {
+                let own = rest.get().add(thread * places.each_thread());
+                std::slice::from_raw_parts_mut(own, places.each_thread())
+            };
+            let (sums, own) = own.split_at_mut(places.sums);
+            let (decoded, of_scale) = own.split_at_mut(places.decoded);
+            let room = Room {
+                decoded: bytemuck::cast_slice_mut(decoded),
+                of_scale,
+            };
+            let task = Task {
+                plan,
+                x: &tiles[first_row * steps * DEPTH..],
+                rows: chunk_rows(plan).min(rows - first_row),
+                first_row: pass + first_row,
+                steps,
+                weight,
+            };
+            let first = group * plan.panels_per_task;
+            let panels = first..weight.shape().panels().min(first + plan.panels_per_task);
+            task.run(panels, sums, room, epilogue);
+        });
     }
 }
 
@@ -366,113 +375,4 @@ struct Call {
     weights: Weights,
     /// The panel and the step that follow.
     later: (usize, usize),
-}
-
-/// Fills tiles with some steps of a panel, and with zeros where k ends.
-struct Fill<'a> {
-    weight: &'a PackedWeight,
-    panel: usize,
-    steps: Range<usize>,
-    /// Whether scales are multiplied into the codes.
-    folds: bool,
-    /// What is decoded after this.
-    later: Option<*const u8>,
-    to: &'a mut [u16],
-}
-
-impl Kernel for Fill<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let shape = self.weight.shape();
-        let panel = self.weight.panel(self.panel);
-        // Panels hold whole groups of k, of zeros where k ends.
-        let end = shape.k.next_multiple_of(GROUP);
-        let ks = self.steps.start * DEPTH..end.min(self.steps.end * DEPTH);
-        let (groups, rest) = self.to.split_at_mut(ks.len() * LANES);
-        rest.fill(0);
-        if shape.format != PanelFormat::E4M3 {
-            let stored = &panel[ks.start * LANES * 2..ks.end * LANES * 2];
-            let bytes: &mut [u8] = bytemuck::cast_slice_mut(groups);
-            bytes.copy_from_slice(stored);
-            return;
-        }
-        let (mut k, mut later) = (ks.start, self.later);
-        let codes = panel[ks.start * LANES..ks.end * LANES].as_chunks::<{ GROUP * LANES }>();
-        let mut pairs = codes
-            .0
-            .iter()
-            .zip(groups.as_chunks_mut::<{ GROUP * LANES }>().0);
-        while k < ks.end {
-            let block = k / shape.scale_block();
-            let by = match self.folds {
-                true => self
-                    .weight
-                    .lane_scales(self.panel, block)
-                    .map(|x| x * CODE_BIAS),
-                false => [CODE_BIAS; LANES],
-            };
-            // SAFETY: the array has LANES elements.
-            let by = unsafe { s.load_f32(by.as_ptr()) };
-            let last = match self.folds {
-                true => ks.end.min((block + 1) * shape.scale_block()),
-                false => ks.end,
-            };
-            for (from, to) in pairs.by_ref().take((last - k).div_ceil(GROUP)) {
-                // A group of codes is a cache line.
-                if let Some(line) = &mut later {
-                    simd::prefetch_second_level(*line);
-                    *line = line.wrapping_add(LINE_BYTES);
-                }
-                // SAFETY: a group of codes is a vector, and one of bf16 is two.
-                unsafe {
-                    let words = s.bits(s.load_f32(from.as_ptr().cast()));
-                    let to: *mut f32 = to.as_mut_ptr().cast();
-                    let a = [code::<S, 0>(s, words), code::<S, 1>(s, words)];
-                    let b = [code::<S, 2>(s, words), code::<S, 3>(s, words)];
-                    s.store_f32(to, pair(s, a, by));
-                    s.store_f32(to.add(LANES), pair(s, b, by));
-                }
-            }
-            k = last;
-        }
-    }
-}
-
-/// Two numbers, times powers of two exact in bf16, as a word.
-#[inline(always)]
-fn pair<S: Simd>(s: S, [even, odd]: [S::F; 2], by: S::F) -> S::F {
-    let (even, odd) = (s.bits(s.mul(even, by)), s.bits(s.mul(odd, by)));
-    s.float(s.or(s.shr::<16>(even), odd))
-}
-
-/// Adds a block's sums, times its scales, to the totals.
-struct AddScaled<'a> {
-    scales: [f32; LANES],
-    from: &'a [f32],
-    to: &'a mut [f32],
-    begins: bool,
-}
-
-impl Kernel for AddScaled<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        // SAFETY: the array has LANES elements; so do the chunks.
-        let scales = unsafe { s.load_f32(self.scales.as_ptr()) };
-        let totals = self.to.as_chunks_mut::<LANES>().0;
-        for (from, to) in self.from.as_chunks::<LANES>().0.iter().zip(totals) {
-            // SAFETY: as above.
-            unsafe {
-                let before = match self.begins {
-                    true => s.splat(0.0),
-                    false => s.load_f32(to.as_ptr()),
-                };
-                let total = s.fma(scales, s.load_f32(from.as_ptr()), before);
-                s.store_f32(to.as_mut_ptr(), total);
-            }
-        }
-    }
 }

@@ -10,8 +10,6 @@ use crate::{InstructionSet, Settings};
 /// Most rows that are multiplied at a time. This bounds the memory for their widened copy, and a
 /// block of k of it stays in the second-level cache.
 pub(super) const CHUNK: usize = 256;
-/// The same on a matrix unit, whose copy of x has 16 bits.
-const TILES_CHUNK: usize = 512;
 /// Rows up to which a task reads its panels from end to end: their copy is in the cache anyhow.
 pub(super) const LOW: usize = 32;
 /// Most panels of a task, with few rows and with many: each block of k is read once for so many.
@@ -80,11 +78,15 @@ impl MatmulPlan {
         } = resources;
         let tiles = resources.matrix_unit()
             && x == Float::BF16
-            && rows >= settings.matrix_unit_rows
-            && weight.fills_tiles();
+            && weight.fills_tiles()
+            && rows
+                >= match weight.format {
+                    PanelFormat::E4M3 => settings.matrix_unit_rows_fp8,
+                    _ => settings.matrix_unit_rows,
+                };
         let registers = simd::registers(set);
         // As equal chunks as there can be: the first may have one row more than the others.
-        let chunks = Tiles::new(rows, if tiles { TILES_CHUNK } else { CHUNK });
+        let chunks = Tiles::new(rows, CHUNK);
         let chunk = rows.div_ceil(chunks.count.max(1)).max(1);
         let decode = if tiles {
             DecodeStep::Tiles
@@ -107,9 +109,10 @@ impl MatmulPlan {
             _ => registers.rows,
         };
         // In pairs, for a gate to have its up, and enough tasks for threads to share.
-        let tasks = if tiles { 2 } else { 4 };
+        // Chunks of rows are tasks of their own on a matrix unit.
+        let tasks = if tiles && chunks.count > 1 { 2 } else { 4 };
         let share = weight.panels() / (tasks * threads.max(1));
-        let most = PANELS[usize::from(chunk > LOW || tiles)];
+        let most = PANELS[usize::from(chunk > LOW)];
         Self {
             set,
             mr,
@@ -252,7 +255,7 @@ mod tests {
         let many = plan(set, 16, 64, FP8);
         assert_eq!(
             many.to_string(),
-            "amx-emulated 32 x 32, tiles of the matrix unit, chunks of 64 rows, tasks of 8 panels in \
+            "amx-emulated 32 x 32, tiles of the matrix unit, chunks of 64 rows, tasks of 4 panels in \
              the pool"
         );
         let of = |with: &Resources, rows, x, format| {
@@ -261,8 +264,10 @@ mod tests {
         };
         let mut with = resources(set, 16);
         let least = with.settings.matrix_unit_rows;
-        assert!(of(&with, least, Float::BF16, BF16) && of(&with, 1024, Float::BF16, FP8));
+        assert!(of(&with, least, Float::BF16, BF16) && of(&with, 1024, Float::BF16, BF16));
         assert!(!of(&with, least - 1, Float::BF16, BF16));
+        let least = with.settings.matrix_unit_rows_fp8;
+        assert!(of(&with, least, Float::BF16, FP8) && !of(&with, least - 1, Float::BF16, FP8));
         assert!(!of(&with, 64, Float::F32, BF16) && !of(&with, 64, Float::F16, FP8));
         assert!(!of(&with, 64, Float::BF16, F32) && !of(&with, 64, Float::BF16, F16));
         let odd = WeightFormat::Fp8 {

@@ -1,0 +1,120 @@
+//! The vectors around a matrix unit: codes to tiles of bf16, and sums times their scales.
+
+use std::ops::Range;
+
+use crate::matmul::decode::{CODE_BIAS, code};
+use crate::simd::tiles::DEPTH;
+use crate::simd::{self, Kernel, LANES, Simd};
+use crate::weight::{GROUP, PackedWeight, PanelFormat};
+
+/// Bytes of a cache line.
+pub(super) const LINE_BYTES: usize = 64;
+
+/// Fills tiles with some steps of a panel, and with zeros where k ends.
+pub(super) struct Fill<'a> {
+    pub(super) weight: &'a PackedWeight,
+    pub(super) panel: usize,
+    pub(super) steps: Range<usize>,
+    /// Whether scales are multiplied into the codes.
+    pub(super) folds: bool,
+    /// What is decoded after this.
+    pub(super) later: Option<*const u8>,
+    pub(super) to: &'a mut [u16],
+}
+
+impl Kernel for Fill<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let shape = self.weight.shape();
+        let panel = self.weight.panel(self.panel);
+        // Panels hold whole groups of k, of zeros where k ends.
+        let end = shape.k.next_multiple_of(GROUP);
+        let ks = self.steps.start * DEPTH..end.min(self.steps.end * DEPTH);
+        let (groups, rest) = self.to.split_at_mut(ks.len() * LANES);
+        rest.fill(0);
+        if shape.format != PanelFormat::E4M3 {
+            let stored = &panel[ks.start * LANES * 2..ks.end * LANES * 2];
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(groups);
+            bytes.copy_from_slice(stored);
+            return;
+        }
+        let (mut k, mut later) = (ks.start, self.later);
+        let codes = panel[ks.start * LANES..ks.end * LANES].as_chunks::<{ GROUP * LANES }>();
+        let mut pairs = codes
+            .0
+            .iter()
+            .zip(groups.as_chunks_mut::<{ GROUP * LANES }>().0);
+        while k < ks.end {
+            let block = k / shape.scale_block();
+            let by = match self.folds {
+                true => self
+                    .weight
+                    .lane_scales(self.panel, block)
+                    .map(|x| x * CODE_BIAS),
+                false => [CODE_BIAS; LANES],
+            };
+            // SAFETY: the array has LANES elements.
+            let by = unsafe { s.load_f32(by.as_ptr()) };
+            let last = match self.folds {
+                true => ks.end.min((block + 1) * shape.scale_block()),
+                false => ks.end,
+            };
+            for (from, to) in pairs.by_ref().take((last - k).div_ceil(GROUP)) {
+                // A group of codes is a cache line.
+                if let Some(line) = &mut later {
+                    simd::prefetch_second_level(*line);
+                    *line = line.wrapping_add(LINE_BYTES);
+                }
+                // SAFETY: a group of codes is a vector, and one of bf16 is two.
+                unsafe {
+                    let words = s.bits(s.load_f32(from.as_ptr().cast()));
+                    let to: *mut f32 = to.as_mut_ptr().cast();
+                    let a = [code::<S, 0>(s, words), code::<S, 1>(s, words)];
+                    let b = [code::<S, 2>(s, words), code::<S, 3>(s, words)];
+                    s.store_f32(to, pair(s, a, by));
+                    s.store_f32(to.add(LANES), pair(s, b, by));
+                }
+            }
+            k = last;
+        }
+    }
+}
+
+/// Two numbers, times powers of two exact in bf16, as a word.
+#[inline(always)]
+fn pair<S: Simd>(s: S, [even, odd]: [S::F; 2], by: S::F) -> S::F {
+    let (even, odd) = (s.bits(s.mul(even, by)), s.bits(s.mul(odd, by)));
+    s.float(s.or(s.shr::<16>(even), odd))
+}
+
+/// Adds a block's sums, times its scales, to the totals.
+pub(super) struct AddScaled<'a> {
+    pub(super) scales: [f32; LANES],
+    pub(super) from: &'a [f32],
+    pub(super) to: &'a mut [f32],
+    pub(super) begins: bool,
+}
+
+impl Kernel for AddScaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: the array has LANES elements; so do the chunks.
+        let scales = unsafe { s.load_f32(self.scales.as_ptr()) };
+        let totals = self.to.as_chunks_mut::<LANES>().0;
+        for (from, to) in self.from.as_chunks::<LANES>().0.iter().zip(totals) {
+            // SAFETY: as above.
+            unsafe {
+                let before = match self.begins {
+                    true => s.splat(0.0),
+                    false => s.load_f32(to.as_ptr()),
+                };
+                let total = s.fma(scales, s.load_f32(from.as_ptr()), before);
+                s.store_f32(to.as_mut_ptr(), total);
+            }
+        }
+    }
+}
