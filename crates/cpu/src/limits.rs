@@ -182,7 +182,7 @@ pub fn multiply_add_rate(set: InstructionSet, operations: usize) -> Result<f64, 
     }
     // More sums than a unit has cycles of latency, and no more than there are registers for.
     Ok(match set {
-        InstructionSet::Avx512 => multiply_adds::<12>(set, operations),
+        InstructionSet::Avx512 | InstructionSet::Amx => multiply_adds::<12>(set, operations),
         _ => multiply_adds::<6>(set, operations),
     })
 }
