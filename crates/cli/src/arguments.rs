@@ -6,7 +6,7 @@ pub mod environment;
 mod settings;
 mod values;
 
-pub use settings::{DeviceSettings, PlatformSettings, QuantSettings, Settings};
+pub use settings::{DeviceSettings, Mapping, PlatformSettings, QuantSettings, Settings};
 pub use values::{
     ActivationsArgument, NumberOrNone, RoundingArgument, ShapeArgument, TypeArgument,
 };
@@ -73,6 +73,8 @@ pub struct Inspect {
     #[arg(long, value_enum, default_value_t)]
     pub activations: ActivationsArgument,
     #[command(flatten)]
+    pub mapping: Mapping,
+    #[command(flatten)]
     pub device: DeviceSettings,
     /// Prints JSON.
     #[arg(long)]
@@ -118,10 +120,8 @@ pub struct Run {
     /// Also writes `gate_up` [.., 2I] and `act` [.., I], the latter before it is quantized.
     #[arg(long)]
     pub stages: bool,
-    /// Reads the checkpoint's files into memory. Mapped, as they are else, they must not be cut while
-    /// they are in use: the system would end the program with SIGBUS.
-    #[arg(long)]
-    pub no_mmap: bool,
+    #[command(flatten)]
+    pub mapping: Mapping,
     /// Prints one JSON document to standard output, and prose to standard error.
     #[arg(long)]
     pub json: bool,

@@ -16,7 +16,7 @@ const TOKENS: [usize; 2] = [1, 256];
 
 /// `swiglu inspect`: the MLPs of a checkpoint, or one of them with its numbers and what would run.
 pub fn inspect(arguments: &Inspect, out: &mut impl Write) -> Result<()> {
-    let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
+    let checkpoint = Checkpoint::open_with(&arguments.checkpoint, arguments.mapping.mode())?;
     let model = model(arguments);
     let Some(prefix) = &arguments.prefix else {
         return list(&checkpoint, model.as_ref(), arguments, out);

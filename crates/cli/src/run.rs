@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, OpenMode, SharedExpert};
+use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
 use swiglu::{Element, Float, HostBuffer, HostWeight, Limit, Report, bf16, with_float};
 
 use crate::act::InputTensor;
@@ -60,11 +60,7 @@ pub fn run(arguments: &Run, out: &mut Console) -> Result<()> {
         activation_quant: arguments.activations.into(),
         ..stated
     };
-    let mode = match arguments.no_mmap {
-        false => OpenMode::Map,
-        true => OpenMode::Read,
-    };
-    let checkpoint = Checkpoint::open_with(&arguments.checkpoint, mode)?;
+    let checkpoint = Checkpoint::open_with(&arguments.checkpoint, arguments.mapping.mode())?;
     let mut config = config.with_tensors(&checkpoint)?;
     if let Some(intermediate) = arguments.intermediate {
         config.intermediate_size = intermediate;

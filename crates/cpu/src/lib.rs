@@ -34,6 +34,7 @@ mod activation;
 mod backend;
 mod buffer;
 mod cache;
+mod cold;
 mod element;
 mod error;
 pub mod limits;

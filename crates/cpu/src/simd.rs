@@ -155,7 +155,7 @@ pub(crate) trait Simd: Copy {
     fn is_nan(self, a: Self::F) -> Self::M;
     fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;
     /// Runs a part that is compiled by itself, once for all kernels that call it. Where that happens
-    /// seldom, [`std::hint::cold_path`] before it keeps the caller's registers for the rest.
+    /// seldom, [`crate::cold::cold_path`] before it keeps the caller's registers for the rest.
     fn call<P: Outlined<Self>>(self, part: P) -> P::Output;
 
     /// Whether every lane is true.

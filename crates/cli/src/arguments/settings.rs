@@ -1,6 +1,7 @@
 //! Flags that several commands share.
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use swiglu::mlp::OpenMode;
 use swiglu::{Accumulation, Dispatcher, GatedActivation, Parameter, Parameters, Quantization};
 
 use super::values::{NumberOrNone, QuantArgument, RoundingArgument, ScalesArgument, accumulation};
@@ -64,6 +65,25 @@ impl DeviceSettings {
         match self.accumulation {
             Some(accumulation) => dispatcher.accumulation(accumulation),
             None => dispatcher,
+        }
+    }
+}
+
+/// How a checkpoint's bytes come into memory.
+#[derive(Debug, Args)]
+pub struct Mapping {
+    /// Reads what is needed of the checkpoint's files into memory. Mapped, as they are else, they must
+    /// not be cut while they are in use: the system would end the program with SIGBUS.
+    #[arg(long)]
+    no_mmap: bool,
+}
+
+impl Mapping {
+    /// What the flag asks for.
+    pub const fn mode(&self) -> OpenMode {
+        match self.no_mmap {
+            false => OpenMode::Map,
+            true => OpenMode::Read,
         }
     }
 }

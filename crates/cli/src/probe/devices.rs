@@ -29,6 +29,19 @@ impl fmt::Display for NumberedDevice {
 /// device that was opened, as `number`.
 pub fn listed(platform: &str, number: usize, opened: Option<&str>) -> Vec<NumberedDevice> {
     match platform {
+        // Without a driver the platform's own line says why.
+        #[cfg(feature = "cuda")]
+        "cuda" => numbered(
+            swiglu::cuda::devices()
+                .unwrap_or_default()
+                .into_iter()
+                .map(|device| {
+                    let (major, minor) = device.compute_capability;
+                    let old = || "older than compute capability 8.0".to_owned();
+                    let rejection = (!device.is_supported()).then(old);
+                    (format!("{}, sm_{major}{minor}", device.name), rejection)
+                }),
+        ),
         #[cfg(feature = "wgpu")]
         "wgpu" => numbered(swiglu::wgpu::adapters().into_iter().map(|adapter| {
             let rejection = adapter.rejection.clone();
@@ -50,7 +63,7 @@ pub fn listed(platform: &str, number: usize, opened: Option<&str>) -> Vec<Number
 }
 
 /// Descriptions and rejections with their numbers.
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 fn numbered(devices: impl Iterator<Item = (String, Option<String>)>) -> Vec<NumberedDevice> {
     let device = |(number, (description, rejection))| NumberedDevice {
         number,

@@ -1,7 +1,7 @@
 //! The functions that few models use. They are vectors, and the reference computes the lanes that
 //! these do not hold for; of SiTU in f32 all of them.
 
-use std::hint::cold_path;
+use crate::cold::cold_path;
 
 use swiglu_core::Float;
 

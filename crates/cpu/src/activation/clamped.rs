@@ -1,6 +1,6 @@
 //! silu(min(gate, limit)) · clamp(up, ±limit) in whole units: DeepSeek-V4's activation.
 
-use std::hint::cold_path;
+use crate::cold::cold_path;
 use std::ops::Range;
 
 use super::Piece;

@@ -1,7 +1,7 @@
 //! Columns of a piece by a formula: what is computed on vectors, and by the reference where vectors do
 //! not hold.
 
-use std::hint::cold_path;
+use crate::cold::cold_path;
 use std::ops::Range;
 
 use super::{Destination, Piece, Visit};

@@ -3,7 +3,7 @@
 //! the compiler names the rest of this file; a function that has to be approximated has its vectors in
 //! [`crate::math`].
 
-use std::hint::cold_path;
+use crate::cold::cold_path;
 use std::marker::PhantomData;
 
 use swiglu_core::{Clamp, Function, GatedActivation, Rounding};
