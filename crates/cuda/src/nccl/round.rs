@@ -6,11 +6,11 @@ use cudarc::driver::{CudaContext, CudaStream};
 use swiglu_core::Float;
 
 use crate::error::{Doing, Result};
-use crate::launch::driver::{Capability, Function, Grid, Module};
+use crate::launch::driver::{Capability, Fatbins, Function, Grid, Module, fatbins};
 use crate::launch::params::RoundParams;
 use crate::view::RawMatrix;
 
-static FATBIN: &[u8] = include_bytes!("../../fatbin/round.fatbin");
+static FATBINS: Fatbins = fatbins!("round");
 
 const THREADS: u32 = 256;
 
@@ -27,7 +27,7 @@ pub(super) struct Rounding {
 
 impl Rounding {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        let module = Module::load(context, FATBIN)?;
+        let module = Module::load(context, &FATBINS)?;
         let kernel = |float| module.function(&format!("round_{float}"));
         Ok(Self {
             kernels: Float::ALL.into_iter().map(kernel).collect::<Result<_>>()?,
