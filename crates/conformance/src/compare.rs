@@ -1,6 +1,4 @@
-use swiglu_core::{
-    Accuracy, Clamp, Element, Float, Function, GatedActivation, Rounding, reference,
-};
+use swiglu_core::{Accuracy, Element, Float, Function, GatedActivation, Rounding, reference};
 
 use crate::Failure;
 
@@ -110,7 +108,8 @@ fn flushed<T: Element>(op: &GatedActivation, gate: T, up: T) -> f64 {
     smallest * ((1.0 + below) * up_factor(op, up) + of_up + 1.0 + below + above)
 }
 
-/// Whether an infinite up half may meet a zero: f(g) that `Eager` rounds to one, or that is flushed.
+/// Whether an infinite up half may meet a zero, or a zero of the reference's be none: f(g) that `Eager`
+/// rounds, or that is flushed.
 fn meets_zero<T: Element>(op: &GatedActivation, gate: T, up: T, expected: &Accuracy) -> bool {
     let smallest = match (expected.flushes_subnormals, op.rounding()) {
         (true, _) => f32::MIN_POSITIVE,
@@ -118,8 +117,8 @@ fn meets_zero<T: Element>(op: &GatedActivation, gate: T, up: T, expected: &Accur
         (false, Rounding::Official) => return false,
     };
     let of_one = reference::gated(op, gate.to_f32(), 1.0_f32);
-    op.clamp() == Clamp::None
-        && up.to_f32().is_infinite()
+    !up.is_nan()
+        && T::from_f64(up_factor(op, up)).to_f32().is_infinite()
         && (of_one.abs() <= 128.0 * smallest || overflows(op, gate))
 }
 
@@ -143,7 +142,12 @@ fn agreement<T: Element>(
         };
     }
     if want.is_nan() {
-        return Agreement::Off;
+        let may_be_none = got.to_f32().is_infinite() && meets_zero(op, gate, up, expected);
+        return if may_be_none {
+            Agreement::Underflow
+        } else {
+            Agreement::Off
+        };
     }
     let negative = |x: T| x.to_f32().is_sign_negative();
     if !expected.flushes_subnormals && negative(got) != negative(want) {

@@ -25,6 +25,10 @@
 //! element, and an output of a matmul is summed over k in a fixed order. So results depend neither
 //! on the instruction set, nor on the number of threads, nor on the other rows of a call.
 //!
+//! A matrix unit ([`InstructionSet::Amx`]) sums matmuls of more than a few rows in an order of its own,
+//! which does not depend on threads either, unless ordered sums are asked for
+//! ([`CpuBackend::with_accumulation`]).
+//!
 //! # Threads
 //!
 //! Calls run in the rayon pool that they are made from, or in the one that the backend was built
