@@ -22,8 +22,10 @@ const fn fp8(scales: ScaleFormat, block: [usize; 2]) -> WeightFormat {
 }
 
 /// Formats that tiles take: scales that fold into codes, and such as multiply sums.
-const FORMATS: [WeightFormat; 5] = [
+const FORMATS: [WeightFormat; 7] = [
     BF16,
+    fp8(ScaleFormat::E8M0, [64, 8192]),
+    fp8(ScaleFormat::F32, [64, 8192]),
     fp8(ScaleFormat::E8M0, [128, 128]),
     fp8(ScaleFormat::E8M0, [32, 32]),
     fp8(ScaleFormat::F32, [128, 128]),
@@ -126,7 +128,7 @@ fn the_suite_of_matmuls_passes_on_emulated_tiles() {
 fn sums_are_within_the_class_s_bound() {
     for set in units() {
         for format in FORMATS {
-            for (t, n, k) in [(17, 20, 2048), (3, 9, 7168), (33, 35, 300)] {
+            for (t, n, k) in [(17, 20, 2048), (3, 9, 7168), (33, 35, 300), (2, 16, 301)] {
                 let (x, w) = (rows(1, t * k, 1.0), weight(2, format, [n, k]));
                 let y = matmul(&open(set), &x, &w);
                 let (mut difference, mut norm) = (0.0, 0.0);

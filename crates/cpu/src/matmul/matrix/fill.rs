@@ -57,9 +57,10 @@ impl Kernel for Fill<'_> {
             };
             // SAFETY: the array has LANES elements.
             let by = unsafe { s.load_f32(by.as_ptr()) };
-            let last = match self.folds {
-                true => ks.end.min((block + 1) * shape.scale_block()),
-                false => ks.end,
+            // What fills the last group up belongs to the last block.
+            let last = match (block + 1) * shape.scale_block() {
+                next if self.folds && next < shape.k => ks.end.min(next),
+                _ => ks.end,
             };
             for (from, to) in pairs.by_ref().take((last - k).div_ceil(GROUP)) {
                 // A group of codes is a cache line.
