@@ -8,7 +8,7 @@
 //! 3. What is elementwise need not know. Where order counts, [`VectorElement::place`] and
 //!    [`VectorElement::from_order`] say it.
 
-use std::hint::cold_path;
+use crate::cold::cold_path;
 
 use swiglu_core::{Element, bf16, f16};
 
