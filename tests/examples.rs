@@ -1,4 +1,5 @@
 //! Every example runs, and docs/integrating.md shows it as it is with what it prints.
+#![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
 
 use std::path::Path;
 
