@@ -6,9 +6,12 @@ pub mod environment;
 mod settings;
 mod values;
 
-pub use settings::{DeviceSettings, Mapping, PlatformSettings, QuantSettings, Settings};
+pub use settings::{
+    DeviceSettings, Mapping, PlatformSettings, QuantSettings, RankSettings, Settings,
+};
 pub use values::{
-    ActivationsArgument, NumberOrNone, RoundingArgument, ShapeArgument, TypeArgument,
+    ActivationsArgument, CommunicatorArgument, NumberOrNone, RoundingArgument, ShapeArgument,
+    TypeArgument,
 };
 
 /// Gated activations and the DeepSeek-V4 MLP, on every platform of this machine.
@@ -117,7 +120,10 @@ pub struct Run {
     pub output: PathBuf,
     #[command(flatten)]
     pub device: DeviceSettings,
-    /// Also writes `gate_up` [.., 2I] and `act` [.., I], the latter before it is quantized.
+    #[command(flatten)]
+    pub ranks: RankSettings,
+    /// Also writes `gate_up` [.., 2I] and `act` [.., I], the latter before it is quantized; on one
+    /// rank only.
     #[arg(long)]
     pub stages: bool,
     #[command(flatten)]

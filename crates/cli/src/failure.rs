@@ -1,5 +1,8 @@
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use crate::escape;
 
 /// The exit code of a check that failed.
 pub const CHECK_FAILED: u8 = 1;
@@ -28,6 +31,9 @@ pub enum Failure {
     Mlp(#[from] swiglu::mlp::Error),
     #[error("cannot write the output: {0}")]
     Output(#[from] std::io::Error),
+    #[cfg(all(feature = "cpu", feature = "mpi"))]
+    #[error("a rank failed, which it has told")]
+    Told,
 }
 
 impl Failure {
@@ -37,6 +43,17 @@ impl Failure {
             path: path.to_owned(),
             source: source.into(),
         }
+    }
+
+    /// Says in one line on standard error what went wrong, if that is yet to be said.
+    pub fn tell(&self) {
+        #[cfg(all(feature = "cpu", feature = "mpi"))]
+        if matches!(self, Self::Told) {
+            return;
+        }
+        let line = escape::one_line(&self.to_string());
+        // There is nowhere left to report a closed stderr to.
+        let _ = writeln!(std::io::stderr(), "swiglu: {line}");
     }
 
     /// 1 for a failed check, 3 for one without a result, 2 for everything that the caller brought.
@@ -49,6 +66,8 @@ impl Failure {
             | Self::Operation(_)
             | Self::Mlp(_)
             | Self::Output(_) => BAD_INPUT,
+            #[cfg(all(feature = "cpu", feature = "mpi"))]
+            Self::Told => BAD_INPUT,
         }
         .into()
     }

@@ -49,9 +49,7 @@ fn main() -> ExitCode {
     match result.and(finished) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let line = escape::one_line(&failure.to_string());
-            // There is nowhere left to report a closed stderr to.
-            let _ = writeln!(std::io::stderr(), "swiglu: {line}");
+            failure.tell();
             failure.exit_code()
         }
     }

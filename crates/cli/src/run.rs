@@ -1,165 +1,196 @@
-use std::io::Write;
+//! `swiglu run`: the MLP of a checkpoint on an input, on one device or on several ranks.
+
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
 use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
 use swiglu::{Element, Float, HostBuffer, HostWeight, Limit, Report, bf16, with_float};
 
-use crate::act::InputTensor;
-use crate::arguments::Run;
-use crate::chosen::Chosen;
+use crate::arguments::{CommunicatorArgument, Run};
 use crate::console::Console;
 use crate::escape;
 use crate::failure::{Failure, Result};
 use crate::files::{Inputs, OutputFile};
-use crate::tensor_file::{self, HostTensor, WrittenTensor};
+use crate::tensor_file::{self, HostTensor};
 
-/// What `swiglu run` did, as JSON has it.
-#[derive(Debug, Serialize)]
-struct RunReport {
-    operation: String,
-    /// What the matmuls read: bf16, or a quantization.
-    matmuls: String,
-    platform: Chosen,
-    /// The class of the matmuls' sums.
-    sums: &'static str,
-    weights: Weights,
-    input: InputTensor,
-    /// As it was named.
-    output: String,
-    tensors: Vec<WrittenTensor>,
-    /// Copies to and from the device included.
-    milliseconds: f64,
-}
+#[cfg(all(feature = "cpu", feature = "mpi"))]
+mod mpi;
+#[cfg(feature = "cpu")]
+mod ranks;
+mod report;
 
-#[derive(Debug, Serialize)]
-struct Weights {
-    hidden_size: usize,
-    intermediate_size: usize,
-    gate_up: String,
-    down: String,
-    bytes: usize,
-    load_milliseconds: f64,
-}
+use report::{Ranks, StoredWeights};
 
 /// `swiglu run`.
 pub fn run(arguments: &Run, out: &mut Console) -> Result<()> {
-    let config_path = config_path(&arguments.checkpoint, arguments.config.as_deref())?;
-    let model = ModelConfig::from_file(&config_path)?;
-    let stated = match arguments.limit {
-        Some(given) => {
-            let limit = given.0.map(Limit::new).transpose()?;
-            model.mlp_config_with_limit(&arguments.prefix, limit)
-        }
-        None => model.mlp_config(&arguments.prefix)?,
-    };
-    let config = MlpConfig {
-        rounding: arguments.rounding.into(),
-        activation_quant: arguments.activations.into(),
-        ..stated
-    };
-    let checkpoint = Checkpoint::open_with(&arguments.checkpoint, arguments.mapping.mode())?;
-    let mut config = config.with_tensors(&checkpoint)?;
-    if let Some(intermediate) = arguments.intermediate {
-        config.intermediate_size = intermediate;
+    if arguments.ranks.communicator() == CommunicatorArgument::Mpi {
+        return over_mpi(arguments, out);
     }
-    let (op, quant) = (config.activation()?, config.quantization()?);
-    let mut inputs = Inputs::of_checkpoint(&arguments.checkpoint, &config_path);
-    let input = tensor_file::read(&arguments.input, &mut inputs)?;
-    let (tokens, leading) = rows(&input, config.hidden_size)?;
-    let output = OutputFile::new("output", &arguments.output, &inputs)?;
+    let world = arguments.ranks.ranks.unwrap_or(1);
+    if world == 1 {
+        return alone(arguments, out);
+    }
+    let (task, checkpoint, inputs) = Task::read(arguments)?;
+    let output = output(arguments, &inputs, out)?;
+    let done = on_threads(arguments, &task, checkpoint, world)?;
+    finish(arguments, &task, &output, done, out)
+}
+
+#[cfg(feature = "cpu")]
+use ranks::on_threads;
+
+#[cfg(not(feature = "cpu"))]
+fn on_threads(_: &Run, _: &Task, _: Checkpoint, world: usize) -> Result<Done> {
+    Err(Failure::Input(format!(
+        "ranks: expected 1, as this program is built without the feature `cpu`, got {world}"
+    )))
+}
+
+#[cfg(all(feature = "cpu", feature = "mpi"))]
+use mpi::over_mpi;
+
+#[cfg(not(all(feature = "cpu", feature = "mpi")))]
+fn over_mpi(_: &Run, _: &mut Console) -> Result<()> {
+    Err(Failure::Input(
+        "communicator: expected threads, as this program is built without the features `cpu` and \
+         `mpi`, got mpi"
+            .to_owned(),
+    ))
+}
+
+/// What is to be run, checked as far as that goes without the weights.
+struct Task {
+    config: MlpConfig,
+    operation: String,
+    /// What the matmuls read: bf16, or a quantization.
+    matmuls: String,
+    input: HostTensor<Float>,
+    /// Rows of the input.
+    tokens: usize,
+}
+
+impl Task {
+    /// Reads the configuration and the input. Of the checkpoint the headers are read.
+    fn read(arguments: &Run) -> Result<(Self, Checkpoint, Inputs)> {
+        let config_path = config_path(&arguments.checkpoint, arguments.config.as_deref())?;
+        let model = ModelConfig::from_file(&config_path)?;
+        let stated = match arguments.limit {
+            Some(given) => {
+                let limit = given.0.map(Limit::new).transpose()?;
+                model.mlp_config_with_limit(&arguments.prefix, limit)
+            }
+            None => model.mlp_config(&arguments.prefix)?,
+        };
+        let config = MlpConfig {
+            rounding: arguments.rounding.into(),
+            activation_quant: arguments.activations.into(),
+            ..stated
+        };
+        let mode = arguments.mapping.mode();
+        let checkpoint = Checkpoint::open_with(&arguments.checkpoint, mode)?;
+        let mut config = config.with_tensors(&checkpoint)?;
+        if let Some(intermediate) = arguments.intermediate {
+            config.intermediate_size = intermediate;
+        }
+        let (op, quant) = (config.activation()?, config.quantization()?);
+        let mut inputs = Inputs::of_checkpoint(&arguments.checkpoint, &config_path);
+        let input = tensor_file::read(&arguments.input, &mut inputs)?;
+        let tokens = rows(&input, config.hidden_size)?;
+        let task = Self {
+            config,
+            operation: op.to_string(),
+            matmuls: quant.map_or("bf16".to_owned(), |quant| quant.to_string()),
+            input,
+            tokens,
+        };
+        Ok((task, checkpoint, inputs))
+    }
+}
+
+/// Where the output goes, with standard output kept for it where that is the place.
+fn output(arguments: &Run, inputs: &Inputs, out: &mut Console) -> Result<OutputFile> {
+    let output = OutputFile::new("output", &arguments.output, inputs)?;
     out.reserve_for_json(arguments.json);
     out.reserve_for(&output)?;
+    Ok(output)
+}
 
-    let expert = SharedExpert::load(&checkpoint, &config)?;
+/// What a forward pass gave, and how it was run.
+struct Done {
+    y: Vec<bf16>,
+    /// `gate_up` and `act`, where they are asked for.
+    stages: Option<(Vec<bf16>, Vec<bf16>)>,
+    platform: Report,
+    /// The class of the matmuls' sums.
+    sums: &'static str,
+    weights: StoredWeights,
+    ranks: Ranks,
+    loading: Duration,
+    forward: Duration,
+}
+
+/// On one device, whichever it is.
+fn alone(arguments: &Run, out: &mut Console) -> Result<()> {
+    let (task, checkpoint, inputs) = Task::read(arguments)?;
+    let output = output(arguments, &inputs, out)?;
+    let config = &task.config;
+    let expert = SharedExpert::load(&checkpoint, config)?;
     let dispatcher = arguments.device.dispatcher()?;
-    let device = dispatcher.device_for(&expert.requests(&config)?)?;
+    let device = dispatcher.device_for(&expert.requests(config)?)?;
     let start = Instant::now();
     read_ahead(&[expert.gate(), expert.up(), expert.down()]);
-    let mut mlp = device.load_mlp(&config, &expert)?;
-    let loaded = start.elapsed();
+    let mut mlp = device.load_mlp(config, &expert)?;
+    let loading = start.elapsed();
 
-    let x = rounded(&input);
+    let x = rounded(&task.input);
     let start = Instant::now();
     let y = mlp.forward(&x)?;
-    let ran = start.elapsed();
+    let forward = start.elapsed();
 
-    let y = tensor(&y, leading, config.hidden_size)?;
+    let stages = match arguments.stages {
+        true => Some(mlp.stages(&x)?),
+        false => None,
+    };
+    let done = Done {
+        y,
+        stages,
+        platform: Report {
+            plan: mlp.plan(task.tokens),
+            ..device.report().clone()
+        },
+        sums: device.backend().accuracy().accumulation.name(),
+        weights: StoredWeights::new(&expert, mlp.weight_bytes()),
+        ranks: Ranks::one(config.intermediate_size),
+        loading,
+        forward,
+    };
+    finish(arguments, &task, &output, done, out)
+}
+
+/// Writes the output and tells how it was made.
+fn finish(
+    arguments: &Run,
+    task: &Task,
+    output: &OutputFile,
+    done: Done,
+    out: &mut Console,
+) -> Result<()> {
+    let (h, i) = (task.config.hidden_size, task.config.intermediate_size);
+    let leading = task
+        .input
+        .shape
+        .split_last()
+        .map_or(&[][..], |(_, leading)| leading);
+    let y = tensor(&done.y, leading, h)?;
     let mut tensors = vec![("y", &y)];
     let stages;
-    if arguments.stages {
-        let (gate_up, act) = mlp.stages(&x)?;
-        let i = config.intermediate_size;
-        stages = (tensor(&gate_up, leading, 2 * i)?, tensor(&act, leading, i)?);
+    if let Some((gate_up, act)) = &done.stages {
+        stages = (tensor(gate_up, leading, 2 * i)?, tensor(act, leading, i)?);
         tensors.extend([("gate_up", &stages.0), ("act", &stages.1)]);
     }
-    tensor_file::write(&output, &tensors)?;
-
-    let report = Report {
-        plan: mlp.plan(tokens),
-        ..device.report().clone()
-    };
-    let report = RunReport {
-        operation: op.to_string(),
-        matmuls: quant.map_or("bf16".to_owned(), |quant| quant.to_string()),
-        sums: device.backend().accuracy().accumulation.name(),
-        weights: Weights {
-            hidden_size: config.hidden_size,
-            intermediate_size: config.intermediate_size,
-            gate_up: formats(&[expert.gate(), expert.up()]),
-            down: expert.down().format().to_string(),
-            bytes: mlp.weight_bytes(),
-            load_milliseconds: loaded.as_secs_f64() * 1e3,
-        },
-        input: (&input).into(),
-        output: output.name().display().to_string(),
-        tensors: WrittenTensor::all(&tensors),
-        milliseconds: ran.as_secs_f64() * 1e3,
-        platform: (&report).into(),
-    };
-    report.print(out)?;
-    if arguments.json {
-        out.document(&report)?;
-    }
-    Ok(())
-}
-
-impl RunReport {
-    fn print(&self, out: &mut impl Write) -> Result<()> {
-        writeln!(out, "{}", self.operation)?;
-        writeln!(out, "platform {}", self.platform)?;
-        writeln!(out, "sums     {}", self.sums)?;
-        let Weights {
-            hidden_size,
-            intermediate_size,
-            gate_up,
-            bytes,
-            load_milliseconds,
-            ..
-        } = &self.weights;
-        writeln!(
-            out,
-            "weights  H={hidden_size} I={intermediate_size} {gate_up}, {:.1} MB loaded in \
-             {load_milliseconds:.0} ms",
-            *bytes as f64 / 1e6,
-        )?;
-        writeln!(out, "matmuls  of {}", self.matmuls)?;
-        for t in &self.tensors {
-            writeln!(out, "{:<8} {}", t.name, escape::shape(&t.shape))?;
-        }
-        let milliseconds = self.milliseconds;
-        writeln!(out, "forward  {milliseconds:.3} ms, copies included")?;
-        Ok(())
-    }
-}
-
-/// How weights are stored: one format, or that of each.
-fn formats(weights: &[&HostWeight<'_>]) -> String {
-    let mut formats: Vec<_> = weights.iter().map(|w| w.format().to_string()).collect();
-    formats.dedup();
-    formats.join(" and ")
+    tensor_file::write(output, &tensors)?;
+    report::tell(arguments, task, output, &tensors, done, out)
 }
 
 /// The configuration that the caller names, or the one beside the checkpoint.
@@ -182,10 +213,10 @@ pub fn config_path(checkpoint: &Path, named: Option<&Path>) -> Result<PathBuf> {
     )))
 }
 
-/// The rows of an input [.., H], and its shape without H.
-fn rows(input: &HostTensor<Float>, hidden: usize) -> Result<(usize, &[usize])> {
+/// The rows of an input [.., H].
+fn rows(input: &HostTensor<Float>, hidden: usize) -> Result<usize> {
     match input.shape.split_last() {
-        Some((&last, leading)) if last == hidden => Ok((leading.iter().product(), leading)),
+        Some((&last, leading)) if last == hidden => Ok(leading.iter().product()),
         _ => Err(Failure::Input(format!(
             "input: expected shape [.., {hidden}], got {} {}",
             input.stored,

@@ -84,6 +84,7 @@ fn the_version_names_the_features() {
             ("cpu", cfg!(feature = "cpu")),
             ("cuda", cfg!(feature = "cuda")),
             ("wgpu", cfg!(feature = "wgpu")),
+            ("mpi", cfg!(feature = "mpi")),
         ] {
             assert_eq!(version.contains(feature), built_in, "{version}");
         }
@@ -162,7 +163,7 @@ fn manual_pages_are_pages_of_roff() {
         checked_by("groff", &["-man", "-Tutf8", "-ww"], &page);
     }
     assert!(all.contains("SWIGLU_PLATFORM"), "{all}");
-    assert!(expect(2, &["man", "act2"]).contains("expected one of probe, run, act"));
+    assert!(expect(2, &["man", "act2"]).contains("expected one of probe, inspect, run, act"));
 }
 
 /// Gives a text to a program that checks it, where that is here.

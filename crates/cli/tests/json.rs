@@ -160,6 +160,12 @@ fn run_tells_what_it_ran() {
     let tensors = document["tensors"].as_array().unwrap();
     assert_eq!(tensors.len(), 3);
     assert_eq!(tensors[1]["shape"], serde_json::json!([2, 64]));
+    let one = serde_json::json!({
+        "communicator": null, "world": 1, "intermediate_size": 32,
+    });
+    assert_eq!(document["ranks"], one);
+    let (document, _) = json(&[&["run"], &files[..], &rest, &["--ranks", "1"]].concat());
+    assert_eq!(document["ranks"], one);
 }
 
 #[test]

@@ -51,6 +51,7 @@ pub fn version() -> String {
         ("cpu", cfg!(feature = "cpu")),
         ("cuda", cfg!(feature = "cuda")),
         ("wgpu", cfg!(feature = "wgpu")),
+        ("mpi", cfg!(feature = "mpi")),
     ];
     let built_in = features.iter().filter(|(_, is)| *is).map(|(name, _)| *name);
     let built_in: Vec<_> = built_in.collect();

@@ -1,10 +1,13 @@
 //! Flags that several commands share.
 
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgGroup, ArgMatches, Args, Command, FromArgMatches};
 use swiglu::mlp::OpenMode;
 use swiglu::{Accumulation, Dispatcher, GatedActivation, Parameter, Parameters, Quantization};
 
-use super::values::{NumberOrNone, QuantArgument, RoundingArgument, ScalesArgument, accumulation};
+use super::values::{
+    CommunicatorArgument, NumberOrNone, QuantArgument, RoundingArgument, ScalesArgument,
+    accumulation,
+};
 use crate::failure::Result;
 use crate::threads;
 
@@ -86,6 +89,46 @@ impl Mapping {
             true => OpenMode::Read,
         }
     }
+}
+
+/// On how many ranks the MLP runs.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("several").args(["ranks", "communicator"]).multiple(true))]
+pub struct RankSettings {
+    /// Splits the MLP over so many ranks, on the CPU: each holds its share of the weights, and they
+    /// add up their parts of the output. With --communicator mpi, the number of processes that
+    /// there must be.
+    #[arg(long, value_name = "N", value_parser = ranks)]
+    pub ranks: Option<usize>,
+    /// What the ranks are; threads unless given.
+    #[arg(long, value_enum)]
+    pub communicator: Option<CommunicatorArgument>,
+    /// How many seconds a rank waits for the others, after which it is an error; 60 unless given.
+    #[arg(long, value_name = "SECONDS", value_parser = timeout, requires = "several")]
+    pub rank_timeout: Option<f64>,
+}
+
+impl RankSettings {
+    /// What the ranks are.
+    pub fn communicator(&self) -> CommunicatorArgument {
+        self.communicator.unwrap_or_default()
+    }
+
+    /// How long a rank waits for the others.
+    #[cfg(feature = "cpu")]
+    pub fn timeout(&self) -> std::time::Duration {
+        std::time::Duration::from_secs_f64(self.rank_timeout.unwrap_or(60.0))
+    }
+}
+
+fn ranks(text: &str) -> std::result::Result<usize, String> {
+    let number = text.parse().ok().filter(|&n| n > 0);
+    number.ok_or_else(|| "expected a number from 1 on".to_owned())
+}
+
+fn timeout(text: &str) -> std::result::Result<f64, String> {
+    let number = text.parse().ok().filter(|s| (0.001..=86_400.0).contains(s));
+    number.ok_or_else(|| "expected from 0.001 to 86400".to_owned())
 }
 
 /// What an operation's name leaves open.

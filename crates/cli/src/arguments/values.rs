@@ -96,6 +96,27 @@ impl From<ActivationsArgument> for ActivationQuant {
     }
 }
 
+/// What the ranks of an MLP are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CommunicatorArgument {
+    /// Threads of this process, which share its cores.
+    #[default]
+    Threads,
+    /// Processes, which mpirun starts: `mpirun -np N swiglu run ...`. The first writes the output.
+    Mpi,
+}
+
+impl CommunicatorArgument {
+    /// As it is typed.
+    #[cfg(feature = "cpu")]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Threads => "threads",
+            Self::Mpi => "mpi",
+        }
+    }
+}
+
 /// What an output is quantized to.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum QuantArgument {
