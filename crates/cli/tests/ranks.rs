@@ -155,6 +155,23 @@ fn threads_give_the_output_of_one_rank() {
     }
 }
 
+/// What changes y on one rank changes it on several.
+#[test]
+fn the_settings_reach_every_rank() {
+    let folder = checkpoint();
+    let y = |flags: &[&str]| {
+        run(0, &folder, &[&["--platform", "cpu"], flags].concat());
+        output(&folder)
+    };
+    let plain = y(&["--ranks", "3"]);
+    for flags in [["--limit", "none"], ["--rounding", "eager"]] {
+        let one = y(&flags);
+        let three = y(&[&flags[..], &["--ranks", "3", "--no-mmap"]].concat());
+        assert_eq!(apart(&three, &one), 0, "{flags:?}");
+        assert_ne!(three, plain, "{flags:?}");
+    }
+}
+
 #[test]
 fn ranks_are_told_in_prose() {
     let folder = checkpoint();
@@ -302,6 +319,28 @@ mod mpi {
             assert_eq!(ranks["world"], 4, "{ranks}");
             assert_eq!(ranks["intermediate_size"], share(4), "{ranks}");
             assert_eq!(ranks["communicator"], "mpi", "{ranks}");
+        }
+    }
+
+    #[test]
+    fn one_process_is_one_rank() {
+        let folder = checkpoint();
+        let flags = [
+            "--communicator",
+            "mpi",
+            "--stages",
+            "--platform",
+            "reference",
+        ];
+        for (more, code) in [(&["--ranks", "1"][..], 0), (&[], 0), (&["--ranks", "2"], 2)] {
+            let one = program(command(&folder, "x", &[&flags[..], more].concat()));
+            let Some(ran) = mpirun("one_process_is_one_rank", &[(1, one)]) else {
+                return;
+            };
+            assert_eq!(ran.status.code(), Some(code), "{ran:?}");
+            if code != 0 {
+                assert!(told(&ran)[0].contains("ranks: expected 1"), "{ran:?}");
+            }
         }
     }
 

@@ -100,7 +100,11 @@ fn on(universe: &Universe, arguments: &Run, out: &mut Console) -> Result<()> {
         },
         sums: cpu.sums,
         weights,
-        ranks: Ranks::several(CommunicatorArgument::Mpi, world, mlp.intermediate_size()),
+        ranks: Ranks::several(
+            CommunicatorArgument::Mpi.name(),
+            world,
+            mlp.intermediate_size(),
+        ),
         loading,
         forward,
     };

@@ -39,12 +39,8 @@ pub fn on_threads(
     let cpu = Cpu::choose(arguments, task, &expert, world)?;
     let start = Instant::now();
     read_ahead(&[expert.gate(), expert.up(), expert.down()]);
-    // The global pool has as many threads as this process is to use.
-    let threads = (rayon::current_num_threads() / world).max(1);
     let mlps = each(group, |ranks| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|error| cannot_start(&error))?;
-        let backend = cpu.backend().with_pool(Arc::new(pool));
+        let backend = cpu.backend_of(world)?;
         load(&task.config, &expert, backend, Arc::new(ranks))
     })?;
     let loading = start.elapsed();
@@ -67,7 +63,7 @@ pub fn on_threads(
         platform: Report { plan, ..cpu.report },
         sums: cpu.sums,
         weights,
-        ranks: Ranks::several(CommunicatorArgument::Threads, world, part),
+        ranks: Ranks::several(CommunicatorArgument::Threads.name(), world, part),
         loading,
         forward,
     })
@@ -128,9 +124,18 @@ impl Cpu {
         })
     }
 
-    /// A rank's backend.
+    /// The backend of a rank that is a process.
     pub fn backend(&self) -> CpuBackend {
         CpuBackend::new().with_accumulation(self.accumulation)
+    }
+
+    /// The backend of one of so many ranks in this process, with its share of the threads.
+    fn backend_of(&self, world: usize) -> Result<CpuBackend> {
+        // The global pool has as many as this process is to use.
+        let threads = (rayon::current_num_threads() / world).max(1);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|error| cannot_start(&error))?;
+        Ok(self.backend().with_pool(Arc::new(pool)))
     }
 }
 
@@ -235,13 +240,38 @@ mod tests {
 
     #[test]
     fn the_time_out_reaches_the_ranks() {
-        let mut ranks = group(&settings(0.02), 2).unwrap();
+        let ranks = group(&settings(0.02), 2).unwrap();
         let error = ranks[1].all_reduce_f32(&mut [1.0]).unwrap_err().to_string();
         assert!(error.ends_with("within 20ms"), "{error}");
-        ranks.clear();
         assert_eq!(settings(1.5).timeout(), Duration::from_millis(1500));
         assert!(group(&settings(1.0), 0).is_err());
         assert!(group(&settings(1.0), MOST_THREADS + 1).is_err());
+    }
+
+    #[test]
+    fn the_class_of_sums_and_the_share_of_threads_reach_the_backend() {
+        for accumulation in [Accumulation::Ordered, Accumulation::MatrixUnit] {
+            let cpu = Cpu {
+                report: Report {
+                    chosen: "cpu".to_owned(),
+                    support: swiglu::Support::Native,
+                    rejected: Vec::new(),
+                    plan: Vec::new(),
+                },
+                sums: "",
+                accumulation,
+            };
+            let all = rayon::current_num_threads();
+            for (world, threads) in [(1, all), (2, (all / 2).max(1)), (2 * all, 1)] {
+                let backend = cpu.backend_of(world).unwrap();
+                assert_eq!(backend.pool().unwrap().current_num_threads(), threads);
+                let said = format!("{backend:?}");
+                assert!(
+                    said.contains(&format!("accumulation: {accumulation:?}")),
+                    "{said}"
+                );
+            }
+        }
     }
 
     #[test]

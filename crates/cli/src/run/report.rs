@@ -8,7 +8,7 @@ use swiglu::mlp::SharedExpert;
 
 use super::{Done, Task};
 use crate::act::InputTensor;
-use crate::arguments::{CommunicatorArgument, Run};
+use crate::arguments::Run;
 use crate::chosen::Chosen;
 use crate::console::Console;
 use crate::escape;
@@ -85,12 +85,12 @@ impl Ranks {
     /// Several with so much of I each.
     #[cfg(feature = "cpu")]
     pub const fn several(
-        communicator: CommunicatorArgument,
+        communicator: &'static str,
         world: usize,
         intermediate_size: usize,
     ) -> Self {
         Self {
-            communicator: Some(communicator.name()),
+            communicator: Some(communicator),
             world,
             intermediate_size,
         }
