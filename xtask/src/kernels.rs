@@ -53,12 +53,13 @@ const PACKAGES: [&str; 4] = [
 const NVRTC: &str = include_str!("nvrtc.py");
 
 /// The folder of each source in `crates/cuda/kernels`, and its name.
-const SOURCES: [(&str, &str); 7] = [
+const SOURCES: [(&str, &str); 8] = [
     ("activation", "activation"),
     ("quant", "act_quant"),
     ("matmul", "matmul"),
     ("matmul", "matmul_rows"),
     ("matmul", "matmul_tiles"),
+    ("matmul", "decode"),
     ("quant", "quantize"),
     ("ranks", "round"),
 ];

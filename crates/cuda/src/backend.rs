@@ -15,7 +15,7 @@ use crate::{
     open::CudaBackend,
     quant::{RawQuantCall, RawQuantized},
     view::{DeviceView, DeviceViewMut, RawMatrix},
-    weight::{self, CudaWeight, to_device},
+    weight::{self, CudaWeight, LoadOptions, to_device},
 };
 
 fn fits(argument: &'static str, buffer: &CudaBuffer, data: usize) -> swiglu_core::Result<()> {
@@ -76,6 +76,18 @@ impl CudaBackend {
     }
 }
 
+impl CudaBackend {
+    fn load(&self, parts: &[HostWeight<'_>], pairs: bool) -> swiglu_core::Result<CudaWeight> {
+        let options = LoadOptions {
+            packs_for: self.matmuls.facts().packs_for(),
+            pairs,
+        };
+        let weight = CudaWeight::load(&self.stream, parts, options)?;
+        self.matmuls.make_room(&weight)?;
+        Ok(weight)
+    }
+}
+
 impl Backend for CudaBackend {
     type Buffer = CudaBuffer;
     type View<'a> = DeviceView<'a>;
@@ -130,6 +142,9 @@ impl Backend for CudaBackend {
                 self.quantizers.describe(None, quant, *float, shape)
             }
             Request::GatedMatmul { op, act, .. } => {
+                if let Some(fused) = self.matmuls.gated_plan(request, shape) {
+                    return Some(fused);
+                }
                 let matmul = self.matmuls.plan(request, shape)?;
                 let half = Shape {
                     cols: shape.cols / 2,
@@ -298,9 +313,15 @@ impl Matmul for CudaBackend {
     type Weight = CudaWeight;
 
     fn load_weight(&self, parts: &[HostWeight<'_>]) -> swiglu_core::Result<CudaWeight> {
-        let weight = CudaWeight::load(&self.stream, parts)?;
-        self.matmuls.make_room(&weight)?;
-        Ok(weight)
+        self.load(parts, false)
+    }
+
+    fn load_gate_up(
+        &self,
+        gate: HostWeight<'_>,
+        up: HostWeight<'_>,
+    ) -> swiglu_core::Result<CudaWeight> {
+        self.load(&[gate, up], true)
     }
 
     fn weight_shape(&self, weight: &CudaWeight) -> [usize; 2] {
@@ -320,7 +341,8 @@ impl Matmul for CudaBackend {
         self.matmul_by(None, &x, weight, &y)
     }
 
-    /// The matmul, then the activation on what it wrote: both are checked before either runs.
+    /// One kernel for few tokens where there is one, which leaves `gate_up` unwritten. Else the
+    /// matmul, then the activation on what it wrote: both are checked before either runs.
     fn matmul_act_and_mul(
         &self,
         op: &GatedActivation,
@@ -339,7 +361,11 @@ impl Matmul for CudaBackend {
         };
         // SAFETY: as `act_and_mul`; on one stream the activation follows the matmul.
         unsafe {
-            self.matmuls.matmul(stream, &x, weight, &gate_up, None)?;
+            let matmuls = &self.matmuls;
+            if matmuls.gated_matmul(stream, op, &x, weight, &call.output)? {
+                return Ok(());
+            }
+            matmuls.matmul(stream, &x, weight, &gate_up, None)?;
             self.activations.enqueue(stream, op, &call, options)?;
         }
         Ok(())

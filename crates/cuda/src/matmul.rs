@@ -2,10 +2,14 @@
 
 mod call;
 mod cublaslt;
+mod describe;
 mod kernels;
 mod library;
+mod packed;
+mod parameters;
 mod plan;
 mod scratch;
+mod step;
 
 pub(crate) use call::Matmuls;
 pub use plan::Route;

@@ -6,7 +6,10 @@ use swiglu_core::{Error as CoreError, Float, HostWeight, Support, WeightFormat};
 use crate::{
     buffer::CudaBuffer,
     error::{Doing, PLATFORM, Result},
+    launch::params::Packing,
 };
+
+pub(crate) mod packing;
 
 /// How a weight's elements lie on the device. Its scales are f32s there, whatever they were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,14 +73,26 @@ pub(crate) fn support(format: WeightFormat) -> Support {
     }
 }
 
-/// A weight on the device, as it was stored, its parts one below the other.
+/// A weight on the device, its parts one below the other: as it was stored, or in the order in which
+/// kernels for few tokens stream it. There is one copy of it.
 #[derive(Debug)]
 pub struct CudaWeight {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) elements: WeightType,
     pub(crate) data: CudaBuffer,
+    /// How `data` is packed; none where rows follow one another.
+    pub(crate) packing: Option<Packing>,
     pub(crate) scales: Option<WeightScales>,
+}
+
+/// How weights are brought to the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoadOptions {
+    /// The device's multiprocessors, where it has the kernels of packed weights.
+    pub(crate) packs_for: Option<u32>,
+    /// Whether two parts are a gate's and its up's.
+    pub(crate) pairs: bool,
 }
 
 /// The scales of an FP8 weight.
@@ -119,8 +134,24 @@ pub(crate) fn to_device(
     stream.synchronize().doing("copy")
 }
 
+/// A buffer of these bytes, one piece after another.
+fn uploaded(stream: &Arc<CudaStream>, pieces: &[&[u8]]) -> Result<CudaBuffer> {
+    let bytes = pieces.iter().map(|piece| piece.len()).sum();
+    let buffer = CudaBuffer::new(stream.context(), bytes)?;
+    let mut at = 0;
+    for piece in pieces {
+        to_device(stream, &buffer, at, piece)?;
+        at += piece.len();
+    }
+    Ok(buffer)
+}
+
 impl CudaWeight {
-    pub(crate) fn load(stream: &Arc<CudaStream>, parts: &[HostWeight<'_>]) -> Result<Self> {
+    pub(crate) fn load(
+        stream: &Arc<CudaStream>,
+        parts: &[HostWeight<'_>],
+        options: LoadOptions,
+    ) -> Result<Self> {
         HostWeight::check_parts(parts)?;
         let rows = parts.iter().map(HostWeight::rows).sum::<usize>();
         let (cols, format) = (parts[0].cols(), parts[0].format());
@@ -129,27 +160,42 @@ impl CudaWeight {
             let got = format!("[{rows}, {cols}]");
             return Err(CoreError::argument("parts", "sides below 2^31", got).into());
         }
-        let bytes = parts.iter().map(|p| p.data().len()).sum();
-        let data = CudaBuffer::new(stream.context(), bytes)?;
-        let mut at = 0;
-        for part in parts {
-            to_device(stream, &data, at, part.data())?;
-            at += part.data().len();
-        }
-        let scales = match format.scaling() {
+        let packing = options
+            .packs_for
+            .and_then(|multiprocessors| Packing::of_parts(parts, options.pairs, multiprocessors));
+        let data = match &packing {
+            Some(packing) => uploaded(stream, &[&packing.pack(parts)])?,
+            None => uploaded(
+                stream,
+                &parts.iter().map(HostWeight::data).collect::<Vec<_>>(),
+            )?,
+        };
+        let mut scales = match format.scaling() {
             None => None,
             Some((_, block)) => Some(WeightScales::load(stream, parts, block)?),
         };
+        if packing.is_some() {
+            // cublasLt does not read packed codes.
+            scales = scales.map(|scales| WeightScales {
+                blocks: None,
+                ..scales
+            });
+        }
         Ok(Self {
             rows,
             cols,
             elements,
             data,
+            packing,
             scales,
         })
     }
 
     pub(crate) fn bytes(&self) -> usize {
+        // A packed weight has its scales among its codes.
+        if self.packing.is_some() {
+            return self.data.len();
+        }
         let scales = self.scales.as_ref().map_or(0, |s| {
             s.values.len() + s.blocks.as_ref().map_or(0, CudaBuffer::len)
         });
@@ -206,11 +252,7 @@ impl WeightScales {
         let blocks = block == [128, 128] && parts[..last].iter().all(others);
         let block_values = blocks.then(|| padded(&values, columns));
         with_nan_rows(parts, columns, &mut values, &mut rows);
-        let upload = |bytes: &[u8]| {
-            let buffer = CudaBuffer::new(stream.context(), bytes.len())?;
-            to_device(stream, &buffer, 0, bytes)?;
-            Ok::<_, crate::error::Error>(buffer)
-        };
+        let upload = |bytes: &[u8]| uploaded(stream, &[bytes]);
         Ok(Self {
             exact_in_bf16,
             values: upload(bytemuck::cast_slice(&values))?,

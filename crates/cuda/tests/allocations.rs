@@ -97,16 +97,21 @@ const fn scale_layout(quant: &Quantization, cols: usize) -> ScaleLayout {
     ScaleLayout::contiguous(quant.format(), ScaleOrder::RowMajor, T, quant.groups(cols))
 }
 
-/// Both matmuls and the activation between them.
+/// Both matmuls and the activation between them, of so many rows.
 fn forward(
     backend: &CudaBackend,
+    rows: usize,
     [gate_up, down]: [&CudaWeight; 2],
     m: &mut Memory,
 ) -> swiglu_core::Result<()> {
     let op = GatedActivation::deepseek_v4();
-    let (between, act) = (write(&mut m.gate_up, 2 * I), write(&mut m.act, I));
-    backend.matmul_act_and_mul(&op, read(&m.x, H), gate_up, between, act)?;
-    backend.matmul(read(&m.act, I), down, write(&mut m.y, H))
+    let half = |buffer| TensorMut::contiguous(buffer, Float::BF16, rows, I);
+    let read = |buffer, cols| Tensor::contiguous(buffer, Float::BF16, rows, cols);
+    let between = TensorMut::contiguous((&mut m.gate_up).into(), Float::BF16, rows, 2 * I);
+    let x = read((&m.x).into(), H);
+    backend.matmul_act_and_mul(&op, x, gate_up, between, half((&mut m.act).into()))?;
+    let y = TensorMut::contiguous((&mut m.y).into(), Float::BF16, rows, H);
+    backend.matmul(read((&m.act).into(), I), down, y)
 }
 
 /// x to codes, the matmul of codes, and the activation to codes.
@@ -164,16 +169,19 @@ fn a_second_call_of_a_shape_allocates_nothing() {
     for accumulation in Accumulation::ALL {
         backend = backend.with_accumulation(accumulation);
         for format in [WeightFormat::Float(Float::BF16), WeightFormat::DEEPSEEK_V4] {
-            let load = |n: usize, k: usize| {
+            let host = |n: usize, k: usize| {
                 let data = vec![0x38; n * format.row_bytes(k)];
                 let [r, c] = format.scale_grid([n, k]).unwrap();
-                let scales = vec![127; r * c];
-                let weight = HostWeight::new([n, k], format, &data, &scales).unwrap();
-                backend.load_weight(&[weight]).unwrap()
+                HostWeight::owned([n, k], format, data, vec![127; r * c]).unwrap()
             };
-            let (gate_up, down) = (load(2 * I, H), load(H, I));
+            let gate_up = backend.load_gate_up(host(I, H), host(I, H)).unwrap();
+            let down = backend.load_weight(&[host(H, I)]).unwrap();
             let what = format!("{format}, {accumulation}");
-            second_call_allocates_nothing(&what, || forward(&backend, [&gate_up, &down], &mut m));
+            for rows in [1, 4, 40, T] {
+                let weights = [&gate_up, &down];
+                let what = format!("{what}, {rows} rows");
+                second_call_allocates_nothing(&what, || forward(&backend, rows, weights, &mut m));
+            }
             second_call_allocates_nothing(&what, || forward_on_codes(&backend, &gate_up, &mut m));
         }
     }

@@ -1,6 +1,7 @@
 //! The device, graphs of calls, and their medians.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, sys};
 use swiglu_bench::{Report, median};
@@ -87,6 +88,28 @@ impl Gpu {
             }
         }
         Ok(cases.into_iter().map(|case| median(case.times)).collect())
+    }
+
+    /// Microseconds a call that the host takes to enqueue calls one by one, over a ring of so many places,
+    /// and until the device has run them: medians of rounds of [`CALLS`].
+    pub fn by_host(
+        &self,
+        ring: usize,
+        mut call: impl FnMut(usize) -> Result<(), Failure>,
+    ) -> Result<[f64; 2], Failure> {
+        let (mut enqueued, mut done) = (Vec::new(), Vec::new());
+        for round in 0..23 {
+            self.stream.synchronize()?;
+            let start = Instant::now();
+            (0..CALLS).try_for_each(|i| call(i % ring))?;
+            let of_host = start.elapsed();
+            self.stream.synchronize()?;
+            if round >= 2 {
+                enqueued.push(of_host.as_secs_f64() * 1e6 / CALLS as f64);
+                done.push(start.elapsed().as_secs_f64() * 1e6 / CALLS as f64);
+            }
+        }
+        Ok([median(enqueued), median(done)])
     }
 
     /// Device memory full of random bytes of this kind: numbers between 0.01 and 2 in magnitude.

@@ -3,18 +3,19 @@
 use swiglu_bench::{Figure, Report, figure};
 use swiglu_conformance::{Case as Call, MlpShape};
 use swiglu_core::{
-    ActAndMul, Backend, E4M3, Float, GatedActivation, HostWeight, Matmul, QuantOptions,
-    Quantization, Quantize, Quantized, QuantizedMut, RowLayout, ScaleFormat, ScaleLayout,
-    ScaleOrder, Tensor, TensorMut, WeightFormat,
+    Backend, E4M3, Float, GatedActivation, HostWeight, Matmul, QuantOptions, Quantization,
+    Quantize, Quantized, QuantizedMut, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, Tensor,
+    TensorMut, WeightFormat,
 };
 use swiglu_cuda::{CudaBackend, CudaBuffer, CudaWeight, Route};
 
 use crate::gpu::{Bytes, COLD, Case, Failure, Gpu, random_bytes};
+use crate::steps::gate_ups;
 
-type In<'a> = Tensor<'a, CudaBackend>;
-type Out<'a> = TensorMut<'a, CudaBackend>;
+pub type In<'a> = Tensor<'a, CudaBackend>;
+pub type Out<'a> = TensorMut<'a, CudaBackend>;
 
-const BF16: Float = Float::BF16;
+pub const BF16: Float = Float::BF16;
 
 const fn fp8(scales: ScaleFormat) -> WeightFormat {
     WeightFormat::Fp8 {
@@ -35,7 +36,7 @@ const TOKENS: [usize; 6] = [1, 4, 16, 64, 256, 4096];
 const FEW: [usize; 6] = [1, 4, 8, 16, 32, 64];
 
 /// The bytes of a weight and of its scales.
-fn weight_bytes(shape: [usize; 2], format: WeightFormat) -> Result<[Vec<u8>; 2], Failure> {
+pub fn weight_bytes(shape: [usize; 2], format: WeightFormat) -> Result<[Vec<u8>; 2], Failure> {
     let elements = match format {
         WeightFormat::Float(float) => Bytes::Numbers(float),
         _ => Bytes::Codes,
@@ -49,7 +50,11 @@ fn weight_bytes(shape: [usize; 2], format: WeightFormat) -> Result<[Vec<u8>; 2],
 }
 
 /// Copies of one weight that together are larger than the L2.
-fn weights(gpu: &Gpu, shape: [usize; 2], format: WeightFormat) -> Result<Vec<CudaWeight>, Failure> {
+pub fn weights(
+    gpu: &Gpu,
+    shape: [usize; 2],
+    format: WeightFormat,
+) -> Result<Vec<CudaWeight>, Failure> {
     let [data, scales] = weight_bytes(shape, format)?;
     let weight = HostWeight::new(shape, format, &data, &scales)?;
     let copies = (COLD / data.len()).max(2);
@@ -65,7 +70,7 @@ fn buffer(gpu: &Gpu, kind: Bytes, bytes: usize) -> Result<CudaBuffer, Failure> {
 }
 
 /// Numbers in bf16.
-fn numbers(gpu: &Gpu, elements: usize) -> Result<CudaBuffer, Failure> {
+pub fn numbers(gpu: &Gpu, elements: usize) -> Result<CudaBuffer, Failure> {
     buffer(gpu, Bytes::Numbers(BF16), 2 * elements)
 }
 
@@ -268,7 +273,7 @@ pub fn mlps(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     let (op, quant) = (GatedActivation::deepseek_v4(), Quantization::deepseek_v4());
     for model in [MlpShape::PRO, MlpShape::FLASH] {
         let (name, h, i) = (model.name, model.hidden, model.intermediate);
-        let gate_up = weights(gpu, [2 * i, h], WeightFormat::DEEPSEEK_V4)?;
+        let gate_up = gate_ups(gpu, &model)?;
         let down = weights(gpu, [h, i], WeightFormat::DEEPSEEK_V4)?;
         let copies = gate_up.len();
         for t in TOKENS {
@@ -281,11 +286,9 @@ pub fn mlps(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
             let b = &gpu.backend;
             let mut plain = |place: usize| -> Result<(), Failure> {
                 let from = In::contiguous((&x).into(), BF16, t, h);
-                let to = Out::contiguous((&mut wide).into(), BF16, t, 2 * i);
-                b.matmul(from, &gate_up[place], to)?;
-                let from = In::contiguous((&wide).into(), BF16, t, 2 * i);
+                let between = Out::contiguous((&mut wide).into(), BF16, t, 2 * i);
                 let to = Out::contiguous((&mut act).into(), BF16, t, i);
-                b.act_and_mul(&op, from.into(), to)?;
+                b.matmul_act_and_mul(&op, from, &gate_up[place], between, to)?;
                 let from = In::contiguous((&act).into(), BF16, t, i);
                 let to = Out::contiguous((&mut y).into(), BF16, t, h);
                 Ok(b.matmul(from, &down[place], to)?)

@@ -46,3 +46,30 @@ __device__ __forceinline__ void store(const MatmulParams& p, uint32_t t, uint32_
 __device__ __forceinline__ const float* scales_of(const MatmulParams& p, uint32_t n) {
     return p.scales + (uint64_t)p.scale_rows[n] * p.scale_columns;
 }
+
+// Of the blocks whose warps share k.
+constexpr uint32_t WARPS = 8;
+
+// Sums of all warps into the first's, in an order that does not change.
+template <int N> __device__ __forceinline__ void sum_warps(float (&sum)[N]) {
+    // So many at a time: 16 KB.
+    constexpr int PIECE = N < 32 ? N : 32;
+    __shared__ float of_warp[WARPS / 2][PIECE][32];
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int first = 0; first < N; first += PIECE) {
+#pragma unroll
+        for (uint32_t half = WARPS / 2; half > 0; half /= 2) {
+            if (warp >= half && warp < 2 * half) {
+#pragma unroll
+                for (int i = 0; i < PIECE; ++i) of_warp[warp - half][i][lane] = sum[first + i];
+            }
+            __syncthreads();
+            if (warp < half) {
+#pragma unroll
+                for (int i = 0; i < PIECE; ++i) sum[first + i] += of_warp[warp][i][lane];
+            }
+            __syncthreads();
+        }
+    }
+}

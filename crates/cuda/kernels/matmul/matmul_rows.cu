@@ -9,32 +9,6 @@
 // 5. The warps' sums are added in an order that does not change, and stored.
 #include "matmul.cuh"
 
-constexpr uint32_t WARPS = 8;
-
-// Sums of all warps into the first's, in an order that does not change.
-template <int N> __device__ __forceinline__ void sum_warps(float (&sum)[N]) {
-    // So many at a time: 16 KB.
-    constexpr int PIECE = N < 32 ? N : 32;
-    __shared__ float of_warp[WARPS / 2][PIECE][32];
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-    for (int first = 0; first < N; first += PIECE) {
-#pragma unroll
-        for (uint32_t half = WARPS / 2; half > 0; half /= 2) {
-            if (warp >= half && warp < 2 * half) {
-#pragma unroll
-                for (int i = 0; i < PIECE; ++i) of_warp[warp - half][i][lane] = sum[first + i];
-            }
-            __syncthreads();
-            if (warp < half) {
-#pragma unroll
-                for (int i = 0; i < PIECE; ++i) sum[first + i] += of_warp[warp][i][lane];
-            }
-            __syncthreads();
-        }
-    }
-}
-
 // A block's GROUPS times 16 rows of w and TILES times 8 rows of x, and E elements of k a thread at a
 // time, which lie in one block of scales with those of the other threads of a row: 4 * E divides the
 // blocks' columns. DEPTH steps of w, of x too where it is read AHEAD, are read before the first is

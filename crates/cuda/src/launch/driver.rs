@@ -120,6 +120,8 @@ pub(crate) struct Grid {
     pub(crate) shared: u32,
     /// Programmatic dependent launch: the kernel may start while the one before it ends.
     pub(crate) programmatic: bool,
+    /// Blocks of a cluster; one is a launch without clusters.
+    pub(crate) cluster: u32,
 }
 
 /// What of a device decides which kernels run and how.
@@ -155,6 +157,16 @@ impl Function {
             .doing("allow shared memory")
     }
 
+    /// Asks for as much shared memory and as little cache as a multiprocessor has. By default the
+    /// driver gives what one block takes, and the next kernel's have to wait.
+    pub(crate) fn prefer_shared(self) -> Result<()> {
+        let carveout =
+            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: the function's module is loaded.
+        unsafe { result::function::set_function_attribute(self.0, carveout, 100) }
+            .doing("prefer shared memory")
+    }
+
     /// Launches the kernel with its one parameter.
     ///
     /// # Safety
@@ -166,12 +178,30 @@ impl Function {
         grid: Grid,
         params: &P,
     ) -> Result<()> {
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                programmaticStreamSerializationAllowed: 1,
+        // The first of them are given.
+        let mut attributes = [
+            sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue {
+                    programmaticStreamSerializationAllowed: i32::from(grid.programmatic),
+                },
             },
+            sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue {
+                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                        x: grid.cluster,
+                        y: 1,
+                        z: 1,
+                    },
+                },
+            },
+        ];
+        let count = match (grid.cluster, grid.programmatic) {
+            (2.., _) => 2,
+            (_, programmatic) => u32::from(programmatic),
         };
         let config = sys::CUlaunchConfig {
             gridDimX: grid.blocks[0],
@@ -182,8 +212,8 @@ impl Function {
             blockDimZ: 1,
             sharedMemBytes: grid.shared,
             hStream: stream,
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(grid.programmatic),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count,
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: by this function's contract; the driver copies the parameter before it returns.

@@ -65,6 +65,7 @@ impl LaunchOptions {
             threads: block,
             shared: 0,
             programmatic: self.programmatic && overlaps,
+            cluster: 1,
         })
     }
 }

@@ -129,6 +129,44 @@ pub(crate) struct RoundParams {
     pub(crate) columns: u32,
 }
 
+/// How a weight is packed: `Packing` of `matmul/packed.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Packing {
+    pub(crate) streams: u32,
+    pub(crate) groups: u32,
+    /// From a group's first row to the next one's.
+    pub(crate) group_rows: u32,
+    /// From a group's first row to its ninth.
+    pub(crate) half_rows: u32,
+}
+
+/// `PackedParams` of `matmul/packed_rows.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct PackedParams {
+    pub(crate) matmul: MatmulParams,
+    pub(crate) packing: Packing,
+}
+
+/// `DecodeParams` of `matmul/decode.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct DecodeParams {
+    pub(crate) w: u64,
+    pub(crate) x: u64,
+    pub(crate) y: u64,
+    pub(crate) x_stride: u64,
+    pub(crate) y_stride: u64,
+    pub(crate) packing: Packing,
+    pub(crate) t: u32,
+    pub(crate) k: u32,
+    pub(crate) y_type: u32,
+    pub(crate) clamped: u32,
+    pub(crate) eager: u32,
+    pub(crate) scalars: Scalars,
+}
+
 #[cfg(test)]
 mod tests {
     use std::mem::offset_of;
@@ -173,6 +211,14 @@ mod tests {
         twin!("matmul/matmul.cuh", MatmulParams, 88, {
             x: 0, w: 8, y: 16, scales: 24, scale_rows: 32, x_stride: 40, y_stride: 48, t: 56,
             n: 60, k: 64, scale_columns: 68, by_block: 72, y_type: 80,
+        });
+        twin!("matmul/packed.cuh", Packing, 16, {
+            streams: 0, groups: 4, group_rows: 8, half_rows: 12,
+        });
+        twin!("matmul/packed_rows.cuh", PackedParams, 104, { matmul: 0, packing: 88, });
+        twin!("matmul/decode.cuh", DecodeParams, 96, {
+            w: 0, x: 8, y: 16, x_stride: 24, y_stride: 32, packing: 40, t: 56, k: 60, y_type: 64,
+            clamped: 68, eager: 72, scalars: 76,
         });
         #[cfg(feature = "nccl")]
         twin!("ranks/round.cu", RoundParams, 40, {

@@ -4,15 +4,20 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, sys};
 use swiglu_core::{
-    Accumulation, Error as CoreError, Float, Quantization, Request, ScaleFormat, ScaleLayout,
-    ScaleOrder, Shape,
+    Accumulation, Error as CoreError, Float, GatedActivation, Quantization, ScaleFormat,
+    ScaleLayout, ScaleOrder,
 };
 
 use super::{
     kernels::MatmulKernels,
     library::{Addresses, CublasLt, LibraryShape, WORKSPACE, alignment},
-    plan::{CodesPlan, CodesProblem, MatmulFacts, MatmulPlan, MatmulProblem, Route, ScalesShape},
+    packed::PackedKernels,
+    plan::{
+        CodesPlan, CodesProblem, MatmulFacts, MatmulPlan, MatmulProblem, OwnKernel, OwnPlan, Route,
+        ScalesShape,
+    },
     scratch::{Room, Rooms},
+    step::{StepActivation, StepKind, StepPlan},
 };
 use crate::{
     buffer::CudaBuffer,
@@ -27,9 +32,11 @@ use crate::{
 struct Loaded {
     context: Arc<CudaContext>,
     kernels: MatmulKernels,
+    /// Where the device has them.
+    packed: Option<PackedKernels>,
     /// Or why it is not there.
     library: Result<CublasLt, String>,
-    /// Room for the largest FP8 weight loaded so far, decoded, of each stream.
+    /// Room for the largest FP8 weight loaded so far, decoded or unpacked, of each stream.
     rooms: Rooms<CudaBuffer>,
 }
 
@@ -60,6 +67,7 @@ fn problem(x: &RawMatrix, weight: &CudaWeight, y: &RawMatrix) -> MatmulProblem {
             block_columns: s.block_columns,
             exact_in_bf16: s.exact_in_bf16,
         }),
+        packing: weight.packing,
     }
 }
 
@@ -68,12 +76,15 @@ impl Matmuls {
         let library = CublasLt::open(context, driver_version()?.0)?;
         let facts = MatmulFacts {
             capability: Capability::of(context)?,
+            multiprocessors: multiprocessors(context)?,
             library: library.as_ref().ok().map(CublasLt::kind),
             accumulation,
         };
+        let packed = facts.has_packed_kernels();
         let loaded = Loaded {
             context: context.clone(),
             kernels: MatmulKernels::new(context)?,
+            packed: packed.then(|| PackedKernels::new(context)).transpose()?,
             library,
             rooms: Rooms::default(),
         };
@@ -117,7 +128,7 @@ impl Matmuls {
         }
     }
 
-    /// Sees to it that every stream has room to decode this weight, if that may happen.
+    /// Sees to it that every stream has room to decode or unpack this weight, if that may happen.
     pub(crate) fn make_room(&self, weight: &CudaWeight) -> Result<()> {
         let anything = RawMatrix {
             address: 0,
@@ -125,11 +136,13 @@ impl Matmuls {
             layout: swiglu_core::RowLayout::contiguous(1, weight.cols),
         };
         let decodes = problem(&anything, weight, &anything).decodes(&self.facts);
-        if !decodes || self.facts.accumulation == Accumulation::Ordered {
-            return Ok(());
-        }
+        let codes = weight.rows * weight.cols;
+        let bytes = match (self.facts.accumulation, weight.packing) {
+            (Accumulation::MatrixUnit | Accumulation::Fp8TensorCore, _) if decodes => 2 * codes,
+            (_, Some(_)) => codes,
+            (_, None) => return Ok(()),
+        };
         let memory = |bytes| CudaBuffer::new(&self.loaded.context, bytes);
-        let bytes = 2 * weight.rows * weight.cols;
         self.loaded.rooms.enlarge(bytes, memory)
     }
 
@@ -180,11 +193,9 @@ impl Matmuls {
                     MatmulPlan::Library => {
                         self.by_library(stream, weight.elements, x, weight, y, addresses)
                     }
-                    MatmulPlan::Decode => self.by_decoding(stream, x, weight, y, addresses),
-                    MatmulPlan::Own(own) => {
-                        let done = self.loaded.kernels.matmul(stream, &own, x, weight, y);
-                        done.map(|()| true)
-                    }
+                    MatmulPlan::Decode { .. } => self.by_decoding(stream, x, weight, y, addresses),
+                    MatmulPlan::Step(step) => self.by_step(stream, step, x, weight, y, None),
+                    MatmulPlan::Own(own) => self.by_own(stream, &own, x, weight, y),
                 }
             }?;
             if done {
@@ -212,9 +223,98 @@ impl Matmuls {
         let addresses = [buffer.address(), x_at, y_at];
         // SAFETY: by the caller's contract; the buffer has room.
         unsafe {
-            self.loaded.kernels.decode(stream, weight, buffer)?;
+            match (&self.loaded.packed, weight.packing) {
+                (_, None) => self.loaded.kernels.decode(stream, weight, buffer)?,
+                (Some(packed), Some(packing)) => {
+                    packed.unpack(stream, (weight, packing), buffer, true)?;
+                }
+                (None, Some(_)) => return Ok(false),
+            }
             self.by_library(stream, WeightType::Bf16, x, weight, y, addresses)
         }
+    }
+
+    /// Enqueues a decode step; false for a weight that is not packed.
+    unsafe fn by_step(
+        &self,
+        stream: sys::CUstream,
+        plan: StepPlan,
+        x: &RawMatrix,
+        weight: &CudaWeight,
+        y: &RawMatrix,
+        activation: Option<(&GatedActivation, StepActivation)>,
+    ) -> Result<bool> {
+        let (Some(packed), Some(packing)) = (&self.loaded.packed, weight.packing) else {
+            return Ok(false);
+        };
+        // SAFETY: by the caller's contract.
+        unsafe { packed.step(stream, plan, x, (weight, packing), y, activation) }?;
+        Ok(true)
+    }
+
+    /// Enqueues one of our own kernels, of a packed weight after it has been unpacked; false where
+    /// there is no room for that.
+    unsafe fn by_own(
+        &self,
+        stream: sys::CUstream,
+        plan: &OwnPlan,
+        x: &RawMatrix,
+        weight: &CudaWeight,
+        y: &RawMatrix,
+    ) -> Result<bool> {
+        let Some(packing) = weight.packing else {
+            let weight = (weight, weight.data.address());
+            // SAFETY: by the caller's contract.
+            unsafe { self.loaded.kernels.matmul(stream, plan, x, weight, y) }?;
+            return Ok(true);
+        };
+        let Some(packed) = &self.loaded.packed else {
+            return Ok(false);
+        };
+        if let OwnKernel::Rows { place, .. } = plan.kernel {
+            // SAFETY: by the caller's contract.
+            unsafe { packed.few_rows(stream, (plan, place), x, (weight, packing), y) }?;
+            return Ok(true);
+        }
+        let room = self.room.lock();
+        let enough = |b: &&CudaBuffer| b.len() >= weight.rows * weight.cols;
+        let Some(buffer) = room.last().filter(enough) else {
+            return Ok(false);
+        };
+        // SAFETY: by the caller's contract; the buffer has room.
+        unsafe {
+            packed.unpack(stream, (weight, packing), buffer, false)?;
+            let weight = (weight, buffer.address());
+            self.loaded.kernels.matmul(stream, plan, x, weight, y)?;
+        }
+        Ok(true)
+    }
+
+    /// Enqueues `act = op(R(x · wᵀ))` as one kernel, R the rounding to `act`'s type; false where there
+    /// is none for the call.
+    ///
+    /// # Safety
+    /// As [`Self::matmul`].
+    pub(crate) unsafe fn gated_matmul(
+        &self,
+        stream: sys::CUstream,
+        op: &GatedActivation,
+        x: &RawMatrix,
+        weight: &CudaWeight,
+        act: &RawMatrix,
+    ) -> Result<bool> {
+        let step = problem(x, weight, act).step(&self.facts, StepKind::Gated);
+        let (Some(plan), Some(activation)) = (step, StepActivation::of(op)) else {
+            return Ok(false);
+        };
+        x.check_aligned("x")?;
+        act.check_aligned("output")?;
+        self.loaded
+            .context
+            .bind_to_thread()
+            .doing("bind the context")?;
+        // SAFETY: by this function's contract.
+        unsafe { self.by_step(stream, plan, x, weight, act, Some((op, activation))) }
     }
 
     /// Enqueues a matmul of one type; false where the library has no algorithm for it.
@@ -313,36 +413,13 @@ impl Matmuls {
         // SAFETY: by this function's contract.
         unsafe { library.matmul(shape, addresses, scales, workspace, stream) }
     }
+}
 
-    /// The plan of a matmul of this shape on rows without gaps, on one line; none for requests of
-    /// other kinds.
-    pub(crate) fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
-        let types = match *request {
-            Request::Matmul { x, weight, y } => (x, weight, y),
-            Request::GatedMatmul { x, weight, act, .. } => (x, weight, act),
-            Request::QuantizedMatmul { weight, y, .. } => (Float::BF16, weight, y),
-            _ => return None,
-        };
-        let problem = MatmulProblem::of_shape(shape, types)?;
-        let plan = MatmulPlan::new(&problem, &self.facts, None)?;
-        let Request::QuantizedMatmul { quant, weight, .. } = request else {
-            return Some(plan.to_string());
-        };
-        let codes = CodesProblem {
-            t: problem.t,
-            n: problem.n,
-            k: problem.k,
-            group: quant.group(),
-            w_in_blocks: weight.scaling().is_some_and(|(_, block)| block == [128; 2]),
-            aligned: problem.k.is_multiple_of(16),
-            scales_in_columns: false,
-            scratch_aligned: true,
-        };
-        Some(match CodesPlan::new(&codes, &self.facts) {
-            Some(codes) => codes.to_string(),
-            None => format!("dequantize_bf16, then {plan}"),
-        })
-    }
+/// Those of the device.
+fn multiprocessors(context: &CudaContext) -> Result<u32> {
+    let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    let count = context.attribute(count).doing("ask for the device")?;
+    Ok(u32::try_from(count).unwrap_or(0))
 }
 
 /// Scales as cublasLt reads them.

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, sys};
 use swiglu_core::{Float, RowLayout};
 
-use super::plan::{OwnKernel, OwnPlan, X_ROWS};
+use super::{
+    parameters::{THREADS, of_call},
+    plan::{OwnKernel, OwnPlan, X_ROWS},
+};
 use crate::{
     buffer::CudaBuffer,
     error::Result,
     launch::{
         driver::{Capability, Fatbins, Function, Grid, Module, fatbins},
-        params::{Divisor, MatmulParams},
+        params::MatmulParams,
     },
     view::RawMatrix,
     weight::{CudaWeight, WeightType},
@@ -20,9 +23,6 @@ use crate::{
 static ANY: Fatbins = fatbins!("matmul");
 static ROWS: Fatbins = fatbins!("matmul_rows");
 static TILES: Fatbins = fatbins!("matmul_tiles");
-
-/// Threads of a block of each kernel.
-const THREADS: u32 = 256;
 
 /// The kernels of a pair of types.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +89,7 @@ impl MatmulKernels {
         })
     }
 
-    /// Enqueues y = x · wᵀ.
+    /// Enqueues y = x · wᵀ, rows of w one behind the other at the given address.
     ///
     /// # Safety
     /// The plan is of this call, which has been checked, its memory lives until the stream has run
@@ -99,7 +99,7 @@ impl MatmulKernels {
         stream: sys::CUstream,
         plan: &OwnPlan,
         x: &RawMatrix,
-        weight: &CudaWeight,
+        (weight, address): (&CudaWeight, u64),
         y: &RawMatrix,
     ) -> Result<()> {
         let pair = &self.pairs[plan.x as usize][plan.weight as usize];
@@ -108,10 +108,15 @@ impl MatmulKernels {
             threads: THREADS,
             shared: plan.kernel.shared(plan.x, plan.weight),
             programmatic: self.overlaps,
+            cluster: 1,
         };
         let kernel = pair.kernel(plan.kernel);
+        let params = MatmulParams {
+            w: address,
+            ..of_call(x, weight, y)
+        };
         // SAFETY: by this function's contract, and the kernels stay inside of the call's shapes.
-        unsafe { kernel.launch(stream, grid, &params(x, weight, y)) }
+        unsafe { kernel.launch(stream, grid, &params) }
     }
 
     /// Enqueues the decoding of an FP8 weight to bf16: rows of a multiple of 16, blocks likewise.
@@ -135,32 +140,10 @@ impl MatmulKernels {
             threads: THREADS,
             shared: 0,
             programmatic: self.overlaps,
+            cluster: 1,
         };
-        let params = params(&matrix, weight, &matrix);
+        let params = of_call(&matrix, weight, &matrix);
         // SAFETY: by this function's contract.
         unsafe { self.decode.launch(stream, grid, &params) }
-    }
-}
-
-fn params(x: &RawMatrix, weight: &CudaWeight, y: &RawMatrix) -> MatmulParams {
-    let scales = weight.scales.as_ref();
-    MatmulParams {
-        x: x.first(),
-        w: weight.data.address(),
-        y: y.first(),
-        scales: scales.map_or(0, |s| s.values.address()),
-        scale_rows: scales.map_or(0, |s| s.rows.address()),
-        x_stride: x.layout.stride as u64,
-        y_stride: y.layout.stride as u64,
-        t: x.layout.rows as u32,
-        n: weight.rows as u32,
-        k: weight.cols as u32,
-        scale_columns: scales.map_or(0, |s| s.columns as u32),
-        by_block: Divisor::new(scales.map_or(1, |s| s.block_columns as u32)),
-        y_type: match y.float {
-            Float::F32 => 0,
-            Float::F16 => 1,
-            Float::BF16 => 2,
-        },
     }
 }

@@ -4,16 +4,21 @@
 //! ## Method
 //! 1. Ordered sums are asked for: the kernel whose sums have one order, which takes everything.
 //! 2. x and w of one type: cublasLt.
-//! 3. Other types, few rows of x: the kernels that read w once for every 64 rows or fewer.
+//! 3. Other types, few rows of x: the kernels that stream a packed weight ([`super::step`]), or those
+//!    that read w once for every 64 rows or fewer.
 //! 4. More rows: an FP8 weight that is exact in bf16 is decoded to it, and then cublasLt.
 //! 5. Where these do not take the call, tiles of 128 x 128; and where x or w is not in whole
-//!    16-byte vectors, the ordered kernel again.
+//!    16-byte vectors, the ordered kernel again. A packed weight is unpacked for both.
 
 use std::fmt;
 
 use swiglu_core::{Accumulation, Float, Shape, WeightFormat};
 
-use crate::{launch::driver::Capability, weight::WeightType};
+use super::step::{StepKind, StepPlan};
+use crate::{
+    launch::{driver::Capability, params::Packing},
+    weight::WeightType,
+};
 
 #[cfg(test)]
 mod tests;
@@ -44,6 +49,8 @@ pub enum Route {
     Library,
     /// An FP8 weight decoded to bf16, then cublasLt.
     Decode,
+    /// The kernels that stream a packed weight, for few tokens.
+    Step,
     /// The kernels for few rows of x.
     Rows,
     /// The kernels of tiles.
@@ -65,11 +72,25 @@ pub(crate) enum LibraryKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MatmulFacts {
     pub(crate) capability: Capability,
+    /// Of the device.
+    pub(crate) multiprocessors: u32,
     pub(crate) library: Option<LibraryKind>,
     pub(crate) accumulation: Accumulation,
 }
 
 impl MatmulFacts {
+    /// Whether there are kernels of packed weights: for Hopper alone.
+    pub(super) fn has_packed_kernels(&self) -> bool {
+        self.capability == Capability { major: 9, minor: 0 }
+    }
+
+    /// The multiprocessors that weights are packed for. None with ordered sums, for which there is no
+    /// such kernel, and where cublasLt is to multiply codes, which it does by rows.
+    pub(crate) fn packs_for(&self) -> Option<u32> {
+        let packs = self.has_packed_kernels() && self.accumulation == Accumulation::MatrixUnit;
+        packs.then_some(self.multiprocessors)
+    }
+
     /// The same where cublasLt does not take the call.
     pub(super) const fn without_library(self) -> Self {
         Self {
@@ -109,14 +130,19 @@ pub(crate) struct MatmulProblem {
     /// Whether the rows of x begin at multiples of 16 bytes.
     pub(crate) x_aligned: bool,
     pub(crate) scales: Option<ScalesShape>,
+    /// How the weight is packed, if it is.
+    pub(crate) packing: Option<Packing>,
 }
 
 impl MatmulProblem {
-    /// That of a shape, x without gaps; none for a format that is not known here. Scales that are
-    /// powers of two are taken for exact.
+    /// That of a shape, x without gaps and the weight as it would be loaded, of `pairs` of rows or
+    /// not; none for a format that is not known here. Scales that are powers of two are taken for
+    /// exact.
     pub(crate) fn of_shape(
         shape: &Shape,
         (x, format, y): (Float, WeightFormat, Float),
+        pairs: bool,
+        facts: &MatmulFacts,
     ) -> Option<Self> {
         let (n, k) = (shape.cols, shape.depth);
         n.checked_mul(k.checked_mul(4)?)?;
@@ -134,6 +160,9 @@ impl MatmulProblem {
             y,
             x_aligned: (k * x.size()).is_multiple_of(16),
             scales,
+            packing: format
+                .scaling()
+                .and_then(|(_, block)| Packing::of_shape([n, k], block, pairs, facts.packs_for()?)),
         })
     }
 
@@ -146,6 +175,14 @@ impl MatmulProblem {
     /// Whether kernels on tensor cores can read both matrices, 16 bytes at a time.
     fn is_aligned(&self) -> bool {
         self.x_aligned && (self.k * self.weight.size()).is_multiple_of(16)
+    }
+
+    /// The kernel that streams the weight, for few tokens in bf16 by a packed one.
+    pub(super) fn step(&self, facts: &MatmulFacts, kind: StepKind) -> Option<StepPlan> {
+        let reads_x = self.x == Float::BF16 && self.x_aligned;
+        let packing = self.packing.filter(|_| reads_x)?;
+        let any_order = facts.accumulation != Accumulation::Ordered;
+        any_order.then(|| StepPlan::new(self.t, packing, kind))?
     }
 
     /// Whether the weight can be decoded to bf16 without loss, in whole vectors, for cublasLt.
@@ -174,6 +211,11 @@ pub(crate) enum OwnKernel {
 }
 
 impl OwnKernel {
+    /// The name of the kernel of [`Self::Rows`] for a packed weight.
+    pub(super) fn packed_name(place: usize, x: Float) -> String {
+        format!("matmul_{}_rows_{x}_packed", X_ROWS[place])
+    }
+
     /// The kernel's name for a pair of types.
     pub(super) fn name(self, x: Float, weight: WeightType) -> String {
         let weight = weight.name();
@@ -215,6 +257,8 @@ pub(crate) struct OwnPlan {
     pub(crate) x: Float,
     pub(crate) weight: WeightType,
     pub(crate) blocks: [u32; 2],
+    /// Whether the weight is packed, which [`OwnKernel::Rows`] alone can read.
+    pub(crate) packed: bool,
 }
 
 /// How a matmul is run.
@@ -223,7 +267,12 @@ pub(crate) enum MatmulPlan {
     /// cublasLt on the weight as it was stored.
     Library,
     /// The weight decoded to bf16, then cublasLt.
-    Decode,
+    Decode {
+        /// Whether it is packed.
+        packed: bool,
+    },
+    /// A kernel that streams a packed weight.
+    Step(StepPlan),
     /// One of our own kernels.
     Own(OwnPlan),
 }
@@ -246,11 +295,11 @@ impl MatmulPlan {
 
     /// The routes of a matmul, the best first; the last one takes all alignments.
     fn routes(problem: &MatmulProblem, accumulation: Accumulation) -> &'static [Route] {
-        use Route::{Decode, Library, Ordered, Rows, Tiles};
+        use Route::{Decode, Library, Ordered, Rows, Step, Tiles};
         match problem.t {
             _ if accumulation == Accumulation::Ordered => &[Ordered],
             _ if WeightType::of(problem.x) == problem.weight => &[Library, Tiles, Ordered],
-            t if t <= FEW_ROWS => &[Rows, Tiles, Ordered],
+            t if t <= FEW_ROWS => &[Step, Rows, Tiles, Ordered],
             t if t <= MORE_ROWS => &[Decode, Rows, Tiles, Ordered],
             _ => &[Decode, Tiles, Ordered],
         }
@@ -259,7 +308,7 @@ impl MatmulPlan {
     /// The plan by one route, if that takes the matmul.
     fn by(route: Route, problem: &MatmulProblem, facts: &MatmulFacts) -> Option<Self> {
         let MatmulProblem { t, n, k, x, .. } = *problem;
-        let weight = problem.weight;
+        let (weight, packed) = (problem.weight, problem.packing.is_some());
         // What cublasLt takes: x and y of one type, or y in f32.
         let library = facts.library.is_some() && (problem.y == x || problem.y == Float::F32);
         let kernel = match route {
@@ -268,7 +317,10 @@ impl MatmulPlan {
             }
             Route::Decode => {
                 let decodes = x == Float::BF16 && problem.decodes(facts);
-                return (library && decodes).then_some(Self::Decode);
+                return (library && decodes).then_some(Self::Decode { packed });
+            }
+            Route::Step => {
+                return problem.step(facts, StepKind::Plain).map(Self::Step);
             }
             Route::Rows => {
                 let is_fp8 = weight == WeightType::E4m3;
@@ -276,7 +328,7 @@ impl MatmulPlan {
                 let last = X_ROWS.len() - 1;
                 fits.then(|| OwnKernel::Rows {
                     place: X_ROWS.iter().position(|&rows| t <= rows).unwrap_or(last),
-                    narrow: is_fp8 && !problem.blocks_are_whole(step(weight, false)),
+                    narrow: is_fp8 && !packed && !problem.blocks_are_whole(step(weight, false)),
                 })?
             }
             Route::Tiles => {
@@ -292,6 +344,7 @@ impl MatmulPlan {
             x,
             weight,
             blocks: blocks.map(|b| b as u32),
+            packed,
         }))
     }
 }
@@ -300,9 +353,20 @@ impl fmt::Display for MatmulPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Library => f.write_str("cublasLt"),
-            Self::Decode => f.write_str("decode_e4m3_to_bf16, then cublasLt"),
+            Self::Decode { packed: false } => f.write_str("decode_e4m3_to_bf16, then cublasLt"),
+            Self::Decode { packed: true } => f.write_str("unpack_e4m3_to_bf16, then cublasLt"),
+            Self::Step(step) => write!(f, "{step}"),
             Self::Own(own) => {
-                let ([w, x], name) = (own.blocks, own.kernel.name(own.x, own.weight));
+                let [w, x] = own.blocks;
+                let name = match own.kernel {
+                    OwnKernel::Rows { place, .. } if own.packed => {
+                        OwnKernel::packed_name(place, own.x)
+                    }
+                    kernel if own.packed => {
+                        format!("unpack_e4m3, then {}", kernel.name(own.x, own.weight))
+                    }
+                    kernel => kernel.name(own.x, own.weight),
+                };
                 write!(f, "{name}: {w} x {x} blocks")
             }
         }

@@ -63,6 +63,7 @@ impl Rounding {
             threads: THREADS,
             shared: 0,
             programmatic: self.programmatic,
+            cluster: 1,
         };
         stream
             .context()

@@ -2,6 +2,8 @@
 // Helpers beside the tests unwrap as the tests do, and no program uses all of them.
 #![allow(clippy::unwrap_used, dead_code)]
 
+pub mod sums;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use swiglu_core::{Accumulation, Backend};

@@ -3,17 +3,28 @@ use swiglu_core::ScaleFormat;
 
 const HOPPER: MatmulFacts = MatmulFacts {
     capability: Capability { major: 9, minor: 0 },
+    multiprocessors: 132,
     library: Some(LibraryKind::BlockScaling),
     accumulation: Accumulation::MatrixUnit,
 };
 
-fn problem(t: usize, weight: WeightFormat) -> MatmulProblem {
+/// A weight of this shape as Hopper loads it.
+fn loaded(t: usize, [n, k]: [usize; 2], weight: WeightFormat, pairs: bool) -> MatmulProblem {
     let shape = Shape {
         rows: t,
-        cols: 512,
-        depth: 1024,
+        cols: n,
+        depth: k,
     };
-    MatmulProblem::of_shape(&shape, (Float::BF16, weight, Float::BF16)).unwrap()
+    let types = (Float::BF16, weight, Float::BF16);
+    MatmulProblem::of_shape(&shape, types, pairs, &HOPPER).unwrap()
+}
+
+/// One that is not packed.
+fn problem(t: usize, weight: WeightFormat) -> MatmulProblem {
+    MatmulProblem {
+        packing: None,
+        ..loaded(t, [512, 1024], weight, false)
+    }
 }
 
 fn fp8(scales: ScaleFormat, block: [usize; 2]) -> WeightFormat {
@@ -60,11 +71,12 @@ fn fp8_weights_change_their_way_with_the_rows_of_x() {
             x: Float::BF16,
             weight: WeightType::E4m3,
             blocks: [512 / W_ROWS[place] as u32, 1],
+            packed: false,
         };
         assert_eq!(way(t), MatmulPlan::Own(own), "{t}");
     }
-    assert_eq!(way(65), MatmulPlan::Decode);
-    assert_eq!(way(4096), MatmulPlan::Decode);
+    assert_eq!(way(65), MatmulPlan::Decode { packed: false });
+    assert_eq!(way(4096), MatmulPlan::Decode { packed: false });
     // Scales that may not be powers of two: no decoding.
     let inexact = |t| kernel(&problem(t, fp8(ScaleFormat::F32, [128, 128])), &HOPPER);
     assert_eq!(inexact(256), rows(3));
@@ -130,11 +142,128 @@ fn more_rows_than_a_grid_has_are_refused() {
 fn a_route_alone_takes_what_it_can_or_nothing() {
     let by = |t, format, route| MatmulPlan::new(&problem(t, format), &HOPPER, Some(route));
     let v4 = WeightFormat::DEEPSEEK_V4;
-    assert_eq!(by(1, v4, Route::Decode), Some(MatmulPlan::Decode));
+    assert_eq!(
+        by(1, v4, Route::Decode),
+        Some(MatmulPlan::Decode { packed: false })
+    );
     assert_eq!(by(1, v4, Route::Library), None);
     let bf16 = WeightFormat::Float(Float::BF16);
     assert_eq!(by(1, bf16, Route::Decode), None);
     assert!(by(5000, bf16, Route::Rows).is_some());
+    assert_eq!(by(1, v4, Route::Step), None);
+}
+
+/// The kernels of both matmuls of an MLP, with the blocks of their weights.
+fn mlp(t: usize, [h, i]: [usize; 2], block: usize) -> [String; 2] {
+    let format = fp8(ScaleFormat::E8M0, [block; 2]);
+    let gate_up = loaded(t, [2 * i, h], format, true);
+    let gated = gate_up.step(&HOPPER, StepKind::Gated);
+    let down = plan(&loaded(t, [h, i], format, false));
+    [
+        gated.map_or_else(String::new, |step| step.to_string()),
+        down.to_string(),
+    ]
+}
+
+#[test]
+fn decode_steps_of_the_models_stream_packed_weights() {
+    let step = |kind: &str, groups: usize, tokens: usize, times: usize| {
+        let name = format!("decode_{kind}_{groups}_groups_{tokens}_tokens");
+        format!("{name}: 66 x {times} clusters of 2 blocks")
+    };
+    for (t, tokens) in [(1, 1), (2, 8), (8, 8), (9, 16), (16, 16)] {
+        for (sizes, block, [gated, plain]) in [
+            ([4096, 2048], 128, [4, 4]),
+            ([7168, 3072], 128, [6, 7]),
+            ([5120, 2304], 32, [5, 5]),
+        ] {
+            let want = [
+                step("gated", gated, tokens, 1),
+                step("plain", plain, tokens, 1),
+            ];
+            assert_eq!(mlp(t, sizes, block), want, "{t}, {sizes:?}");
+        }
+    }
+    let flash = |t| mlp(t, [4096, 2048], 128);
+    assert_eq!(
+        flash(17),
+        [step("gated", 4, 32, 1), step("plain", 4, 32, 1)]
+    );
+    assert_eq!(flash(32), flash(17));
+    // More tokens than a kernel has are taken some at a time, as long as that is faster.
+    assert_eq!(
+        flash(33),
+        [step("gated", 4, 32, 2), step("plain", 4, 32, 2)]
+    );
+    let pro = |t| mlp(t, [7168, 3072], 128);
+    assert_eq!(pro(17), [step("gated", 6, 16, 2), step("plain", 7, 16, 2)]);
+    assert_eq!(pro(48), [step("gated", 6, 16, 3), step("plain", 7, 16, 3)]);
+    let rows = "matmul_64_rows_bf16_packed: 224 x 1 blocks".to_owned();
+    assert_eq!(pro(49), [String::new(), rows]);
+    let v41 = mlp(64, [5120, 2304], 32);
+    assert_eq!(v41, [step("gated", 5, 16, 4), step("plain", 5, 16, 4)]);
+    let more = "unpack_e4m3_to_bf16, then cublasLt";
+    assert_eq!(flash(65)[1], more);
+}
+
+#[test]
+fn a_packed_weight_takes_other_ways_where_no_step_does() {
+    let step = |change: fn(&mut MatmulProblem), facts: &MatmulFacts| {
+        let mut problem = loaded(4, [4096, 2048], WeightFormat::DEEPSEEK_V4, false);
+        change(&mut problem);
+        let plan = MatmulPlan::new(&problem, facts, None).unwrap();
+        let is_step = matches!(plan, MatmulPlan::Step(_));
+        (is_step, plan.to_string())
+    };
+    assert!(step(|_| (), &HOPPER).0);
+    // y may be of any type, and so may scales.
+    assert!(step(|p| p.y = Float::F32, &HOPPER).0);
+    let rows = |x| (false, format!("matmul_8_rows_{x}_packed: 256 x 1 blocks"));
+    assert_eq!(step(|p| p.x = Float::F16, &HOPPER), rows("f16"));
+    assert_eq!(step(|p| p.x = Float::F32, &HOPPER), rows("f32"));
+    let ordered = |x: &str| {
+        let text = format!("unpack_e4m3, then matmul_any_{x}_e4m3: 64 x 1 blocks");
+        (false, text)
+    };
+    assert_eq!(step(|p| p.x_aligned = false, &HOPPER), ordered("bf16"));
+    // A backend that was opened for other sums reads what it was given.
+    let facts = MatmulFacts {
+        accumulation: Accumulation::Ordered,
+        ..HOPPER
+    };
+    assert_eq!(step(|_| (), &facts), ordered("bf16"));
+    let inexact = MatmulProblem {
+        t: 300,
+        ..loaded(1, [4096, 2048], fp8(ScaleFormat::F32, [128; 2]), false)
+    };
+    let tiles = "unpack_e4m3, then matmul_tiles_bf16_e4m3: 32 x 3 blocks";
+    assert_eq!(plan(&inexact).to_string(), tiles);
+    // Only pairs are activated.
+    let stacked = loaded(1, [4096, 2048], WeightFormat::DEEPSEEK_V4, false);
+    assert_eq!(stacked.step(&HOPPER, StepKind::Gated), None);
+    let mut none = loaded(1, [4096, 2048], WeightFormat::DEEPSEEK_V4, true);
+    assert!(none.step(&HOPPER, StepKind::Gated).is_some());
+    none.t = 0;
+    assert_eq!(none.step(&HOPPER, StepKind::Gated), None);
+}
+
+#[test]
+fn weights_are_packed_on_hopper_for_sums_of_matrix_units() {
+    assert_eq!(HOPPER.packs_for(), Some(132));
+    for accumulation in [Accumulation::Ordered, Accumulation::Fp8TensorCore] {
+        let facts = MatmulFacts {
+            accumulation,
+            ..HOPPER
+        };
+        assert_eq!(facts.packs_for(), None);
+    }
+    for (major, minor) in [(8, 0), (8, 9), (10, 0), (12, 0)] {
+        let facts = MatmulFacts {
+            capability: Capability { major, minor },
+            ..HOPPER
+        };
+        assert_eq!(facts.packs_for(), None, "sm_{major}{minor}");
+    }
 }
 
 #[test]

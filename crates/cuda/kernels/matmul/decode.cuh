@@ -1,0 +1,350 @@
+// Matmuls of few tokens by a packed FP8 weight (packed.cuh), as fast as it is read: decode steps on Hopper.
+//
+// ## Method
+// 1. A cluster of two blocks has a stream, and at most TOKENS of the tokens; its warps share k, each with
+//    units of its own, which follow one another in memory.
+// 2. A warp asks for its units by bulk copies into a ring that no other warp touches, before the wait
+//    for the kernel before. It asks for the next one when one has arrived: asked for all at once, they
+//    keep that wait from ending.
+// 3. After the wait it reads x as fragments. Each token's 64 of k become f16 by a power of two that
+//    takes their largest magnitude to [2^15, 2^16): exact from 2^-32 of it on, off by at most 2^-40
+//    of it below (docs/numerics.md has the bound).
+// 4. Weights are the 16 rows of the tensor cores' product, tokens its 8 columns. A unit's sum is multiplied by
+//    the weight's scales, then by the inverse power, and added in f32.
+// 5. Warps leave their sums where their rings were, and the block adds them in the warps' order. The
+//    blocks send each other the half that is the other's. Then rows are stored, or activated first.
+#pragma once
+#include "packed.cuh"
+#include "../activation/functions.cuh"
+
+// The twin of `DecodeParams` in src/launch/params.rs.
+struct DecodeParams {
+    const uint8_t* w;
+    const bf16* x;                // rows begin at multiples of 16 bytes
+    void* y;
+    uint64_t x_stride, y_stride;  // elements
+    Packing packing;
+    uint32_t t, k;
+    uint32_t y_type;
+    uint32_t clamped, eager;      // the activation, and how it rounds
+    Scalars scalars;
+};
+TWIN_SIZE(DecodeParams, 96);
+TWIN_FIELD(DecodeParams, w, 0);
+TWIN_FIELD(DecodeParams, x, 8);
+TWIN_FIELD(DecodeParams, y, 16);
+TWIN_FIELD(DecodeParams, x_stride, 24);
+TWIN_FIELD(DecodeParams, y_stride, 32);
+TWIN_FIELD(DecodeParams, packing, 40);
+TWIN_FIELD(DecodeParams, t, 56);
+TWIN_FIELD(DecodeParams, k, 60);
+TWIN_FIELD(DecodeParams, y_type, 64);
+TWIN_FIELD(DecodeParams, clamped, 68);
+TWIN_FIELD(DecodeParams, eager, 72);
+TWIN_FIELD(DecodeParams, scalars, 76);
+
+constexpr int BLOCKS = 2;  // of a cluster
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+__device__ __forceinline__ void init_barrier(uint32_t barrier) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier));
+}
+// Arrives, and lets the barrier's phase end only when so many bytes have come.
+__device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+// Waits for the end of the phase of this parity; CLUSTER: to see what another block of the cluster wrote.
+template <bool CLUSTER> __device__ __forceinline__ void wait_barrier(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    do {
+        if constexpr (CLUSTER)
+            asm volatile("{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+        else
+            asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    } while (!done);
+}
+// The place of this block's shared address in another block of the cluster.
+__device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank) {
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+__device__ __forceinline__ void send(uint32_t to, float4 v, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
+        ::"r"(to), "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(__float_as_uint(v.z)),
+          "r"(__float_as_uint(v.w)), "r"(barrier) : "memory");
+}
+
+// Four codes as two words of f16; a NaN is a NaN.
+__device__ __forceinline__ void widen_codes(uint32_t codes, uint32_t (&words)[2]) {
+    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b;}"
+        : "=r"(words[0]), "=r"(words[1]) : "r"(codes));
+}
+// Two bf16s times a power of two, as f16s.
+__device__ __forceinline__ uint32_t scaled(uint32_t two, float power) {
+    const __half2 both = __floats2half2_rn(
+        __uint_as_float(two << 16) * power, __uint_as_float(two & 0xffff0000u) * power);
+    return *(const uint32_t*)&both;
+}
+
+// The power of two that takes bf16s of at most this magnitude, given by its bits, to [2^15, 2^16), and its
+// inverse: at most 2^126, for inverses to be normal, and what it takes to finite f16s beside an infinity.
+struct Power {
+    float up, down;
+    __device__ __forceinline__ explicit Power(uint32_t top) {
+        const uint32_t e = min(max(top >> 7, 16u), 254u);
+        up = __uint_as_float((269u - e) << 23), down = __uint_as_float((e - 15u) << 23);
+    }
+};
+__device__ __forceinline__ uint32_t larger_magnitudes(uint4 v) {
+    const uint32_t m = 0x7fff7fffu;
+    return __vmaxu2(__vmaxu2(v.x & m, v.y & m), __vmaxu2(v.z & m, v.w & m));
+}
+__device__ __forceinline__ uint32_t with_lane(uint32_t top, int distance) {
+    return __vmaxu2(top, __shfl_xor_sync(~0u, top, distance));
+}
+__device__ __forceinline__ uint32_t larger_half(uint32_t top) { return max(top >> 16, top & 0xffffu); }
+
+template <typename T>
+__device__ __forceinline__ T activated(const DecodeParams& p, float gate, float up) {
+    gate = rounded<T>(gate), up = rounded<T>(up);
+    const Scalars& s = p.scalars;
+    float y;
+    if (p.eager && sizeof(T) == 2) {
+        y = p.clamped ? gated<Silu, Clamp::Before, T, true>(gate, up, s)
+                      : gated<Silu, Clamp::None, T, true>(gate, up, s);
+    } else {
+        y = p.clamped ? gated<Silu, Clamp::Before, T, false>(gate, up, s)
+                      : gated<Silu, Clamp::None, T, false>(gate, up, s);
+    }
+    return narrow<T>(y);
+}
+
+// The sums of row g of a group, `low`, and of row g + 8, of one token.
+template <bool GATED, typename T>
+__device__ __forceinline__ void store_rows(
+    const DecodeParams& p, uint32_t row, uint32_t token, float low, float high) {
+    if (token >= p.t) return;
+    T* const y = (T*)p.y + token * p.y_stride + row;
+    if constexpr (GATED) {
+        *y = activated<T>(p, low, high);
+    } else {
+        y[0] = narrow<T>(low);
+        y[p.packing.half_rows] = narrow<T>(high);
+    }
+}
+template <bool GATED, typename T>
+__device__ __forceinline__ void store_tokens(const DecodeParams& p, uint32_t row, uint32_t token, float4 v) {
+    store_rows<GATED, T>(p, row, token, v.x, v.z);
+    store_rows<GATED, T>(p, row, token + 1, v.y, v.w);
+}
+
+// A stream of GROUPS at most; TOKENS: one, whose x a warp converts together, or tiles of 8. A
+// warp's ring holds RING units. AHEAD units of x are read at once.
+template <bool GATED, int GROUPS, int TOKENS, int RING, int AHEAD>
+__device__ __forceinline__ void decode(const DecodeParams& p) {
+    constexpr bool ONE = TOKENS == 1;
+    constexpr int THREADS = 32 * WARPS, TILES = (TOKENS + 7) / 8, PAIRS = GROUPS * TILES;
+    constexpr int OWNED = (PAIRS + 1) / BLOCKS;  // pairs of a group and a tile that a block finishes
+    constexpr int SLOT = HEAD + GROUPS * GROUP_CODES;
+    constexpr int LANES = ONE ? 8 : 32;  // that have a token's sums: of one, those of column 0
+    static_assert(RING * SLOT >= PAIRS * LANES * 16, "a warp's sums take the place of its ring");
+    extern __shared__ __align__(128) uint8_t memory[];
+    __shared__ __align__(8) uint64_t full[WARPS][RING], sums;
+    __shared__ __align__(16) uint4 one_x[ONE ? WARPS : 1][ONE ? AHEAD * 8 : 1];
+    __shared__ float one_power[ONE ? WARPS : 1][ONE ? AHEAD : 1];
+
+    let_next_start();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int rank = blockIdx.x % BLOCKS, units = p.k / UNIT_K, piece = rank * WARPS + warp;
+    const int first = piece * units / (BLOCKS * WARPS);
+    const int count = (piece + 1) * units / (BLOCKS * WARPS) - first;
+    const uint32_t token0 = blockIdx.y * TOKENS;
+    const Stream stream(p.packing, blockIdx.x / BLOCKS, units);
+    const uint8_t* const mine = p.w + stream.offset + (uint64_t)first * stream.unit;
+    uint8_t* const ring = memory + warp * RING * SLOT;
+    const auto fetch = [&](int unit) {
+        const int place = unit % RING;
+        const uint32_t barrier = shared_address(&full[warp][place]);
+        expect_bytes(barrier, stream.unit);
+        bulk_copy(shared_address(ring + place * SLOT), mine + (uint64_t)unit * stream.unit, stream.unit, barrier);
+    };
+    const auto arrived = [&](int unit) {
+        wait_barrier<false>(shared_address(&full[warp][unit % RING]), unit / RING & 1);
+    };
+    const int in_ring = min(RING, count);
+    if (lane == 0) {
+        for (int i = 0; i < RING; ++i) init_barrier(shared_address(&full[warp][i]));
+        if (warp == 0) init_barrier(shared_address(&sums));
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        if (count > 0) fetch(0);
+        if (warp == 0) {
+            const int owned = min(OWNED, PAIRS - rank * OWNED);
+            expect_bytes(shared_address(&sums), owned * LANES * 16);
+        }
+    }
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    if (lane == 0) {
+        for (int i = 1; i < in_ring; ++i) {
+            arrived(i - 1);
+            fetch(i);
+        }
+    }
+    __syncwarp();
+    wait_for_last();
+
+    constexpr int STEP = ONE ? 2 : 1;  // of a lane's four sums one token needs the first and the third
+    float sum[GROUPS][TILES][4] = {};
+    uint4 xs[AHEAD][TILES][2];
+    const auto read_x = [&](int unit, uint4(&to)[TILES][2]) {
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) {
+            // Beyond the last token the last one stands in, and its results are not stored.
+            const uint64_t row = min(token0 + t * 8 + g, p.t - 1) * p.x_stride;
+            const bf16* const at = p.x + row + (first + min(unit, count - 1)) * UNIT_K + q * 8;
+            to[t][0] = __ldcg((const uint4*)at);
+            to[t][1] = __ldcg((const uint4*)(at + 32));
+        }
+    };
+    if (!ONE && count > 0) {
+#pragma unroll
+        for (int d = 0; d < AHEAD; ++d) read_x(d, xs[d]);
+    }
+    for (int begin = 0; begin < count; begin += AHEAD) {
+        if constexpr (ONE) {
+            constexpr int LOADS = (AHEAD + 3) / 4;
+            const uint4* const x = (const uint4*)(p.x + token0 * p.x_stride + (first + begin) * UNIT_K);
+            const int there = min(AHEAD, count - begin) * 8;
+            uint4 v[LOADS];
+#pragma unroll
+            for (int d = 0; d < LOADS; ++d) {
+                const int at = d * 32 + lane;
+                v[d] = at < there ? __ldcg(x + at) : make_uint4(0, 0, 0, 0);
+            }
+            __syncwarp();
+#pragma unroll
+            for (int d = 0; d < LOADS; ++d) {
+                const uint32_t top = with_lane(with_lane(with_lane(larger_magnitudes(v[d]), 1), 2), 4);
+                const Power power(larger_half(top));
+                const int at = d * 32 + lane;
+                if (at < AHEAD * 8) {
+                    one_x[warp][at] = make_uint4(scaled(v[d].x, power.up), scaled(v[d].y, power.up),
+                        scaled(v[d].z, power.up), scaled(v[d].w, power.up));
+                    if (lane % 8 == 0) one_power[warp][at / 8] = power.down;
+                }
+            }
+            __syncwarp();
+        }
+#pragma unroll
+        for (int d = 0; d < AHEAD; ++d) {
+            const int unit = begin + d;
+            if (unit >= count) break;
+            uint32_t x[TILES][8];
+            float2 down[TILES];  // of the two tokens that a lane has sums of
+            if constexpr (ONE) {
+                *(uint4*)&x[0][0] = one_x[warp][d * 8 + q], *(uint4*)&x[0][4] = one_x[warp][d * 8 + 4 + q];
+                down[0].x = one_power[warp][d];
+            } else {
+#pragma unroll
+                for (int t = 0; t < TILES; ++t) {
+                    const uint4 lo = xs[d][t][0], hi = xs[d][t][1];
+                    const uint32_t of_lane = __vmaxu2(larger_magnitudes(lo), larger_magnitudes(hi));
+                    const Power power(larger_half(with_lane(with_lane(of_lane, 1), 2)));
+                    const uint32_t words[8] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) x[t][j] = scaled(words[j], power.up);
+                    down[t].x = __shfl_sync(~0u, power.down, q * 8);
+                    down[t].y = __shfl_sync(~0u, power.down, q * 8 + 4);
+                }
+                if (unit + AHEAD < count) read_x(unit + AHEAD, xs[d]);
+            }
+            arrived(unit);
+            const uint8_t* const slot = ring + unit % RING * SLOT;
+#pragma unroll
+            for (int i = 0; i < GROUPS; ++i) {
+                // Of groups that the stream has not, anything: it is not stored.
+                const float4 scale = ((const float4*)slot)[i];
+                const uint4* const codes = (const uint4*)(slot + HEAD + i * GROUP_CODES) + lane;
+                const uint4 lo = codes[0], hi = codes[32];
+                uint32_t low[4][2], high[4][2];  // of rows g and g + 8
+                widen_codes(lo.x, low[0]), widen_codes(lo.y, low[1]);
+                widen_codes(lo.z, low[2]), widen_codes(lo.w, low[3]);
+                widen_codes(hi.x, high[0]), widen_codes(hi.y, high[1]);
+                widen_codes(hi.z, high[2]), widen_codes(hi.w, high[3]);
+#pragma unroll
+                for (int t = 0; t < TILES; ++t) {
+                    float u[4] = {}, v[4] = {};  // k below 32, and from 32 on
+                    const auto add = [&](float(&to)[4], int j) {
+                        const uint32_t b[2] = {x[t][2 * j], x[t][2 * j + 1]};
+                        multiply<f16>(to, low[j], high[j], b);
+                    };
+                    add(u, 0), add(v, 2), add(u, 1), add(v, 3);
+#pragma unroll
+                    for (int e = 0; e < 4; e += STEP) {
+                        const float s0 = e < 2 ? scale.x : scale.y, s1 = e < 2 ? scale.z : scale.w;
+                        const float both = fmaf(v[e], s1, u[e] * s0);
+                        sum[i][t][e] = fmaf(both, e % 2 ? down[t].y : down[t].x, sum[i][t][e]);
+                    }
+                }
+            }
+            if (unit + RING < count) {
+                __syncwarp();
+                if (lane == 0) fetch(unit + RING);
+            }
+        }
+    }
+
+    __syncwarp();
+    if (!ONE || q == 0) {
+#pragma unroll
+        for (int i = 0; i < PAIRS; ++i) {
+            const float(&of)[4] = sum[i / TILES][i % TILES];
+            ((float4*)ring)[i * LANES + (ONE ? g : lane)] = make_float4(of[0], of[1], of[2], of[3]);
+        }
+    }
+    __syncthreads();
+    const auto total = [&](int at) {
+        float4 v = ((const float4*)memory)[at];
+#pragma unroll
+        for (uint32_t w = 1; w < WARPS; ++w) {
+            const float4 o = ((const float4*)(memory + w * RING * SLOT))[at];
+            v.x += o.x, v.y += o.y, v.z += o.z, v.w += o.w;
+        }
+        return v;
+    };
+    float4* const received = (float4*)(memory + WARPS * RING * SLOT);
+    // The other block's barrier is there.
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    const int other = (rank ^ 1) * OWNED, theirs = min(OWNED, PAIRS - other);
+    const uint32_t there = in_block(shared_address(received), rank ^ 1);
+    const uint32_t barrier = in_block(shared_address(&sums), rank ^ 1);
+    for (int o = threadIdx.x; o < theirs * LANES; o += THREADS) {
+        send(there + o * 16, total(other * LANES + o), barrier);
+    }
+    const int own = rank * OWNED, owned = min(OWNED, PAIRS - own);
+    // The threads that have sent the least go first.
+    for (int o = threadIdx.x ^ (THREADS / 2); o < owned * LANES; o += THREADS) {
+        float4 v = total(own * LANES + o);
+        wait_barrier<true>(shared_address(&sums), 0);
+        const float4 r = received[o];
+        v.x += r.x, v.y += r.y, v.z += r.z, v.w += r.w;
+        const uint32_t pair = own + o / LANES, of_lane = o % LANES, i = pair / TILES;
+        if (i >= stream.groups) continue;
+        const uint32_t row = packed_row(p.packing, stream.first + i, ONE ? of_lane : of_lane / 4);
+        const uint32_t token = token0 + pair % TILES * 8 + (ONE ? 0 : of_lane % 4 * 2);
+        if (p.y_type == Y_BF16) store_tokens<GATED, bf16>(p, row, token, v);
+        else if (p.y_type == Y_F16) store_tokens<GATED, f16>(p, row, token, v);
+        else store_tokens<GATED, float>(p, row, token, v);
+    }
+    // No block leaves while the other may still send to it.
+    if (threadIdx.x == 0) wait_barrier<true>(shared_address(&sums), 0);
+}

@@ -1,0 +1,178 @@
+// What else is done with a packed FP8 weight (packed.cuh): matmuls with few rows of x of any type, and the weight
+// brought back to rows, as codes or as bf16.
+//
+// ## Method
+// 1. Few rows: as matmul_rows.cu, by groups. A thread reads sixteen codes of a row at a time, and x at their k.
+// 2. Back to rows: a thread takes what it would read there, and writes it in two places.
+#pragma once
+#include "packed.cuh"
+
+// The twin of `PackedParams` in src/launch/params.rs.
+struct PackedParams {
+    MatmulParams matmul;
+    Packing packing;
+};
+TWIN_SIZE(PackedParams, 104);
+TWIN_FIELD(PackedParams, matmul, 0);
+TWIN_FIELD(PackedParams, packing, 88);
+
+// A block's GROUPS and TILES times 8 rows of x. DEPTH units of w, of x too where it is read AHEAD, are
+// read before the first is multiplied.
+template <typename X, int GROUPS, int TILES, int DEPTH, bool AHEAD>
+__device__ __forceinline__ void few_rows(const PackedParams& params) {
+    using M = typename Multiplied<X, e4m3>::Type;
+    constexpr int X_WORDS = 2 * (int)sizeof(X);  // of 8 elements
+    const MatmulParams& p = params.matmul;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const uint32_t group0 = blockIdx.x * GROUPS, t0 = blockIdx.y * TILES * 8, units = p.k / UNIT_K;
+    // Beyond the last group or row the last one stands in, and its results are not stored.
+    const uint8_t* w[GROUPS];
+    uint32_t unit_bytes[GROUPS];
+    const float* scales[2 * GROUPS];
+    const X* x[TILES];
+#pragma unroll
+    for (int i = 0; i < GROUPS; ++i) {
+        const uint32_t group = min(group0 + i, params.packing.groups - 1);
+        const GroupPlace place(params.packing, group, units);
+        w[i] = (const uint8_t*)p.w + place.codes + 16 * lane, unit_bytes[i] = place.unit;
+        scales[2 * i] = scales_of(p, packed_row(params.packing, group, g));
+        scales[2 * i + 1] = scales_of(p, packed_row(params.packing, group, g + 8));
+    }
+#pragma unroll
+    for (int i = 0; i < TILES; ++i) x[i] = (const X*)p.x + min(t0 + 8 * i + g, p.t - 1) * p.x_stride + 8 * q;
+
+    let_next_start();
+    float sum[GROUPS][TILES][4] = {};
+    for (uint32_t first = warp; first < units; first += DEPTH * WARPS) {
+        uint32_t ws[DEPTH][2 * GROUPS][4] = {}, xs[DEPTH][AHEAD ? TILES : 1][2][X_WORDS] = {};
+        float s[DEPTH][2][2 * GROUPS];
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) {
+            const uint32_t unit = first + d * WARPS;
+            if (unit >= units) continue;
+#pragma unroll
+            for (int i = 0; i < 2 * GROUPS; ++i) {
+                read(w[i / 2] + (uint64_t)unit * unit_bytes[i / 2] + i % 2 * (GROUP_CODES / 2), ws[d][i]);
+            }
+        }
+        // The first of w come while the kernel before this one writes x.
+        wait_for_last();
+        if constexpr (AHEAD) {
+#pragma unroll
+            for (int d = 0; d < DEPTH; ++d) {
+                const uint32_t unit = first + d * WARPS;
+                if (unit >= units) continue;
+#pragma unroll
+                for (int i = 0; i < TILES; ++i) {
+                    read(x[i] + unit * UNIT_K, xs[d][i][0]);
+                    read(x[i] + unit * UNIT_K + 32, xs[d][i][1]);
+                }
+            }
+        }
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) {
+            const uint32_t unit = min(first + d * WARPS, units - 1);
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const uint32_t block = p.by_block.quotient(unit * UNIT_K + 32 * h);
+#pragma unroll
+                for (int i = 0; i < 2 * GROUPS; ++i) s[d][h][i] = scales[i][block];
+            }
+        }
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) {
+            const uint32_t unit = first + d * WARPS;
+            if (unit >= units) break;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                Rows<M, e4m3> a[GROUPS][2];
+#pragma unroll
+                for (int i = 0; i < GROUPS; ++i)
+#pragma unroll
+                    for (int j = 0; j < 2; ++j) {
+                        a[i][j] = Rows<M, e4m3>(ws[d][2 * i] + 2 * h + j, ws[d][2 * i + 1] + 2 * h + j);
+                    }
+#pragma unroll
+                for (int tile = 0; tile < TILES; ++tile) {
+                    uint32_t words[X_WORDS] = {};
+                    const uint32_t* from = words;
+                    if constexpr (AHEAD) from = xs[d][tile][h];
+                    else read(x[tile] + unit * UNIT_K + 32 * h, words);
+#pragma unroll
+                    for (int i = 0; i < GROUPS; ++i) {
+                        float part[4] = {};
+                        add<M, X>(part, a[i][0], from);
+                        add<M, X>(part, a[i][1], from + sizeof(X));
+#pragma unroll
+                        for (int c = 0; c < 4; ++c) {
+                            sum[i][tile][c] = fmaf(part[c], s[d][h][2 * i + c / 2], sum[i][tile][c]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    sum_warps((float(&)[GROUPS * TILES * 4])sum);
+    if (warp != 0) return;
+#pragma unroll
+    for (int i = 0; i < GROUPS; ++i)
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                const uint32_t n = packed_row(params.packing, group0 + i, g + c / 2 * 8);
+                const uint32_t t = t0 + 8 * tile + 2 * q + c % 2;
+                if (group0 + i < params.packing.groups && t < p.t) store(p, t, n, sum[i][tile][c]);
+            }
+}
+
+// Sixteen codes of a row: eight from k on, eight from k + 32 on.
+struct PackedCodes {
+    uint4 codes;
+    uint32_t row, k;
+    bool there;
+
+    __device__ __forceinline__ explicit PackedCodes(const PackedParams& params) {
+        const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, units = params.matmul.k / UNIT_K;
+        const uint32_t lane = i % 32, half = i / 32 % 2, unit = i / 64 % units, group = i / 64 / units;
+        there = group < params.packing.groups;
+        if (!there) return;
+        const GroupPlace place(params.packing, group, units);
+        const uint8_t* const from = (const uint8_t*)params.matmul.w + place.codes + (uint64_t)unit * place.unit;
+        codes = *(const uint4*)(from + half * (GROUP_CODES / 2) + lane * 16);
+        row = packed_row(params.packing, group, half * 8 + lane / 4);
+        k = unit * UNIT_K + lane % 4 * 8;
+    }
+};
+
+__device__ __forceinline__ void unpack(const PackedParams& params) {
+    let_next_start();
+    const PackedCodes c(params);
+    wait_for_last();
+    if (!c.there) return;
+    uint8_t* const to = (uint8_t*)params.matmul.y + (uint64_t)c.row * params.matmul.k + c.k;
+    *(uint2*)to = make_uint2(c.codes.x, c.codes.y);
+    *(uint2*)(to + 32) = make_uint2(c.codes.z, c.codes.w);
+}
+
+// As decode_e4m3_to_bf16 of matmul.cu.
+__device__ __forceinline__ void unpack_to_bf16(const PackedParams& params) {
+    const MatmulParams& p = params.matmul;
+    let_next_start();
+    const PackedCodes c(params);
+    Vector<bf16, 8> out[2];
+    if (c.there) {
+        const e4m3* const codes = (const e4m3*)&c.codes;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const float s = scales_of(p, c.row)[p.by_block.quotient(c.k + 32 * h)];
+#pragma unroll
+            for (int j = 0; j < 8; ++j) out[h].x[j] = narrow<bf16>(widen(codes[8 * h + j]) * s);
+        }
+    }
+    wait_for_last();
+    if (!c.there) return;
+    bf16* const to = (bf16*)p.y + (uint64_t)c.row * p.k + c.k;
+    *(Vector<bf16, 8>*)to = out[0];
+    *(Vector<bf16, 8>*)(to + 32) = out[1];
+}

@@ -1,0 +1,53 @@
+//! The plans of matmuls as lines of a report.
+
+use swiglu_core::{Float, Request, Shape};
+
+use super::{
+    call::Matmuls,
+    plan::{CodesPlan, CodesProblem, MatmulPlan, MatmulProblem},
+    step::{StepActivation, StepKind},
+};
+
+impl Matmuls {
+    /// The plan of a gated matmul of this shape on rows without gaps, on one line; none where it is a
+    /// matmul and an activation.
+    pub(crate) fn gated_plan(&self, request: &Request, shape: &Shape) -> Option<String> {
+        let Request::GatedMatmul { op, x, weight, act } = request else {
+            return None;
+        };
+        let types = (*x, *weight, *act);
+        let problem = MatmulProblem::of_shape(shape, types, true, self.facts())?;
+        StepActivation::of(op)?;
+        Some(problem.step(self.facts(), StepKind::Gated)?.to_string())
+    }
+
+    /// The plan of a matmul of this shape on rows without gaps, on one line; none for requests of
+    /// other kinds.
+    pub(crate) fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
+        let (types, pairs) = match *request {
+            Request::Matmul { x, weight, y } => ((x, weight, y), false),
+            Request::GatedMatmul { x, weight, act, .. } => ((x, weight, act), true),
+            Request::QuantizedMatmul { weight, y, .. } => ((Float::BF16, weight, y), false),
+            _ => return None,
+        };
+        let problem = MatmulProblem::of_shape(shape, types, pairs, self.facts())?;
+        let plan = MatmulPlan::new(&problem, self.facts(), None)?;
+        let Request::QuantizedMatmul { quant, weight, .. } = request else {
+            return Some(plan.to_string());
+        };
+        let codes = CodesProblem {
+            t: problem.t,
+            n: problem.n,
+            k: problem.k,
+            group: quant.group(),
+            w_in_blocks: weight.scaling().is_some_and(|(_, block)| block == [128; 2]),
+            aligned: problem.k.is_multiple_of(16),
+            scales_in_columns: false,
+            scratch_aligned: true,
+        };
+        Some(match CodesPlan::new(&codes, self.facts()) {
+            Some(codes) => codes.to_string(),
+            None => format!("dequantize_bf16, then {plan}"),
+        })
+    }
+}

@@ -1,0 +1,171 @@
+//! The kernels of packed weights.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, sys};
+use swiglu_core::{Float, GatedActivation, RowLayout};
+
+use super::{
+    parameters::{THREADS, of_call, y_type},
+    plan::{OwnKernel, OwnPlan, X_ROWS},
+    step::{CLUSTER, StepActivation, StepKernel, StepPlan},
+};
+use crate::{
+    activation::scalars,
+    buffer::CudaBuffer,
+    error::Result,
+    launch::{
+        driver::{Fatbins, Function, Grid, Module, fatbins},
+        params::{DecodeParams, PackedParams, Packing, Scalars},
+    },
+    view::RawMatrix,
+    weight::CudaWeight,
+};
+
+static FATBINS: Fatbins = fatbins!("decode");
+
+/// The kernels, loaded into the context of a device that has them.
+pub(super) struct PackedKernels {
+    steps: [Function; StepKernel::ALL.len()],
+    /// By [`Float::ALL`]'s order.
+    rows: [[Function; X_ROWS.len()]; Float::ALL.len()],
+    unpack: Function,
+    unpack_to_bf16: Function,
+    _module: Module,
+}
+
+impl PackedKernels {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        let module = Module::load(context, &FATBINS)?;
+        let unpack = module.function("unpack_e4m3")?;
+        // All of a kind are loaded in its place.
+        let mut steps = [unpack; StepKernel::ALL.len()];
+        for (function, kernel) in steps.iter_mut().zip(StepKernel::ALL) {
+            *function = module.function(&kernel.name())?;
+            function.allow_shared(kernel.shared())?;
+            function.prefer_shared()?;
+        }
+        let mut rows = [[unpack; X_ROWS.len()]; Float::ALL.len()];
+        for (of_x, x) in rows.iter_mut().zip(Float::ALL) {
+            for (place, function) in of_x.iter_mut().enumerate() {
+                *function = module.function(&OwnKernel::packed_name(place, x))?;
+            }
+        }
+        Ok(Self {
+            steps,
+            rows,
+            unpack,
+            unpack_to_bf16: module.function("unpack_e4m3_to_bf16")?,
+            _module: module,
+        })
+    }
+
+    /// Enqueues a decode step: y = x · wᵀ, or of a gated one y = op(x · wᵀ).
+    ///
+    /// # Safety
+    /// The plan is of this call, which has been checked, its memory lives until the stream has run
+    /// it, and the stream's context is bound.
+    pub(super) unsafe fn step(
+        &self,
+        stream: sys::CUstream,
+        plan: StepPlan,
+        x: &RawMatrix,
+        (weight, packing): (&CudaWeight, Packing),
+        y: &RawMatrix,
+        activation: Option<(&GatedActivation, StepActivation)>,
+    ) -> Result<()> {
+        let kernel = StepKernel::ALL[plan.place];
+        let (clamped, eager, scalars) = match activation {
+            Some((op, of)) => (of.clamped, of.eager, scalars(op)),
+            None => (false, false, Scalars::default()),
+        };
+        let params = DecodeParams {
+            w: weight.data.address(),
+            x: x.first(),
+            y: y.first(),
+            x_stride: x.layout.stride as u64,
+            y_stride: y.layout.stride as u64,
+            packing,
+            t: x.layout.rows as u32,
+            k: weight.cols as u32,
+            y_type: y_type(y.float),
+            clamped: u32::from(clamped),
+            eager: u32::from(eager),
+            scalars,
+        };
+        let grid = Grid {
+            blocks: plan.blocks,
+            threads: THREADS,
+            shared: kernel.shared(),
+            programmatic: true,
+            cluster: CLUSTER,
+        };
+        // SAFETY: by this function's contract, and the kernels stay inside of the call's shapes.
+        unsafe { self.steps[plan.place].launch(stream, grid, &params) }
+    }
+
+    /// Enqueues a matmul of few rows: the kernels at this place among those of x's type.
+    ///
+    /// # Safety
+    /// As [`Self::step`].
+    pub(super) unsafe fn few_rows(
+        &self,
+        stream: sys::CUstream,
+        (plan, place): (&OwnPlan, usize),
+        x: &RawMatrix,
+        (weight, packing): (&CudaWeight, Packing),
+        y: &RawMatrix,
+    ) -> Result<()> {
+        let params = PackedParams {
+            matmul: of_call(x, weight, y),
+            packing,
+        };
+        let grid = Grid {
+            blocks: plan.blocks,
+            threads: THREADS,
+            shared: 0,
+            programmatic: true,
+            cluster: 1,
+        };
+        // SAFETY: by this function's contract.
+        unsafe { self.rows[plan.x as usize][place].launch(stream, grid, &params) }
+    }
+
+    /// Enqueues the way back to rows, as codes or decoded to bf16.
+    ///
+    /// # Safety
+    /// As [`Self::step`]; the buffer has room for all codes, or as many bf16s.
+    pub(super) unsafe fn unpack(
+        &self,
+        stream: sys::CUstream,
+        (weight, packing): (&CudaWeight, Packing),
+        into: &CudaBuffer,
+        to_bf16: bool,
+    ) -> Result<()> {
+        let matrix = RawMatrix {
+            address: into.address(),
+            float: Float::BF16,
+            layout: RowLayout::contiguous(weight.rows, weight.cols),
+        };
+        let params = PackedParams {
+            matmul: of_call(&matrix, weight, &matrix),
+            packing,
+        };
+        // A thread has sixteen codes.
+        let vectors = weight.rows * weight.cols / 16;
+        let grid = Grid {
+            blocks: [vectors.div_ceil(THREADS as usize) as u32, 1],
+            threads: THREADS,
+            shared: 0,
+            programmatic: true,
+            cluster: 1,
+        };
+        let kernel = if to_bf16 {
+            self.unpack_to_bf16
+        } else {
+            self.unpack
+        };
+        // SAFETY: by this function's contract.
+        unsafe { kernel.launch(stream, grid, &params) }
+    }
+}

@@ -1,0 +1,11 @@
+//! Few tokens by packed weights: what Hopper's decode steps give, and every other way that reads such a weight.
+// Helpers beside the tests unwrap as the tests do.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod extremes;
+mod gated;
+mod graphs;
+mod sums;
+mod weights;
