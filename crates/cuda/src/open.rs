@@ -27,6 +27,12 @@ use crate::{
 /// large as the largest asks, made when that is loaded. On compute capability 9.0 and later our
 /// matmuls may start while the kernel before them ends, and read their weight meanwhile.
 ///
+/// On compute capability 9.0 FP8 weights are kept in the order in which kernels for few tokens read
+/// them, as one copy: bf16 activations of up to 16 tokens run at the speed of the weight's bytes
+/// there, with the activation of an MLP in the same kernel, for which gate and up are loaded by
+/// [`swiglu_core::Matmul::load_gate_up`]. What reads such a weight by rows (more than 64 tokens, x
+/// that is not in whole vectors) has it unpacked into the memory for decoded weights first.
+///
 /// That is [`Accumulation::MatrixUnit`], the default. With [`Accumulation::Ordered`] all matmuls
 /// run one kernel that adds by f32 fused multiply-adds in the order of k, many times slower. With
 /// [`Accumulation::Fp8TensorCore`] codes are multiplied on FP8 tensor cores where they can be, for

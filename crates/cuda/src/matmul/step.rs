@@ -109,15 +109,9 @@ impl StepActivation {
     }
 }
 
-/// How often a weight of so many groups a stream is read, the largest kernel's tokens at a time, before
-/// the kernels for few rows are faster. Measured on an H200.
-const fn most_times(groups: u32) -> usize {
-    match groups {
-        ..=4 => 2,
-        5 => 4,
-        _ => 3,
-    }
-}
+/// Tokens up to which a weight is read again for as many as the largest kernel takes at a time. That was
+/// faster on an H200 than the kernels for few rows.
+const MOST_TOKENS: usize = 64;
 
 /// A launch of a decode step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,8 +135,7 @@ impl StepPlan {
         let place = first.or_else(|| all.iter().rposition(of_groups))?;
         let times = t.div_ceil(all[place].tokens as usize);
         let pairs = kind == StepKind::Plain || packing.pairs();
-        let few = (1..=most_times(groups)).contains(&times);
-        (pairs && few).then_some(Self {
+        (pairs && (1..=MOST_TOKENS).contains(&t)).then_some(Self {
             place,
             blocks: [CLUSTER * packing.streams, times as u32],
         })
