@@ -5,10 +5,10 @@
 #if __CUDA_ARCH__ == 900
 // Kernels are named decode_<kind>_<groups>_groups_<tokens>_tokens: `gated` activates, `plain` does not.
 constexpr bool gated_kind = true, plain_kind = false;
-#define KERNEL(KIND, GROUPS, TOKENS, RING, AHEAD, BLOCKS_OF_SM)                                   \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_OF_SM)                       \
-    decode_##KIND##_##GROUPS##_groups_##TOKENS##_tokens(const __grid_constant__ DecodeParams p) { \
-        decode<KIND##_kind, GROUPS, TOKENS, RING, AHEAD>(p);                                     \
+#define KERNEL(KIND, GROUPS, TOKENS, RING, AHEAD, BLOCKS_OF_SM)                                    \
+    extern "C" __global__ void __cluster_dims__(BLOCKS) __launch_bounds__(32 * WARPS, BLOCKS_OF_SM) \
+    decode_##KIND##_##GROUPS##_groups_##TOKENS##_tokens(const __grid_constant__ DecodeParams p) {   \
+        decode<KIND##_kind, GROUPS, TOKENS, RING, AHEAD>(p);                                        \
     }
 // As measured for V4-Flash (4 groups), V4.1-Flash (5) and V4-Pro (6 and 7): rings of both matmuls that fit
 // on a multiprocessor side by side where that is faster. src/matmul/step.rs has this table.

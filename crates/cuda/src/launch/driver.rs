@@ -120,8 +120,6 @@ pub(crate) struct Grid {
     pub(crate) shared: u32,
     /// Programmatic dependent launch: the kernel may start while the one before it ends.
     pub(crate) programmatic: bool,
-    /// Blocks of a cluster; one is a launch without clusters.
-    pub(crate) cluster: u32,
 }
 
 /// What of a device decides which kernels run and how.
@@ -178,30 +176,12 @@ impl Function {
         grid: Grid,
         params: &P,
     ) -> Result<()> {
-        // The first of them are given.
-        let mut attributes = [
-            sys::CUlaunchAttribute {
-                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                pad: [0; 4],
-                value: sys::CUlaunchAttributeValue {
-                    programmaticStreamSerializationAllowed: i32::from(grid.programmatic),
-                },
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
             },
-            sys::CUlaunchAttribute {
-                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-                pad: [0; 4],
-                value: sys::CUlaunchAttributeValue {
-                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
-                        x: grid.cluster,
-                        y: 1,
-                        z: 1,
-                    },
-                },
-            },
-        ];
-        let count = match (grid.cluster, grid.programmatic) {
-            (2.., _) => 2,
-            (_, programmatic) => u32::from(programmatic),
         };
         let config = sys::CUlaunchConfig {
             gridDimX: grid.blocks[0],
@@ -212,8 +192,8 @@ impl Function {
             blockDimZ: 1,
             sharedMemBytes: grid.shared,
             hStream: stream,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: count,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(grid.programmatic),
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: by this function's contract; the driver copies the parameter before it returns.

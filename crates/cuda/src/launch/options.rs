@@ -65,7 +65,6 @@ impl LaunchOptions {
             threads: block,
             shared: 0,
             programmatic: self.programmatic && overlaps,
-            cluster: 1,
         })
     }
 }

@@ -108,7 +108,6 @@ impl MatmulKernels {
             threads: THREADS,
             shared: plan.kernel.shared(plan.x, plan.weight),
             programmatic: self.overlaps,
-            cluster: 1,
         };
         let kernel = pair.kernel(plan.kernel);
         let params = MatmulParams {
@@ -140,7 +139,6 @@ impl MatmulKernels {
             threads: THREADS,
             shared: 0,
             programmatic: self.overlaps,
-            cluster: 1,
         };
         let params = of_call(&matrix, weight, &matrix);
         // SAFETY: by this function's contract.

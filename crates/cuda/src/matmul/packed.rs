@@ -8,7 +8,7 @@ use swiglu_core::{Float, GatedActivation, RowLayout};
 use super::{
     parameters::{THREADS, of_call, y_type},
     plan::{OwnKernel, OwnPlan, X_ROWS},
-    step::{CLUSTER, StepActivation, StepKernel, StepPlan},
+    step::{StepActivation, StepKernel, StepPlan},
 };
 use crate::{
     activation::scalars,
@@ -98,7 +98,6 @@ impl PackedKernels {
             threads: THREADS,
             shared: kernel.shared(),
             programmatic: true,
-            cluster: CLUSTER,
         };
         // SAFETY: by this function's contract, and the kernels stay inside of the call's shapes.
         unsafe { self.steps[plan.place].launch(stream, grid, &params) }
@@ -125,7 +124,6 @@ impl PackedKernels {
             threads: THREADS,
             shared: 0,
             programmatic: true,
-            cluster: 1,
         };
         // SAFETY: by this function's contract.
         unsafe { self.rows[plan.x as usize][place].launch(stream, grid, &params) }
@@ -158,7 +156,6 @@ impl PackedKernels {
             threads: THREADS,
             shared: 0,
             programmatic: true,
-            cluster: 1,
         };
         let kernel = if to_bf16 {
             self.unpack_to_bf16

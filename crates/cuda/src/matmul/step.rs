@@ -6,8 +6,8 @@ use swiglu_core::{GatedActivation, Order, Rounding};
 
 use crate::{activation::Form, launch::params::Packing, weight::packing::unit_bytes};
 
-/// Blocks of a cluster, which reads a stream.
-pub(super) const CLUSTER: u32 = 2;
+/// Blocks of a cluster, which reads a stream: the kernels are compiled for it.
+const CLUSTER: u32 = 2;
 
 /// Warps of a block.
 const WARPS: u32 = 8;

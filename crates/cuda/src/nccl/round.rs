@@ -63,7 +63,6 @@ impl Rounding {
             threads: THREADS,
             shared: 0,
             programmatic: self.programmatic,
-            cluster: 1,
         };
         stream
             .context()
