@@ -54,6 +54,17 @@ const fn quantized(matrix: &Quantized<'_, CudaBackend>) -> RawQuantized {
 }
 
 impl CudaBackend {
+    /// Loads parts; `pairs`: two of them are a gate's and its up's.
+    fn load(&self, parts: &[HostWeight<'_>], pairs: bool) -> swiglu_core::Result<CudaWeight> {
+        let options = LoadOptions {
+            packs_for: self.matmuls.facts().packs_for(),
+            pairs,
+        };
+        let weight = CudaWeight::load(&self.stream, parts, options)?;
+        self.matmuls.make_room(&weight)?;
+        Ok(weight)
+    }
+
     /// [`Matmul::matmul`] by one way alone, for measuring.
     ///
     /// # Errors
@@ -73,18 +84,6 @@ impl CudaBackend {
         // has run it.
         unsafe { self.matmuls.matmul(stream, &x, weight, &y, route) }?;
         Ok(())
-    }
-}
-
-impl CudaBackend {
-    fn load(&self, parts: &[HostWeight<'_>], pairs: bool) -> swiglu_core::Result<CudaWeight> {
-        let options = LoadOptions {
-            packs_for: self.matmuls.facts().packs_for(),
-            pairs,
-        };
-        let weight = CudaWeight::load(&self.stream, parts, options)?;
-        self.matmuls.make_room(&weight)?;
-        Ok(weight)
     }
 }
 

@@ -31,7 +31,8 @@ use crate::{
 /// them, as one copy: bf16 activations of up to 16 tokens run at the speed of the weight's bytes
 /// there, with the activation of an MLP in the same kernel, for which gate and up are loaded by
 /// [`swiglu_core::Matmul::load_gate_up`]. What reads such a weight by rows (more than 64 tokens, x
-/// that is not in whole vectors) has it unpacked into the memory for decoded weights first.
+/// that is not in whole vectors) has it unpacked into the memory for decoded weights first, which is
+/// at least as large as the largest such weight.
 ///
 /// That is [`Accumulation::MatrixUnit`], the default. With [`Accumulation::Ordered`] all matmuls
 /// run one kernel that adds by f32 fused multiply-adds in the order of k, many times slower. With

@@ -206,7 +206,7 @@ mod tests {
             scales: ScaleFormat::F32,
             block: [32, 32],
         };
-        let code = |i: usize| ((i + seed) * 40_503 >> 5) as u8;
+        let code = |i: usize| (((i + seed) * 40_503) >> 5) as u8;
         let [r, c] = format.scale_grid([rows, cols]).unwrap();
         let scales = (0..r * c).flat_map(|i| (scale * (1 + i + seed) as f32).to_le_bytes());
         let codes = (0..rows * cols).map(code).collect();

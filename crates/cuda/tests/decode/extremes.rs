@@ -71,7 +71,7 @@ fn row(kind: usize) -> Vec<bf16> {
         9 => 1.0,
         10 if at == 130 => 3.0,
         10 => 0.0,
-        11 if at / UNIT % 2 == 0 => 0.0,
+        11 if (at / UNIT).is_multiple_of(2) => 0.0,
         _ => powers[at] * numbers.within(2.0),
     };
     (0..K).map(value).map(bf16::from_f32).collect()

@@ -131,6 +131,48 @@ fn every_other_way_reads_a_packed_weight() {
     assert_eq!(4 * taken, 3 * all);
 }
 
+/// Rows of a gate, then of its up, each way, though they take turns in memory.
+#[test]
+fn pairs_of_rows_come_out_in_order() {
+    let Some((backend, _turn)) = open("decode") else {
+        return;
+    };
+    let ([n, k], format) = ([1072, 192], FORMATS[2]);
+    let halves = [exact([n, k], format, 1), exact([n, k], format, 2)];
+    let [gate, up] = halves.clone();
+    let weight = backend.load_gate_up(gate, up).unwrap();
+    let mut rows = vec![vec![0.0; k]; 2 * n];
+    for (j, row) in rows.iter_mut().enumerate() {
+        halves[j / n].decode_row(j % n, row);
+    }
+    for (route, t) in [
+        (Some(Route::Rows), 9),
+        (Some(Route::Rows), 40),
+        (Some(Route::Tiles), 70),
+        (Some(Route::Ordered), 3),
+        (None, 5),
+        (None, 100),
+    ] {
+        let x = small_x::<bf16>(t * k, t as u64);
+        let on_device = filled(&backend, bytemuck::cast_slice(&x));
+        let mut y = filled(&backend, &vec![0xa5; 4 * t * 2 * n]);
+        let from = Tensor::contiguous(CudaBackend::view(&on_device), Float::BF16, t, k);
+        let to = TensorMut::contiguous(CudaBackend::view_mut(&mut y), Float::F32, t, 2 * n);
+        backend.matmul_by(route, &from, &weight, &to).unwrap();
+        let y = bytes(&backend, &y);
+        for (at, got) in y.chunks_exact(4).enumerate() {
+            let (x, w) = (&x[at / (2 * n) * k..][..k], &rows[at % (2 * n)]);
+            let sum: f64 = x
+                .iter()
+                .zip(w)
+                .map(|(x, w)| f64::from(x.to_f32()) * w)
+                .sum();
+            let got: f32 = bytemuck::pod_read_unaligned(got);
+            assert_eq!(f64::from(got), sum, "{route:?}, {t} tokens, output {at}");
+        }
+    }
+}
+
 /// y in each type at odd places; x at any multiple of 16 bytes, and elsewhere by another kernel.
 #[test]
 fn rows_lie_where_they_may() {
