@@ -2,7 +2,7 @@
 
 use half::bf16;
 use swiglu_conformance::inputs::Numbers;
-use swiglu_core::{Accumulation, E4M3, HostWeight, ScaleFormat};
+use swiglu_core::{Accumulation, HostWeight, ScaleFormat};
 use swiglu_cuda::{CudaBackend, Route};
 
 use crate::common::sums::{fp8, matmul};
@@ -211,6 +211,4 @@ fn what_is_not_finite_stays_where_it_belongs() {
         assert!(same, "output {i}: {got} for {want}");
     }
     assert!(nans > 500 && infinities > 100, "{nans} {infinities}");
-    // Codes that are none are not the largest ones.
-    assert!(E4M3(0x7f).to_f32().is_nan());
 }
