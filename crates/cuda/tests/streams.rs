@@ -2,7 +2,7 @@
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 
-use half::bf16;
+use half::{bf16, f16};
 use swiglu_conformance::inputs::Numbers;
 use swiglu_core::{Backend, E4M3, Float, HostWeight, Matmul, Tensor, TensorMut, WeightFormat};
 use swiglu_cuda::{CudaBackend, CudaWeight};
@@ -10,7 +10,8 @@ use swiglu_cuda::{CudaBackend, CudaWeight};
 mod common;
 use common::{bytes, filled, open};
 
-/// So many rows that an FP8 weight is decoded before the matmul, to memory that is the stream's.
+/// So many rows that an FP8 weight is decoded before the matmul, or brought back to rows where it is
+/// packed, to memory that is the stream's.
 const T: usize = 320;
 const N: usize = 512;
 const K: usize = 384;
@@ -24,18 +25,31 @@ fn load(backend: &CudaBackend, [n, k]: [usize; 2], seed: u64) -> CudaWeight {
     backend.load_weight(&[weight]).unwrap()
 }
 
-/// The product of a fixed x with a weight, in bytes, after so many times.
+/// The products of a fixed x with a weight, in bytes, after so many times: x in bf16, for which the
+/// weight is decoded, and in f16, for which its codes are multiplied.
 fn product(backend: &CudaBackend, weight: &CudaWeight, times: usize) -> Vec<u8> {
     let [n, k] = backend.weight_shape(weight);
     let x: Vec<bf16> = Numbers::new(3).values(T * k, 4.0);
-    let x = filled(backend, bytemuck::cast_slice(&x));
-    let mut y = backend.alloc(2 * T * n).unwrap();
+    let halves: Vec<f16> = x.iter().map(|x| f16::from_f32(x.to_f32())).collect();
+    let mut products = [
+        (Float::BF16, bytemuck::cast_slice(&x)),
+        (Float::F16, bytemuck::cast_slice(&halves)),
+    ]
+    .map(|(float, x)| {
+        let y = backend.alloc(2 * T * n).unwrap();
+        (float, filled(backend, x), y)
+    });
     for _ in 0..times {
-        let from = Tensor::contiguous(CudaBackend::view(&x), Float::BF16, T, k);
-        let to = TensorMut::contiguous(CudaBackend::view_mut(&mut y), Float::BF16, T, n);
-        backend.matmul(from, weight, to).unwrap();
+        for (float, x, y) in &mut products {
+            let from = Tensor::contiguous(CudaBackend::view(x), *float, T, k);
+            let to = TensorMut::contiguous(CudaBackend::view_mut(y), *float, T, n);
+            backend.matmul(from, weight, to).unwrap();
+        }
     }
-    bytes(backend, &y)
+    products
+        .iter()
+        .flat_map(|(_, _, y)| bytes(backend, y))
+        .collect()
 }
 
 /// The same backend on a stream that the driver runs beside the others.
