@@ -80,7 +80,7 @@ fn ups<T: Element>() -> Vec<T> {
 }
 
 /// Where the exponential, the gate's side or its product underflows or overflows on the way, nothing
-/// is lost that the result can hold: bf16 gate -128 with up 4e37 is -1.35e-16, not 0.
+/// is lost that the result can hold: bf16 gate -128 with up 4e37 is -1.32e-16, not 0.
 ///
 /// # Errors
 /// The first result that differs from the reference.

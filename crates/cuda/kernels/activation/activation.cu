@@ -50,7 +50,7 @@ __device__ __forceinline__ bool in_use(const ActParams& p, uint32_t row) {
     return (int64_t)(at - batch * p.batch_rows) < (int64_t)p.counts[batch];
 }
 
-// A vector's outputs, and whether any of them is to be written anew by `rewrite`.
+// A vector's outputs, and whether `rewrite` has to write any of them anew.
 template <typename F, Clamp C, typename T, bool EAGER, int N>
 __device__ __forceinline__ Vector<T, N> activate(
     const float (&gate)[N], const float (&up)[N], const Scalars& scalars, bool& lost) {
@@ -70,13 +70,16 @@ __device__ __forceinline__ Vector<T, N> activate(
     return out;
 }
 
-// Outputs `from` to `end` once more, where f32 lost one, out of memory: no register is kept for what is rare.
+// Those of the outputs `from` to `end` that f32 lost once more, out of memory: no register is kept for what is rare.
 template <typename F, Clamp C, typename T, int APART>
 __device__ __forceinline__ void rewrite(
     const T* gate, const T* up, T* to, int from, int end, const Scalars& scalars) {
 #pragma unroll 1
     for (int j = from; j < end; ++j) {
-        to[j] = narrow<T>(gated_wide<F, C, T>(widen(gate[APART * j]), widen(up[APART * j]), scalars));
+        const float g = widen(gate[APART * j]), u = widen(up[APART * j]);
+        bool lost = false;
+        gated_or_lost<F, C, T, false>(g, u, scalars, lost);
+        if (lost) to[j] = narrow<T>(gated_wide<F, C, T>(g, u, scalars));
     }
 }
 

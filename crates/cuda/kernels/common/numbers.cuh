@@ -118,7 +118,7 @@ struct Exponential {
     }
 };
 
-// p within an ulp for |z| up to 350, z given in two parts; 0 for an infinite z, and a NaN stays one.
+// p within an ulp for |z| up to 350, z given in two parts; 0 where f64 has no exp(-|z|), and a NaN stays one.
 __device__ __forceinline__ Exponential exponential(Pair z) {
     const float h = fabsf(z.hi);
     // Nothing that f32 holds is left of a product with a smaller one, and its lower part is not its own.
@@ -136,7 +136,8 @@ __device__ __forceinline__ Exponential exponential(Pair z) {
     p = fmaf(p, -r, 0.5f);
     p = fmaf(p * r, r, -r);
     p += 1.0f;
-    return {h == __int_as_float(0x7f800000) ? 0.0f : p, (int)n};  // the int of a NaN is 0
+    // Beyond it exp is 0 in f64 too. The int of a NaN is 0.
+    return {h > 745.1332f ? 0.0f : p, (int)n};
 }
 
 // a/b for b in [1, 2], correct but for a rare last bit, and without a branch.

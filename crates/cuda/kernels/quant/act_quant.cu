@@ -75,6 +75,9 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
                 const uint64_t place = APART * (v * at.step + of_vector);
                 const T* g = (const T*)p.gate + from + place;
                 const T* u = INTERLEAVED ? g + 1 : (const T*)p.up + up_from + place;
+                bool this_one = false;
+                gated_or_lost<F, C, T, EAGER>(widen(*g), widen(*u), p.scalars, this_one);
+                if (!this_one) continue;
                 const float exact = gated_wide<F, C, T>(widen(*g), widen(*u), p.scalars);
 #pragma unroll
                 for (int k = 0; k < VECTORS * N; ++k) y[k] = k == j ? exact : y[k];
