@@ -73,7 +73,12 @@ struct SiluAlpha : Silu {
     }
     template <typename T, bool EAGER>
     static __device__ __forceinline__ float gate(float x, const Scalars& s) {
-        return times_sigmoid<T>(x, argument(x, s));
+        const Pair z = argument(x, s);
+        // Eager rounds the value, which may be no small one where f32 has lost the exponential.
+        if constexpr (EAGER) {
+            if (z.hi < -72.0f) return (float)times_sigmoid_wide(x, z);
+        }
+        return times_sigmoid<T>(x, z);
     }
     template <typename T> static __device__ __forceinline__ double wide(float x, const Scalars& s) {
         return times_sigmoid_wide(x, argument(x, s));
