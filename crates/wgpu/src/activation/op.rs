@@ -9,6 +9,21 @@ use crate::pipelines::FUNCTIONS;
 /// The largest |alpha · gate| for which exp(-|alpha · gate|) is far from subnormal.
 const QUICK_RANGE: f32 = 80.0;
 
+/// Whether no parameter of silu takes an intermediate of a fast path out of f32, or to where its
+/// precision ends, in a way that the path does not see in its result.
+pub(super) fn keeps_in_range(op: &Op, float: Float) -> bool {
+    // No sum with an up half that this is added to overflows, and none is of subnormal numbers
+    // alone; in f16 a result is 0 where its exponential or f(g) underflows.
+    let largest = match float {
+        Float::F16 => 65536.0,
+        Float::F32 | Float::BF16 => 2.0_f32.powi(102),
+    };
+    let up_add = op.up_add.abs();
+    (2.0_f32.powi(-100)..=2.0_f32.powi(14)).contains(&op.first)
+        && op.limit >= 2.0_f32.powi(-100)
+        && (up_add == 0.0 || (2.0_f32.powi(-63)..=largest).contains(&up_add))
+}
+
 /// What, added to a gate's magnitude, sets the bit above it where the gate is NaN or too large
 /// for the quick path; for both elements of a pair at once.
 fn gate_guard(alpha: f32, float: Float) -> u32 {
@@ -69,7 +84,7 @@ impl Op {
         let (clamp_place, limit) = clamp(op)?;
         let function = op.function();
         let [first, second] = function.scalars();
-        Ok(Self {
+        let mut taken = Self {
             function: function.id(),
             clamp_place,
             eager: u32::from(op.rounding() == Rounding::Eager),
@@ -77,12 +92,14 @@ impl Op {
             first,
             second,
             up_add: op.up_offset(),
-            gate_guard: match function {
-                Function::Silu { alpha } => gate_guard(alpha, float),
-                // There is no quick path.
-                _ => 0,
-            },
-        })
+            gate_guard: 0,
+        };
+        if let Function::Silu { alpha } = function
+            && keeps_in_range(&taken, float)
+        {
+            taken.gate_guard = gate_guard(alpha, float);
+        }
+        Ok(taken)
     }
 
     pub(crate) const fn is_silu(&self) -> bool {
@@ -108,6 +125,30 @@ mod tests {
             let guard = gate_guard(1.702, float) & 0xffff;
             assert_eq!((u32::from(bits) + guard) >> 15, 0, "{float}");
             assert_eq!((infinite + guard) >> 15, 1, "{float}");
+        }
+    }
+
+    #[test]
+    fn parameters_that_leave_the_range_have_no_fast_path() {
+        let guard = |limit, alpha, beta, float| {
+            let op = GatedActivation::silu_and_mul_with_clamp(limit, alpha, beta).unwrap();
+            let op = Op::of(&op, float).unwrap();
+            assert_eq!(op.gate_guard != 0, keeps_in_range(&op, float));
+            op.gate_guard
+        };
+        for (float, largest) in [
+            (Float::F16, 65536.0),
+            (Float::BF16, 1e30),
+            (Float::F32, 1e30),
+        ] {
+            assert_ne!(guard(10.0, 1.0, largest, float), 0, "{float}");
+            assert_ne!(guard(10.0, 1.0, -1.0, float), 0, "{float}");
+            assert_eq!(guard(10.0, 1.0, 1e31, float), 0, "{float}");
+            assert_eq!(guard(10.0, 1.0, -3e38, float), 0, "{float}");
+            assert_eq!(guard(10.0, 1.0, 1e-39, float), 0, "{float}");
+            assert_eq!(guard(1e-39, 1.0, 0.0, float), 0, "{float}");
+            assert_eq!(guard(10.0, 6e-37, 0.0, float), 0, "{float}");
+            assert_eq!(guard(10.0, 1e30, 0.0, float), 0, "{float}");
         }
     }
 

@@ -13,6 +13,7 @@ use std::fmt;
 
 use swiglu_core::{Float, GatedActivation, Layout};
 
+use super::op::keeps_in_range;
 use crate::device::{BindingLimits, Facts};
 use crate::launch::{Op, RowSpan, Workgroups, in_workgroups};
 use crate::pipelines::{ActivationKernel, SixteenBit, VECTOR_WORKGROUP, WORKGROUP};
@@ -99,6 +100,7 @@ pub(crate) fn is_native(op: &Op, float: Float, layout: Layout) -> Option<Sixteen
         && op.is_silu()
         && op.clamp_place != 2
         && op.eager == 0
+        && keeps_in_range(op, float)
         && NATIVE_ALPHAS.contains(&op.first);
     SixteenBit::of(float).filter(|_| computes)
 }

@@ -131,12 +131,11 @@ fn takes(gate: vec4<u32>, up: vec4<u32>) -> bool {
     let infinite = select(select(0x00800080u, 0x04000400u, FLOAT == 1u), 0x00800000u, FLOAT == 0u);
     let large = (g + vec4(call.op.gate_guard)) | (u + vec4(infinite));
     let none_large = ((large.x | large.y | large.z | large.w) & above()) == 0u;
-    if FLOAT == 0u {
-        return none_large;
-    }
-    // Gates that need a nudge, which no f32 does; f16 that are subnormal or 0.
+    // Gates that need a nudge, which no f32 does; f16 and gates in f32 that are subnormal or 0.
     var not_small = g + vec4(0x4b7f4b7fu);
-    if FLOAT == 1u {
+    if FLOAT == 0u {
+        not_small = g + vec4(0x7f800000u);
+    } else if FLOAT == 1u {
         not_small = (g + vec4(0x7c007c00u)) & (u + vec4(0x7c007c00u));
     }
     let all = not_small.x & not_small.y & not_small.z & not_small.w;

@@ -135,6 +135,37 @@ fn unpacked(x: f32) -> Scaled {
     return Scaled(bitcast<f32>(bitcast<u32>(f32(m)) | sign), -149);
 }
 
+// x with its value from 1 to 2, unless it is 0, infinite or NaN.
+fn normalized(x: f32) -> Scaled {
+    let u = unpacked(x);
+    if is_zero_or_infinite(u.value) {
+        return u;
+    }
+    let exponent = i32(magnitude(u.value) >> 23u) - 127;
+    let value = bitcast<f32>((bitcast<u32>(u.value) & 0x807fffffu) | 0x3f800000u);
+    return Scaled(value, u.exponent + exponent);
+}
+
+// 2^64 * x, of an x below 2^-63.
+fn lifted(x: f32) -> f32 {
+    let u = unpacked(x);
+    return u.value * power_of_two(u.exponent + 64);
+}
+
+// x + y, where operands may be subnormal and the sum beyond f32. Some compilers take a factor out of
+// both products, unless they are kept.
+fn sum_scaled(x: f32, y: f32) -> Scaled {
+    let largest = max(magnitude(x), magnitude(y));
+    if largest >= 0x7e800000u {
+        return Scaled(kept(0.25 * x) + kept(0.25 * y), 2);
+    }
+    // 2^-63.
+    if largest < 0x20000000u {
+        return Scaled(kept(lifted(x)) + kept(lifted(y)), -64);
+    }
+    return Scaled(x + y, 0);
+}
+
 fn is_zero_or_infinite(x: f32) -> bool {
     let exponent = magnitude(x) >> 23u;
     return exponent == 0u || exponent == 255u;

@@ -16,21 +16,21 @@ fn of_up(x: f32) -> Scaled {
     if call.op.clamp_place != 0u {
         u = clamp_both(u, call.op.limit);
     }
-    u = of_bounded_up(u);
-    if call.op.up_add != 0.0 {
-        u += call.op.up_add;
+    // No function that bounds up adds to it.
+    if magnitude(call.op.up_add) != 0u {
+        return rounded(sum_scaled(u, call.op.up_add));
     }
-    return rounded(unpacked(u));
+    return rounded(of_bounded_up(u));
 }
 
 // What the function gives for the gate, clamped where the clamp comes after it.
 fn of_clamped_gate(x: f32) -> Scaled {
     if call.op.clamp_place == 1u && exceeds(x, call.op.limit) {
-        return rounded(of_gate(rounded(Scaled(call.op.limit, 0)).value));
+        return rounded(of_gate(bitcast<f32>(narrow_scaled(0u, rounded(unpacked(call.op.limit))))));
     }
     let f = rounded(of_gate(x));
     if call.op.clamp_place == 2u && exceeds(bitcast<f32>(narrow_scaled(0u, f)), call.op.limit) {
-        return rounded(Scaled(call.op.limit, 0));
+        return rounded(unpacked(call.op.limit));
     }
     return f;
 }
