@@ -5,7 +5,7 @@
 mod common;
 
 use common::open;
-use swiglu_core::{Backend, Element, Float, GatedActivation, bf16, f16, reference};
+use swiglu_core::{Backend, Element, Float, GatedActivation, Rounding, bf16, f16, reference};
 use swiglu_wgpu::WgpuBackend;
 
 const SUBNORMAL: f32 = 1e-39;
@@ -68,7 +68,11 @@ fn numbers<T: Element>() -> Vec<T> {
 }
 
 fn holds<T: Element>(backend: &WgpuBackend, op: &GatedActivation) {
-    let ulps = backend.accuracy().ulps(T::FLOAT);
+    // As many by each of two roundings, of which the first may be on the other side of a tie.
+    let ulps = match op.rounding() {
+        Rounding::Official => backend.accuracy().ulps(T::FLOAT),
+        Rounding::Eager => 2 * backend.accuracy().ulps(T::FLOAT),
+    };
     let least = match T::FLOAT {
         Float::F16 => 2_f32.powi(-14),
         Float::F32 | Float::BF16 => f32::MIN_POSITIVE,
@@ -106,5 +110,12 @@ fn parameters_of_any_size_lose_nothing() {
         holds::<f32>(backend, &op);
         holds::<f16>(backend, &op);
         holds::<bf16>(backend, &op);
+    }
+    // In `Eager` what a limit becomes is rounded before and after the function.
+    for limit in [SUBNORMAL, 1e-36, 1e-20, 1e30] {
+        let op = GatedActivation::silu_and_mul_with_clamp(limit, 1.0, 3e38).unwrap();
+        holds::<bf16>(backend, &op.with_rounding(Rounding::Eager));
+        let op = GatedActivation::swiglustep_and_mul(limit).unwrap();
+        holds::<bf16>(backend, &op.with_rounding(Rounding::Eager));
     }
 }

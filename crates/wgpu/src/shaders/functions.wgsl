@@ -79,7 +79,7 @@ const NUDGED_Z: f32 = 1.1102230246251565e-16;
 // Beyond this exp is 0, and was already in f64.
 const EXP_END: f32 = 745.1333;
 
-// x * sigmoid(z), given e = exp(-|z|): no overflow anywhere, as x comes normalized.
+// x * sigmoid(z), given e = exp(-|z|): no overflow anywhere, as x's value is of ordinary size.
 fn times_sigmoid(x: Scaled, negative: bool, e: Scaled) -> Scaled {
     var d = 1.0;
     if e.exponent > -100 {
