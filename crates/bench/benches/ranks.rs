@@ -61,6 +61,8 @@ fn main() -> Result<(), Failure> {
                 &format!("{} T={tokens}", shape.name),
                 &[
                     figure("one device", "us", one.pass),
+                    // A sum over one rank, and its rounding: what asking for it costs.
+                    figure("reduction of one rank", "us", one.reduction),
                     figure(format!("{world} devices"), "us", all.pass),
                     figure("reduction alone", "us", all.reduction),
                     figure("floor", "us", floor),
@@ -73,7 +75,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// What ranks measured: microseconds of an MLP and of its reduction, a rank's bytes of weights, y.
+/// What ranks measured: microseconds of an MLP, of a reduction with its rounding, a rank's bytes of weights, y.
 struct Measured {
     pass: f64,
     reduction: f64,
@@ -205,15 +207,10 @@ impl Rank {
         let mut y = vec![bf16::ZERO; self.shape[0] * self.shape[1]];
         self.cuda
             .download(&self.y, bytemuck::cast_slice_mut(&mut y))?;
-        let reduction = match HostCommunicator::world(&self.meet) {
-            1 => 0.0,
-            _ => {
-                self.reductions()?;
-                self.ranks.wait(&self.cuda)?;
-                let reductions = self.capture(Self::reductions)?;
-                self.median(&reductions)?
-            }
-        };
+        self.reductions()?;
+        self.ranks.wait(&self.cuda)?;
+        let reductions = self.capture(Self::reductions)?;
+        let reduction = self.median(&reductions)?;
         Ok(Measured {
             pass,
             reduction,

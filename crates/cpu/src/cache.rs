@@ -12,15 +12,15 @@ pub(crate) fn last_level() -> usize {
 /// What the processor says of itself: a leaf of sub-leaves, one a cache, until one is of no type.
 #[cfg(target_arch = "x86_64")]
 fn described() -> Option<usize> {
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
-    let vendor = __cpuid(0);
+    use crate::cpuid::cpuid;
+    let vendor = cpuid(0, 0);
     let is_amd = vendor.ebx == u32::from_le_bytes(*b"Auth");
     let leaf = if is_amd { 0x8000_001d } else { 4 };
-    if __cpuid(leaf & 0x8000_0000).eax < leaf {
+    if cpuid(leaf & 0x8000_0000, 0).eax < leaf {
         return None;
     }
     (0..8)
-        .map(|i| __cpuid_count(leaf, i))
+        .map(|i| cpuid(leaf, i))
         .take_while(|c| c.eax & 0x1f != 0)
         .map(|c| {
             let field =

@@ -39,6 +39,8 @@ mod backend;
 mod buffer;
 mod cache;
 mod cold;
+#[cfg(target_arch = "x86_64")]
+mod cpuid;
 mod element;
 mod error;
 pub mod limits;

@@ -5,10 +5,11 @@
 //! so that there is nothing to save and the core may sleep deeply.
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::arch::x86_64::_xgetbv;
 use std::sync::OnceLock;
 
 use super::tiles::{SIDE, TileProduct};
+use crate::cpuid::cpuid;
 
 /// arch_prctl's request for leave to use a state component.
 const REQUEST_PERMISSION: libc::c_long = 0x1023;
@@ -20,7 +21,7 @@ const TILE_DATA: libc::c_long = 18;
 pub(super) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
-        let features = __cpuid_count(7, 0).edx;
+        let features = cpuid(7, 0).edx;
         let has = |bit: u32| features >> bit & 1 == 1;
         // AMX-BF16 and AMX-TILE.
         if !(has(22) && has(24)) {
