@@ -23,6 +23,10 @@ pub(crate) const TILE: usize = SIDE * DEPTH;
 pub(crate) const SIDES: usize = 2;
 
 /// Tiles to be multiplied.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only the unit itself prefetches")
+)]
 #[derive(Clone, Copy)]
 pub(crate) struct TileProduct {
     /// How many tiles of rows, and how many panels, are multiplied: 1 or 2 each.
