@@ -33,6 +33,8 @@ pub fn swiglu(arguments: &[&str]) -> Command {
         .env_remove("SWIGLU_DEVICE")
         .env_remove("SWIGLU_OPS")
         .env_remove("SWIGLU_ACCUMULATION")
+        // Else Mesa prints to standard error that there is no display.
+        .env("NODEVICE_SELECT", "1")
         .args(arguments);
     command
 }
