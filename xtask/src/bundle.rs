@@ -11,9 +11,10 @@ use serde_json::Value;
 use crate::{Result, checked};
 
 /// What is built, one call of cargo each.
-const BUILDS: [&str; 4] = [
+const BUILDS: [&str; 5] = [
     "test --no-run --tests -p swiglu-cuda -p swiglu-wgpu",
     "test --no-run --tests -p swiglu --features cuda,wgpu",
+    "test --no-run --test nccl -p swiglu-cuda -p swiglu --features nccl",
     "bench --no-run -p swiglu-bench --features cuda,wgpu --bench cuda --bench wgpu",
     "build --release -p swiglu-cli --features cuda,wgpu",
 ];
