@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::files::{HIDDEN, PREFIX, act, checkpoint, input, is_output, shell, text};
+use common::files::{HIDDEN, PREFIX, act, checkpoint, input, is_output, make_fifo, shell, text};
 use common::{expect, read, swiglu, write};
 use safetensors::Dtype;
 use swiglu::mlp::synthetic::synthetic_input;
@@ -78,14 +78,7 @@ fn a_stream_is_read_to_its_end_and_no_further_than_it_says() {
 #[test]
 fn what_is_no_regular_file_is_refused_as_an_input() {
     let folder = checkpoint();
-    let fifo = folder.path("fifo");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let fifo = make_fifo(&folder, "fifo");
     let inputs = [
         (text(&fifo), "got a pipe"),
         ("/dev/zero", "got a character device"),
@@ -114,7 +107,6 @@ fn what_is_no_regular_file_is_refused_as_an_input() {
         assert!(expect(2, &verify).contains(kind));
     }
     // An index that is one, and shards that are.
-    let index = folder.path("model.safetensors.index.json");
     fs::remove_file(folder.path("model.safetensors")).unwrap();
     let run = || {
         let always = ["run", "--prefix", PREFIX, "--output", "/dev/null"];
@@ -127,13 +119,7 @@ fn what_is_no_regular_file_is_refused_as_an_input() {
             .concat(),
         )
     };
-    assert!(
-        Command::new("mkfifo")
-            .arg(&index)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let index = make_fifo(&folder, "model.safetensors.index.json");
     assert!(run().contains("got a pipe"));
     fs::remove_file(&index).unwrap();
     let map = format!(r#"{{"weight_map": {{"{PREFIX}.w1.weight": "fifo"}}}}"#);
@@ -162,18 +148,12 @@ fn without_mapping_nothing_is_mapped() {
     use std::io::Read;
 
     let folder = checkpoint();
-    let (whole, x, fifo) = (folder.path(""), folder.path("x"), folder.path("fifo"));
+    let (whole, x) = (folder.path(""), folder.path("x"));
     let tokens = 1024;
     let data = synthetic_input(tokens, HIDDEN, 7);
     let data = bytemuck::cast_slice(&data);
     write(&x, &[("x", Dtype::BF16, &[tokens, HIDDEN], data)]);
-    assert!(
-        Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let fifo = make_fifo(&folder, "fifo");
     for (more, mapped) in [(None, true), (Some("--no-mmap"), false)] {
         let mut child = Command::new(assert_cmd::cargo::cargo_bin!("swiglu"))
             .args(["run", "--prefix", PREFIX, "--checkpoint", text(&whole)])

@@ -7,9 +7,8 @@ mod common;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Command;
 
-use common::files::{PREFIX, act, checkpoint, input, is_output, names, shell, text};
+use common::files::{PREFIX, act, checkpoint, input, is_output, make_fifo, names, shell, text};
 use common::{expect, write};
 use safetensors::{Dtype, SafeTensors};
 
@@ -33,14 +32,7 @@ fn a_device_stays_a_device() {
 #[test]
 fn a_pipe_is_written_through() {
     let folder = input();
-    let fifo = folder.path("fifo");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let fifo = make_fifo(&folder, "fifo");
     let reader = {
         let fifo = fifo.clone();
         std::thread::spawn(move || fs::read(fifo).unwrap())

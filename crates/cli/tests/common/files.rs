@@ -1,7 +1,7 @@
 //! Files to run the program on, and shells to run it in.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use safetensors::{Dtype, SafeTensors};
@@ -39,6 +39,14 @@ pub fn checkpoint() -> Folder {
 pub fn act<'a>(from: &'a str, to: &'a str) -> Vec<&'a str> {
     let rest = ["--op", "silu_and_mul", "--platform", "cpu"];
     [&["act", "--input", from, "--output", to], &rest[..]].concat()
+}
+
+/// A named pipe of this name.
+pub fn make_fifo(folder: &Folder, name: &str) -> PathBuf {
+    let path = folder.path(name);
+    let made = Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    path
 }
 
 pub fn text(path: &Path) -> &str {
