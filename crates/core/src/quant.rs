@@ -197,7 +197,9 @@ mod tests {
         assert_eq!(v4.code(-1.0, -f32::NAN).0, 0x7f);
         let f32s = Quantization::new(32, ScaleFormat::F32).unwrap();
         assert_eq!(f32s.scale(f32::INFINITY), f32::INFINITY);
-        assert_eq!(f32s.scale(f32::NAN).to_bits(), 0x7fc0_0000);
+        for nan in [0x7fc0_0000, 0x7fc0_1234, 0xffff_ffff] {
+            assert_eq!(f32s.scale(f32::from_bits(nan)).to_bits(), 0x7fc0_0000);
+        }
     }
 
     #[test]
