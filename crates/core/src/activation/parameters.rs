@@ -144,12 +144,8 @@ impl GatedActivation {
         }
         let mut filled = *parameters;
         for &(parameter, default) in row.parameters {
-            match parameters.get(parameter) {
-                None => filled = filled.with(parameter, default),
-                Some(None) if !parameter.may_be_none() => {
-                    return Err(Error::argument(parameter.name(), "a number", "none"));
-                }
-                Some(_) => {}
+            if parameters.get(parameter).is_none() {
+                filled = filled.with(parameter, default);
             }
         }
         (row.build)(&filled)
