@@ -7,16 +7,23 @@
 //! | [`ActAndMul`] | activations |
 //! | [`Quantize`] | FP8 codes with scales, fused with an activation or alone, and back |
 //! | [`Matmul`] | `y = x · wᵀ`, also with an activation behind it or of quantized x |
+//! | [`Router`] | which experts a token goes to |
+//! | [`GroupedMatmul`] | matmuls of many experts at once, and the sum of what they give |
 
 use crate::{Accuracy, Request, Result, Shape, Support};
 
 mod activation;
+mod grouped;
 mod matmul;
 mod quantize;
+mod router;
 
 pub use activation::ActAndMul;
+pub use grouped::GroupedMatmul;
+pub(crate) use grouped::{OutputRows, read_rows};
 pub use matmul::{Matmul, NoWeight};
 pub use quantize::{Batch, QuantOptions, Quantize};
+pub use router::Router;
 
 /// A platform on one device: its memory, and what it can run.
 ///
@@ -58,7 +65,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
     }
 
     /// The bytes of scratch memory that a request of this shape takes from its caller. By default
-    /// those that [`Matmul::matmul_quantized`] widens codes into.
+    /// those that [`Matmul::matmul_quantized`] widens codes into, and [`Router::route`]'s logits.
     fn scratch(&self, request: &Request, shape: &Shape) -> usize {
         match request {
             Request::QuantizedMatmul { .. } => {
@@ -68,7 +75,10 @@ pub trait Backend: Sized + Send + Sync + 'static {
             | Request::ActivationQuant { .. }
             | Request::Quantize { .. }
             | Request::Matmul { .. }
-            | Request::GatedMatmul { .. } => 0,
+            | Request::GatedMatmul { .. }
+            | Request::GroupedGatedMatmul { .. }
+            | Request::GroupedMatmulSum { .. } => 0,
+            Request::Route { .. } => router::scratch(request, shape),
         }
     }
 
@@ -92,6 +102,26 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// # Errors
     /// A buffer that is too short, or a failure of the device.
     fn download(&self, buffer: &Self::Buffer, data: &mut [u8]) -> Result<()>;
+
+    /// Waits for what was enqueued and copies a view's first bytes into `data`: what the default
+    /// bodies of [`Router`] and [`GroupedMatmul`] need.
+    ///
+    /// # Errors
+    /// A view that is too short, [`crate::Error::Unsupported`] by default, or a failure of the
+    /// device.
+    fn read(&self, view: Self::View<'_>, data: &mut [u8]) -> Result<()> {
+        let _ = (view, data);
+        Err(not_copied(self.platform()))
+    }
+
+    /// Copies `data` into a view's first bytes; `data` may be reused on return. As [`Self::read`].
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn write(&self, view: Self::ViewMut<'_>, data: &[u8]) -> Result<()> {
+        let _ = (view, data);
+        Err(not_copied(self.platform()))
+    }
 
     /// Waits for everything that was enqueued.
     ///
@@ -125,6 +155,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
         let _ = bytes;
         None
     }
+}
+
+fn not_copied(platform: &str) -> crate::Error {
+    let reason = "the backend copies whole buffers only";
+    crate::Error::unsupported(platform, "a copy of a view to the host or back", reason)
 }
 
 /// The error of a call that [`Backend::supports`] says no to.

@@ -6,6 +6,10 @@ use crate::{
     QuantizedMut, Result, Rounding, Tensor, TensorMut,
 };
 
+mod grouped;
+
+pub use grouped::{grouped_act_and_mul, grouped_sum, route};
+
 /// Checks a call of [`crate::ActAndMul::act_and_mul`].
 ///
 /// # Errors

@@ -43,6 +43,18 @@ macro_rules! host_memory {
             buffer.read(data)
         }
 
+        fn read(&self, view: &[u8], data: &mut [u8]) -> $crate::Result<()> {
+            let length = data.len();
+            data.copy_from_slice($crate::__first_bytes(view, length)?);
+            Ok(())
+        }
+
+        fn write(&self, view: &mut [u8], data: &[u8]) -> $crate::Result<()> {
+            let _ = $crate::__first_bytes(view, data.len())?;
+            view[..data.len()].copy_from_slice(data);
+            Ok(())
+        }
+
         fn synchronize(&self) -> $crate::Result<()> {
             Ok(())
         }
@@ -75,6 +87,15 @@ macro_rules! host_memory {
             Some(bytes)
         }
     };
+}
+
+/// The first bytes of a view, for [`host_memory!`].
+#[doc(hidden)]
+pub fn first_bytes(view: &[u8], length: usize) -> Result<&[u8]> {
+    view.get(..length).ok_or_else(|| {
+        let expected = format!("at most the view's {} bytes", view.len());
+        crate::Error::argument("data", expected, length)
+    })
 }
 
 /// Where the gates and the ups of an activation's input lie in host memory.

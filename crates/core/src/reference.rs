@@ -7,6 +7,7 @@
 use crate::{Clamp, Element, Function, GatedActivation, Rounding};
 
 mod backend;
+mod grouped;
 mod quant;
 
 pub use backend::{Reference, ReferenceWeight};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Error, Float, GatedActivation, Quantization, Result, WeightFormat};
+use crate::{Error, Float, GatedActivation, Quantization, Result, Routing, WeightFormat};
 
 /// An operation with the types that it is wanted in: what [`crate::Backend::supports`] answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,6 +60,39 @@ pub enum Request {
         /// The type of y.
         y: Float,
     },
+    /// [`crate::Router::route`].
+    Route {
+        /// How tokens choose.
+        routing: Routing,
+        /// The type of x.
+        x: Float,
+        /// How the gate is stored.
+        weight: WeightFormat,
+    },
+    /// [`crate::GroupedMatmul::grouped_matmul_act_and_mul`].
+    GroupedGatedMatmul {
+        /// The activation.
+        op: GatedActivation,
+        /// How the inputs of the matmuls are quantized, if they are.
+        quant: Option<Quantization>,
+        /// How tokens chose.
+        routing: Routing,
+        /// The type of x.
+        x: Float,
+        /// How the gate and up weights are stored.
+        weight: WeightFormat,
+    },
+    /// [`crate::GroupedMatmul::grouped_matmul_sum`].
+    GroupedMatmulSum {
+        /// How the inputs of the matmuls are quantized, if they are.
+        quant: Option<Quantization>,
+        /// How tokens chose.
+        routing: Routing,
+        /// How the down weights are stored.
+        weight: WeightFormat,
+        /// The type of y.
+        y: Float,
+    },
 }
 
 impl fmt::Display for Request {
@@ -75,16 +108,49 @@ impl fmt::Display for Request {
             Self::QuantizedMatmul { quant, weight, y } => {
                 write!(f, "matmul of {quant} by {weight} to {y}")
             }
+            Self::Route { routing, x, weight } => {
+                write!(f, "routing of {x} by {weight} to {routing}")
+            }
+            Self::GroupedGatedMatmul {
+                op,
+                quant,
+                routing,
+                x,
+                weight,
+            } => {
+                write!(f, "grouped matmul of ")?;
+                read(f, quant.as_ref(), *x)?;
+                write!(f, " by {weight} and {op}, {routing}")
+            }
+            Self::GroupedMatmulSum {
+                quant,
+                routing,
+                weight,
+                y,
+            } => {
+                write!(f, "grouped matmul of ")?;
+                read(f, quant.as_ref(), Float::BF16)?;
+                write!(f, " by {weight} summed to {y}, {routing}")
+            }
         }
+    }
+}
+
+/// What a matmul reads: a quantization, or plain numbers.
+fn read(f: &mut fmt::Formatter<'_>, quant: Option<&Quantization>, float: Float) -> fmt::Result {
+    match quant {
+        Some(quant) => write!(f, "{quant}"),
+        None => write!(f, "{float}"),
     }
 }
 
 /// The sizes of one call of a [`Request`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Rows (T).
+    /// Rows (T): tokens, also of what is done for each of their routes.
     pub rows: usize,
-    /// Elements in a row of the output: d of an activation, N of a matmul (2I of a gated one).
+    /// Elements in a row of the output: d of an activation, N of a matmul (2I of a gated one, E of a
+    /// router).
     pub cols: usize,
     /// Elements that a sum runs over: K of a matmul, 0 of an activation.
     pub depth: usize,

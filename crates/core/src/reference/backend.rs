@@ -34,7 +34,10 @@ impl Backend for Reference {
             | Request::ActivationQuant { .. }
             | Request::Quantize { .. }
             | Request::Matmul { .. }
-            | Request::GatedMatmul { .. } => Support::Native,
+            | Request::GatedMatmul { .. }
+            | Request::Route { .. }
+            | Request::GroupedGatedMatmul { .. }
+            | Request::GroupedMatmulSum { .. } => Support::Native,
         }
     }
 }
