@@ -7,6 +7,7 @@
 
 mod activation;
 mod caught;
+mod experts;
 mod matmuls;
 mod quant;
 
@@ -29,6 +30,8 @@ pub enum Capability {
     Matmul,
     /// [`swiglu_core::Quantize`].
     Quantization,
+    /// [`swiglu_core::Router`] and [`swiglu_core::GroupedMatmul`].
+    Experts,
 }
 
 impl fmt::Display for Capability {
@@ -37,6 +40,7 @@ impl fmt::Display for Capability {
             Self::Activation => "activations",
             Self::Matmul => "matmuls",
             Self::Quantization => "quantization",
+            Self::Experts => "routed experts",
         })
     }
 }
@@ -181,6 +185,48 @@ Quantization {
     /// A quantization that does not fit is left out in silence.
     QuantArgumentsUnchecked,
 }
+Experts {
+    /// The experts chosen are those with the greatest scores.
+    BiasIgnored,
+    /// Weights are of scores with their bias.
+    BiasInTheWeights,
+    /// Tokens of images choose as all others do.
+    ImageBiasIgnored,
+    /// The scale of the weights is taken for 1.
+    RouteScaleIgnored,
+    /// Weights are not divided by their sum.
+    NormalizeIgnored,
+    /// Nothing is added to the sum of the scores: 0 is divided by 0.
+    EpsilonMissing,
+    /// Experts that a table chose have equal weights.
+    UniformHashWeights,
+    /// A token outside of the vocabulary is taken for the nearest one.
+    TokenClamped,
+    /// Rows of padding have experts.
+    PaddingRouted,
+    /// Logits are rounded to bf16.
+    LogitsRounded,
+    /// The score is 0 below logits of -16.6, where log(1 + exp(l)) is.
+    SoftplusUnstable,
+    /// A NaN among the logits is hidden.
+    NanHidden,
+    /// Of equal scores the higher expert is chosen.
+    TiesToTheHigher,
+    /// An expert that a token has twice counts once.
+    DuplicatesLost,
+    /// The experts' activation knows no limit.
+    ExpertsSkipClamp,
+    /// Gate and up of the experts change places.
+    ExpertHalvesSwapped,
+    /// Of two codes in a byte the high one is read first.
+    HighNibbleFirst,
+    /// The route's weight multiplies what the expert gives.
+    WeightAfterDown,
+    /// The shared expert's output is not added.
+    SharedLeftOut,
+    /// The sum of the routes is rounded before the shared expert's output is added.
+    RoutesRounded,
+}
 }
 
 /// A backend with a fault.
@@ -295,6 +341,12 @@ impl<B: Backend> Backend for Mutant<B> {
     }
     fn download(&self, buffer: &B::Buffer, data: &mut [u8]) -> Result<()> {
         self.inner.download(buffer, data)
+    }
+    fn read(&self, view: &B::Buffer, data: &mut [u8]) -> Result<()> {
+        self.inner.download(view, data)
+    }
+    fn write(&self, view: &mut B::Buffer, data: &[u8]) -> Result<()> {
+        self.inner.upload(view, data)
     }
     fn synchronize(&self) -> Result<()> {
         self.inner.synchronize()

@@ -1,4 +1,4 @@
-use swiglu_core::{ActAndMul, Matmul, Quantize};
+use swiglu_core::{GroupedMatmul, Router};
 
 use crate::skips::tell;
 use crate::{Failure, Harness, Size, checks};
@@ -8,9 +8,9 @@ use crate::{Failure, Harness, Size, checks};
 pub const REQUIRE: &str = "SWIGLU_REQUIRE";
 
 /// A backend with every capability, each of which may refuse: what the whole suite runs on.
-pub trait FullBackend: ActAndMul + Quantize + Matmul {}
+pub trait FullBackend: Router + GroupedMatmul {}
 
-impl<B: ActAndMul + Quantize + Matmul> FullBackend for B {}
+impl<B: Router + GroupedMatmul> FullBackend for B {}
 
 /// A function of [`checks`], for one type of backend.
 pub type Check<B> = fn(&Harness<B>) -> Result<(), Failure>;

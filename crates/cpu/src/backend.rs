@@ -10,9 +10,11 @@ use swiglu_core::{
 use crate::activation::{self, ActivationPlan, GateUpRows, KnownActivation};
 use crate::element::VectorElement;
 use crate::matmul::{self, Activated, Epilogue, Input, MatmulPlan, Resources, Rounded};
+use crate::moe::Scratch;
 use crate::weight::{PackedShape, PackedWeight, UNKNOWN_FORMAT};
 use crate::{InstructionSet, Settings};
 
+mod moe;
 mod quantize;
 
 /// Runs an activation with the fastest instruction set of this machine, in the rayon pool that it is
@@ -289,7 +291,22 @@ impl Backend for CpuBackend {
             Request::QuantizedMatmul { weight, .. } => supports_weight(*weight).and(
                 Support::Emulated("codes are widened before the matmul".to_owned()),
             ),
+            Request::Route { weight, .. } => supports_weight(*weight),
+            Request::GroupedGatedMatmul { op, weight, .. } => {
+                supports_op(op).and(supports_weight(*weight))
+            }
+            Request::GroupedMatmulSum { weight, .. } => supports_weight(*weight),
             _ => Support::No(format!("{request} is not known to this backend")),
+        }
+    }
+
+    fn scratch(&self, request: &Request, shape: &Shape) -> usize {
+        match request {
+            // Codes, widened.
+            Request::QuantizedMatmul { .. } => {
+                shape.rows.saturating_mul(shape.depth).saturating_mul(2)
+            }
+            _ => Scratch::of(request, shape).bytes(),
         }
     }
 
@@ -317,6 +334,21 @@ impl Backend for CpuBackend {
                 }
                 let activation = elementwise(cols / 2, *act);
                 Some(format!("{sums}; then {activation}"))
+            }
+            Request::Route { x, weight, .. } => {
+                let logits = matmul(*x, weight, false)?;
+                Some(format!("{logits}; then scores and a sort"))
+            }
+            Request::GroupedGatedMatmul { op, x, weight, .. } => {
+                let _ = KnownActivation::new(op)?;
+                let each = matmul(*x, weight, true)?;
+                Some(format!("expert by expert, of all rows in one: {each}"))
+            }
+            Request::GroupedMatmulSum { weight, .. } => {
+                let each = matmul(Float::BF16, weight, false)?;
+                Some(format!(
+                    "expert by expert, of all rows in one: {each}; then sums"
+                ))
             }
             Request::QuantizedMatmul { weight, .. } => {
                 let widening = elementwise(depth, Float::BF16).split;

@@ -46,6 +46,7 @@ mod error;
 pub mod limits;
 mod math;
 mod matmul;
+mod moe;
 mod quant;
 mod settings;
 mod simd;

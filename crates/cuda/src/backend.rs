@@ -2,9 +2,9 @@
 
 use cudarc::driver::{result, sys};
 use swiglu_core::{
-    Accuracy, ActAndMul, Backend, Error as CoreError, Float, GateUp, GatedActivation, HostWeight,
-    Matmul, QuantOptions, Quantization, Quantize, Quantized, QuantizedMut, Request, Shape, Support,
-    Tensor, TensorMut, check,
+    Accuracy, ActAndMul, Backend, Error as CoreError, Float, GateUp, GatedActivation,
+    GroupedMatmul, HostWeight, Matmul, QuantOptions, Quantization, Quantize, Quantized,
+    QuantizedMut, Request, Router, Shape, Support, Tensor, TensorMut, check,
 };
 
 use crate::{
@@ -24,6 +24,20 @@ fn fits(argument: &'static str, buffer: &CudaBuffer, data: usize) -> swiglu_core
     }
     let expected = format!("at most the buffer's {} bytes", buffer.len());
     Err(CoreError::argument(argument, expected, data))
+}
+
+fn in_view(view: usize, data: usize) -> swiglu_core::Result<()> {
+    if data <= view {
+        return Ok(());
+    }
+    let expected = format!("at most the view's {view} bytes");
+    Err(CoreError::argument("data", expected, data))
+}
+
+/// How a layer of routed experts runs.
+fn expert_by_expert() -> Support {
+    let how = "expert by expert, what lies between the matmuls on the host";
+    Support::Emulated(how.to_owned())
 }
 
 const fn matrix(tensor: &Tensor<'_, CudaBackend>) -> RawMatrix {
@@ -125,6 +139,12 @@ impl Backend for CudaBackend {
                     Support::Emulated("codes are widened before the matmul".to_owned())
                 })
             }
+            Request::Route { weight, .. } | Request::GroupedMatmulSum { weight, .. } => {
+                expert_by_expert().and(weight::support(*weight))
+            }
+            Request::GroupedGatedMatmul { op, weight, .. } => expert_by_expert()
+                .and(weight::support(*weight))
+                .and(self.activations.supports(op)),
             _ => Support::No("a request that is not known to this backend".to_owned()),
         }
     }
@@ -195,6 +215,38 @@ impl Backend for CudaBackend {
         // SAFETY: the lengths have been checked; `data` stays until the stream has written it.
         unsafe { result::memcpy_dtoh_async(data, buffer.address(), self.stream.cu_stream()) }
             .doing("copy")?;
+        self.synchronize()
+    }
+
+    fn read(&self, view: DeviceView<'_>, data: &mut [u8]) -> swiglu_core::Result<()> {
+        in_view(view.len(), data.len())?;
+        if data.is_empty() {
+            return self.synchronize();
+        }
+        self.stream
+            .context()
+            .bind_to_thread()
+            .doing("bind the context")?;
+        // SAFETY: the lengths have been checked; `data` stays until the stream has written it.
+        unsafe { result::memcpy_dtoh_async(data, view.address(), self.stream.cu_stream()) }
+            .doing("copy")?;
+        self.synchronize()
+    }
+
+    fn write(&self, view: DeviceViewMut<'_>, data: &[u8]) -> swiglu_core::Result<()> {
+        in_view(view.len(), data.len())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.stream
+            .context()
+            .bind_to_thread()
+            .doing("bind the context")?;
+        // SAFETY: the lengths have been checked; `data` stays until the stream has read it.
+        unsafe {
+            result::memcpy_htod_async(view.as_view().address(), data, self.stream.cu_stream())
+        }
+        .doing("copy")?;
         self.synchronize()
     }
 
@@ -307,6 +359,10 @@ impl Quantize for CudaBackend {
         Ok(())
     }
 }
+
+impl Router for CudaBackend {}
+
+impl GroupedMatmul for CudaBackend {}
 
 impl Matmul for CudaBackend {
     type Weight = CudaWeight;

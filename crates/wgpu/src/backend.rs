@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    Accumulation, Accuracy, ActAndMul, Backend, Error, GateUp, GatedActivation, HostWeight, Matmul,
-    QuantOptions, Quantization, Quantize, Quantized, QuantizedMut, Request, Result, Shape, Support,
-    Tensor, TensorMut, check,
+    Accumulation, Accuracy, ActAndMul, Backend, Error, GateUp, GatedActivation, GroupedMatmul,
+    HostWeight, Matmul, QuantOptions, Quantization, Quantize, Quantized, QuantizedMut, Request,
+    Result, Router, Shape, Support, Tensor, TensorMut, check,
 };
 
 use crate::activation::{self, check_known};
@@ -70,6 +70,22 @@ fn support(known: Result<()>) -> Support {
     }
 }
 
+/// Where a view begins in its buffer, if it has so many bytes.
+fn place(view: &View<'_>, bytes: usize) -> Result<usize> {
+    if bytes as u64 > view.size() {
+        let expected = format!("at most the view's {} bytes", view.size());
+        return Err(Error::argument("data", expected, bytes));
+    }
+    usize::try_from(view.offset())
+        .map_err(|_| Error::argument("view", "an offset within the address space", view.offset()))
+}
+
+/// How a layer of routed experts runs.
+fn expert_by_expert() -> Support {
+    let how = "expert by expert, what lies between the matmuls on the host";
+    Support::Emulated(how.to_owned())
+}
+
 impl Backend for WgpuBackend {
     type Buffer = Buffer;
     type View<'a> = View<'a>;
@@ -112,6 +128,12 @@ impl Backend for WgpuBackend {
                 let emulated = Support::Emulated(widened.to_owned());
                 emulated.and(quantize()).and(weight(*w))
             }
+            Request::Route { weight: w, .. } | Request::GroupedMatmulSum { weight: w, .. } => {
+                expert_by_expert().and(weight(*w))
+            }
+            Request::GroupedGatedMatmul {
+                op: a, weight: w, ..
+            } => expert_by_expert().and(op(a)).and(weight(*w)),
             _ => Support::No("this request is not known to this backend".to_owned()),
         };
         if !known.runs() {
@@ -146,6 +168,17 @@ impl Backend for WgpuBackend {
     fn download(&self, buffer: &Buffer, data: &mut [u8]) -> Result<()> {
         buffer.check_copy(data.len())?;
         Ok(self.recorder.read(buffer.raw(), 0, data)?)
+    }
+
+    fn read(&self, view: View<'_>, data: &mut [u8]) -> Result<()> {
+        let offset = place(&view, data.len())?;
+        Ok(self.recorder.read_at(view.buffer(), offset, data)?)
+    }
+
+    fn write(&self, view: ViewMut<'_>, data: &[u8]) -> Result<()> {
+        let view = view.as_view();
+        let offset = place(&view, data.len())?;
+        Ok(self.recorder.write_at(view.buffer(), offset, data)?)
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -247,6 +280,10 @@ impl Matmul for WgpuBackend {
             .record(|pass| self.record_gated(pass, op, (&x, weight), between, shape))?)
     }
 }
+
+impl Router for WgpuBackend {}
+
+impl GroupedMatmul for WgpuBackend {}
 
 impl Quantize for WgpuBackend {
     fn act_and_mul_quant(

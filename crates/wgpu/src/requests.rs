@@ -76,6 +76,20 @@ pub(crate) fn each_kernel(
             }
             Ok(())
         }
+        // Expert by expert, what lies between on the host.
+        Request::Route { x, weight, .. } | Request::GroupedGatedMatmul { x, weight, .. } => {
+            for format in device_formats(weight)?.into_iter().flatten() {
+                matmul(x, format, facts, each);
+                matmul(Float::BF16, format, facts, each);
+            }
+            Ok(())
+        }
+        Request::GroupedMatmulSum { weight, .. } => {
+            for format in device_formats(weight)?.into_iter().flatten() {
+                matmul(Float::BF16, format, facts, each);
+            }
+            Ok(())
+        }
         _ => Err(Error::unsupported(
             PLATFORM,
             request,

@@ -6,8 +6,8 @@ use std::{num::NonZero, sync::Arc, thread};
 
 use swiglu::AnyBackend;
 use swiglu_core::{
-    ActAndMul, Backend, Element, GateUp, GatedActivation, Halves, Matmul, NoWeight, Quantize,
-    Registry, Request, Result, Support, TensorMut, check, reference, with_float,
+    ActAndMul, Backend, Element, GateUp, GatedActivation, GroupedMatmul, Halves, Matmul, NoWeight,
+    Quantize, Registry, Request, Result, Router, Support, TensorMut, check, reference, with_float,
 };
 
 /// A number of threads that work on host memory.
@@ -54,6 +54,10 @@ impl Quantize for Threads {}
 impl Matmul for Threads {
     type Weight = NoWeight;
 }
+
+impl Router for Threads {}
+
+impl GroupedMatmul for Threads {}
 
 /// Each thread takes rows one after another; the last may take fewer.
 fn run<T: Element>(threads: usize, op: &Op, input: &Input<'_>, output: Output<'_>) -> Result<()> {

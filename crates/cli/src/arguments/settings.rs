@@ -294,6 +294,10 @@ mod tests {
         type Weight = swiglu_core::NoWeight;
     }
 
+    impl swiglu_core::Router for Outside {}
+
+    impl swiglu_core::GroupedMatmul for Outside {}
+
     /// The device that opens under these settings, in an environment that says nothing.
     fn opened(accumulation: Option<Accumulation>, device: Option<usize>) -> Arc<AnyBackend> {
         let mut registry = Registry::new();

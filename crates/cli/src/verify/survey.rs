@@ -249,6 +249,10 @@ mod tests {
         type Weight = swiglu_core::NoWeight;
     }
 
+    impl swiglu_core::Router for Wrong {}
+
+    impl swiglu_core::GroupedMatmul for Wrong {}
+
     fn six_ulps_off(y: f32) -> f32 {
         if y.is_normal() && y.abs() < 1e30 {
             return <f32 as Element>::from_bits(y.to_bits() + 6);

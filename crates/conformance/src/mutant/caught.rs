@@ -1,6 +1,9 @@
 use std::sync::Arc;
 
-use swiglu_core::{Accuracy, Float, GatedActivation, Quantization, Request, Support, WeightFormat};
+use swiglu_core::{
+    Accuracy, Float, GatedActivation, Quantization, Request, Routing, Selection, Support,
+    WeightFormat,
+};
 
 use super::{Capability, Fault, Mutant};
 use crate::skips::tell;
@@ -103,9 +106,9 @@ const fn is_fault(fault: Fault, accuracy: &Accuracy) -> bool {
 }
 
 /// What stands for a capability as a whole: what every backend that has it runs.
-const fn request(capability: Capability) -> Request {
+fn request(capability: Capability) -> swiglu_core::Result<Request> {
     let (op, float) = (GatedActivation::deepseek_v4(), Float::BF16);
-    match capability {
+    Ok(match capability {
         Capability::Activation => Request::Activation { op, float },
         Capability::Matmul => Request::GatedMatmul {
             op,
@@ -118,7 +121,14 @@ const fn request(capability: Capability) -> Request {
             quant: Quantization::deepseek_v4(),
             float,
         },
-    }
+        Capability::Experts => Request::GroupedGatedMatmul {
+            op,
+            quant: None,
+            routing: Routing::new(8, 2, 1.0, true, Selection::Score)?,
+            x: float,
+            weight: WeightFormat::Float(float),
+        },
+    })
 }
 
 /// Whether a check of a backend with a fault fails.
@@ -138,9 +148,14 @@ pub fn missed<B: FullBackend>(backend: B, accuracy: Accuracy) -> Vec<String> {
         Capability::Activation,
         Capability::Matmul,
         Capability::Quantization,
+        Capability::Experts,
     ] {
         let of_it = CAUGHT.iter().filter(|(f, _)| f.capability() == capability);
-        if let Support::No(reason) = backend.supports(&request(capability)) {
+        let runs = match request(capability) {
+            Ok(request) => backend.supports(&request),
+            Err(error) => Support::No(error.to_string()),
+        };
+        if let Support::No(reason) = runs {
             let what = format!("{} faults of {capability}: {reason}", of_it.count());
             tell(backend.platform(), &what, "mutants");
             continue;

@@ -94,7 +94,8 @@ pub trait GroupedMatmul: ActAndMul + Quantize + Matmul {
         }
         let gate_ups = by_expert(
             self,
-            (&gathered, h, x.float),
+            // Codes are widened to bf16.
+            (&gathered, h, quant.map_or(x.float, |_| Float::BF16)),
             (&experts.gate_up, 2 * i),
             (&routed, experts),
         )?;

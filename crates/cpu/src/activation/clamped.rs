@@ -23,7 +23,7 @@ pub(super) struct Clamped<'a, 'b, T> {
 /// The kinds of [`Kind`] as constants, so that the loop has no branch on them.
 const STORED: u8 = 0;
 const STREAMED: u8 = 1;
-const WIDENED: u8 = 2;
+const OTHER: u8 = 2;
 
 impl<S: Simd, T: VectorElement> Outlined<S> for Clamped<'_, '_, T> {
     type Output = ();
@@ -46,7 +46,9 @@ impl<S: Simd, T: VectorElement> Outlined<S> for Clamped<'_, '_, T> {
             match to.kind() {
                 Kind::Stored => self.units::<S, STORED>(s, apart, first..last),
                 Kind::Streamed => self.units::<S, STREAMED>(s, apart, first..last),
-                Kind::Widened { .. } => self.units::<S, WIDENED>(s, apart, first..last),
+                Kind::Widened { .. } | Kind::Routed { .. } => {
+                    self.units::<S, OTHER>(s, apart, first..last);
+                }
             }
         }
         if last < end {

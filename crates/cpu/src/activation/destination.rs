@@ -19,6 +19,8 @@ pub(super) enum Kind {
     Stored,
     /// The same past the caches, which a [fence](crate::simd::fence) must follow.
     Streamed,
+    /// Times a route's weight, and rounded to T after that.
+    Routed { weight: f32 },
     /// As f32 in T's order, in whole units with zeros for what the last does not have.
     Widened {
         route: Option<f32>,
@@ -38,6 +40,15 @@ impl<T: VectorElement> Destination<T> {
             to: row,
             first: 0,
             kind,
+        }
+    }
+
+    /// A row of results from column 0 on, each times its route's weight before it is rounded.
+    pub(crate) const fn routed(row: *mut T, weight: f32) -> Self {
+        Self {
+            to: row,
+            first: 0,
+            kind: Kind::Routed { weight },
         }
     }
 
@@ -94,6 +105,10 @@ impl<T: VectorElement> Destination<T> {
                 }
             };
         }
+        let y = match self.kind {
+            Kind::Routed { weight } => routed(s, y, weight),
+            Kind::Stored | Kind::Streamed | Kind::Widened { .. } => y,
+        };
         // SAFETY: as above.
         unsafe { store_few(s, self.place(j), y, count) }
     }
@@ -119,6 +134,10 @@ impl<T: VectorElement> Destination<T> {
             Kind::Stored => unsafe { T::store(s, self.place(j), y) },
             // SAFETY: as above; the lead is there for the address.
             Kind::Streamed => unsafe { T::stream(s, self.place(j), y) },
+            // SAFETY: as above.
+            Kind::Routed { weight } => unsafe {
+                T::store(s, self.place(j), routed(s, y, weight));
+            },
             Kind::Widened { route, materialize } => {
                 let finish = Finish { route, materialize };
                 let y = [finish.value::<S, T>(s, y[0]), finish.value::<S, T>(s, y[1])];
@@ -139,10 +158,29 @@ impl<T: VectorElement> Destination<T> {
     /// # Safety
     /// As [`Self::store`].
     pub(super) unsafe fn evaluate(self, j: usize, op: &GatedActivation, gate: T, up: T) {
-        let Kind::Widened { route, materialize } = self.kind else {
-            // SAFETY: the caller vouches for the column; so below.
-            return unsafe { self.place(j).write(reference::gated(op, gate, up)) };
+        let value = match self.kind {
+            Kind::Stored | Kind::Streamed => reference::gated(op, gate, up),
+            Kind::Routed { weight } => reference::gated_routed(op, gate, up, weight),
+            Kind::Widened { route, materialize } => {
+                // SAFETY: the caller vouches for the column; so below.
+                return unsafe { self.evaluate_widened(j, (op, gate, up), route, materialize) };
+            }
         };
+        // SAFETY: as above.
+        unsafe { self.place(j).write(value) }
+    }
+
+    /// As [`Self::evaluate`] for what is widened.
+    ///
+    /// # Safety
+    /// As [`Self::evaluate`].
+    unsafe fn evaluate_widened(
+        self,
+        j: usize,
+        (op, gate, up): (&GatedActivation, T, T),
+        route: Option<f32>,
+        materialize: bool,
+    ) {
         let route = route.unwrap_or(1.0);
         let y = if materialize {
             reference::gated_routed(op, gate, up, route).to_f32()
@@ -172,6 +210,13 @@ impl<T: VectorElement> Destination<T> {
             UNIT - past / size_of::<T>()
         }
     }
+}
+
+/// Results times a route's weight.
+#[inline(always)]
+fn routed<S: Simd>(s: S, y: [S::F; 2], weight: f32) -> [S::F; 2] {
+    let weight = s.splat(weight);
+    y.map(|y| s.canonical(s.mul(y, weight)))
 }
 
 /// What widened results are besides.

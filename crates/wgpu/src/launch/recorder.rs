@@ -203,6 +203,30 @@ impl Recorder {
         self.device.write_words(buffer, whole.len(), &last)
     }
 
+    /// Copies `data` into the bytes from `offset` on, behind what was recorded before: whole words,
+    /// of which those that are not wholly written keep the rest.
+    pub(crate) fn write_at(&self, buffer: &wgpu::Buffer, offset: usize, data: &[u8]) -> Result<()> {
+        let lead = offset % 4;
+        let mut words = vec![0; (lead + data.len()).next_multiple_of(4)];
+        self.read(buffer, offset - lead, &mut words)?;
+        words[lead..lead + data.len()].copy_from_slice(data);
+        self.device.write_words(buffer, offset - lead, &words)
+    }
+
+    /// Waits for what was recorded and copies from byte `offset` on, of any multiple.
+    pub(crate) fn read_at(
+        &self,
+        buffer: &wgpu::Buffer,
+        offset: usize,
+        data: &mut [u8],
+    ) -> Result<()> {
+        let lead = offset % 4;
+        let mut words = vec![0; lead + data.len()];
+        self.read(buffer, offset - lead, &mut words)?;
+        data.copy_from_slice(&words[lead..]);
+        Ok(())
+    }
+
     /// Waits for what was recorded and copies from byte `offset` on, a multiple of 4.
     pub(crate) fn read(&self, buffer: &wgpu::Buffer, offset: usize, data: &mut [u8]) -> Result<()> {
         let device = &self.device;
