@@ -50,8 +50,8 @@ pub use swiglu_core::{
 };
 // What numbers are stored as.
 pub use swiglu_core::{
-    E4M3, E8M0, Element, Float, HostWeight, Quantization, ScaleFormat, ScaleLayout, ScaleOrder,
-    WeightFormat, bf16, f16, with_float,
+    E2M1, E4M3, E8M0, Element, Float, HostWeight, Quantization, ScaleFormat, ScaleLayout,
+    ScaleOrder, WeightFormat, bf16, f16, with_float,
 };
 // Matrices.
 pub use swiglu_core::{

@@ -7,7 +7,7 @@ use swiglu_core::{
 mod weights;
 
 pub(crate) use weights::decoded;
-pub use weights::{SampleValues, SampleWeight, encode, weight_formats};
+pub use weights::{SampleValues, SampleWeight, encode, weight_formats, whole_columns};
 
 /// The limits at which clamps are checked.
 pub const LIMITS: [f32; 8] = [0.333, 0.5, 1.0, 3.0, 7.0, 10.0, 10.03, 15.0];

@@ -98,17 +98,21 @@ macro_rules! mutants {
 }
 
 /// Makes a test that a backend lacks nothing that the library has: every activation, type,
-/// rounding, weight format and quantization. `complete!(name, constructor)`, as [`suite!`].
+/// rounding, weight format and quantization. `complete!(name, constructor)`, as [`suite!`]; what
+/// is known to be lacking follows: `complete!(name, constructor, lacking: [WeightFormat::Fp4])`.
 #[macro_export]
 macro_rules! complete {
     ($name:ident, $open:expr $(,)?) => {
+        $crate::complete!($name, $open, lacking: []);
+    };
+    ($name:ident, $open:expr, lacking: [$($format:expr),* $(,)?] $(,)?) => {
         mod $name {
             #[allow(unused_imports)]
             use super::*;
 
             #[test]
             fn everything_is_supported() {
-                $crate::assert_complete(stringify!($name), $open);
+                $crate::assert_complete(stringify!($name), $open, &[$($format),*]);
             }
         }
     };

@@ -1,4 +1,4 @@
-use swiglu_core::{GroupedMatmul, Router};
+use swiglu_core::{GroupedMatmul, Router, WeightFormat};
 
 use crate::skips::tell;
 use crate::{Failure, Harness, Size, checks};
@@ -81,11 +81,12 @@ pub fn run(platform: &str, suite: &Result<Box<dyn AnySuite>, String>, check: &st
 pub fn assert_complete<B: FullBackend>(
     platform: &str,
     backend: impl FnOnce() -> Result<B, String>,
+    lacking: &[WeightFormat],
 ) {
     match backend() {
         Ok(backend) => {
             let harness = Harness::new(backend, Size::Quick);
-            if let Err(failure) = checks::everything_is_supported(&harness) {
+            if let Err(failure) = checks::everything_is_supported(&harness, lacking) {
                 panic!("{platform}: {failure}");
             }
         }

@@ -6,9 +6,11 @@ use std::fmt;
 
 use crate::{Error, Float, Result};
 
+mod e2m1;
 mod e4m3;
 mod e8m0;
 
+pub use e2m1::E2M1;
 pub use e4m3::E4M3;
 pub use e8m0::E8M0;
 
@@ -67,7 +69,8 @@ impl fmt::Display for ScaleFormat {
     }
 }
 
-/// How a weight's elements are stored. FP8 weights come in blocks that share a scale.
+/// How a weight's elements are stored. FP8 weights come in blocks that share a scale, FP4 weights
+/// in groups of 32 along K.
 ///
 /// ```
 /// use swiglu_core::{Float, ScaleFormat, WeightFormat};
@@ -75,6 +78,7 @@ impl fmt::Display for ScaleFormat {
 /// assert_eq!((fp8.bits(), fp8.row_bytes(4096)), (8, 4096));
 /// assert_eq!(fp8.to_string(), "fp8 in blocks of 128 x 128 with e8m0 scales");
 /// assert_eq!(WeightFormat::Float(Float::BF16).to_string(), "bf16");
+/// assert_eq!(WeightFormat::Fp4.row_bytes(4096), 2048);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -88,9 +92,16 @@ pub enum WeightFormat {
         /// Rows and columns of a block, each at least 1.
         block: [usize; 2],
     },
+    /// [`E2M1`] codes, two in a byte along K, the even column in the lower half; one
+    /// [`ScaleFormat::E8M0`] scale for each [`Self::FP4_GROUP`] columns of a row. Rows are whole
+    /// groups. This is how DeepSeek-V4 stores its routed experts (MXFP4 as OCP defines it).
+    Fp4,
 }
 
 impl WeightFormat {
+    /// Columns of a row of [`Self::Fp4`] that share a scale.
+    pub const FP4_GROUP: usize = 32;
+
     /// DeepSeek-V4's: FP8 in blocks of 128 x 128 with [`ScaleFormat::E8M0`] scales.
     pub const DEEPSEEK_V4: Self = Self::Fp8 {
         scales: ScaleFormat::E8M0,
@@ -98,7 +109,7 @@ impl WeightFormat {
     };
 
     /// One of each kind, for checks of completeness: FP8 with either type of scale.
-    pub const SAMPLES: [Self; 5] = [
+    pub const SAMPLES: [Self; 6] = [
         Self::Float(Float::F32),
         Self::Float(Float::F16),
         Self::Float(Float::BF16),
@@ -107,6 +118,7 @@ impl WeightFormat {
             scales: ScaleFormat::F32,
             block: [128, 128],
         },
+        Self::Fp4,
     ];
 
     /// Bits of an element.
@@ -114,6 +126,7 @@ impl WeightFormat {
         match self {
             Self::Float(float) => 8 * float.size(),
             Self::Fp8 { .. } => 8,
+            Self::Fp4 => 4,
         }
     }
 
@@ -130,6 +143,7 @@ impl WeightFormat {
         match self {
             Self::Float(float) => float.name(),
             Self::Fp8 { .. } => "fp8",
+            Self::Fp4 => "fp4",
         }
     }
 
@@ -138,14 +152,28 @@ impl WeightFormat {
         match self {
             Self::Float(_) => None,
             Self::Fp8 { scales, block } => Some((*scales, *block)),
+            Self::Fp4 => Some((ScaleFormat::E8M0, [1, Self::FP4_GROUP])),
+        }
+    }
+
+    /// A weight's columns (K) are a multiple of this.
+    pub const fn columns_step(&self) -> usize {
+        match self {
+            Self::Float(_) | Self::Fp8 { .. } => 1,
+            Self::Fp4 => Self::FP4_GROUP,
         }
     }
 
     /// The grid of scales of a weight of this shape, [0, 0] where there are none.
     ///
     /// # Errors
-    /// A block with a side of 0.
+    /// A block with a side of 0, or columns that [`Self::columns_step`] does not divide.
     pub fn scale_grid(&self, [rows, cols]: [usize; 2]) -> Result<[usize; 2]> {
+        let step = self.columns_step();
+        if !cols.is_multiple_of(step) {
+            let expected = format!("a multiple of {step} columns for {self}");
+            return Err(Error::argument("weight", expected, cols));
+        }
         match self.scaling() {
             None => Ok([0, 0]),
             Some((_, [r, c])) if r == 0 || c == 0 => {

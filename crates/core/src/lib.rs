@@ -2,7 +2,7 @@
 //!
 //! - [`GatedActivation`]: a gated activation as one validated value, from the family's table;
 //! - [`Float`], [`Element`]: what is computed on; [`WeightFormat`], [`ScaleFormat`], [`E4M3`],
-//!   [`E8M0`]: how weights and scales are stored;
+//!   [`E2M1`], [`E8M0`]: how weights and scales are stored;
 //! - [`Tensor`], [`TensorMut`], [`GateUp`]: matrices as views of somebody's memory;
 //!   [`RowLayout`]: where their rows lie;
 //! - [`Quantization`], [`ScaleLayout`]: how rows become FP8 codes with scales;
@@ -50,7 +50,7 @@ pub use dispatch::{Dispatch, OpSwitches, OpenOptions, Registry, Rejection, Repor
 pub use error::{Error, Result};
 pub use experts::{Experts, ExpertsShape};
 pub use float::{Element, Float};
-pub use format::{E4M3, E8M0, ScaleFormat, WeightFormat};
+pub use format::{E2M1, E4M3, E8M0, ScaleFormat, WeightFormat};
 pub use half::{bf16, f16};
 pub use host::Halves;
 #[doc(hidden)]

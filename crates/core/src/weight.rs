@@ -2,7 +2,7 @@ use std::borrow::Cow;
 
 use half::{bf16, f16};
 
-use crate::{E4M3, Error, Float, Result, WeightFormat};
+use crate::{E2M1, E4M3, Error, Float, Result, WeightFormat};
 
 /// A weight matrix in host memory, [rows, cols] row-major as checkpoints store it: row n holds
 /// what makes output n of `y = x · wᵀ`. It borrows its bytes, which may lie unaligned in a mapped
@@ -37,7 +37,8 @@ impl<'a> HostWeight<'a> {
     /// the grid of scales row-major and is empty where the format has none. Both little-endian.
     ///
     /// # Errors
-    /// No rows or columns, or bytes that do not fit the shape.
+    /// No rows or columns, columns that [`WeightFormat::columns_step`] does not divide, or bytes that
+    /// do not fit the shape.
     pub fn new(
         shape: [usize; 2],
         format: WeightFormat,
@@ -75,12 +76,12 @@ impl<'a> HostWeight<'a> {
                 got,
             ));
         }
+        let [r, c] = format.scale_grid(shape)?;
         if rows.checked_mul(format.row_bytes(cols)) != Some(data.len()) {
             let expected = format!("{rows} x {cols} elements of {}", format.name());
             let got = format!("{} bytes", data.len());
             return Err(Error::argument("weight", expected, got));
         }
-        let [r, c] = format.scale_grid(shape)?;
         let size = format.scaling().map_or(0, |(scale, _)| scale.size());
         if r.checked_mul(c).and_then(|n| n.checked_mul(size)) != Some(scales.len()) {
             let expected = match format.scaling() {
@@ -153,6 +154,8 @@ impl<'a> HostWeight<'a> {
                 bf16::from_le_bytes(array(&self.data[2 * at..])).to_f32()
             }
             WeightFormat::Fp8 { .. } => E4M3(self.data[at]).to_f32(),
+            // Rows are whole bytes, so the lower half is the even column.
+            WeightFormat::Fp4 => E2M1::unpack(self.data[at / 2])[at % 2].to_f32(),
         }
     }
 
@@ -229,6 +232,56 @@ mod tests {
     }
 
     #[test]
+    fn every_byte_of_fp4_under_every_scale_is_its_two_codes_times_a_power_of_two() {
+        const MAGNITUDES: [f64; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        let value = |code: u8| {
+            let magnitude = MAGNITUDES[usize::from(code & 7)];
+            if code & 8 == 0 { magnitude } else { -magnitude }
+        };
+        // A row holds every byte, and every row has another scale, none for two rows.
+        let data: Vec<u8> = (0..256).flat_map(|_| 0..=255_u8).collect();
+        let scales: Vec<u8> = (0..=255).flat_map(|scale| [scale; 16]).collect();
+        let w = HostWeight::new([256, 512], WeightFormat::Fp4, &data, &scales).unwrap();
+        let mut row = [0.0; 512];
+        for scale in 0..=255_u8 {
+            w.decode_row(scale.into(), &mut row);
+            for (col, &got) in row.iter().enumerate() {
+                assert_eq!(w.get(scale.into(), col).to_bits(), got.to_bits());
+                let byte = (col / 2) as u8;
+                let code = if col % 2 == 0 { byte & 15 } else { byte >> 4 };
+                if scale == 255 {
+                    assert!(got.is_nan());
+                    continue;
+                }
+                let want = value(code) * 2f64.powi(i32::from(scale) - 127);
+                assert_eq!(got.to_bits(), want.to_bits(), "{code} under {scale}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_scale_of_fp4_is_of_32_columns_of_one_row() {
+        let scales = [127, 128, 129, 130];
+        let w = HostWeight::new([2, 64], WeightFormat::Fp4, &[0x12; 64], &scales).unwrap();
+        let of = |row, col| w.get(row, col);
+        assert_eq!([of(0, 30), of(0, 31), of(0, 32)], [1.0, 0.5, 2.0]);
+        assert_eq!([of(1, 0), of(1, 33), of(1, 63)], [4.0, 4.0, 4.0]);
+        let new = |cols: usize, data: usize, scales: usize| {
+            let (data, scales) = (vec![0; data], vec![0; scales]);
+            HostWeight::owned([2, cols], WeightFormat::Fp4, data, scales).map(drop)
+        };
+        let message = |cols, data, scales| new(cols, data, scales).unwrap_err().to_string();
+        assert!(new(64, 64, 4).is_ok());
+        let expected = "weight: expected a multiple of 32 columns for fp4 in blocks of 1 x 32 with \
+                        e8m0 scales, got 48";
+        assert_eq!(message(48, 48, 4), expected);
+        assert_eq!(message(33, 34, 4).split(" for").count(), 2);
+        assert!(message(64, 128, 4).starts_with("weight: expected 2 x 64 elements of fp4"));
+        assert!(message(64, 64, 3).starts_with("scales: expected 2 x 2 scales of e8m0"));
+        assert!(message(64, 64, 16).starts_with("scales: expected 2 x 2 scales"));
+    }
+
+    #[test]
     fn sizes_that_lie_are_refused() {
         let new = |r, c, format, n| HostWeight::new([r, c], format, &[0; 64][..n], &[]);
         let f32s = WeightFormat::Float(Float::F32);
@@ -240,6 +293,8 @@ mod tests {
         let error = new(8, 8, WeightFormat::DEEPSEEK_V4, 64).unwrap_err();
         let expected = "scales: expected 1 x 1 scales of e8m0 for fp8";
         assert!(error.to_string().starts_with(expected), "{error}");
+        assert!(new(usize::MAX, 32, WeightFormat::Fp4, 64).is_err());
+        assert!(new(4, usize::MAX / 32 * 32, WeightFormat::Fp4, 64).is_err());
         let flat = WeightFormat::Fp8 {
             scales: ScaleFormat::F32,
             block: [0, 4],

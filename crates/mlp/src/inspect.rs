@@ -90,6 +90,7 @@ impl WeightSummary {
             WeightFormat::Float(Float::F16) => halves(0x7c00),
             WeightFormat::Float(Float::BF16) => halves(0x7f80),
             WeightFormat::Fp8 { .. } => (count(&|c| c[0] & 0x7f == 0x7f, 1), 0),
+            WeightFormat::Fp4 => (0, 0),
             // What is added to the formats is looked at element by element.
             _ => {
                 let elements = (0..weight.rows()).flat_map(|row| {

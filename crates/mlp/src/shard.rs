@@ -72,7 +72,7 @@ impl Shard {
 
 /// The rectangle of `shape` rows and columns from `[top, left]` on of a weight. What lies beyond
 /// the weight is 0, and its scales 1. A corner within a block makes blocks smaller, with the same
-/// scales.
+/// scales, where the format lets them be.
 pub(crate) fn cut(
     weight: &HostWeight<'_>,
     [top, left]: [usize; 2],
@@ -105,7 +105,7 @@ fn cut_scales(
     [top, left]: [usize; 2],
     shape: [usize; 2],
 ) -> Result<(WeightFormat, Vec<u8>)> {
-    let WeightFormat::Fp8 { scales, block } = weight.format() else {
+    let Some((scales, block)) = weight.format().scaling() else {
         return Ok((weight.format(), Vec::new()));
     };
     let rows = CutSide::new([weight.rows(), block[0]], top, shape[0]);
@@ -129,8 +129,21 @@ fn cut_scales(
             }
         }
     }
-    let block = [rows.block, cols.block];
-    Ok((WeightFormat::Fp8 { scales, block }, out))
+    let smaller = [rows.block, cols.block];
+    match weight.format() {
+        WeightFormat::Fp8 { .. } => Ok((
+            WeightFormat::Fp8 {
+                scales,
+                block: smaller,
+            },
+            out,
+        )),
+        format if smaller == block => Ok((format, out)),
+        format => {
+            let expected = format!("a part of {format} that begins with a block");
+            Err(Error::config("shard", expected, format!("column {left}")))
+        }
+    }
 }
 
 /// A part of a side that is divided into blocks.
@@ -280,6 +293,24 @@ mod tests {
         assert_eq!(rows.scales(), [4, 5, 6]);
         assert_eq!((rows.rows(), rows.format()), (2, format));
         assert!(cut(&w, [0, usize::MAX - 1], [3, 2]).is_ok());
+    }
+
+    #[test]
+    fn fp4_is_cut_at_whole_groups_and_padded_with_zeros_of_scale_one() {
+        let data: Vec<u8> = (0..3 * 48).collect();
+        let scales: Vec<u8> = (100..109).collect();
+        let w = HostWeight::new([3, 96], WeightFormat::Fp4, &data, &scales).unwrap();
+        let part = cut(&w, [1, 64], [3, 64]).unwrap();
+        assert_eq!((part.format(), part.cols()), (WeightFormat::Fp4, 64));
+        assert_eq!(part.scales(), [105, 127, 108, 127, 127, 127]);
+        let first: Vec<u8> = (80..96).chain([0; 16]).collect();
+        assert_eq!(part.data()[..32], first);
+        assert_eq!(part.data()[64..], [0; 32]);
+        let beyond = cut(&w, [3, 96], [1, 32]).unwrap();
+        assert_eq!((beyond.data(), beyond.scales()), (&[0; 16][..], &[127][..]));
+        for (corner, shape) in [([0, 16], [3, 32]), ([0, 33], [3, 32]), ([0, 32], [3, 16])] {
+            assert!(cut(&w, corner, shape).is_err(), "{corner:?} {shape:?}");
+        }
     }
 
     #[test]

@@ -337,9 +337,10 @@ mod tests {
     }
 
     #[test]
-    fn every_format_of_the_family_is_known() {
+    fn every_format_of_the_family_but_fp4_is_known() {
         for format in WeightFormat::SAMPLES {
-            assert!(WeightForm::of(format, 4096).is_ok(), "{format}");
+            let known = WeightForm::of(format, 4096).is_ok();
+            assert_eq!(known, format != WeightFormat::Fp4, "{format}");
         }
     }
 }

@@ -3,7 +3,7 @@ use swiglu_core::{ActAndMul, Element, GatedActivation, Matmul, Request, RowLayou
 use super::in_every_type;
 use crate::compare::{pairs_of_rows, same_bits};
 use crate::harness::{tensor, tensor_mut};
-use crate::inputs::{Numbers, SampleValues, SampleWeight, weight_formats};
+use crate::inputs::{Numbers, SampleValues, SampleWeight, weight_formats, whole_columns};
 use crate::skips::Skips;
 use crate::{ActLayouts, Failure, Harness};
 
@@ -21,7 +21,12 @@ pub fn fused_equals_unfused<B: ActAndMul + Matmul>(h: &Harness<B>) -> Result<(),
         for (i, weight) in weight_formats().enumerate() {
             let part = |seed| {
                 let seed = 10 * i as u64 + seed;
-                SampleWeight::new([77, 150], weight, SampleValues::Exact, seed)
+                SampleWeight::new(
+                    [77, whole_columns(&weight, 150)],
+                    weight,
+                    SampleValues::Exact,
+                    seed,
+                )
             };
             let [gate, up] = [part(1)?, part(2)?];
             for op in skips.activations(T::FLOAT) {

@@ -3,7 +3,7 @@ use swiglu_core::{
 };
 
 use crate::compare::shown;
-use crate::inputs::{Numbers, SampleValues, SampleWeight, decoded, weight_formats};
+use crate::inputs::{Numbers, SampleValues, SampleWeight, decoded, weight_formats, whole_columns};
 use crate::skips::Skips;
 use crate::{Failure, Harness};
 
@@ -94,7 +94,11 @@ fn each_format(
     mut check: impl FnMut(&[HostWeight<'_>]) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     for (i, format) in weight_formats().enumerate() {
-        let part = |p: usize| SampleWeight::new(PARTS[p], format, values, (2 * i + p) as u64);
+        let part = |p: usize| {
+            let [rows, cols] = PARTS[p];
+            let shape = [rows, whole_columns(&format, cols)];
+            SampleWeight::new(shape, format, values, (2 * i + p) as u64)
+        };
         let [a, b] = [part(0)?, part(1)?];
         check(&[a.view()?, b.view()?])
             .and_then(|()| check(&[b.view()?]))

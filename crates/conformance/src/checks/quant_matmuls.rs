@@ -5,7 +5,7 @@ use swiglu_core::{
 
 use crate::compare::shown;
 use crate::harness::tensor_mut;
-use crate::inputs::{Numbers, SampleValues, SampleWeight, weight_formats};
+use crate::inputs::{Numbers, SampleValues, SampleWeight, weight_formats, whole_columns};
 use crate::quant_case::QuantCase;
 use crate::skips::Skips;
 use crate::{Failure, Harness};
@@ -19,10 +19,11 @@ use crate::{Failure, Harness};
 pub fn matmuls_of_codes<B: Quantize + Matmul>(h: &Harness<B>) -> Result<(), Failure> {
     let reference = Harness::new(Reference, h.size);
     let mut skips = Skips::new(h, "matmuls_of_codes");
-    let (n, k) = (72, 400);
+    let n = 72;
     let y = Float::F32;
     for weight in weight_formats() {
         let kinds = skips.quantizations(|quant| Request::QuantizedMatmul { quant, weight, y })?;
+        let k = whole_columns(&weight, 400);
         let weight = SampleWeight::new([n, k], weight, SampleValues::Exact, 11)?;
         for kind in kinds {
             for rows in [1, 3, 20, 64] {

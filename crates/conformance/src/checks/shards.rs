@@ -15,9 +15,9 @@ const SHAPE: [usize; 2] = [150, 96];
 /// # Errors
 /// The first difference.
 pub fn shards_equal_the_whole<B: ActAndMul + Matmul>(h: &Harness<B>) -> Result<(), Failure> {
-    // Weights in blocks of 32 rows cut by 32; the others by any number.
+    // Weights in blocks of 32 rows cut by 32; those without, and of one row, by any number.
     let cuts = weight_formats().filter_map(|format| match format.scaling() {
-        None => Some((format, 24)),
+        None | Some((_, [1, _])) => Some((format, 24)),
         Some((_, [32, _])) => Some((format, 32)),
         Some(_) => None,
     });

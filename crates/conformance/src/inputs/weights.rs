@@ -1,4 +1,4 @@
-use swiglu_core::{E4M3, Element, Float, HostWeight, ScaleFormat, WeightFormat, bf16, f16};
+use swiglu_core::{E2M1, E4M3, Element, Float, HostWeight, ScaleFormat, WeightFormat, bf16, f16};
 
 use super::Numbers;
 use crate::Failure;
@@ -12,11 +12,20 @@ pub fn weight_formats() -> impl Iterator<Item = WeightFormat> {
     WeightFormat::SAMPLES.into_iter().chain(small)
 }
 
+/// So many columns, up to the next number of them that a weight of this format may have.
+pub const fn whole_columns(format: &WeightFormat, cols: usize) -> usize {
+    cols.next_multiple_of(format.columns_step())
+}
+
 /// The bytes of a row of elements in a format, without scales.
 ///
 /// # Errors
 /// A format of a newer core that this function does not write yet.
 pub fn encode(format: WeightFormat, values: &[f32]) -> Result<Vec<u8>, Failure> {
+    if let WeightFormat::Fp4 = format {
+        let codes = |pair: &[f32; 2]| E2M1::pack(pair.map(E2M1::from_f32_saturating));
+        return Ok(values.as_chunks().0.iter().map(codes).collect());
+    }
     let values = values.iter().copied();
     Ok(match format {
         WeightFormat::Float(Float::F32) => values.flat_map(f32::to_le_bytes).collect(),
@@ -61,7 +70,7 @@ impl SampleWeight {
     /// A weight that follows from its seed.
     ///
     /// # Errors
-    /// As [`encode`], or a block with a side of 0.
+    /// As [`encode`], or as [`WeightFormat::scale_grid`].
     pub fn new(
         shape: [usize; 2],
         format: WeightFormat,

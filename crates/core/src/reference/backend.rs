@@ -161,6 +161,32 @@ mod tests {
     use crate::Float;
 
     #[test]
+    fn a_product_of_stacked_fp4_parts_is_the_sum_it_stands_for() {
+        // Columns are 1 and -2 in turn, or 6 and 0.5.
+        let rows = [[0xc2_u8; 32], [0x17; 32]].concat();
+        let part = |scales| HostWeight::new([2, 64], crate::WeightFormat::Fp4, &rows, scales);
+        let parts = [[127, 128, 130, 120], [127, 127, 255, 127]];
+        let parts = parts.each_ref().map(|scales| part(scales).unwrap());
+        let w = Reference.load_weight(&parts).unwrap();
+        assert_eq!(Reference.weight_shape(&w), [4, 64]);
+        assert_eq!(Reference.weight_bytes(&w), 2 * (64 + 4));
+        let x: Vec<f32> = (0..64).map(|k| (1 + k / 32) as f32).collect();
+        let mut y = [0.0_f32; 4];
+        let at = |cols| crate::RowLayout::contiguous(1, cols);
+        let (x, to) = (
+            Tensor::from_slice(&x, at(64)),
+            TensorMut::from_slice(&mut y, at(4)),
+        );
+        Reference.matmul(x, &w, to).unwrap();
+        // 16 pairs a group, of -1 and of 6.5.
+        assert_eq!(
+            y[..3],
+            [-16.0 * 5.0, 104.0 * (8.0 + 2.0 / 128.0), -16.0 * 3.0]
+        );
+        assert!(y[3].is_nan());
+    }
+
+    #[test]
     fn a_product_of_stacked_fp8_parts_is_the_sum_it_stands_for() {
         let one = crate::E4M3::from_f32_saturating(1.0).0;
         let codes = [one; 6];

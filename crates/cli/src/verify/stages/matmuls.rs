@@ -4,7 +4,9 @@ use swiglu::{
     Accumulation, E4M3, Element, Float, HostWeight, Quantization, Quantized, Request, RowLayout,
     ScaleFormat, ScaleLayout, ScaleOrder, Shape, Tensor, TensorMut, WeightFormat, bf16,
 };
-use swiglu_conformance::inputs::{Numbers, SampleValues, SampleWeight, weight_formats};
+use swiglu_conformance::inputs::{
+    Numbers, SampleValues, SampleWeight, weight_formats, whole_columns,
+};
 use swiglu_conformance::{Failure, FullBackend, contents, filled, relative_error};
 
 use super::{FUSED, Measured, row};
@@ -97,7 +99,7 @@ pub fn compare<T: Element>(y: &[T], x: &Rows, w: &Rows, accumulation: Accumulati
 }
 
 fn matmul<B: FullBackend>(backend: &B, format: WeightFormat) -> Measured {
-    let (n, k) = (160, 600);
+    let (n, k) = (160, whole_columns(&format, 600));
     let weight = SampleWeight::new([n, k], format, SampleValues::Random, 1)?;
     let loaded = backend.load_weight(&[weight.view()?])?;
     let w = decoded(&weight.view()?);
@@ -147,7 +149,7 @@ fn quantized_matmul<B: FullBackend>(
     quant: &Quantization,
     format: WeightFormat,
 ) -> Measured {
-    let (rows, n, k) = (33, 72, 400);
+    let (rows, n, k) = (33, 72, whole_columns(&format, 400));
     let weight = SampleWeight::new([n, k], format, SampleValues::Random, 3)?;
     let loaded = backend.load_weight(&[weight.view()?])?;
     let mut numbers = Numbers::new(4);
