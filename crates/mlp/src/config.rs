@@ -7,13 +7,17 @@ use swiglu_core::{Limit, Rounding};
 
 use crate::checkpoint::read_text;
 use crate::json::{UniqueValue, mark_python_numbers};
-use crate::{ActivationQuant, Error, HiddenAct, MlpConfig, Result, Shard};
+use crate::{ActivationQuant, Error, HiddenAct, MlpConfig, MoeConfig, Result, Shard};
 
 mod models;
+mod moe;
 mod quantization;
 mod settings;
 
+pub use moe::ExpertDtype;
+
 use models::ModelLimit;
+use moe::MoeSettings;
 use settings::{Settings, kind, string};
 
 /// The sizes, the activation and the quantization of a model's shared experts.
@@ -34,6 +38,8 @@ pub struct ModelConfig {
     limit: ModelLimit,
     /// The setting that clamps the routed experts otherwise than the shared ones.
     routed: Option<String>,
+    /// Its layers of routed experts.
+    moe: MoeSettings,
 }
 
 impl ModelConfig {
@@ -75,7 +81,9 @@ impl ModelConfig {
             .transpose()?;
         let quantization = quantization::read(&settings, inference_form)?;
         let expert = models::read(&settings, model_type.as_deref(), inference_form)?;
+        let moe = MoeSettings::read(&settings, model_type.as_deref(), inference_form);
         Ok(Self {
+            moe,
             model_type,
             hidden_size: settings.size(if inference_form { "dim" } else { "hidden_size" })?,
             intermediate_size: expert.intermediate_size,
@@ -141,6 +149,39 @@ impl ModelConfig {
             shard: Shard::WHOLE,
             prefix: prefix.to_owned(),
         }
+    }
+}
+
+impl ModelConfig {
+    /// The whole layer under `prefix` (`layers.3.ffn`, `model.layers.3.mlp`): its router, its routed
+    /// experts and its shared one, with the model's limit and bf16 activations.
+    ///
+    /// # Errors
+    /// As [`Self::limit`]; a model whose routers are not known; a setting that is missing, or whose
+    /// value is none of those that are computed; settings that contradict one another.
+    pub fn moe_config(&self, prefix: &str) -> Result<MoeConfig> {
+        self.moe_config_with_limit(prefix, self.limit(prefix)?)
+    }
+
+    /// As [`Self::moe_config`], with a limit that the caller states, whatever the model's is.
+    ///
+    /// # Errors
+    /// As [`Self::moe_config`].
+    pub fn moe_config_with_limit(&self, prefix: &str, limit: Option<Limit>) -> Result<MoeConfig> {
+        let moe = self.moe.known()?;
+        let [experts, top_k] = moe.counts(prefix);
+        Ok(MoeConfig {
+            shared: self.mlp_config_with_limit(&format!("{prefix}.shared_experts"), limit),
+            prefix: prefix.to_owned(),
+            experts,
+            top_k,
+            scale: moe.scale,
+            normalize: moe.normalize,
+            hashes: moe.hashes(prefix)?,
+            vocab_size: moe.vocabulary,
+            intermediate_size: moe.intermediate,
+            expert_dtype: moe.expert_dtype,
+        })
     }
 }
 

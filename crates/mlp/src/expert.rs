@@ -158,7 +158,7 @@ fn block_side(weight: &HostWeight<'_>, axis: usize) -> usize {
 }
 
 /// The same weight without a copy.
-fn borrowed<'a>(weight: &'a HostWeight<'_>) -> Result<HostWeight<'a>> {
+pub(crate) fn borrowed<'a>(weight: &'a HostWeight<'_>) -> Result<HostWeight<'a>> {
     let shape = [weight.rows(), weight.cols()];
     Ok(HostWeight::new(
         shape,

@@ -6,6 +6,8 @@
 //!   [`swiglu_core::Matmul`] and [`swiglu_core::Quantize`];
 //! - [`ActivationQuant`]: whether its matmuls read bf16 or FP8;
 //! - [`Shard`]: one rank's share of it;
+//! - [`MoeConfig`], [`MoeWeights`], [`DeepseekV4Moe`], [`MoeWorkspace`]: the whole layer, with its
+//!   router and its routed experts;
 //! - [`inspect`]: what a checkpoint holds, and the numbers of a weight;
 //! - [`synthetic`]: checkpoints and inputs for trials.
 //!
@@ -49,6 +51,7 @@ pub mod inspect;
 mod json;
 mod mlp;
 mod mlp_config;
+mod moe;
 mod pool;
 mod shard;
 mod stage;
@@ -57,11 +60,12 @@ mod text;
 mod workspace;
 
 pub use checkpoint::{Checkpoint, OpenMode};
-pub use config::ModelConfig;
+pub use config::{ExpertDtype, ModelConfig};
 pub use error::{Error, Result};
 pub use expert::SharedExpert;
 pub use mlp::DeepseekV4Mlp;
 pub use mlp_config::{ActivationQuant, HiddenAct, MlpConfig};
+pub use moe::{DeepseekV4Moe, MoeConfig, MoeStages, MoeWeights, MoeWorkspace};
 pub use pool::{PooledWorkspace, WorkspacePool};
 pub use shard::Shard;
 pub use workspace::Workspace;

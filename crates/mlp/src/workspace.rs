@@ -53,8 +53,13 @@ impl<B: Backend> Default for Slot<B> {
 }
 
 impl<B: Backend> Slot<B> {
+    /// Nothing yet.
+    pub(crate) const fn new() -> Self {
+        Self(None)
+    }
+
     /// At least `bytes` bytes.
-    fn reserve(&mut self, backend: &B, bytes: usize) -> Result<B::ViewMut<'_>> {
+    pub(crate) fn reserve(&mut self, backend: &B, bytes: usize) -> Result<B::ViewMut<'_>> {
         // A buffer that is too short goes before its successor comes.
         let kept = self.0.take().filter(|b| backend.len(b) >= bytes);
         let buffer = match kept {

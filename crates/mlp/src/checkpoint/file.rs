@@ -111,14 +111,21 @@ impl ShardFile {
 impl<'a> StoredTensor<'a> {
     /// Its bytes: those of the mapped file, or read now.
     pub fn data(&self) -> Result<Cow<'a, [u8]>> {
+        self.part(0..self.bytes.len())
+    }
+
+    /// Some of its bytes, as [`Self::data`]. They must lie within it.
+    pub fn part(&self, part: Range<usize>) -> Result<Cow<'a, [u8]>> {
+        let start = self.bytes.start;
+        let bytes = start + part.start..start + part.end;
         match self.source {
-            Source::Mapped(map) => Ok(Cow::Borrowed(&map[self.bytes.clone()])),
-            Source::Read(file) => self.read(file).map(Cow::Owned),
+            Source::Mapped(map) => Ok(Cow::Borrowed(&map[bytes])),
+            Source::Read(file) => self.read(file, bytes).map(Cow::Owned),
         }
     }
 
-    fn read(&self, file: &Mutex<File>) -> Result<Vec<u8>> {
-        let (start, length) = (self.bytes.start, self.bytes.len());
+    fn read(&self, file: &Mutex<File>, bytes: Range<usize>) -> Result<Vec<u8>> {
+        let (start, length) = (bytes.start, bytes.len());
         let mut data = Vec::new();
         data.try_reserve_exact(length)
             .map_err(|_| swiglu_core::Error::OutOfMemory {

@@ -26,6 +26,21 @@ enum Content<'a> {
         stored: StoredScales,
         grid: [usize; 2],
     },
+    /// Two codes in a byte, with scales of E8M0 for groups along a row.
+    Fp4 {
+        scale: StoredTensor<'a>,
+    },
+}
+
+/// How the elements of a weight are stored.
+#[derive(Clone, Copy)]
+enum StoredElements {
+    Float(Float),
+    Fp8,
+    /// Packed, as I8 or U8 [R, C/2].
+    Fp4Bytes,
+    /// Packed, as F4 of the logical shape [R, C].
+    Fp4,
 }
 
 /// How a file has scales.
@@ -138,41 +153,36 @@ impl<'a> Matrix<'a> {
         scale: Option<StoredTensor<'a>>,
         shape: [usize; 2],
     ) -> Result<Self> {
-        let float = match weight.dtype {
-            StoredType::Known(Dtype::F8_E4M3) => None,
-            StoredType::Known(Dtype::BF16) => Some(Float::BF16),
-            StoredType::Known(Dtype::F16) => Some(Float::F16),
-            StoredType::Known(Dtype::F32) => Some(Float::F32),
-            other => {
-                let reason = match other {
-                    StoredType::Known(Dtype::I8 | Dtype::U8 | Dtype::I32 | Dtype::F4) => {
-                        ": packed numbers or integers, by which nothing here multiplies"
-                    }
-                    _ => "",
-                };
-                let problem = format!("expected F8_E4M3, BF16, F16 or F32, got {other}{reason}");
-                return Err(weight.error(problem));
-            }
+        let elements = StoredElements::of(&weight)?;
+        let stored = match elements {
+            StoredElements::Fp4Bytes => [shape[0], shape[1] / 2],
+            StoredElements::Float(_) | StoredElements::Fp8 | StoredElements::Fp4 => shape,
         };
-        if weight.shape != shape {
-            return Err(misshaped(&weight, &format!("{shape:?}")));
+        if weight.shape != stored {
+            return Err(misshaped(&weight, &format!("{stored:?}")));
         }
-        let content = match (float, scale) {
-            (Some(float), None) => Content::Float(float),
-            (Some(float), Some(scale)) => {
+        let needed = |what: &str| {
+            let name = MatrixTensors::scale_name(weight.name);
+            let problem = format!("missing, and {what} weights need it");
+            Error::tensor(&name, checkpoint.path(), problem)
+        };
+        let content = match (elements, scale) {
+            (StoredElements::Float(float), None) => Content::Float(float),
+            (StoredElements::Float(float), Some(scale)) => {
                 let problem = format!("unexpected: the weight is {float}, which takes no scale");
                 return Err(scale.error(problem));
             }
-            (None, None) => {
-                let name = MatrixTensors::scale_name(weight.name);
-                let problem = "missing, and FP8 weights need it";
-                return Err(Error::tensor(&name, checkpoint.path(), problem));
-            }
-            (None, Some(scale)) => Content::Fp8 {
+            (StoredElements::Fp8, None) => return Err(needed("FP8")),
+            (StoredElements::Fp4Bytes | StoredElements::Fp4, None) => return Err(needed("FP4")),
+            (StoredElements::Fp8, Some(scale)) => Content::Fp8 {
                 scale,
                 stored: StoredScales::of(&scale, config.ue8m0)?,
                 grid: grid(&scale, shape, config.block)?,
             },
+            (StoredElements::Fp4Bytes | StoredElements::Fp4, Some(scale)) => {
+                fp4_scales(&weight, &scale, shape)?;
+                Content::Fp4 { scale }
+            }
         };
         Ok(Self {
             weight,
@@ -183,7 +193,7 @@ impl<'a> Matrix<'a> {
 
     fn scaled(&self) -> Option<ScaledShape> {
         match self.content {
-            Content::Float(_) => None,
+            Content::Float(_) | Content::Fp4 { .. } => None,
             Content::Fp8 { grid, .. } => Some(ScaledShape {
                 shape: self.shape,
                 grid,
@@ -214,6 +224,7 @@ impl<'a> Matrix<'a> {
                 block,
             }),
             (Content::Float(float), _) => Ok(WeightFormat::Float(*float)),
+            (Content::Fp4 { .. }, _) => Ok(WeightFormat::Fp4),
             (Content::Fp8 { scale, .. }, None) => Err(scale.error("without a block")),
         }
     }
@@ -223,6 +234,7 @@ impl<'a> Matrix<'a> {
         let scales = match &self.content {
             Content::Float(_) => Cow::Borrowed(&[][..]),
             Content::Fp8 { scale, stored, .. } => stored.read(scale.data()?),
+            Content::Fp4 { scale } => scale.data()?,
         };
         match (self.weight.data()?, scales) {
             (Cow::Borrowed(data), Cow::Borrowed(scales)) => {
@@ -234,6 +246,59 @@ impl<'a> Matrix<'a> {
         }
         .map_err(|e| self.weight.error(e))
     }
+}
+
+impl StoredElements {
+    fn of(weight: &StoredTensor<'_>) -> Result<Self> {
+        Ok(match weight.dtype {
+            StoredType::Known(Dtype::F8_E4M3) => Self::Fp8,
+            StoredType::Known(Dtype::BF16) => Self::Float(Float::BF16),
+            StoredType::Known(Dtype::F16) => Self::Float(Float::F16),
+            StoredType::Known(Dtype::F32) => Self::Float(Float::F32),
+            StoredType::Known(Dtype::I8 | Dtype::U8) => Self::Fp4Bytes,
+            StoredType::Known(Dtype::F4) => Self::Fp4,
+            other => {
+                let reason = match other {
+                    StoredType::Known(Dtype::I32) => {
+                        ": packed integers, by which nothing here multiplies"
+                    }
+                    _ => "",
+                };
+                let expected = "F8_E4M3, BF16, F16, F32, or FP4 as I8, U8 or F4";
+                let problem = format!("expected {expected}, got {other}{reason}");
+                return Err(weight.error(problem));
+            }
+        })
+    }
+}
+
+/// Checks the scales of an FP4 weight of this logical shape: a byte for each 32 columns of a row.
+fn fp4_scales(
+    weight: &StoredTensor<'_>,
+    scale: &StoredTensor<'_>,
+    [rows, cols]: [usize; 2],
+) -> Result<()> {
+    const GROUP: usize = WeightFormat::FP4_GROUP;
+    if !cols.is_multiple_of(GROUP) {
+        let problem = format!("expected a multiple of {GROUP} columns in FP4, got {cols}");
+        return Err(weight.error(problem));
+    }
+    match scale.dtype {
+        StoredType::Known(Dtype::F8_E8M0 | Dtype::U8) => {}
+        other => {
+            let reason = match other {
+                StoredType::Known(Dtype::F8_E4M3) => ": those are of NVFP4, which is not read",
+                _ => "",
+            };
+            let problem = format!("expected F8_E8M0 or U8 beside FP4, got {other}{reason}");
+            return Err(scale.error(problem));
+        }
+    }
+    let expected = [rows, cols / GROUP];
+    if scale.shape != expected {
+        return Err(misshaped(scale, &format!("{expected:?}")));
+    }
+    Ok(())
 }
 
 impl StoredScales {
