@@ -5,10 +5,10 @@ use swiglu_core::{
     Registry, Rejection, Report, Request, Result, RowLayout, Shape, Support, Tensor, TensorMut,
     WeightFormat, reference::Reference,
 };
-use swiglu_mlp::{MlpConfig, SharedExpert};
+use swiglu_mlp::{MlpConfig, MoeConfig, MoeWeights, SharedExpert};
 
 use crate::erased::quantized_mut;
-use crate::{AnyBackend, Mlp, built_in};
+use crate::{AnyBackend, Mlp, Moe, built_in};
 
 /// Chooses the backend that runs an operation: the platforms there are, and what the caller and
 /// the environment say about them.
@@ -137,7 +137,8 @@ const fn activation(request: &Request) -> Option<&GatedActivation> {
     match request {
         Request::Activation { op, .. }
         | Request::ActivationQuant { op, .. }
-        | Request::GatedMatmul { op, .. } => Some(op),
+        | Request::GatedMatmul { op, .. }
+        | Request::GroupedGatedMatmul { op, .. } => Some(op),
         // Of what core adds later the facade knows no activation.
         _ => None,
     }
@@ -263,6 +264,18 @@ impl Device {
         weights: &SharedExpert<'_>,
     ) -> Result<Mlp, swiglu_mlp::Error> {
         self.backend.load_mlp(config, weights)
+    }
+
+    /// Brings the weights of a whole layer to the device.
+    ///
+    /// # Errors
+    /// As [`swiglu_mlp::DeepseekV4Moe::load`].
+    pub fn load_moe(
+        &self,
+        config: &MoeConfig,
+        weights: &MoeWeights<'_>,
+    ) -> Result<Moe, swiglu_mlp::Error> {
+        self.backend.load_moe(config, weights)
     }
 }
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use swiglu_core::reference::Reference;
 use swiglu_core::{
-    Accuracy, ActAndMul, ActShape, Backend, GateUp, GatedActivation, Matmul, QuantOptions,
-    Quantization, Quantize, QuantizedMut, Request, Result, RowLayout, Shape, Support, Tensor,
+    Accuracy, ActShape, Backend, GateUp, GatedActivation, GroupedMatmul, QuantOptions,
+    Quantization, QuantizedMut, Request, Result, Router, RowLayout, Shape, Support, Tensor,
     TensorMut, check,
 };
-use swiglu_mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert};
+use swiglu_mlp::{DeepseekV4Mlp, DeepseekV4Moe, MlpConfig, MoeConfig, MoeWeights, SharedExpert};
 
-use crate::Mlp;
 use crate::mlp_on_host::HostFed;
+use crate::{Mlp, Moe};
 
 /// Host memory: the reference's views are plain slices.
 pub(crate) type Host = Reference;
@@ -45,7 +45,7 @@ impl fmt::Debug for AnyBackend {
 
 impl AnyBackend {
     /// Forgets a backend's type.
-    pub fn new<B: ActAndMul + Quantize + Matmul>(backend: B) -> Self {
+    pub fn new<B: Router + GroupedMatmul>(backend: B) -> Self {
         Self(Box::new(Opened(Arc::new(backend))))
     }
 
@@ -112,6 +112,18 @@ impl AnyBackend {
     ) -> std::result::Result<Mlp, swiglu_mlp::Error> {
         self.0.load_mlp(config, weights)
     }
+
+    /// Brings the weights of a whole layer to the device, one expert after another.
+    ///
+    /// # Errors
+    /// As [`DeepseekV4Moe::load`].
+    pub fn load_moe(
+        &self,
+        config: &MoeConfig,
+        weights: &MoeWeights<'_>,
+    ) -> std::result::Result<Moe, swiglu_mlp::Error> {
+        self.0.load_moe(config, weights)
+    }
 }
 
 /// [`AnyBackend`]'s calls.
@@ -139,11 +151,16 @@ trait Erased: Send + Sync {
         config: &MlpConfig,
         weights: &SharedExpert<'_>,
     ) -> std::result::Result<Mlp, swiglu_mlp::Error>;
+    fn load_moe(
+        &self,
+        config: &MoeConfig,
+        weights: &MoeWeights<'_>,
+    ) -> std::result::Result<Moe, swiglu_mlp::Error>;
 }
 
 struct Opened<B>(Arc<B>);
 
-impl<B: ActAndMul + Quantize + Matmul> Erased for Opened<B> {
+impl<B: Router + GroupedMatmul> Erased for Opened<B> {
     fn platform(&self) -> &'static str {
         self.0.platform()
     }
@@ -232,6 +249,14 @@ impl<B: ActAndMul + Quantize + Matmul> Erased for Opened<B> {
     ) -> std::result::Result<Mlp, swiglu_mlp::Error> {
         let mlp = DeepseekV4Mlp::load(Arc::clone(&self.0), config, weights)?;
         Ok(Mlp::new(HostFed::new(mlp)?))
+    }
+
+    fn load_moe(
+        &self,
+        config: &MoeConfig,
+        weights: &MoeWeights<'_>,
+    ) -> std::result::Result<Moe, swiglu_mlp::Error> {
+        Moe::new(DeepseekV4Moe::load(Arc::clone(&self.0), config, weights)?)
     }
 }
 

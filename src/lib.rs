@@ -36,11 +36,13 @@
 mod device;
 mod erased;
 mod mlp_on_host;
+mod moe_on_host;
 mod platforms;
 
 pub use device::{Device, Dispatcher};
 pub use erased::AnyBackend;
 pub use mlp_on_host::Mlp;
+pub use moe_on_host::{HostTokens, Moe, MoeOutput};
 pub use platforms::built_in;
 
 // The activation as a value.
@@ -59,8 +61,13 @@ pub use swiglu_core::{
 };
 // What a backend does, and says of it.
 pub use swiglu_core::{
-    Accumulation, Accuracy, ActAndMul, Backend, Batch, Matmul, NoWeight, QuantOptions, Quantize,
-    Request, Shape, Support, host_memory,
+    Accumulation, Accuracy, ActAndMul, Backend, Batch, GroupedMatmul, Matmul, NoWeight,
+    QuantOptions, Quantize, Request, Router, Shape, Support, host_memory,
+};
+// Routed experts.
+pub use swiglu_core::{
+    Experts, ExpertsShape, Gate, HostGate, HostRouter, HostRoutes, Routes, Routing, Selection,
+    Token, Tokens, sort_by_expert,
 };
 // Several ranks.
 pub use swiglu_core::{Communicator, HostCommunicator, LocalCommunicator, check_all_reduce_into};

@@ -84,14 +84,15 @@ pub struct Inspect {
     pub json: bool,
 }
 
-/// Runs the shared expert of a checkpoint on an input.
+/// Runs the shared expert of a checkpoint on an input; or, where the prefix has a gate, the whole
+/// layer: router, routed experts and shared expert.
 #[derive(Debug, Args)]
 pub struct Run {
     /// A folder with model.safetensors or model.safetensors.index.json, or a .safetensors file.
     #[arg(long, value_name = "DIR_OR_FILE")]
     pub checkpoint: PathBuf,
     /// The expert's tensors, such as layers.3.ffn.shared_experts or
-    /// model.layers.3.mlp.shared_experts.
+    /// model.layers.3.mlp.shared_experts, or the layer's, such as layers.3.ffn.
     #[arg(long)]
     pub prefix: String,
     /// The model's configuration; config.json beside the checkpoint unless given.

@@ -1,4 +1,5 @@
-//! `swiglu run`: the MLP of a checkpoint on an input, on one device or on several ranks.
+//! `swiglu run`: the MLP of a checkpoint on an input, on one device or on several ranks, or a whole
+//! layer with its router and routed experts.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,16 +15,22 @@ use crate::failure::{Failure, Result};
 use crate::files::{Inputs, OutputFile};
 use crate::tensor_file::{self, HostTensor};
 
+mod moe;
 #[cfg(all(feature = "cpu", feature = "mpi"))]
 mod mpi;
 #[cfg(feature = "cpu")]
 mod ranks;
 mod report;
 
+pub use moe::layer_config;
 use report::{Ranks, StoredWeights};
 
 /// `swiglu run`.
 pub fn run(arguments: &Run, out: &mut Console) -> Result<()> {
+    let checkpoint = Checkpoint::open_with(&arguments.checkpoint, arguments.mapping.mode())?;
+    if checkpoint.has_gate(&arguments.prefix) {
+        return moe::run(arguments, out);
+    }
     if arguments.ranks.communicator() == CommunicatorArgument::Mpi {
         return over_mpi(arguments, out);
     }

@@ -9,7 +9,10 @@ use swiglu::{Float, HostBuffer, ScaleFormat};
 use crate::failure::{Failure, Result};
 use crate::files::{Inputs, OutputFile, STANDARD};
 
+mod layer;
 mod read;
+
+pub use layer::{LayerInput, read_layer};
 
 /// How the elements of a tensor are stored in the files that the program writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub enum StoredType {
     E4M3,
     /// Powers of two, as scales.
     E8M0,
+    /// Whole numbers.
+    I32,
 }
 
 impl From<Float> for StoredType {
@@ -42,6 +47,7 @@ impl StoredType {
         match self {
             Self::Float(float) => float.size(),
             Self::E4M3 | Self::E8M0 => 1,
+            Self::I32 => 4,
         }
     }
 
@@ -52,6 +58,7 @@ impl StoredType {
             Self::Float(Float::BF16) => Dtype::BF16,
             Self::E4M3 => Dtype::F8_E4M3,
             Self::E8M0 => Dtype::F8_E8M0,
+            Self::I32 => Dtype::I32,
         }
     }
 }
@@ -62,6 +69,7 @@ impl fmt::Display for StoredType {
             Self::Float(float) => float.name(),
             Self::E4M3 => "f8_e4m3",
             Self::E8M0 => "f8_e8m0",
+            Self::I32 => "i32",
         })
     }
 }

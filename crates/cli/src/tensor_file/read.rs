@@ -50,9 +50,9 @@ impl From<swiglu::Error> for ReadError {
     }
 }
 
-type Result<T> = std::result::Result<T, ReadError>;
+pub(super) type Result<T> = std::result::Result<T, ReadError>;
 
-fn wrong<T>(problem: String) -> Result<T> {
+pub(super) fn wrong<T>(problem: String) -> Result<T> {
     Err(ReadError::Wrong(problem))
 }
 
@@ -61,11 +61,7 @@ pub fn file(path: &Path, name: Option<&str>) -> Result<HostTensor<Float>> {
     let mut file = open_regular(path)?;
     let length = file.metadata()?.len();
     let header = Header::read(&mut file)?;
-    let data = header.tensors.data_len() as u64;
-    if header.end.checked_add(data) != Some(length) {
-        let got = length.saturating_sub(header.end);
-        return wrong(format!("tensors: expected {data} bytes, got {got}"));
-    }
+    header.check_length(length)?;
     let place = header.find(name)?;
     file.seek(SeekFrom::Start(header.end + place.from))?;
     let mut bytes = HostBuffer::zeroed(place.length)?;
@@ -74,7 +70,7 @@ pub fn file(path: &Path, name: Option<&str>) -> Result<HostTensor<Float>> {
 }
 
 /// A file that is cut while it is read is no mistake of ours: say so in its words.
-fn read_exact(file: &mut File, bytes: &mut [u8]) -> Result<()> {
+pub(super) fn read_exact(file: &mut File, bytes: &mut [u8]) -> Result<()> {
     match file.read_exact(bytes) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
             wrong("the file was cut while it was read".to_owned())
@@ -108,21 +104,21 @@ pub fn stream(mut stream: impl Read, name: Option<&str>) -> Result<HostTensor<Fl
 }
 
 /// What a file says of its tensors, and where they begin.
-struct Header {
-    tensors: Metadata,
-    end: u64,
+pub(super) struct Header {
+    pub(super) tensors: Metadata,
+    pub(super) end: u64,
 }
 
 /// A tensor of a type that is computed in, and its place behind the header.
-struct Place {
+pub(super) struct Place {
     float: Float,
     shape: Vec<usize>,
-    from: u64,
-    length: usize,
+    pub(super) from: u64,
+    pub(super) length: usize,
 }
 
 impl Place {
-    fn tensor(self, data: HostBuffer) -> HostTensor<Float> {
+    pub(super) fn tensor(self, data: HostBuffer) -> HostTensor<Float> {
         HostTensor {
             stored: self.float,
             shape: self.shape,
@@ -132,7 +128,7 @@ impl Place {
 }
 
 impl Header {
-    fn read(stream: &mut impl Read) -> Result<Self> {
+    pub(super) fn read(stream: &mut impl Read) -> Result<Self> {
         let mut bytes = Vec::new();
         stream.by_ref().take(PREFIX).read_to_end(&mut bytes)?;
         let Some(&length) = bytes.first_chunk() else {
@@ -159,7 +155,17 @@ impl Header {
         })
     }
 
-    fn find(&self, name: Option<&str>) -> Result<Place> {
+    /// Checks that a file of this length holds what its header says.
+    pub(super) fn check_length(&self, length: u64) -> Result<()> {
+        let data = self.tensors.data_len() as u64;
+        if self.end.checked_add(data) == Some(length) {
+            return Ok(());
+        }
+        let got = length.saturating_sub(self.end);
+        wrong(format!("tensors: expected {data} bytes, got {got}"))
+    }
+
+    pub(super) fn find(&self, name: Option<&str>) -> Result<Place> {
         let mut names = self.tensors.offset_keys();
         names.sort_unstable();
         let listed = || escape::list(&names);
