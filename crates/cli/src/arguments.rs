@@ -161,7 +161,7 @@ pub struct Act {
 /// Times the activation and the MLP on a platform, against the limits of the machine where it can
 /// measure them in the same run.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("what").args(["op", "mlp"]))]
+#[command(group = ArgGroup::new("what").args(["op", "mlp", "moe"]))]
 pub struct Bench {
     #[command(flatten)]
     pub device: DeviceSettings,
@@ -171,6 +171,12 @@ pub struct Bench {
     /// Times the MLP. With neither this nor --op, both it and deepseek_v4 are timed.
     #[arg(long)]
     pub mlp: bool,
+    /// Times a whole layer with routed experts in FP4, and counts the experts that are touched.
+    #[arg(long, conflicts_with_all = ["quant", "plot"])]
+    pub moe: bool,
+    /// How many of the layer's routed experts there are, of which a token has 6; 16 unless given.
+    #[arg(long, value_name = "N", requires = "moe", value_parser = experts)]
+    pub experts: Option<usize>,
     /// The numbers of tokens (T).
     #[arg(
         long,
@@ -205,6 +211,11 @@ pub struct Bench {
     pub plot: Option<PathBuf>,
 }
 
+fn experts(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n| (1..=1024).contains(n));
+    number.ok_or_else(|| "expected from 1 to 1024".to_owned())
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|s| (0.001..=60.0).contains(s));
     number.ok_or_else(|| "expected from 0.001 to 60".to_owned())
@@ -223,6 +234,10 @@ pub struct Demo {
         value_parser = clap::value_parser!(u32).range(1..=16_384),
     )]
     pub tokens: Vec<u32>,
+    /// Runs a whole layer with 8 of V4-Flash's routed experts: router, experts in FP4, and the shared
+    /// one. The reference computes the first 4 tokens.
+    #[arg(long)]
+    pub moe: bool,
     #[command(flatten)]
     pub device: DeviceSettings,
     /// Prints one JSON document to standard output, and prose to standard error.

@@ -18,6 +18,7 @@ use crate::files::{Inputs, OutputFile, TemporaryFolder};
 use crate::timed::{self, MlpPasses, TimedAct, TimedBackend};
 
 mod limits;
+mod moe;
 mod plot;
 mod report;
 
@@ -42,6 +43,10 @@ struct BenchReport {
 
 /// `swiglu bench`.
 pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
+    if arguments.moe {
+        out.reserve_for_json(arguments.json);
+        return moe::bench(arguments, out);
+    }
     let subjects = subjects(arguments)?;
     let plot = arguments.plot.as_deref();
     let plot = plot.map(|path| OutputFile::new("plot", path, &Inputs::default()));

@@ -17,6 +17,7 @@ use crate::files::TemporaryFolder;
 use crate::timed::{self, MlpPasses, TimedBackend};
 use crate::verify::compared;
 
+mod moe;
 mod oracle;
 use oracle::Oracle;
 
@@ -73,6 +74,9 @@ pub fn demo(arguments: &Demo, out: &mut Console) -> Result<()> {
             "tokens: expected a number, got none".to_owned(),
         ));
     };
+    if arguments.moe {
+        return moe::demo(arguments, out);
+    }
     let most = most as usize;
     // Before the work: a mistake should not have to wait for that.
     let dispatcher = arguments.device.dispatcher()?;

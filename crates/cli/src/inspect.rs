@@ -11,6 +11,10 @@ use crate::arguments::Inspect;
 use crate::failure::{Failure, Result};
 use crate::run::config_path;
 
+mod moe;
+
+use moe::InspectedLayer;
+
 /// The numbers of tokens for which an MLP is planned.
 const TOKENS: [usize; 2] = [1, 256];
 
@@ -21,6 +25,9 @@ pub fn inspect(arguments: &Inspect, out: &mut impl Write) -> Result<()> {
     let Some(prefix) = &arguments.prefix else {
         return list(&checkpoint, model.as_ref(), arguments, out);
     };
+    if checkpoint.has_gate(prefix) {
+        return inspect_layer(&checkpoint, model.as_ref(), arguments, prefix, out);
+    }
     let mut mlp = InspectedMlp::new(&checkpoint, model.as_ref(), arguments, prefix);
     if mlp.refused.is_none()
         && let Err(failure) = mlp.look(&checkpoint, model.as_ref(), arguments)
@@ -29,11 +36,37 @@ pub fn inspect(arguments: &Inspect, out: &mut impl Write) -> Result<()> {
     }
     if arguments.json {
         let mlps = [&mlp];
-        writeln!(out, "{:#}", document(&checkpoint, model.as_ref(), &mlps))?;
+        writeln!(
+            out,
+            "{:#}",
+            document(&checkpoint, model.as_ref(), &mlps, &[])
+        )?;
     } else {
         mlp.print(out)?;
     }
     match mlp.refused {
+        None => Ok(()),
+        Some(reason) => Err(Failure::Check(format!("{prefix} does not run: {reason}"))),
+    }
+}
+
+/// A whole layer.
+fn inspect_layer(
+    checkpoint: &Checkpoint,
+    model: std::result::Result<&ModelConfig, &String>,
+    arguments: &Inspect,
+    prefix: &str,
+    out: &mut impl Write,
+) -> Result<()> {
+    let layer = InspectedLayer::new(checkpoint, model, arguments, prefix, true);
+    if arguments.json {
+        let mlps: [&InspectedMlp; 0] = [];
+        let layers = std::slice::from_ref(&layer);
+        writeln!(out, "{:#}", document(checkpoint, model, &mlps, layers))?;
+    } else {
+        layer.print(out)?;
+    }
+    match layer.refused {
         None => Ok(()),
         Some(reason) => Err(Failure::Check(format!("{prefix} does not run: {reason}"))),
     }
@@ -81,8 +114,11 @@ fn list(
         .iter()
         .map(|prefix| InspectedMlp::new(checkpoint, model, arguments, prefix));
     let mlps: Vec<_> = mlps.collect();
+    let gates = checkpoint.moe_prefixes().into_iter();
+    let layers = gates.map(|p| InspectedLayer::new(checkpoint, model, arguments, p, false));
+    let layers: Vec<_> = layers.collect();
     if arguments.json {
-        writeln!(out, "{:#}", document(checkpoint, model, &mlps))?;
+        writeln!(out, "{:#}", document(checkpoint, model, &mlps, &layers))?;
         return Ok(());
     }
     writeln!(
@@ -93,6 +129,9 @@ fn list(
     )?;
     if let Err(reason) = model {
         writeln!(out, "without a configuration: {reason}")?;
+    }
+    for layer in &layers {
+        writeln!(out, "{}: {}", printable(&layer.prefix), layer.line())?;
     }
     // Experts that are numbered and alike take one line.
     let mut rest = &mlps[..];
@@ -125,6 +164,7 @@ fn document(
     checkpoint: &Checkpoint,
     model: std::result::Result<&ModelConfig, &String>,
     mlps: &(impl Serialize + ?Sized),
+    layers: &[InspectedLayer],
 ) -> serde_json::Value {
     let config = model.ok().map(|model| {
         json!({
@@ -141,6 +181,7 @@ fn document(
         "config": config,
         "config_refused": model.err(),
         "mlps": mlps,
+        "layers": layers,
     })
 }
 

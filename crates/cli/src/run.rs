@@ -22,7 +22,7 @@ mod mpi;
 mod ranks;
 mod report;
 
-pub use moe::layer_config;
+pub use moe::{layer_config, touched};
 use report::{Ranks, StoredWeights};
 
 /// `swiglu run`.

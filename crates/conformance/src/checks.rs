@@ -6,6 +6,7 @@ mod arguments;
 mod cases;
 mod clamp;
 mod complete;
+mod experts;
 mod fused;
 mod matmuls;
 mod quant_arguments;
@@ -31,6 +32,13 @@ pub use clamp::{
     the_clamp_of_step_is_after_the_activation,
 };
 pub use complete::everything_is_supported;
+pub use experts::{
+    a_permuted_batch_gives_permuted_rows, expert_arguments_are_named,
+    experts_against_the_reference, grouped_matmuls_equal_separate_ones, logits_at_both_ends,
+    offsets_of_experts_beyond_31_bits, routes_against_the_reference,
+    shards_of_experts_sum_to_the_whole, the_sum_is_rounded_once, tokens_choose_by_their_marks,
+    tokens_with_one_expert, untouched_experts_change_nothing,
+};
 pub use fused::fused_equals_unfused;
 pub use matmuls::{
     a_nan_scale_stays_in_its_block, matmuls_of_exact_sums, matmuls_within_the_bound,

@@ -28,6 +28,7 @@
 mod case;
 pub mod checks;
 mod compare;
+mod experts_case;
 mod failure;
 mod harness;
 pub mod inputs;
@@ -161,6 +162,18 @@ macro_rules! __for_each_check {
             random_quantized_batches
             quantization_arguments_are_named
             matmuls_of_codes
+            routes_against_the_reference
+            logits_at_both_ends
+            tokens_choose_by_their_marks
+            experts_against_the_reference
+            the_sum_is_rounded_once
+            tokens_with_one_expert
+            grouped_matmuls_equal_separate_ones
+            a_permuted_batch_gives_permuted_rows
+            shards_of_experts_sum_to_the_whole
+            untouched_experts_change_nothing
+            expert_arguments_are_named
+            offsets_of_experts_beyond_31_bits
             offsets_beyond_31_bits
         }
     };

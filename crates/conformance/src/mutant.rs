@@ -212,8 +212,6 @@ Experts {
     NanHidden,
     /// Of equal scores the higher expert is chosen.
     TiesToTheHigher,
-    /// An expert that a token has twice counts once.
-    DuplicatesLost,
     /// The experts' activation knows no limit.
     ExpertsSkipClamp,
     /// Gate and up of the experts change places.

@@ -9,6 +9,10 @@ use swiglu_core::{E4M3, E8M0, Float, ScaleFormat, bf16, f16};
 
 use crate::{Error, Result};
 
+mod moe;
+
+pub use moe::{SyntheticMoe, write_moe_checkpoint};
+
 /// How a checkpoint names its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Names {
@@ -183,9 +187,15 @@ fn tensors(config: &SyntheticConfig) -> Vec<(String, SyntheticTensor)> {
                 .round() as i32,
         };
         let mut add = |name: &str, shape: [usize; 2], content| {
+            let [rows, cols] = matrix.shape;
+            let packed = match content {
+                Content::Scales(_) => cols / 32,
+                Content::Codes | Content::Numbers(_) => cols / 2,
+            };
             let tensor = SyntheticTensor {
                 weight: matrix.clone(),
                 shape,
+                fp4_shape: [rows, packed],
                 content,
             };
             tensors.push((format!("{prefix}.{label}.{name}"), tensor));
@@ -267,7 +277,15 @@ enum Content {
 struct SyntheticTensor {
     weight: RandomWeight,
     shape: [usize; 2],
+    /// The shape that it would have in FP4.
+    fp4_shape: [usize; 2],
     content: Content,
+}
+
+impl SyntheticTensor {
+    const fn is_scales(&self) -> bool {
+        matches!(self.content, Content::Scales(_))
+    }
 }
 
 impl View for SyntheticTensor {

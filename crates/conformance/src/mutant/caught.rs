@@ -27,6 +27,13 @@ const TWO_STEPS: &str = "fused_quantization_equals_two_steps";
 const EXACT_QUANT: &str = "quantized_activations_of_exact_products";
 const QUANT: &str = "quantized_activations_against_the_reference";
 const LOOP: &str = "batches_equal_a_loop";
+const ROUTES: &str = "routes_against_the_reference";
+const ENDS: &str = "logits_at_both_ends";
+const MARKS: &str = "tokens_choose_by_their_marks";
+const EXPERTS: &str = "experts_against_the_reference";
+const ONE_EXPERT: &str = "tokens_with_one_expert";
+const SEPARATE: &str = "grouped_matmuls_equal_separate_ones";
+const ONCE: &str = "the_sum_is_rounded_once";
 
 /// Every fault with the checks that are made for it. The list is that of the enumeration, so that
 /// a fault without checks does not go unseen.
@@ -97,6 +104,25 @@ pub const CAUGHT: &[(Fault, &[&str])] = &[
         Fault::QuantArgumentsUnchecked,
         &["quantization_arguments_are_named"],
     ),
+    (Fault::BiasIgnored, &[ROUTES, MARKS]),
+    (Fault::BiasInTheWeights, &[ROUTES, MARKS]),
+    (Fault::ImageBiasIgnored, &[MARKS]),
+    (Fault::RouteScaleIgnored, &[ROUTES, MARKS, ENDS]),
+    (Fault::NormalizeIgnored, &[ROUTES, MARKS, ENDS]),
+    (Fault::EpsilonMissing, &[ENDS]),
+    (Fault::UniformHashWeights, &[ROUTES, MARKS]),
+    (Fault::TokenClamped, &[MARKS]),
+    (Fault::PaddingRouted, &[MARKS]),
+    (Fault::LogitsRounded, &[ROUTES]),
+    (Fault::SoftplusUnstable, &[ENDS]),
+    (Fault::NanHidden, &[ENDS]),
+    (Fault::TiesToTheHigher, &[ENDS]),
+    (Fault::ExpertsSkipClamp, &[EXPERTS, SEPARATE]),
+    (Fault::ExpertHalvesSwapped, &[EXPERTS, ONE_EXPERT]),
+    (Fault::HighNibbleFirst, &[EXPERTS, ONE_EXPERT]),
+    (Fault::WeightAfterDown, &[EXPERTS, SEPARATE]),
+    (Fault::SharedLeftOut, &[EXPERTS, ONCE]),
+    (Fault::RoutesRounded, &[ONCE]),
 ];
 
 /// Whether this is a fault under this accuracy: what shaders may do is none of theirs.

@@ -128,7 +128,6 @@ impl<B: FullBackend> Mutant<B> {
                 | Fault::SoftplusUnstable
                 | Fault::NanHidden
                 | Fault::TiesToTheHigher
-                | Fault::DuplicatesLost
         )
     }
 
@@ -267,13 +266,6 @@ impl<B: FullBackend> Mutant<B> {
             Fault::EpsilonMissing if routing.normalize() => {
                 if scores(&[]).iter().all(|s| *s == 0.0) {
                     weights.fill(f32::NAN);
-                }
-            }
-            Fault::DuplicatesLost => {
-                for slot in 1..ids.len() {
-                    if ids[..slot].contains(&ids[slot]) {
-                        (ids[slot], weights[slot]) = (-1, 0.0);
-                    }
                 }
             }
             _ => {}

@@ -1,9 +1,10 @@
 use swiglu_core::{
-    Float, GatedActivation, Quantization, Request, Rounding, Routing, Selection, WeightFormat,
+    Float, GatedActivation, Quantization, Request, Rounding, Routing, Selection, Shape,
+    WeightFormat,
 };
 
 use crate::config::ExpertDtype;
-use crate::{Checkpoint, Error, MlpConfig, Result, SharedExpert};
+use crate::{Checkpoint, Error, MlpConfig, MoeWeights, Result, SharedExpert};
 
 /// What a layer of routed experts is built from: what [`crate::ModelConfig::moe_config`] reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,6 +128,43 @@ impl MoeConfig {
             },
         ]);
         Ok(requests)
+    }
+
+    /// What a backend's [`swiglu_core::Backend::plan`] says of a forward pass over so many rows: a line
+    /// for each stage that it has a plan for.
+    ///
+    /// # Errors
+    /// As [`Self::check`] and [`SharedExpert::plan`].
+    pub fn plan(
+        &self,
+        weights: &MoeWeights<'_>,
+        rows: usize,
+        plan: impl Fn(&Request, &Shape) -> Option<String>,
+    ) -> Result<Vec<String>> {
+        let (routing, formats) = (*weights.routing(), weights.formats());
+        let hidden = self.shared.hidden_size;
+        let mut lines = Vec::new();
+        for request in self.requests(routing, formats, weights.shared())? {
+            let (name, cols, depth) = match request {
+                Request::Route { .. } => ("router", self.experts, hidden),
+                Request::GroupedGatedMatmul { .. } => {
+                    let both = self.intermediate_size.saturating_mul(2);
+                    ("experts gate_up", both, hidden)
+                }
+                Request::GroupedMatmulSum { .. } => {
+                    ("experts down", hidden, self.intermediate_size)
+                }
+                // Those of the shared expert, which knows their sizes.
+                _ => continue,
+            };
+            let shape = Shape { rows, cols, depth };
+            if let Some(plan) = plan(&request, &shape) {
+                lines.push(format!("{name} {shape}: {plan}"));
+            }
+        }
+        let shared = weights.shared().plan(&self.shared, rows, plan)?;
+        lines.extend(shared.into_iter().map(|line| format!("shared {line}")));
+        Ok(lines)
     }
 
     /// The same with what is left to a checkpoint's tensors: the block of FP8 weights of the shared
