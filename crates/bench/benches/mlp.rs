@@ -2,7 +2,7 @@
 //! which are taken in turns with it: reads of four streams a thread, and independent fused
 //! multiply-adds.
 //!
-//! `cargo bench -p swiglu-bench --bench mlp [-- [avx2|avx512|…] [bf16|fp8|f16|f32] [T …]] [--csv]`
+//! `cargo bench -p swiglu-bench --bench mlp [-- [avx2|avx512|…] [bf16|fp8|fp4|f16|f32] [T …]] [--csv]`
 #![allow(clippy::unwrap_used, reason = "a benchmark ends at the first error")]
 
 use std::convert::Infallible;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use swiglu_bench::{Options, Report, figure, median};
 use swiglu_conformance::{Case, MlpShape, timing};
 use swiglu_core::{
-    Backend, E4M3, Element, Float, GatedActivation, HostBuffer, HostWeight, Matmul, Tensor,
+    Backend, E2M1, E4M3, Element, Float, GatedActivation, HostBuffer, HostWeight, Matmul, Tensor,
     TensorMut, WeightFormat, bf16, f16,
 };
 use swiglu_cpu::limits::{Pattern, Traffic, multiply_add_rate};
@@ -20,9 +20,10 @@ use swiglu_cpu::{CpuBackend, InstructionSet, PackedWeight};
 const H: usize = MlpShape::FLASH.hidden;
 const I: usize = MlpShape::FLASH.intermediate;
 const TOKENS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 256];
-const FORMATS: [WeightFormat; 4] = [
+const FORMATS: [WeightFormat; 5] = [
     WeightFormat::Float(Float::BF16),
     WeightFormat::DEEPSEEK_V4,
+    WeightFormat::Fp4,
     WeightFormat::Float(Float::F16),
     WeightFormat::Float(Float::F32),
 ];
@@ -43,9 +44,18 @@ impl Checkpoint {
         let mut random = fastrand::Rng::with_seed(1);
         let mut matrix = || {
             let mut data = Vec::with_capacity(H * format.row_bytes(I));
+            let mut codes = Vec::new();
             for _ in 0..H * I {
                 // About normal, as weights are.
                 let x: f32 = (0..4).map(|_| random.f32() - 0.5).sum();
+                if format == WeightFormat::Fp4 {
+                    codes.push(E2M1::from_f32_saturating(x * 2.0));
+                    if let [a, b] = codes[..] {
+                        data.push(E2M1::pack([a, b]));
+                        codes.clear();
+                    }
+                    continue;
+                }
                 match format {
                     WeightFormat::Float(Float::F32) => data.extend((x / 32.0).to_le_bytes()),
                     WeightFormat::Float(Float::F16) => {
@@ -60,10 +70,15 @@ impl Checkpoint {
             data
         };
         let [rows, cols] = format.scale_grid([H, I]).unwrap();
+        let scale = if format == WeightFormat::Fp4 {
+            127 - 6
+        } else {
+            127 - 13
+        };
         Self {
             format,
             data: [matrix(), matrix(), matrix()],
-            scales: vec![127 - 13; rows * cols],
+            scales: vec![scale; rows * cols],
         }
     }
 
@@ -168,7 +183,12 @@ fn main() {
     let name = |format: WeightFormat| format.name().to_owned();
     for format in options.named(&FORMATS, name) {
         let checkpoint = Checkpoint::new(format);
-        let bytes = (3 * H * format.row_bytes(I)) as f64;
+        let scales = if format == WeightFormat::Fp4 {
+            checkpoint.scales.len()
+        } else {
+            0
+        };
+        let bytes = (3 * (H * format.row_bytes(I) + scales)) as f64;
         let vectors = &InstructionSet::ALL[1..];
         for set in options.named(vectors, |set| set.name().to_owned()) {
             let Ok(cpu) = CpuBackend::with_instruction_set(set) else {

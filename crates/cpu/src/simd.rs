@@ -73,6 +73,29 @@ pub(crate) fn prefetch_second_level<T>(from: *const T) {
 #[cfg(target_arch = "x86_64")]
 const TO_F16: f32 = (1.0 + 1.0 / 16_384.0) / 256.0;
 
+/// The bf16 of every E2M1 code.
+const E2M1_AS_BF16: [u16; 16] = {
+    let mut table = [0; 16];
+    let mut code = 0;
+    while code < 16 {
+        table[code] = (swiglu_core::E2M1::TABLE[code].to_bits() >> 16) as u16;
+        code += 1;
+    }
+    table
+};
+
+/// One byte of each of them: the lower or, 8 bits on, the upper.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const fn e2m1_bytes(shift: u32) -> [u8; 16] {
+    let mut table = [0; 16];
+    let mut code = 0;
+    while code < 16 {
+        table[code] = (E2M1_AS_BF16[code] >> shift) as u8;
+        code += 1;
+    }
+    table
+}
+
 /// A kernel, generic over the instruction set it runs on.
 pub(crate) trait Kernel {
     type Output;
@@ -181,6 +204,9 @@ pub(crate) trait Simd: Copy {
     fn shr<const N: u32>(self, a: Self::I) -> Self::I;
     /// Shifts the halves of each lane to the right, each by itself and with its sign.
     fn sar_u16<const N: u32>(self, a: Self::I) -> Self::I;
+
+    /// Of each half of a lane the bf16 of the E2M1 code in its lowest four bits.
+    fn e2m1(self, codes: Self::I) -> Self::I;
 
     /// The even and the odd elements of `a` followed by `b`.
     fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);

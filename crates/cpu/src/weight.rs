@@ -6,6 +6,7 @@ use crate::buffer::PageBuffer;
 use crate::simd::LANES;
 use crate::simd::tiles::DEPTH;
 
+pub(crate) mod fp4;
 mod pack;
 
 /// k's that lie together in a panel, and a multiple of which a panel holds.
@@ -23,6 +24,8 @@ pub(crate) enum PanelFormat {
     F16,
     BF16,
     E4M3,
+    /// E2M1 with its scales in between: see [`fp4`].
+    Fp4,
 }
 
 impl PanelFormat {
@@ -33,16 +36,19 @@ impl PanelFormat {
             WeightFormat::Float(Float::F16) => Self::F16,
             WeightFormat::Float(Float::BF16) => Self::BF16,
             WeightFormat::Fp8 { .. } => Self::E4M3,
+            WeightFormat::Fp4 => Self::Fp4,
             _ => return None,
         })
     }
 
-    /// Bytes of an element.
-    pub(crate) const fn bytes(self) -> usize {
+    /// Where the elements of a k that begins a group, or a panel's end, lie in a panel: the bytes
+    /// before them.
+    pub(crate) const fn offset(self, k: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-            Self::E4M3 => 1,
+            Self::F32 => k * LANES * 4,
+            Self::F16 | Self::BF16 => k * LANES * 2,
+            Self::E4M3 => k * LANES,
+            Self::Fp4 => fp4::offset(k),
         }
     }
 }
@@ -89,7 +95,7 @@ impl PackedShape {
         match self.format {
             PanelFormat::F32 | PanelFormat::F16 => false,
             PanelFormat::BF16 => true,
-            PanelFormat::E4M3 => {
+            PanelFormat::E4M3 | PanelFormat::Fp4 => {
                 self.scale_block == self.k || self.scale_block.is_multiple_of(DEPTH)
             }
         }
@@ -111,11 +117,14 @@ impl PackedShape {
 /// A panel holds *units* of k: for each unit the 16 outputs' side by side. A unit is one k of f32
 /// or f16, two of bf16 and four of f8: a word, so that decoding needs shifts and masks only, or a
 /// half of one. The last unit, and the last panel's missing outputs, are filled up with zeros.
+/// Panels of FP4 hold their scales too: see [`fp4`].
 #[derive(Debug)]
 pub struct PackedWeight {
     shape: PackedShape,
     panels: PageBuffer,
     scales: Option<Scales>,
+    /// The least and the highest byte among the scales of FP4.
+    fp4_scales: [u8; 2],
 }
 
 /// The scales of f8 panels: for each panel and each block of k, one for every output of the panel
@@ -203,11 +212,22 @@ impl PackedWeight {
 
     /// Whether codes times their scales are exact in bf16, so that no sum needs to be scaled.
     pub(crate) fn scales_fold(&self) -> bool {
-        self.scales.as_ref().is_some_and(|scales| scales.fold)
+        match self.shape.format {
+            PanelFormat::Fp4 => fp4::fold(self.fp4_scales),
+            _ => self.scales.as_ref().is_some_and(|scales| scales.fold),
+        }
+    }
+
+    /// Whether every scale of FP4 is a normal number.
+    pub(crate) const fn fp4_scales_are_normal(&self) -> bool {
+        fp4::are_normal(self.fp4_scales)
     }
 
     /// The scales of a panel's outputs in a block of scales, NaN where a code is; 1 without scales.
     pub(crate) fn lane_scales(&self, panel: usize, block: usize) -> [f32; LANES] {
+        if self.shape.format == PanelFormat::Fp4 {
+            return fp4::scales(self.panel(panel), block);
+        }
         match (self.scales(panel, block), self.nans(panel, block)) {
             (None, _) => [1.0; LANES],
             (Some(&[one]), nans) => std::array::from_fn(|lane| match nans >> lane & 1 {
@@ -218,9 +238,13 @@ impl PackedWeight {
         }
     }
 
-    /// The runs of k in the order that they are summed in.
+    /// The runs of k in the order that they are summed in; with FP4 several at a time: see
+    /// [`Self::groups`].
     pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> {
-        let (k, outer) = (self.shape.k, self.shape.scale_block);
+        let (k, outer) = match self.shape.format {
+            PanelFormat::Fp4 => (self.shape.k, BLOCK),
+            _ => (self.shape.k, self.shape.scale_block),
+        };
         let mut start = 0;
         std::iter::from_fn(move || {
             let scale = start / outer;
@@ -229,6 +253,22 @@ impl PackedWeight {
             start = end;
             (!ks.is_empty()).then_some(Block { scale, ks })
         })
+    }
+
+    /// What of a block is summed by itself: FP4's groups, or all of it.
+    pub(crate) fn groups(&self, block: &Block) -> impl Iterator<Item = Block> {
+        let (scale, ks) = (block.scale, block.ks.clone());
+        let (step, first) = match self.shape.format {
+            PanelFormat::Fp4 => (fp4::GROUP, ks.start / fp4::GROUP),
+            _ => (ks.len(), scale),
+        };
+        ks.clone()
+            .step_by(step)
+            .enumerate()
+            .map(move |(g, start)| Block {
+                scale: first + g,
+                ks: start..ks.end.min(start + step),
+            })
     }
 
     /// Packs stacked weights; see [`swiglu_core::Matmul::load_weight`].
@@ -255,9 +295,13 @@ impl PackedWeight {
             shape,
             panels: PageBuffer::zeroed(0),
             scales: None,
+            fp4_scales: [0; 2],
         };
         let packed = pack::panels(&weight, parts);
-        weight.scales = pack::scales(&weight, parts, &packed.nans);
+        match shape.format {
+            PanelFormat::Fp4 => weight.fp4_scales = packed.fp4_scales,
+            _ => weight.scales = pack::scales(&weight, parts, &packed.nans),
+        }
         weight.panels = packed.panels;
         Ok(weight)
     }
@@ -265,7 +309,10 @@ impl PackedWeight {
 
 /// The size of a panel.
 const fn panel_bytes(k: usize, format: PanelFormat) -> usize {
-    k.next_multiple_of(GROUP) * LANES * format.bytes()
+    match format {
+        PanelFormat::Fp4 => fp4::panel_bytes(k),
+        _ => format.offset(k.next_multiple_of(GROUP)),
+    }
 }
 
 #[cfg(test)]

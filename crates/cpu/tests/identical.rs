@@ -114,8 +114,8 @@ fn activations() {
 
 /// Bytes of moderate elements, and for FP8 scales.
 fn stored(random: &mut Rng, format: WeightFormat, [n, k]: [usize; 2]) -> HostWeight<'static> {
-    let size = format.bits() / 8;
-    let mut data = vec![0_u8; n * k * size];
+    let size = (format.bits() / 8).max(1);
+    let mut data = vec![0_u8; n * format.row_bytes(k)];
     for (at, byte) in data.iter_mut().enumerate() {
         // The last byte of an element holds its sign and exponent: keep it moderate.
         let last = at % size == size - 1;
@@ -134,10 +134,11 @@ const fn fp8(block: [usize; 2]) -> WeightFormat {
 }
 
 /// Formats of weights, with blocks of scales that do and do not end with a panel, a word or a sum.
-const FORMATS: [WeightFormat; 7] = [
+const FORMATS: [WeightFormat; 8] = [
     WeightFormat::Float(Float::F32),
     WeightFormat::Float(Float::F16),
     WeightFormat::Float(Float::BF16),
+    WeightFormat::Fp4,
     fp8([32, 32]),
     fp8([128, 128]),
     fp8([5, 7]),
@@ -152,8 +153,9 @@ fn rows_of(random: &mut Rng, rows: usize, k: usize) -> HostBuffer {
 #[test]
 fn matmuls() {
     let mut random = Rng::with_seed(2);
-    let (n, k) = (147, 301);
+    let n = 147;
     for format in FORMATS {
+        let k = 301_usize.next_multiple_of(format.columns_step());
         let weight = stored(&mut random, format, [n, k]);
         for rows in [1, 2, 3, 4, 5, 7, 8, 13, 33, 300] {
             let x = rows_of(&mut random, rows, k);
@@ -174,14 +176,14 @@ fn matmuls() {
 #[test]
 fn gated_matmuls() {
     let mut random = Rng::with_seed(4);
-    let k = 301;
     for op in [
         GatedActivation::deepseek_v4(),
         GatedActivation::deepseek_v4().with_rounding(Rounding::Eager),
         GatedActivation::mul_and_silu(),
         GatedActivation::gpt_oss(),
     ] {
-        for (i, &format) in [16, 77, 144].into_iter().zip(&FORMATS[2..]) {
+        for (i, &format) in [16, 77, 50, 144].into_iter().zip(&FORMATS[2..]) {
+            let k = 301_usize.next_multiple_of(format.columns_step());
             let [gate, up] = [0, 1].map(|_| stored(&mut random, format, [i, k]));
             for rows in [1, 3, 6, 40, 300] {
                 let x = rows_of(&mut random, rows, k);
@@ -214,13 +216,17 @@ fn gated_matmuls() {
 #[test]
 fn a_row_does_not_depend_on_the_others() {
     let mut random = Rng::with_seed(3);
-    let (rows, n, k) = (301_usize, 64_usize, 700_usize);
-    let data: Vec<u8> = (0..n * k).map(|_| random.u8(..) & 0xbf).collect();
-    let ones = vec![127; n.div_ceil(128) * k.div_ceil(128)];
-    let weight = HostWeight::new([n, k], WeightFormat::DEEPSEEK_V4, &data, &ones).unwrap();
+    for format in [WeightFormat::DEEPSEEK_V4, WeightFormat::Fp4] {
+        rows_of_a_batch(&mut random, format);
+    }
+}
+
+fn rows_of_a_batch(random: &mut Rng, format: WeightFormat) {
+    let (rows, n, k) = (301_usize, 64_usize, 704_usize);
+    let weight = stored(random, format, [n, k]);
     let backend = CpuBackend::new();
     let weight = backend.load_weight(&[weight]).unwrap();
-    let x = rows_of(&mut random, rows, k);
+    let x = rows_of(random, rows, k);
     let product = |layout: RowLayout| {
         let mut y = vec![0.0_f32; layout.rows * n];
         let to = RowLayout::contiguous(layout.rows, n);

@@ -1,7 +1,6 @@
 //! The suite that every backend passes, on each instruction set that this machine has and in both
 //! classes of sums; `matrix_unit.rs` has the rest of the second.
 
-use swiglu_core::WeightFormat;
 use swiglu_cpu::{CpuBackend, InstructionSet, Settings};
 
 fn open(set: InstructionSet) -> Result<CpuBackend, String> {
@@ -18,8 +17,4 @@ fn on_tiles(set: InstructionSet) -> Result<CpuBackend, String> {
 swiglu_conformance::suite!(cpu, || Ok::<_, String>(CpuBackend::new()));
 swiglu_conformance::suite!(cpu_scalar, || open(InstructionSet::Scalar));
 swiglu_conformance::suite!(cpu_amx, || on_tiles(InstructionSet::Amx));
-swiglu_conformance::complete!(
-    cpu_complete,
-    || Ok::<_, String>(CpuBackend::new()),
-    lacking: [WeightFormat::Fp4],
-);
+swiglu_conformance::complete!(cpu_complete, || Ok::<_, String>(CpuBackend::new()));

@@ -1,7 +1,7 @@
 //! How the stored elements of a panel become f32, exactly.
 
 use crate::simd::{LANES, Simd};
-use crate::weight::GROUP;
+use crate::weight::{GROUP, fp4};
 
 /// A type of stored elements.
 pub(super) trait Decode {
@@ -92,4 +92,36 @@ pub(super) fn code<S: Simd, const J: usize>(s: S, words: S::I) -> S::F {
     } else {
         s.and(halves, s.splat_u32(0xffff_0000))
     })
+}
+
+/// Of a unit of FP4 the k number 2J and the one after it, for [`LANES`] outputs.
+#[inline(always)]
+pub(super) fn e2m1_pair<S: Simd, const J: u32>(s: S, unit: S::I) -> [S::F; 2] {
+    let pair = e2m1_words::<S, J>(s, unit);
+    [
+        s.float(s.shl::<16>(pair)),
+        s.float(s.and(pair, s.splat_u32(0xffff_0000))),
+    ]
+}
+
+/// The same two as words of bf16, the first in the lower half.
+#[inline(always)]
+pub(super) fn e2m1_words<S: Simd, const J: u32>(s: S, unit: S::I) -> S::I {
+    s.e2m1(match J {
+        0 => unit,
+        1 => s.shr::<4>(unit),
+        2 => s.shr::<8>(unit),
+        _ => s.shr::<12>(unit),
+    })
+}
+
+/// A unit of FP4 as words.
+///
+/// # Safety
+/// `unit` points to [`fp4::UNIT_BYTES`] bytes.
+#[inline(always)]
+pub(super) unsafe fn load_unit<S: Simd>(s: S, unit: *const u8) -> S::I {
+    const { assert!(fp4::UNIT_BYTES == 4 * LANES) };
+    // SAFETY: the caller vouches for it.
+    s.bits(unsafe { s.load_f32(unit.cast()) })
 }

@@ -254,12 +254,12 @@ impl Task<'_> {
         let whole = shape.k / DEPTH;
         let end = self.steps.min(start + RUN);
         match shape.format {
-            PanelFormat::E4M3 if !self.weight.scales_fold() => {
+            PanelFormat::E4M3 | PanelFormat::Fp4 if !self.weight.scales_fold() => {
                 let block = start * DEPTH / shape.scale_block();
                 let scaled = ((block + 1) * shape.scale_block()).div_ceil(DEPTH);
                 (start..end.min(scaled), Weights::Scaled(block))
             }
-            PanelFormat::E4M3 => (start..end, Weights::Decoded),
+            PanelFormat::E4M3 | PanelFormat::Fp4 => (start..end, Weights::Decoded),
             _ if start < whole => (start..end.min(whole), Weights::Stored),
             _ => (start..end, Weights::Decoded),
         }
@@ -350,8 +350,8 @@ impl Task<'_> {
             return None;
         }
         let panel = self.weight.panel((first + p).min(panels - 1));
-        let bytes = TILE * self.weight.shape().format.bytes();
-        Some(panel.as_ptr().wrapping_add(step * bytes))
+        let offset = self.weight.shape().format.offset(step * DEPTH);
+        Some(panel.as_ptr().wrapping_add(offset))
     }
 
     /// A block's share of that: where it begins in each panel, and how many lines a step. What is

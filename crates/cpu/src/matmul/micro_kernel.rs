@@ -42,6 +42,7 @@ impl Kernel for Multiply<'_> {
             (DecodeStep::Gemv, PanelFormat::F16) => self.gemv::<S, F16>(s),
             (DecodeStep::Gemv, PanelFormat::BF16) => self.gemv::<S, BF16>(s),
             (DecodeStep::Gemv, PanelFormat::E4M3) => self.gemv::<S, E4M3>(s),
+            (DecodeStep::Gemv, PanelFormat::Fp4) => fp4::gemv(s, &mut self),
             (DecodeStep::EachTile, PanelFormat::BF16) if tile_panels(S::REGISTERS) == 2 => {
                 s.call(ManyTiles::<BF16>(&mut self, PhantomData));
             }
@@ -55,10 +56,10 @@ impl Kernel for Multiply<'_> {
 /// A loop of at most eight rounds without a loop: sums that are indexed by a constant are registers
 /// from the start, and need no optimisation to become that.
 macro_rules! unrolled {
-    ($i:ident < $n:ident, $body:block) => {
+    ($i:ident < $n:tt, $body:block) => {
         unrolled!(@ $i, $n, $body, 0 1 2 3 4 5 6 7)
     };
-    (@ $i:ident, $n:ident, $body:block, $($value:literal)+) => {
+    (@ $i:ident, $n:tt, $body:block, $($value:literal)+) => {
         $(if $value < $n {
             let $i = $value;
             $body
@@ -84,6 +85,8 @@ macro_rules! rows {
         }
     };
 }
+
+mod fp4;
 
 /// One low tile: weights are decoded as they come.
 struct Gemv<'a, 'b, D, const R: usize>(&'a mut Multiply<'b>, PhantomData<D>);
@@ -144,10 +147,14 @@ impl<S: Simd> Outlined<S> for DecodedTiles<'_, '_> {
                         ks: &block.ks,
                     });
                 }
-                let w = [w[0].at(&block.ks), w[1].at(&block.ks)];
-                let next = all.after(first, &block);
-                // SAFETY: the block was filled in.
-                unsafe { all.tiles::<S, F32>(s, first, &block, w, &next) };
+                let mut next = all.after(first, &block);
+                for group in all.weight.groups(&block) {
+                    let w = [0, 1].map(|p| w[p].at(&block.ks, group.ks.start));
+                    // SAFETY: the block was filled in.
+                    unsafe { all.tiles::<S, F32>(s, first, &group, w, &next) };
+                    // All of it is on its way.
+                    next.bytes = 0;
+                }
             }
         }
     }
@@ -189,15 +196,14 @@ impl Multiply<'_> {
     #[inline(always)]
     fn after(&self, first: usize, block: &Block) -> Next {
         let last = self.panels.end - 1;
-        let bytes = LANES * self.weight.shape().format.bytes();
+        let [start, end] = [block.ks.start, block.ks.end].map(|k| {
+            let groups = k.div_ceil(GROUP) * GROUP;
+            self.weight.shape().format.offset(groups)
+        });
+        let panels = [first, last.min(first + 1)];
         Next {
-            panels: [first, last.min(first + 1)].map(|p| {
-                self.weight
-                    .panel(p)
-                    .as_ptr()
-                    .wrapping_add(block.ks.end * bytes)
-            }),
-            bytes: block.ks.len() * bytes,
+            panels: panels.map(|p| self.weight.panel(p).as_ptr().wrapping_add(end)),
+            bytes: end - start,
         }
     }
 
@@ -280,19 +286,7 @@ impl Multiply<'_> {
             }
             let at = (first + p - self.panels.start) * self.x.tiles().rows + row;
             let totals = self.sums[at * LANES..][..R * LANES].as_mut_ptr();
-            let scale = match self.weight.scales(first + p, block.scale) {
-                None => None,
-                Some(&[one]) => Some(match self.weight.nans(first + p, block.scale) {
-                    0 => s.splat(one),
-                    _ => {
-                        let lanes = self.weight.lane_scales(first + p, block.scale);
-                        // SAFETY: the array has LANES elements.
-                        unsafe { s.load_f32(lanes.as_ptr()) }
-                    }
-                }),
-                // SAFETY: there are LANES of them otherwise.
-                Some(lanes) => Some(unsafe { s.load_f32(lanes.as_ptr()) }),
-            };
+            let scale = self.scale(s, first + p, block.scale);
             unrolled!(r < R, {
                 // SAFETY: the slice has R · LANES elements.
                 unsafe {
@@ -306,6 +300,26 @@ impl Multiply<'_> {
                 }
             });
         });
+    }
+}
+
+impl Multiply<'_> {
+    /// What the sums of a panel's outputs are multiplied by, if anything.
+    #[inline(always)]
+    fn scale<S: Simd>(&self, s: S, panel: usize, block: usize) -> Option<S::F> {
+        if self.weight.shape().format == PanelFormat::Fp4 {
+            return Some(fp4::scale(s, self.weight, panel, block));
+        }
+        Some(match self.weight.scales(panel, block)? {
+            &[one] if self.weight.nans(panel, block) == 0 => s.splat(one),
+            [_] => {
+                let lanes = self.weight.lane_scales(panel, block);
+                // SAFETY: the array has LANES elements.
+                unsafe { s.load_f32(lanes.as_ptr()) }
+            }
+            // SAFETY: there are LANES of them otherwise.
+            lanes => unsafe { s.load_f32(lanes.as_ptr()) },
+        })
     }
 }
 
@@ -378,9 +392,10 @@ impl Decoded {
         }
     }
 
-    /// Where a block that was filled in begins.
-    fn at(&self, ks: &Range<usize>) -> *const u8 {
-        self.0[ks.start % GROUP * LANES..].as_ptr().cast()
+    /// Where a k of a block that was filled in lies.
+    fn at(&self, block: &Range<usize>, k: usize) -> *const u8 {
+        let first = block.start / GROUP * GROUP;
+        self.0[(k - first) * LANES..].as_ptr().cast()
     }
 }
 
@@ -404,6 +419,7 @@ impl<S: Simd> Outlined<S> for Fill<'_> {
             PanelFormat::F16 => self.to.decode::<S, F16>(s, panel, groups),
             PanelFormat::BF16 => self.to.decode::<S, BF16>(s, panel, groups),
             PanelFormat::E4M3 => self.to.decode::<S, E4M3>(s, panel, groups),
+            PanelFormat::Fp4 => fp4::decode(s, panel, self.ks, &mut self.to.0),
         }
     }
 }

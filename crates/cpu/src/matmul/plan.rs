@@ -81,7 +81,7 @@ impl MatmulPlan {
             && weight.fills_tiles()
             && rows
                 >= match weight.format {
-                    PanelFormat::E4M3 => settings.matrix_unit_rows_fp8,
+                    PanelFormat::E4M3 | PanelFormat::Fp4 => settings.matrix_unit_rows_fp8,
                     _ => settings.matrix_unit_rows,
                 };
         let registers = simd::registers(set);
@@ -100,6 +100,9 @@ impl MatmulPlan {
             DecodeStep::OnceABlock
         };
         let side_by_side = match decode {
+            DecodeStep::Gemv if weight.format == PanelFormat::Fp4 => {
+                fp4_gemv_panels(registers, rows)
+            }
             DecodeStep::Gemv => gemv_panels(registers, rows, weight.format == PanelFormat::E4M3),
             DecodeStep::EachTile | DecodeStep::OnceABlock => tile_panels(registers),
             DecodeStep::Tiles => tiles::SIDES,
@@ -159,6 +162,16 @@ pub(super) const fn gemv_panels(registers: simd::Registers, rows: usize, is_f8: 
         2
     } else {
         1
+    }
+}
+
+/// The same where the weight is FP4, which has totals beside the sums.
+pub(super) const fn fp4_gemv_panels(registers: simd::Registers, rows: usize) -> usize {
+    let simd::Registers { sums, .. } = registers;
+    match sums / (2 * if rows == 0 { 1 } else { rows }) {
+        0 | 1 => 1,
+        2 | 3 => 2,
+        _ => 4,
     }
 }
 

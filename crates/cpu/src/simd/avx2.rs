@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use super::{Kernel, Outlined, Registers, Simd, TO_F16};
+use super::{Kernel, Outlined, Registers, Simd, TO_F16, e2m1_bytes};
 
 /// AVX2, FMA and F16C: two registers a vector.
 #[derive(Clone, Copy)]
@@ -175,6 +175,21 @@ impl Simd for Avx2 {
         // SAFETY: as in `both`.
         let by = unsafe { [_mm_cvtsi32_si128(N as i32); 2] };
         both!(_mm256_sra_epi16; a, by)
+    }
+    #[inline(always)]
+    fn e2m1(self, codes: Self::I) -> Self::I {
+        const BYTES: [[u8; 16]; 2] = [e2m1_bytes(0), e2m1_bytes(8)];
+        // SAFETY: as in `both`.
+        let [low, high, mask] = unsafe {
+            let [low, high] = BYTES.each_ref().map(|b| _mm_loadu_si128(b.as_ptr().cast()));
+            let both = |table| [_mm256_broadcastsi128_si256(table); 2];
+            [both(low), both(high), [_mm256_set1_epi16(15); 2]]
+        };
+        // The upper bytes of the halves are 0 by then, and so are those of the table's code 0.
+        let codes = both!(_mm256_and_si256; codes, mask);
+        let high = both!(_mm256_shuffle_epi8; high, codes);
+        let high = both!(_mm256_slli_epi16::<8>; high);
+        self.or(both!(_mm256_shuffle_epi8; low, codes), high)
     }
     #[inline(always)]
     fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {

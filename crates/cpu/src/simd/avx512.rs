@@ -1,7 +1,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::code_bits;
-use super::{Kernel, Outlined, Registers, Simd, TO_F16};
+use super::{E2M1_AS_BF16, Kernel, Outlined, Registers, Simd, TO_F16};
 
 /// AVX-512: one register a vector.
 #[derive(Clone, Copy)]
@@ -157,6 +157,15 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn sar_u16<const N: u32>(self, a: Self::I) -> Self::I {
         op!(_mm512_srai_epi16::<N>(a))
+    }
+    #[inline(always)]
+    fn e2m1(self, codes: Self::I) -> Self::I {
+        // An index is the lowest five bits, so the table is there twice.
+        const TABLE: [[u16; 16]; 2] = [E2M1_AS_BF16; 2];
+        op!({
+            let table = _mm512_loadu_si512(TABLE.as_ptr().cast());
+            _mm512_permutexvar_epi16(codes, table)
+        })
     }
     #[inline(always)]
     fn deinterleave(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {

@@ -3,7 +3,7 @@ use std::array::from_fn;
 
 use swiglu_core::f16;
 
-use super::{Kernel, LANES, Outlined, Registers, Simd};
+use super::{Kernel, LANES, Outlined, Registers, Simd, e2m1_bytes};
 
 /// NEON: four registers a vector. Conversions from and to f16 go through memory, an element at a
 /// time, as the instructions for them are not in stable Rust.
@@ -201,6 +201,20 @@ impl Simd for Neon {
         from_fn(|i| {
             // SAFETY: as in `all`.
             unsafe { vreinterpretq_u32_s16(vshlq_s16(vreinterpretq_s16_u32(a[i]), by)) }
+        })
+    }
+    #[inline(always)]
+    fn e2m1(self, codes: Self::I) -> Self::I {
+        const BYTES: [[u8; 16]; 2] = [e2m1_bytes(0), e2m1_bytes(8)];
+        // SAFETY: as in `all`. The upper bytes of the halves are 0 in between, and so are those of the
+        // table's code 0.
+        from_fn(|i| unsafe {
+            let [low, high] = BYTES.each_ref().map(|bytes| vld1q_u8(bytes.as_ptr()));
+            let codes = vandq_u16(vreinterpretq_u16_u32(codes[i]), vdupq_n_u16(15));
+            let codes = vreinterpretq_u8_u16(codes);
+            let high = vshlq_n_u16::<8>(vreinterpretq_u16_u8(vqtbl1q_u8(high, codes)));
+            let low = vreinterpretq_u16_u8(vqtbl1q_u8(low, codes));
+            vreinterpretq_u32_u16(vorrq_u16(low, high))
         })
     }
     #[inline(always)]

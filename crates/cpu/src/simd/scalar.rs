@@ -7,7 +7,7 @@ use std::array::from_fn;
 
 use swiglu_core::f16;
 
-use super::{Kernel, LANES, Outlined, Registers, Simd};
+use super::{E2M1_AS_BF16, Kernel, LANES, Outlined, Registers, Simd};
 
 /// Plain Rust.
 #[derive(Clone, Copy)]
@@ -66,6 +66,7 @@ impl Simd for Scalar {
         highest(a: Words) -> u32;
         and(a: Words, b: Words) -> Words;
         or(a: Words, b: Words) -> Words;
+        e2m1(codes: Words) -> Words;
         deinterleave(a: Floats, b: Floats) -> (Floats, Floats);
         round_f16(a: Floats) -> Floats;
         abs(a: Floats) -> Floats;
@@ -185,6 +186,10 @@ mod lanes {
         fn highest(a: &Words) -> u32 { a.iter().fold(0, |m, &x| m.max(x)) }
         fn and(a: &Words, b: &Words) -> Words { from_fn(|i| a[i] & b[i]) }
         fn or(a: &Words, b: &Words) -> Words { from_fn(|i| a[i] | b[i]) }
+        fn e2m1(codes: &Words) -> Words {
+            let half = |code: u32| u32::from(E2M1_AS_BF16[code as usize & 15]);
+            codes.map(|c| half(c) | half(c >> 16) << 16)
+        }
         fn shl(a: &Words, by: u32) -> Words { a.map(|x| x << by) }
         fn shr(a: &Words, by: u32) -> Words { a.map(|x| x >> by) }
         fn sar_u16(a: &Words, by: u32) -> Words {

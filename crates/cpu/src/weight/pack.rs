@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use swiglu_core::HostWeight;
 
-use super::{PackedWeight, PanelFormat, Scales, panel_bytes};
+use super::{PackedWeight, PanelFormat, Scales, fp4, panel_bytes};
 use crate::buffer::PageBuffer;
 use crate::simd::LANES;
 
@@ -14,18 +14,36 @@ pub(super) struct Packed {
     pub(super) panels: PageBuffer,
     /// Where f8 codes are NaN: panel, lane and block of scales.
     pub(super) nans: Vec<[usize; 3]>,
+    /// The least and the highest byte of FP4's scales.
+    pub(super) fp4_scales: [u8; 2],
 }
 
 pub(super) fn panels(weight: &PackedWeight, parts: &[HostWeight<'_>]) -> Packed {
     let bytes = panel_bytes(weight.shape.k, weight.shape.format);
     let mut panels = PageBuffer::zeroed(weight.shape.panels() * bytes);
     let each = panels.as_mut_slice().par_chunks_mut(bytes).enumerate();
+    if weight.shape.format == PanelFormat::Fp4 {
+        let ranges = each.map(|(p, panel)| {
+            let place = |output| {
+                let (part, row) = place(parts, output);
+                (&parts[part], row)
+            };
+            let rows: Vec<_> = weight.outputs(p).map(place).collect();
+            fp4::pack(&rows, panel)
+        });
+        let wider = |a: [u8; 2], b: [u8; 2]| [a[0].min(b[0]), a[1].max(b[1])];
+        return Packed {
+            fp4_scales: ranges.reduce(|| [u8::MAX, 0], wider),
+            nans: Vec::new(),
+            panels,
+        };
+    }
     let nans = each.flat_map_iter(|(p, panel)| {
         let rows: Vec<_> = weight.outputs(p).map(|n| row(parts, n)).collect();
         match weight.shape.format {
             PanelFormat::F16 => transpose::<2>(&rows, panel),
-            PanelFormat::F32 | PanelFormat::BF16 | PanelFormat::E4M3 => {
-                transpose::<4>(&rows, panel)
+            PanelFormat::F32 | PanelFormat::BF16 | PanelFormat::E4M3 | PanelFormat::Fp4 => {
+                transpose::<4>(&rows, panel);
             }
         }
         let block = parts[0].format().scaling().map(|(_, [_, block])| block);
@@ -33,6 +51,7 @@ pub(super) fn panels(weight: &PackedWeight, parts: &[HostWeight<'_>]) -> Packed 
     });
     Packed {
         nans: nans.collect(),
+        fp4_scales: [0; 2],
         panels,
     }
 }

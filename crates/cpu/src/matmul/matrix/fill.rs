@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use crate::matmul::decode::{CODE_BIAS, code};
-use crate::simd::tiles::DEPTH;
+use crate::matmul::decode::{CODE_BIAS, code, e2m1_pair, e2m1_words, load_unit};
+use crate::simd::tiles::{DEPTH, TILE};
 use crate::simd::{self, Kernel, LANES, Simd};
-use crate::weight::{GROUP, PackedWeight, PanelFormat};
+use crate::weight::{GROUP, PackedWeight, PanelFormat, fp4};
 
 /// Bytes of a cache line.
 pub(super) const LINE_BYTES: usize = 64;
@@ -28,6 +28,9 @@ impl Kernel for Fill<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let shape = self.weight.shape();
+        if shape.format == PanelFormat::Fp4 {
+            return self.fp4(s);
+        }
         let panel = self.weight.panel(self.panel);
         // Panels hold whole groups of k, of zeros where k ends.
         let end = shape.k.next_multiple_of(GROUP);
@@ -79,6 +82,45 @@ impl Kernel for Fill<'_> {
                 }
             }
             k = last;
+        }
+    }
+}
+
+impl Fill<'_> {
+    /// The same for FP4: a step is a group of k, a unit four words of bf16 for each output.
+    #[inline(always)]
+    fn fp4<S: Simd>(self, s: S) {
+        let panel = self.weight.panel(self.panel);
+        let mut later = self.later;
+        for (step, to) in self.steps.zip(self.to.as_chunks_mut::<TILE>().0) {
+            let scales = self.weight.lane_scales(self.panel, step);
+            // SAFETY: the array has LANES elements.
+            let by = unsafe { s.load_f32(scales.as_ptr()) };
+            let codes = &panel[self.weight.shape().format.offset(step * DEPTH)..];
+            let units = codes.chunks_exact(fp4::UNIT_BYTES);
+            for (from, to) in units.zip(to.as_chunks_mut::<{ fp4::UNIT * LANES }>().0) {
+                // A unit is a cache line; the scales' line is left to the processor.
+                if let Some(line) = &mut later {
+                    simd::prefetch_second_level(*line);
+                    *line = line.wrapping_add(LINE_BYTES);
+                }
+                let to: *mut f32 = to.as_mut_ptr().cast();
+                // SAFETY: a unit of codes is a vector, and one of bf16 is four.
+                unsafe {
+                    let unit = load_unit(s, from.as_ptr());
+                    if self.folds {
+                        s.store_f32(to, pair(s, e2m1_pair::<S, 0>(s, unit), by));
+                        s.store_f32(to.add(LANES), pair(s, e2m1_pair::<S, 1>(s, unit), by));
+                        s.store_f32(to.add(2 * LANES), pair(s, e2m1_pair::<S, 2>(s, unit), by));
+                        s.store_f32(to.add(3 * LANES), pair(s, e2m1_pair::<S, 3>(s, unit), by));
+                    } else {
+                        s.store_f32(to, s.float(e2m1_words::<S, 0>(s, unit)));
+                        s.store_f32(to.add(LANES), s.float(e2m1_words::<S, 1>(s, unit)));
+                        s.store_f32(to.add(2 * LANES), s.float(e2m1_words::<S, 2>(s, unit)));
+                        s.store_f32(to.add(3 * LANES), s.float(e2m1_words::<S, 3>(s, unit)));
+                    }
+                }
+            }
         }
     }
 }
