@@ -13,6 +13,10 @@ mod checkpoint_layer;
 #[allow(dead_code, reason = "its `main` is for cargo run")]
 mod cuda_graph;
 #[cfg(feature = "cpu")]
+#[path = "../examples/moe_layer.rs"]
+#[allow(dead_code, reason = "its `main` is for cargo run")]
+mod moe_layer;
+#[cfg(feature = "cpu")]
 #[path = "../examples/rayon_pool.rs"]
 #[allow(dead_code, reason = "its `main` is for cargo run")]
 mod rayon_pool;
@@ -63,6 +67,12 @@ fn server_prints_what_the_page_shows() {
 #[test]
 fn checkpoint_layer_prints_what_the_page_shows() {
     shown("checkpoint_layer", &checkpoint_layer::run().unwrap());
+}
+
+#[cfg(feature = "cpu")]
+#[test]
+fn moe_layer_prints_what_the_page_shows() {
+    shown("moe_layer", &moe_layer::run().unwrap());
 }
 
 #[cfg(feature = "cuda")]

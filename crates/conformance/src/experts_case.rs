@@ -2,7 +2,7 @@
 //! token from the weights alone.
 
 use swiglu_core::{
-    Backend, Experts, ExpertsShape, Float, Gate, GatedActivation, HostGate, HostRoutes, HostWeight,
+    Experts, ExpertsShape, Float, Gate, GatedActivation, HostGate, HostRoutes, HostWeight,
     Quantization, Request, Routes, Routing, RowLayout, Selection, Shape, Tensor, TensorMut, Tokens,
     WeightFormat, bf16, reference,
 };
@@ -403,7 +403,7 @@ impl<B: FullBackend> Harness<B> {
             TensorMut::new(B::view_mut(&mut act), Float::BF16, act_rows),
         )?;
         let shared = self.upload(shared)?;
-        let mut sum = |float: Float, shared: Option<Tensor<'_, B>>| {
+        let sum = |float: Float, shared: Option<Tensor<'_, B>>| {
             let shape = Shape {
                 rows: tokens,
                 cols: h,

@@ -154,12 +154,22 @@ impl<'a> Matrix<'a> {
         shape: [usize; 2],
     ) -> Result<Self> {
         let elements = StoredElements::of(&weight)?;
+        let step = elements.columns_step();
+        if !shape[1].is_multiple_of(step) {
+            let got = shape[1];
+            let problem = format!("packed FP4, expected a multiple of {step} columns, got {got}");
+            return Err(weight.error(problem));
+        }
         let stored = match elements {
             StoredElements::Fp4Bytes => [shape[0], shape[1] / 2],
             StoredElements::Float(_) | StoredElements::Fp8 | StoredElements::Fp4 => shape,
         };
         if weight.shape != stored {
-            return Err(misshaped(&weight, &format!("{stored:?}")));
+            let packed = match elements {
+                StoredElements::Fp4Bytes => " of packed FP4, two codes in a byte",
+                _ => "",
+            };
+            return Err(misshaped(&weight, &format!("{stored:?}{packed}")));
         }
         let needed = |what: &str| {
             let name = MatrixTensors::scale_name(weight.name);
@@ -180,7 +190,7 @@ impl<'a> Matrix<'a> {
                 grid: grid(&scale, shape, config.block)?,
             },
             (StoredElements::Fp4Bytes | StoredElements::Fp4, Some(scale)) => {
-                fp4_scales(&weight, &scale, shape)?;
+                fp4_scales(&scale, shape)?;
                 Content::Fp4 { scale }
             }
         };
@@ -249,6 +259,14 @@ impl<'a> Matrix<'a> {
 }
 
 impl StoredElements {
+    /// Columns come in whole groups of so many.
+    const fn columns_step(self) -> usize {
+        match self {
+            Self::Float(_) | Self::Fp8 => 1,
+            Self::Fp4Bytes | Self::Fp4 => WeightFormat::FP4_GROUP,
+        }
+    }
+
     fn of(weight: &StoredTensor<'_>) -> Result<Self> {
         Ok(match weight.dtype {
             StoredType::Known(Dtype::F8_E4M3) => Self::Fp8,
@@ -273,16 +291,7 @@ impl StoredElements {
 }
 
 /// Checks the scales of an FP4 weight of this logical shape: a byte for each 32 columns of a row.
-fn fp4_scales(
-    weight: &StoredTensor<'_>,
-    scale: &StoredTensor<'_>,
-    [rows, cols]: [usize; 2],
-) -> Result<()> {
-    const GROUP: usize = WeightFormat::FP4_GROUP;
-    if !cols.is_multiple_of(GROUP) {
-        let problem = format!("expected a multiple of {GROUP} columns in FP4, got {cols}");
-        return Err(weight.error(problem));
-    }
+fn fp4_scales(scale: &StoredTensor<'_>, [rows, cols]: [usize; 2]) -> Result<()> {
     match scale.dtype {
         StoredType::Known(Dtype::F8_E8M0 | Dtype::U8) => {}
         other => {
@@ -294,7 +303,7 @@ fn fp4_scales(
             return Err(scale.error(problem));
         }
     }
-    let expected = [rows, cols / GROUP];
+    let expected = [rows, cols / WeightFormat::FP4_GROUP];
     if scale.shape != expected {
         return Err(misshaped(scale, &format!("{expected:?}")));
     }

@@ -1,5 +1,7 @@
-use swiglu_core::{Float, HostGate, HostWeight, Tensor, Tokens, bf16};
-use swiglu_core::{Router, Routing, Selection, WeightFormat, sort_by_expert};
+use swiglu_core::{
+    Float, HostGate, HostWeight, Routing, Selection, Tensor, Tokens, WeightFormat, bf16,
+    sort_by_expert,
+};
 
 use super::runs;
 use crate::experts_case::{ExpertsCase, Marks, few};

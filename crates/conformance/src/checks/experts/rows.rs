@@ -1,6 +1,6 @@
 use swiglu_core::{
-    Float, GatedActivation, GroupedMatmul, Matmul, Request, Router, Routes, Routing, RowLayout,
-    Selection, Shape, Tensor, TensorMut, Tokens, WeightFormat, bf16, reference,
+    Float, GatedActivation, Request, Routes, Routing, RowLayout, Selection, Shape, Tensor,
+    TensorMut, Tokens, WeightFormat, bf16, reference,
 };
 
 use super::{FORMATS, modes, runs};
