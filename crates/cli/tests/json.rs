@@ -10,7 +10,9 @@ use std::path::Path;
 use common::{Folder, swiglu, write};
 use safetensors::Dtype;
 use serde_json::Value;
-use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
+use swiglu::mlp::synthetic::{
+    SyntheticConfig, SyntheticMoe, synthetic_input, write_checkpoint, write_moe_checkpoint,
+};
 
 /// Runs a command that prints one JSON document, and returns that and what went to stderr.
 fn json(arguments: &[&str]) -> (Value, String) {
@@ -201,4 +203,77 @@ fn demo_tells_whether_it_passes() {
     let results = document["results"].as_array().unwrap();
     assert_eq!(results.len(), 4);
     assert!(document["error_without_clamp"].as_f64().unwrap() > 0.01);
+}
+
+#[test]
+fn whole_layers_tell_what_they_ran() {
+    let folder = Folder::new();
+    let config = SyntheticMoe {
+        shared: SyntheticConfig {
+            hidden: 64,
+            intermediate: 32,
+            ..SyntheticConfig::flash(7)
+        },
+        ..SyntheticMoe::flash(8, 7)
+    };
+    let whole = folder.path("");
+    write_moe_checkpoint(&whole, &config).unwrap();
+    let (x, y) = (folder.path("x"), folder.path("y"));
+    let data = synthetic_input(2, 64, 7);
+    write(
+        &x,
+        &[("x", Dtype::BF16, &[2, 64], bytemuck::cast_slice(&data))],
+    );
+    let prefix = config.prefix();
+    let run = [
+        "run",
+        "--checkpoint",
+        whole.to_str().unwrap(),
+        "--input",
+        x.to_str().unwrap(),
+        "--output",
+        y.to_str().unwrap(),
+        "--prefix",
+        &prefix,
+        "--platform",
+        "cpu",
+        "--json",
+    ];
+    let (document, prose) = json(&[&run[..], &["--stages"]].concat());
+    is_documented("run --prefix LAYER", &document);
+    assert!(prose.contains("touched  "), "{prose}");
+    assert_eq!(document["weights"]["experts"], 8);
+    assert_eq!(document["tensors"].as_array().unwrap().len(), 5);
+    let bench = ["bench", "--moe", "--platform", "cpu", "--seconds", "0.001"];
+    let small = [
+        "--shape",
+        "96x64",
+        "--experts",
+        "7",
+        "--tokens",
+        "1,3",
+        "--json",
+    ];
+    let (document, _) = json(&[&bench[..], &small].concat());
+    is_documented("bench --moe", &document);
+    assert_eq!(document["rows"].as_array().unwrap().len(), 2);
+    assert!(document["rows"][0]["touched_experts"].as_f64().unwrap() >= 6.0);
+}
+
+#[test]
+fn a_demonstrated_layer_passes() {
+    let demo = [
+        "demo",
+        "--moe",
+        "--platform",
+        "cpu",
+        "--tokens",
+        "1,2",
+        "--json",
+    ];
+    let (document, prose) = json(&demo);
+    is_documented("demo --moe", &document);
+    assert!(prose.contains("agrees with the reference"), "{prose}");
+    assert_eq!(document["passes"], true);
+    assert_eq!(document["results"].as_array().unwrap().len(), 4);
 }

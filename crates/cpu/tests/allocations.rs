@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
 use swiglu_core::{
-    ActAndMul, Backend, Float, GateUp, GatedActivation, HostBuffer, HostWeight, Matmul,
-    QuantOptions, Quantization, Quantize, QuantizedMut, RowLayout, ScaleLayout, ScaleOrder, Tensor,
-    TensorMut, WeightFormat,
+    ActAndMul, Backend, ExpertsShape, Float, GateUp, GatedActivation, GroupedMatmul, HostBuffer,
+    HostGate, HostWeight, Matmul, QuantOptions, Quantization, Quantize, QuantizedMut, Router,
+    Routes, Routing, RowLayout, ScaleLayout, ScaleOrder, Selection, Tensor, TensorMut, Tokens,
+    WeightFormat,
 };
 use swiglu_cpu::CpuBackend;
 
@@ -125,6 +126,63 @@ fn matmuls(backend: &CpuBackend, rows: usize, [n, k]: [usize; 2], calls: Calls) 
     [plain, gated]
 }
 
+/// Allocations of second calls of a layer of routed experts: the choice, its two halves in bf16, and
+/// the same with FP8 inputs.
+fn experts(backend: &CpuBackend, tokens: usize, calls: Calls) -> [usize; 3] {
+    let (e, h, i) = (8, 128, 64);
+    let routing = Routing::new(e, 2, 1.5, true, Selection::Score).unwrap();
+    let format = WeightFormat::Float(FLOAT);
+    let data = vec![0; 2 * h * i];
+    let wide = || HostWeight::new([i, h], format, &data, &[]).unwrap();
+    let down = || HostWeight::new([h, i], format, &data, &[]).unwrap();
+    let shape = ExpertsShape {
+        range: 0..e,
+        hidden: h,
+        intermediate: i,
+        gate_up: format,
+        down: format,
+    };
+    let mut experts = backend.alloc_experts(shape).unwrap();
+    for _ in 0..e {
+        backend
+            .load_expert(&mut experts, wide(), wide(), down())
+            .unwrap();
+    }
+    let weight = vec![0; 2 * e * h];
+    let weight = HostWeight::new([e, h], format, &weight, &[]).unwrap();
+    let gate = HostGate::new(routing, weight, Some(vec![0.0; e]), None, None).unwrap();
+    let gate = backend.load_gate(&gate).unwrap();
+    let (x, mut act, mut y) = (zeros(tokens * h), zeros(tokens * 2 * i), zeros(tokens * h));
+    let x = Tensor::contiguous(CpuBackend::view(&x), FLOAT, tokens, h);
+    let mut routes = Routes::new(backend, &routing, tokens).unwrap();
+    let mut scratch = HostBuffer::zeroed(1 << 22).unwrap();
+    let routed = calls.allocations(|| {
+        let scratch = scratch.bytes_mut();
+        let tokens = Tokens::default();
+        backend
+            .route(&gate, x, tokens, scratch, &mut routes)
+            .unwrap();
+    });
+    let op = GatedActivation::deepseek_v4();
+    let v4 = Quantization::deepseek_v4();
+    let [plain, quantized] = [None, Some(&v4)].map(|quant| {
+        calls.allocations(|| {
+            let to = TensorMut::contiguous(act.bytes_mut(), FLOAT, tokens * 2, i);
+            let memory = scratch.bytes_mut();
+            backend
+                .grouped_matmul_act_and_mul(&op, quant, x, &experts, &routes, memory, to)
+                .unwrap();
+            let act = Tensor::contiguous(act.bytes(), FLOAT, tokens * 2, i);
+            let to = TensorMut::contiguous(y.bytes_mut(), FLOAT, tokens, h);
+            let memory = scratch.bytes_mut();
+            backend
+                .grouped_matmul_sum(quant, act, &experts, &routes, Some(x), memory, to)
+                .unwrap();
+        })
+    });
+    [routed, plain, quantized]
+}
+
 /// Makes both threads of a pool take a task from the other, which rayon allocates for once a thread.
 fn take_a_task_each() {
     let [first, second] = [Barrier::new(2), Barrier::new(2)];
@@ -149,6 +207,7 @@ fn a_second_call_allocates_nothing() {
     let backend = CpuBackend::new();
     assert_eq!(activations(&backend, 4, 2048, second), [0; 3]);
     assert_eq!(matmuls(&backend, 2, [16, 128], second), [0; 2]);
+    assert_eq!(experts(&backend, 1, second), [0; 3]);
 
     let threads = rayon::ThreadPoolBuilder::new()
         .num_threads(2)
@@ -163,6 +222,7 @@ fn a_second_call_allocates_nothing() {
         take_a_task_each();
         assert_eq!(activations(&backend, 64, 2048, warm), [0; 3]);
         assert_eq!(matmuls(&backend, 8, [256, 512], warm), [0; 2]);
+        assert_eq!(experts(&backend, 64, warm), [0; 3]);
     });
     // From a thread outside of it. A call is handed over in rayon's queue, whose blocks have room for
     // some sixty: nothing else is allocated.

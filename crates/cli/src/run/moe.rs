@@ -44,6 +44,12 @@ pub fn run(arguments: &Run, out: &mut Console) -> Result<()> {
             "ranks: expected 1 for a whole layer, got {got}"
         )));
     }
+    if arguments.ranks.communicator.is_some() {
+        return Err(Failure::Input(
+            "communicator: expected none for a whole layer, which runs on one rank, got one"
+                .to_owned(),
+        ));
+    }
     if let Some(intermediate) = arguments.intermediate {
         return Err(Failure::Input(format!(
             "intermediate: expected none for a whole layer, whose experts have the configuration's, \

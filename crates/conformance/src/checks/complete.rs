@@ -1,5 +1,6 @@
 use swiglu_core::{
-    Float, GatedActivation, Quantization, Request, Rounding, ScaleFormat, Support, WeightFormat,
+    Float, GatedActivation, Quantization, Request, Rounding, Routing, ScaleFormat, Selection,
+    Support, WeightFormat,
 };
 
 use crate::{Case, Failure, FullBackend, Harness};
@@ -47,6 +48,37 @@ fn every_request() -> Result<Vec<Request>, Failure> {
             all.extend(Float::ALL.map(|y| Request::QuantizedMatmul { quant, weight, y }));
         }
     }
+    let bf16 = Float::BF16;
+    for selection in [
+        Selection::Score,
+        Selection::Hash {
+            vocabulary: 129_280,
+        },
+    ] {
+        let routing = Routing::new(256, 6, 1.5, true, selection)?;
+        all.push(Request::Route {
+            routing,
+            x: bf16,
+            weight: WeightFormat::Float(bf16),
+        });
+        for weight in WeightFormat::SAMPLES {
+            for quant in [None, Some(Quantization::deepseek_v4())] {
+                all.push(Request::GroupedGatedMatmul {
+                    op: GatedActivation::deepseek_v4(),
+                    quant,
+                    routing,
+                    x: bf16,
+                    weight,
+                });
+                all.extend([bf16, Float::F32].map(|y| Request::GroupedMatmulSum {
+                    quant,
+                    routing,
+                    weight,
+                    y,
+                }));
+            }
+        }
+    }
     all.extend(Case::standard().iter().map(|c| *c.request()));
     Ok(all)
 }
@@ -56,7 +88,10 @@ const fn weight(request: &Request) -> Option<WeightFormat> {
     match request {
         Request::Matmul { weight, .. }
         | Request::GatedMatmul { weight, .. }
-        | Request::QuantizedMatmul { weight, .. } => Some(*weight),
+        | Request::QuantizedMatmul { weight, .. }
+        | Request::Route { weight, .. }
+        | Request::GroupedGatedMatmul { weight, .. }
+        | Request::GroupedMatmulSum { weight, .. } => Some(*weight),
         _ => None,
     }
 }
