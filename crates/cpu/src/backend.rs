@@ -342,12 +342,14 @@ impl Backend for CpuBackend {
             Request::GroupedGatedMatmul { op, x, weight, .. } => {
                 let _ = KnownActivation::new(op)?;
                 let each = matmul(*x, weight, true)?;
-                Some(format!("expert by expert, of all rows in one: {each}"))
+                Some(format!(
+                    "all experts together; of one with all rows: {each}"
+                ))
             }
             Request::GroupedMatmulSum { weight, .. } => {
                 let each = matmul(Float::BF16, weight, false)?;
                 Some(format!(
-                    "expert by expert, of all rows in one: {each}; then sums"
+                    "all experts together; of one with all rows: {each}; then sums"
                 ))
             }
             Request::QuantizedMatmul { weight, .. } => {

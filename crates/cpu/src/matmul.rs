@@ -24,13 +24,15 @@ use crate::weight::PackedWeight;
 
 mod decode;
 mod epilogue;
+mod grouped;
 mod input;
 mod matrix;
 mod micro_kernel;
 mod plan;
 
 use epilogue::Sums;
-pub(crate) use epilogue::{Activated, Epilogue, Rounded};
+pub(crate) use epilogue::{Activated, Epilogue, Rounded, RouteWeights};
+pub(crate) use grouped::{Group, multiply_groups};
 pub(crate) use input::Input;
 use input::{Packed, Tiles};
 use micro_kernel::Multiply;
@@ -68,11 +70,7 @@ pub(crate) fn multiply(
         tasks::for_each(groups, plan.inline, &|group| {
             let first = group * plan.panels_per_task;
             let panels = first..weight.shape().panels().min(first + plan.panels_per_task);
-            if rows <= LOW {
-                task.run::<{ PANELS[0] * LOW * LANES }>(panels);
-            } else {
-                task.run::<{ PANELS[1] * CHUNK * LANES }>(panels);
-            }
+            task.run_some(panels);
         });
     }
 }
@@ -87,6 +85,15 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
+    /// Some panels, on one thread: at most as many as the plan of so many rows says.
+    fn run_some(&self, panels: Range<usize>) {
+        if self.x.tiles().rows <= LOW {
+            self.run::<{ PANELS[0] * LOW * LANES }>(panels);
+        } else {
+            self.run::<{ PANELS[1] * CHUNK * LANES }>(panels);
+        }
+    }
+
     /// Some panels, on one thread; N is room for their sums.
     fn run<const N: usize>(&self, panels: Range<usize>) {
         let mut sums = [0.0_f32; N];

@@ -3,10 +3,11 @@
 //! ## Method
 //! 1. The router's logits are a matmul to f32 in scratch memory; tokens are then chosen for in
 //!    parallel, and routes sorted by expert by counting.
-//! 2. [`Rows`] says which rows each expert has. A chunk of an expert's rows of x is gathered, so that
-//!    its weights are read once for all of them. Experts without rows are not looked at.
+//! 2. [`Rows`] says which rows each expert has. All matmuls of a half are one
+//!    ([`crate::matmul::multiply_groups`]), which reads an expert's weights once for all of its rows.
+//!    Experts without rows are not looked at.
 //! 3. Gate and up are rounded to bf16, and the activation takes the route's weight with it before its
-//!    one rounding ([`route_act`]).
+//!    one rounding.
 //! 4. The second half's outputs are rounded to bf16 at their rows; [`sum`] adds up those of a token,
 //!    experts ascending, in f32.
 
@@ -18,13 +19,8 @@ use swiglu_core::{
 };
 
 use crate::CpuBackend;
-use crate::InstructionSet;
-use crate::activation::{Columns, Destination, KnownActivation, Piece};
-use crate::simd;
 use crate::tasks::{self, Shared};
 
-/// Most rows of one expert that are gathered at a time: a matmul multiplies as many at once.
-pub(crate) const CHUNK: usize = 256;
 /// Logits, or sums, that take about as long as waking a pool does.
 const INLINE: usize = 4 * 1024;
 
@@ -35,10 +31,6 @@ pub(crate) struct Scratch {
     pub(crate) results: usize,
     /// Rows of x that were quantized and widened, \[T, H\] in bf16.
     pub(crate) widened: usize,
-    /// Gathered rows of x, \[chunk, H\] of its type.
-    pub(crate) gathered: usize,
-    /// What gate and up give of them, \[chunk, 2I\] in bf16.
-    pub(crate) gate_up: usize,
     /// Codes of x or of act.
     pub(crate) codes: usize,
     /// Their scales.
@@ -64,16 +56,9 @@ impl Scratch {
                 results: bytes(rows, cols, 4),
                 ..Self::default()
             },
-            Request::GroupedGatedMatmul {
-                quant, routing, x, ..
-            } => {
+            Request::GroupedGatedMatmul { quant, routing, .. } => {
                 let routes = rows.saturating_mul(routing.top_k());
-                let chunk = routes.min(CHUNK);
-                let mut scratch = Self {
-                    gathered: bytes(chunk, depth, x.size()),
-                    gate_up: bytes(chunk, cols, 2),
-                    ..Self::default()
-                };
+                let mut scratch = Self::default();
                 if let Some(quant) = quant {
                     let act = cols / 2;
                     let codes = |rows, cols| bytes(rows, cols, 1);
@@ -102,19 +87,12 @@ impl Scratch {
         }
     }
 
-    const fn parts(&self) -> [usize; 6] {
-        [
-            self.results,
-            self.widened,
-            self.gathered,
-            self.gate_up,
-            self.codes,
-            self.scales,
-        ]
+    const fn parts(&self) -> [usize; 4] {
+        [self.results, self.widened, self.codes, self.scales]
     }
 
     /// The parts of memory that has [`Self::bytes`], in the fields' order.
-    pub(crate) fn split<'a>(&self, memory: &'a mut [u8]) -> [&'a mut [u8]; 6] {
+    pub(crate) fn split<'a>(&self, memory: &'a mut [u8]) -> [&'a mut [u8]; 4] {
         let lead = memory.as_ptr().align_offset(LINE).min(memory.len());
         let mut rest = &mut memory[lead..];
         self.parts().map(|bytes| {
@@ -141,63 +119,17 @@ impl Rows<'_> {
         self.offsets[experts.start] as usize..self.offsets[experts.end] as usize
     }
 
-    /// The touched experts of a range, by their place in it, each with chunks of its rows.
-    pub(crate) fn chunks(
+    /// The touched experts of a range, by their place in it, each with its rows.
+    pub(crate) fn touched(
         &self,
         experts: &Range<usize>,
     ) -> impl Iterator<Item = (usize, Range<usize>)> {
         let first = experts.start;
-        experts.clone().flat_map(move |e| {
-            let rows = self.of(&(e..e + 1));
-            let starts = rows.clone().step_by(CHUNK);
-            starts.map(move |start| (e - first, start..rows.end.min(start + CHUNK)))
-        })
+        let each = experts
+            .clone()
+            .map(move |e| (e - first, self.of(&(e..e + 1))));
+        each.filter(|(_, rows)| !rows.is_empty())
     }
-
-    /// The token of a row, and its weight.
-    fn route(&self, row: usize) -> (usize, f32) {
-        let route = self.sorted[row] as usize;
-        (route / self.top_k, self.weights[route])
-    }
-}
-
-/// Copies the rows of x that some rows are of, one after another.
-pub(crate) fn gather<T: Element>(
-    rows: &Rows<'_>,
-    range: Range<usize>,
-    (x, layout): (&[T], &RowLayout),
-    to: &mut [T],
-) {
-    for (row, to) in range.zip(to.chunks_exact_mut(layout.cols)) {
-        let (token, _) = rows.route(row);
-        to.copy_from_slice(&x[layout.row(token)]);
-    }
-}
-
-/// The activation of rows of gate and up \[rows, 2I\], each times its route's weight, to the rows
-/// `range` of act.
-pub(crate) fn route_act(
-    set: InstructionSet,
-    activation: &KnownActivation,
-    rows: &Rows<'_>,
-    range: Range<usize>,
-    gate_up: &[bf16],
-    (act, layout): (&mut [bf16], &RowLayout),
-) {
-    let d = layout.cols;
-    let act = Shared(act.as_mut_ptr());
-    tasks::for_each(range.len(), range.len() * d <= INLINE, &|at| {
-        let row = range.start + at;
-        let (_, weight) = rows.route(row);
-        let from = &gate_up[at * 2 * d..][..2 * d];
-        let piece = Piece {
-            from: Columns::new(activation, from, from.len(), 0..d),
-            // SAFETY: the row lies inside of act, whose layout was checked.
-            to: Destination::routed(unsafe { act.get().add(layout.row(row).start) }, weight),
-        };
-        // SAFETY: `set` is only given out for machines that have it; the row is this task's own.
-        unsafe { simd::dispatch(set, piece) };
-    });
 }
 
 /// The sums of tokens: what their experts gave, `outputs` \[rows, H\] from row `own.start` on, and

@@ -4,7 +4,10 @@ use swiglu_core::{
     ScaleOrder, Shape, Tensor, TensorMut, Tokens, bf16, check, with_float,
 };
 
+use std::sync::PoisonError;
+
 use super::{CpuBackend, known, rows_mut};
+use crate::matmul::{self, Activated, Epilogue, Group, Input, Rounded, RouteWeights};
 use crate::moe::{self, Rows, Scratch};
 use crate::weight::PackedWeight;
 
@@ -99,8 +102,7 @@ impl GroupedMatmul for CpuBackend {
             cols: 2 * shape.intermediate,
             depth: shape.hidden,
         };
-        let parts = Scratch::of(&request, &sizes).split(scratch);
-        let [_, widened, gathered, gate_up, codes, scales] = parts;
+        let [_, widened, codes, scales] = Scratch::of(&request, &sizes).split(scratch);
         let x: Tensor<'_, Self> = match quant {
             // For a shorter time than the caller's.
             None => Tensor::new(x.view, x.float, x.layout),
@@ -113,29 +115,17 @@ impl GroupedMatmul for CpuBackend {
         };
         let rows = rows_of(routes);
         let (act, layout) = rows_mut::<bf16>("act", act)?;
-        let two_i = 2 * shape.intermediate;
-        for (e, range) in rows.chunks(&shape.range) {
-            let count = range.len();
-            let gathered = &mut gathered[..count * shape.hidden * x.float.size()];
-            with_float!(x.float, T => {
-                let to = bytemuck::cast_slice_mut(gathered);
-                moe::gather::<T>(&rows, range.clone(), (x.typed("x")?, &x.layout), to);
-            });
-            let from = Tensor::contiguous(&*gathered, x.float, count, shape.hidden);
-            let to = TensorMut::contiguous(&mut *gate_up, Float::BF16, count, two_i);
-            self.multiply_and_round("gate_up", &from, &experts.gate_up[e], to)?;
-            let gate_up: &[bf16] = bytemuck::cast_slice(gate_up);
-            self.in_pool(|| {
-                moe::route_act(
-                    self.set,
-                    &activation,
-                    &rows,
-                    range,
-                    gate_up,
-                    (&mut *act, &layout),
-                );
-            });
-        }
+        let input = Input::new(&x)?;
+        let groups = rows.touched(&shape.range).map(|(e, range)| Group {
+            x: input.of_routes(&rows.sorted[range.clone()], rows.top_k),
+            weight: &experts.gate_up[e],
+            first_row: range.start,
+        });
+        let activated = Activated::new(&activation, (&mut *act, layout)).times(RouteWeights {
+            weights: rows.weights,
+            routes: rows.sorted,
+        });
+        self.multiply_groups(groups, &activated);
         let own = rows.of(&shape.range);
         if let (Some(quant), false) = (quant, own.is_empty()) {
             // In place: each row is read before it is written.
@@ -193,20 +183,15 @@ impl GroupedMatmul for CpuBackend {
         let [outputs, ..] = Scratch::of(&request, &sizes).split(scratch);
         let rows = rows_of(routes);
         let own = rows.of(&shape.range);
-        for (e, range) in rows.chunks(&shape.range) {
-            let count = range.len();
-            let from = act.layout.row(range.start).start;
-            let layout = RowLayout {
-                rows: count,
-                offset: from,
-                ..act.layout
-            };
-            let x = Tensor::new(act.view, act.float, layout);
-            let to = RowLayout::contiguous(count, shape.hidden)
-                .with_offset((range.start - own.start) * shape.hidden);
-            let to = TensorMut::new(&mut *outputs, Float::BF16, to);
-            self.multiply_and_round("o", &x, &experts.down[e], to)?;
-        }
+        let input = Input::new(&act)?;
+        let groups = rows.touched(&shape.range).map(|(e, range)| Group {
+            x: input.some(&range),
+            weight: &experts.down[e],
+            first_row: range.start - own.start,
+        });
+        let to: &mut [bf16] = bytemuck::cast_slice_mut(&mut *outputs);
+        let all = RowLayout::contiguous(own.len(), shape.hidden);
+        self.multiply_groups(groups, &Rounded::new((to, all)));
         let outputs: &[bf16] = bytemuck::cast_slice(outputs);
         if let Some(shared) = &shared {
             // An address between two elements is an error, here as elsewhere.
@@ -229,6 +214,19 @@ fn aligned<T: Element>(shared: &Tensor<'_, CpuBackend>) -> Result<()> {
 }
 
 impl CpuBackend {
+    /// Runs the matmuls of experts.
+    fn multiply_groups<'a>(
+        &self,
+        groups: impl Iterator<Item = Group<'a>> + Send,
+        epilogue: &dyn Epilogue,
+    ) {
+        let resources = self.resources();
+        let kept = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = kept().pop().unwrap_or_default();
+        self.in_pool(|| matmul::multiply_groups(&resources, groups, epilogue, &mut scratch));
+        kept().push(scratch);
+    }
+
     /// Quantizes rows into codes and scales, without gaps.
     fn quantize_into<'a>(
         &self,

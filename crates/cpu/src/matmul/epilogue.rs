@@ -9,6 +9,7 @@ use crate::tasks::Shared;
 use crate::weight::PackedWeight;
 
 /// The sums of some panels for some rows.
+#[derive(Clone, Copy)]
 pub(crate) struct Sums<'a> {
     pub(super) weight: &'a PackedWeight,
     pub(super) first_panel: usize,
@@ -28,6 +29,21 @@ pub(crate) trait Epilogue: Sync {
     /// # Safety
     /// The machine has `set`, and no other call the same panels and rows.
     unsafe fn store(&self, set: InstructionSet, sums: &Sums<'_>);
+}
+
+/// Another epilogue's, whose rows begin so many rows later.
+pub(super) struct FromRow<'a> {
+    pub(super) first_row: usize,
+    pub(super) epilogue: &'a dyn Epilogue,
+}
+
+impl Epilogue for FromRow<'_> {
+    unsafe fn store(&self, set: InstructionSet, sums: &Sums<'_>) {
+        let first_row = self.first_row + sums.first_row;
+        let sums = Sums { first_row, ..*sums };
+        // SAFETY: the caller vouches for it.
+        unsafe { self.epilogue.store(set, &sums) };
+    }
 }
 
 /// One row of sums rounded to T, in vectors, zeros where there is no panel.
@@ -125,9 +141,18 @@ impl<T: VectorElement> Epilogue for Rounded<T> {
     }
 }
 
-/// The activation of sums rounded to T, \[rows, N/2\]: the weight is gated.
+/// The weights of rows that are routes: each is the one of its route's number.
+#[derive(Clone, Copy)]
+pub(crate) struct RouteWeights<'a> {
+    pub(crate) weights: &'a [f32],
+    pub(crate) routes: &'a [i32],
+}
+
+/// The activation of sums rounded to T, \[rows, N/2\]: the weight is gated. With routes, times a
+/// row's weight before it is rounded.
 pub(crate) struct Activated<'a, T> {
     activation: &'a KnownActivation,
+    routes: Option<RouteWeights<'a>>,
     output: Shared<T>,
     layout: RowLayout,
 }
@@ -140,8 +165,17 @@ impl<'a, T: VectorElement> Activated<'a, T> {
     ) -> Self {
         Self {
             activation,
+            routes: None,
             output: Shared(output.as_mut_ptr()),
             layout,
+        }
+    }
+
+    /// The same with weights of the rows.
+    pub(crate) const fn times(self, routes: RouteWeights<'a>) -> Self {
+        Self {
+            routes: Some(routes),
+            ..self
         }
     }
 }
@@ -166,10 +200,17 @@ impl<T: VectorElement> Epilogue for Activated<'_, T> {
             // SAFETY: the caller vouches for the set.
             unsafe { simd::dispatch(set, round) };
             let start = self.layout.row(sums.first_row + row).start + first;
+            // SAFETY: the layout was checked.
+            let to = unsafe { self.output.get().add(start) };
             let piece = Piece {
                 from: Columns::new(self.activation, rounded, rounded.len(), 0..last.end - first),
-                // SAFETY: the layout was checked.
-                to: Destination::new(unsafe { self.output.get().add(start) }, false),
+                to: match self.routes {
+                    None => Destination::new(to, false),
+                    Some(RouteWeights { weights, routes }) => {
+                        let route = routes[sums.first_row + row] as usize;
+                        Destination::routed(to, weights[route])
+                    }
+                },
             };
             // SAFETY: as above; the row's columns are this call's own.
             unsafe { simd::dispatch(set, piece) };

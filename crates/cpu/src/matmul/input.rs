@@ -44,9 +44,11 @@ impl Tiles {
 }
 
 /// The rows of x, of any of the three floats.
+#[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
     elements: Elements<'a>,
     layout: RowLayout,
+    order: RowOrder<'a>,
 }
 
 #[derive(Clone, Copy)]
@@ -56,8 +58,17 @@ enum Elements<'a> {
     BF16(&'a [bf16]),
 }
 
+/// Which rows of a matrix are multiplied.
+#[derive(Clone, Copy)]
+enum RowOrder<'a> {
+    /// So many from one on.
+    From { first: usize, count: usize },
+    /// Those of the tokens of these routes, of which a token has so many.
+    OfRoutes { routes: &'a [i32], top_k: usize },
+}
+
 impl<'a> Input<'a> {
-    /// The tensor must have passed its check.
+    /// All rows of a tensor, which must have passed its check.
     ///
     /// # Errors
     /// Memory that is not aligned to its type.
@@ -69,21 +80,68 @@ impl<'a> Input<'a> {
                 Float::BF16 => Elements::BF16(x.typed("x")?),
             },
             layout: x.layout,
+            order: RowOrder::From {
+                first: 0,
+                count: x.layout.rows,
+            },
         })
     }
 
+    /// Some rows of the tensor.
+    pub(crate) const fn some(self, rows: &Range<usize>) -> Self {
+        let (first, count) = (rows.start, rows.end - rows.start);
+        Self {
+            order: RowOrder::From { first, count },
+            ..self
+        }
+    }
+
+    /// For each of these routes the row of its token; `top_k` routes are a token's.
+    pub(crate) const fn of_routes(self, routes: &'a [i32], top_k: usize) -> Self {
+        Self {
+            order: RowOrder::OfRoutes { routes, top_k },
+            ..self
+        }
+    }
+
+    pub(super) const fn float(&self) -> Float {
+        match self.elements {
+            Elements::F32(_) => Float::F32,
+            Elements::F16(_) => Float::F16,
+            Elements::BF16(_) => Float::BF16,
+        }
+    }
+
     pub(super) const fn rows(&self) -> usize {
-        self.layout.rows
+        match self.order {
+            RowOrder::From { count, .. } => count,
+            RowOrder::OfRoutes { routes, .. } => routes.len(),
+        }
     }
 
     pub(super) const fn k(&self) -> usize {
         self.layout.cols
     }
 
+    /// Which row of the tensor a row is.
+    #[inline(always)]
+    pub(super) const fn source(&self, row: usize) -> usize {
+        match self.order {
+            RowOrder::From { first, .. } => first + row,
+            RowOrder::OfRoutes { routes, top_k } => routes[row] as usize / top_k,
+        }
+    }
+
+    /// Where a row begins.
+    #[inline(always)]
+    fn start(&self, row: usize) -> usize {
+        self.layout.row(self.source(row)).start
+    }
+
     /// The bits of some k of a row of bf16; nothing of other types.
     pub(super) fn bits(&self, row: usize, ks: Range<usize>) -> &[u16] {
         match self.elements {
-            Elements::BF16(x) => bytemuck::cast_slice(&x[self.layout.row(row)][ks]),
+            Elements::BF16(x) => bytemuck::cast_slice(&x[self.start(row)..][ks]),
             Elements::F32(_) | Elements::F16(_) => &[],
         }
     }
@@ -114,47 +172,21 @@ impl<'a> Packed<'a> {
                 let to = to.get().add(start);
                 std::slice::from_raw_parts_mut(to, size.min(length - start))
             };
-            let offset = x.layout.offset + first * x.layout.stride + block * BLOCK;
-            let layout = x.layout.with_offset(offset);
-            match x.elements {
-                // SAFETY: `set` is only given out for machines that have it; so below.
-                Elements::F32(x) => unsafe {
-                    simd::dispatch(
-                        set,
-                        Widen {
-                            x,
-                            layout,
-                            tiles,
-                            to,
-                        },
-                    )
-                },
-                // SAFETY: as above.
-                Elements::F16(x) => unsafe {
-                    simd::dispatch(
-                        set,
-                        Widen {
-                            x,
-                            layout,
-                            tiles,
-                            to,
-                        },
-                    )
-                },
-                // SAFETY: as above.
-                Elements::BF16(x) => unsafe {
-                    simd::dispatch(
-                        set,
-                        Widen {
-                            x,
-                            layout,
-                            tiles,
-                            to,
-                        },
-                    )
-                },
-            }
+            let widen = Widen {
+                x,
+                first,
+                k: block * BLOCK,
+                tiles,
+                to,
+            };
+            // SAFETY: `set` is only given out for machines that have it.
+            unsafe { simd::dispatch(set, widen) };
         });
+        Self { values, tiles }
+    }
+
+    /// Rows that were widened before.
+    pub(super) const fn again(values: &'a [f32], tiles: Tiles) -> Self {
         Self { values, tiles }
     }
 
@@ -174,26 +206,38 @@ impl<'a> Packed<'a> {
 }
 
 /// A block of k of all rows.
-struct Widen<'a, T> {
-    x: &'a [T],
-    /// Where the block's first k lie.
-    layout: RowLayout,
+struct Widen<'a> {
+    x: &'a Input<'a>,
+    /// The first of the rows, and of the block's k.
+    first: usize,
+    k: usize,
     tiles: Tiles,
     to: &'a mut [f32],
 }
 
-impl<T: VectorElement> Kernel for Widen<'_, T> {
+impl Kernel for Widen<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        match self.x.elements {
+            Elements::F32(x) => self.elements(s, x),
+            Elements::F16(x) => self.elements(s, x),
+            Elements::BF16(x) => self.elements(s, x),
+        }
+    }
+}
+
+impl Widen<'_> {
+    #[inline(always)]
+    fn elements<S: Simd, T: VectorElement>(self, s: S, x: &[T]) {
         let length = self.to.len() / self.tiles.rows;
         for (first, rows) in (0..self.tiles.count).map(|tile| self.tiles.get(tile)) {
             let tile = &mut self.to[first * length..][..rows * length];
             for r in 0..rows {
-                let start = self.layout.row(first + r).start;
+                let start = self.x.start(self.first + first + r) + self.k;
                 let mut places = tile[r..].iter_mut().step_by(rows);
-                let (units, rest) = self.x[start..][..length].as_chunks::<UNIT>();
+                let (units, rest) = x[start..][..length].as_chunks::<UNIT>();
                 for unit in units {
                     let mut values = [0.0; UNIT];
                     // SAFETY: both arrays are a unit, two vectors.
