@@ -8,6 +8,7 @@
 mod activation;
 mod caught;
 mod experts;
+mod fp4;
 mod matmuls;
 mod quant;
 
@@ -32,6 +33,8 @@ pub enum Capability {
     Quantization,
     /// [`swiglu_core::Router`] and [`swiglu_core::GroupedMatmul`].
     Experts,
+    /// Both kinds of matmuls by FP4 weights.
+    Fp4,
 }
 
 impl fmt::Display for Capability {
@@ -41,6 +44,7 @@ impl fmt::Display for Capability {
             Self::Matmul => "matmuls",
             Self::Quantization => "quantization",
             Self::Experts => "routed experts",
+            Self::Fp4 => "FP4 weights",
         })
     }
 }
@@ -216,14 +220,20 @@ Experts {
     ExpertsSkipClamp,
     /// Gate and up of the experts change places.
     ExpertHalvesSwapped,
-    /// Of two codes in a byte the high one is read first.
-    HighNibbleFirst,
     /// The route's weight multiplies what the expert gives.
     WeightAfterDown,
     /// The shared expert's output is not added.
     SharedLeftOut,
     /// The sum of the routes is rounded before the shared expert's output is added.
     RoutesRounded,
+}
+Fp4 {
+    /// Of two codes in a byte the high one is read first.
+    HighNibbleFirst,
+    /// FP4 weights' scales are taken for 1.
+    Fp4ScalesIgnored,
+    /// Each group of 32 has the scale of the next one.
+    Fp4GroupsShifted,
 }
 }
 

@@ -119,10 +119,12 @@ pub const CAUGHT: &[(Fault, &[&str])] = &[
     (Fault::TiesToTheHigher, &[ENDS]),
     (Fault::ExpertsSkipClamp, &[EXPERTS, SEPARATE]),
     (Fault::ExpertHalvesSwapped, &[EXPERTS, ONE_EXPERT]),
-    (Fault::HighNibbleFirst, &[EXPERTS, ONE_EXPERT]),
     (Fault::WeightAfterDown, &[EXPERTS, SEPARATE]),
     (Fault::SharedLeftOut, &[EXPERTS, ONCE]),
     (Fault::RoutesRounded, &[ONCE]),
+    (Fault::HighNibbleFirst, &[EXACT, EXPERTS, ONE_EXPERT]),
+    (Fault::Fp4ScalesIgnored, &[EXACT, EXPERTS, ONE_EXPERT]),
+    (Fault::Fp4GroupsShifted, &[EXACT, EXPERTS, ONE_EXPERT]),
 ];
 
 /// Whether this is a fault under this accuracy: what shaders may do is none of theirs.
@@ -154,6 +156,11 @@ fn request(capability: Capability) -> swiglu_core::Result<Request> {
             x: float,
             weight: WeightFormat::Float(float),
         },
+        Capability::Fp4 => Request::Matmul {
+            x: float,
+            weight: WeightFormat::Fp4,
+            y: float,
+        },
     })
 }
 
@@ -175,6 +182,7 @@ pub fn missed<B: FullBackend>(backend: B, accuracy: Accuracy) -> Vec<String> {
         Capability::Matmul,
         Capability::Quantization,
         Capability::Experts,
+        Capability::Fp4,
     ] {
         let of_it = CAUGHT.iter().filter(|(f, _)| f.capability() == capability);
         let runs = match request(capability) {

@@ -6,7 +6,7 @@ use swiglu_core::{
     bf16, score,
 };
 
-use super::{Fault, Mutant, inner, inner_mut, unclamped};
+use super::{Fault, Mutant, fp4, inner, inner_mut, unclamped};
 use crate::FullBackend;
 
 /// The same tokens for the right backend.
@@ -53,11 +53,8 @@ impl<B: FullBackend> GroupedMatmul for Mutant<B> {
         up: HostWeight<'_>,
         down: HostWeight<'_>,
     ) -> Result<()> {
-        let altered = |weight: HostWeight<'_>| match self.fault {
-            Fault::HighNibbleFirst if weight.format().bits() == 4 => high_first(&weight),
-            _ => Ok(weight.into_owned()),
-        };
-        let (gate, up, down) = (altered(gate)?, altered(up)?, altered(down)?);
+        let [gate, up, down] = [gate, up, down].map(|weight| fp4::altered(self.fault, weight));
+        let (gate, up, down) = (gate?, up?, down?);
         match self.fault {
             Fault::ExpertHalvesSwapped => self.inner.load_expert(experts, up, gate, down),
             _ => self.inner.load_expert(experts, gate, up, down),
@@ -102,13 +99,6 @@ impl<B: FullBackend> GroupedMatmul for Mutant<B> {
         let right = (shared.as_ref().map(inner), inner_mut(y));
         self.sum(quant, inner(&act), experts, routes, right, scratch)
     }
-}
-
-/// Two codes of every byte in the other order.
-fn high_first(weight: &HostWeight<'_>) -> Result<HostWeight<'static>> {
-    let data = weight.data().iter().map(|b| b.rotate_left(4)).collect();
-    let shape = [weight.rows(), weight.cols()];
-    HostWeight::owned(shape, weight.format(), data, weight.scales().to_vec())
 }
 
 impl<B: FullBackend> Mutant<B> {

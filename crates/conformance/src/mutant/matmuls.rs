@@ -6,7 +6,7 @@ use swiglu_core::{
 };
 
 use super::quant::inner_quantized;
-use super::{Fault, Mutant, inner, inner_mut, unclamped};
+use super::{Fault, Mutant, fp4, inner, inner_mut, unclamped};
 use crate::FullBackend;
 
 impl<B: FullBackend> Matmul for Mutant<B> {
@@ -20,7 +20,10 @@ impl<B: FullBackend> Matmul for Mutant<B> {
                 let unscaled = parts.iter().map(without_scales);
                 parts = unscaled.collect::<Result<_>>()?;
             }
-            _ => {}
+            _ => {
+                let altered = parts.into_iter().map(|part| fp4::altered(self.fault, part));
+                parts = altered.collect::<Result<_>>()?;
+            }
         }
         self.inner.load_weight(&parts)
     }
