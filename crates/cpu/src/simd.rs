@@ -270,6 +270,19 @@ pub(crate) trait Simd: Copy {
         false
     }
 
+    /// Stores as bf16 what E4M3 codes in words of four are, times a power of two for each lane: first
+    /// a vector of each word's lower two, then one of the others. `exponents` has in both halves of a
+    /// lane what to add to a code's exponent, in the place of bf16's. Where the set has no shorter way than operations on lanes of 32 bits, and
+    /// where a code is zero or subnormal, stores nothing and is false.
+    ///
+    /// # Safety
+    /// Four elements a lane can be written.
+    #[inline(always)]
+    unsafe fn store_bf16_of_e4m3(self, to: *mut u16, codes: Self::I, exponents: Self::I) -> bool {
+        let _ = (to, codes, exponents);
+        false
+    }
+
     /// Rounds to f16 and widens again.
     #[inline(always)]
     fn round_f16(self, a: Self::F) -> Self::F {

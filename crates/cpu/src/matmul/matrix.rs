@@ -5,7 +5,8 @@
 //!    for each step of 32 k, filled up with zeros.
 //! 2. A task takes some panels for a chunk of rows. It goes through k in runs of [`RUN`] steps, in each of them
 //!    through its panels two by two, and for these through the rows, 32 at a time: two by two tiles of
-//!    sums stay in the unit over a run, and wait in memory for the next.
+//!    sums stay in the unit over a run, and wait in memory for the next. With no more than 32 rows it
+//!    reads two panels from end to end before the next two, as memory likes best.
 //! 3. A panel of bf16 is a column of tiles as it is stored. Codes are decoded into such a column, a run
 //!    at a time into the near caches, once for all rows; so are the last k where they fill no tile.
 //! 4. Scales that are powers of two are multiplied into the decoded numbers, which stay exact. Other
@@ -31,6 +32,9 @@ use fill::{AddScaled, Fill, LINE_BYTES};
 
 /// Most steps of a run: two panels of it and 32 rows are 128 KiB, beside as much that is on its way.
 const RUN: usize = 32;
+/// The same where panels are decoded for 32 rows or fewer, which hardly read them again: two panels
+/// are 16 KiB and stay in the first-level cache.
+const NEAR_RUN: usize = 8;
 /// Steps of x that one task copies.
 const COPIED: usize = 32;
 /// Elements of x that are copied in about the time that waking a pool takes.
@@ -204,29 +208,19 @@ impl Task<'_> {
     ) {
         // SAFETY: a plan of tiles has a set with a matrix unit that the machine has.
         let unit = unsafe { Ready::new(self.plan.set) };
-        let mut start = 0;
-        while start < self.steps {
+        let mut next = Some((panels.start, 0));
+        while let Some((first, start)) = next {
             let (steps, weights) = self.run_from(start);
-            for first in panels.clone().step_by(SIDES) {
-                let pair = first..panels.end.min(first + SIDES);
-                let later = if pair.end < panels.end {
-                    (pair.end, start)
-                } else if steps.end < self.steps {
-                    (panels.start, steps.end)
-                } else {
-                    // Likely this thread's next task.
-                    (panels.end, 0)
-                };
-                let at = (first - panels.start) * self.stride() * SIDE;
-                let call = Call {
-                    pair,
-                    steps: steps.clone(),
-                    weights,
-                    later,
-                };
-                self.multiply(&unit, &call, &mut sums[at..], &mut room);
-            }
-            start = steps.end;
+            next = self.after(&panels, first, &steps);
+            let call = Call {
+                pair: first..panels.end.min(first + SIDES),
+                steps,
+                weights,
+                // After the last likely this thread's next task.
+                later: next.unwrap_or((panels.end, 0)),
+            };
+            let at = (first - panels.start) * self.stride() * SIDE;
+            self.multiply(&unit, &call, &mut sums[at..], &mut room);
         }
         drop(unit);
         let sums = Sums {
@@ -243,6 +237,28 @@ impl Task<'_> {
         unsafe { epilogue.store(self.plan.set, &sums) };
     }
 
+    /// The first panel and the first step of the run that follows one.
+    fn after(
+        &self,
+        panels: &Range<usize>,
+        first: usize,
+        steps: &Range<usize>,
+    ) -> Option<(usize, usize)> {
+        let pair = first + SIDES;
+        let (more_panels, more_steps) = (pair < panels.end, steps.end < self.steps);
+        if self.rows <= ROWS {
+            match more_steps {
+                true => Some((first, steps.end)),
+                false => more_panels.then_some((pair, 0)),
+            }
+        } else {
+            match more_panels {
+                true => Some((pair, steps.start)),
+                false => more_steps.then_some((panels.start, steps.end)),
+            }
+        }
+    }
+
     /// Rows of sums of a panel.
     const fn stride(&self) -> usize {
         self.rows.next_multiple_of(SIDE)
@@ -252,7 +268,12 @@ impl Task<'_> {
     fn run_from(&self, start: usize) -> (Range<usize>, Weights) {
         let shape = self.weight.shape();
         let whole = shape.k / DEPTH;
-        let end = self.steps.min(start + RUN);
+        // Not where runs have a say in sums: scaled ones.
+        let most = match shape.format {
+            PanelFormat::E4M3 if self.weight.scales_fold() && self.rows <= ROWS => NEAR_RUN,
+            _ => RUN,
+        };
+        let end = self.steps.min(start + most);
         match shape.format {
             PanelFormat::E4M3 | PanelFormat::Fp4 if !self.weight.scales_fold() => {
                 let block = start * DEPTH / shape.scale_block();

@@ -1,7 +1,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::code_bits;
-use super::{E2M1_AS_BF16, Kernel, Outlined, Registers, Simd, TO_F16};
+use super::{E2M1_AS_BF16, Kernel, LANES, Outlined, Registers, Simd, TO_F16};
 
 /// AVX-512: one register a vector.
 #[derive(Clone, Copy)]
@@ -24,6 +24,14 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn call<P: Outlined<Avx512>>(part: P) -> P::Output {
     part.run(Avx512(()))
+}
+
+/// Which bytes of a group of four words a shuffle takes into each of them: those of the first, moved on
+/// by four from word to word. A byte of 0x80 and more is 0.
+#[target_feature(enable = "avx512f")]
+fn words_of_bytes(first: u32) -> __m512i {
+    let word = |i: u32| (first + i * 0x0400_0400) as i32;
+    _mm512_set4_epi32(word(3), word(2), word(1), word(0))
 }
 
 /// An expression of intrinsics that touch no memory.
@@ -231,6 +239,24 @@ impl Simd for Avx512 {
                 _mm256_ternarylogic_epi32::<SELECT>(mask(0x8000), odd, _mm256_add_epi16(odd, odd));
             let codes = _mm256_ternarylogic_epi32::<SELECT>(mask(0xff), even, odd);
             _mm256_storeu_si256(to.cast(), codes);
+        }
+        true
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_of_e4m3(self, to: *mut u16, codes: Self::I, exponents: Self::I) -> bool {
+        // SAFETY: the caller vouches for two vectors.
+        unsafe {
+            if _mm512_testn_epi8_mask(codes, _mm512_set1_epi8(0x78)) != 0 {
+                return false;
+            }
+            // Two codes of each word, in the upper bytes of its halves.
+            for (pair, bytes) in [0x0180_0080_u32, 0x0380_0280].into_iter().enumerate() {
+                let halves = _mm512_shuffle_epi8(codes, words_of_bytes(bytes));
+                let halves = _mm512_srai_epi16::<4>(halves);
+                let halves = _mm512_and_si512(halves, _mm512_set1_epi32(0x87f0_87f0_u32 as i32));
+                let numbers = _mm512_add_epi16(halves, exponents);
+                _mm512_storeu_si512(to.add(pair * 2 * LANES).cast(), numbers);
+            }
         }
         true
     }

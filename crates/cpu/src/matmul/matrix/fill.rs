@@ -2,10 +2,14 @@
 
 use std::ops::Range;
 
+use crate::cold::cold_path;
 use crate::matmul::decode::{CODE_BIAS, code, e2m1_pair, e2m1_words, load_unit};
 use crate::simd::tiles::{DEPTH, TILE};
 use crate::simd::{self, Kernel, LANES, Simd};
 use crate::weight::{GROUP, PackedWeight, PanelFormat, fp4};
+
+/// 1 as bf16.
+const EXPONENT_OF_1: u32 = 0x3f80;
 
 /// Bytes of a cache line.
 pub(super) const LINE_BYTES: usize = 64;
@@ -60,6 +64,11 @@ impl Kernel for Fill<'_> {
             };
             // SAFETY: the array has LANES elements.
             let by = unsafe { s.load_f32(by.as_ptr()) };
+            // As what it adds to an exponent of bf16, unless a lane is NaN.
+            let exponents = s.shr::<16>(s.bits(by));
+            let exponents = s.add_u32(exponents, s.splat_u32(EXPONENT_OF_1.wrapping_neg()));
+            let exponents = s.or(exponents, s.shl::<16>(exponents));
+            let are_powers = s.all(s.lt(by, s.splat(f32::INFINITY)));
             // What fills the last group up belongs to the last block.
             let last = match (block + 1) * shape.scale_block() {
                 next if self.folds && next < shape.k => ks.end.min(next),
@@ -74,6 +83,10 @@ impl Kernel for Fill<'_> {
                 // SAFETY: a group of codes is a vector, and one of bf16 is two.
                 unsafe {
                     let words = s.bits(s.load_f32(from.as_ptr().cast()));
+                    if are_powers && s.store_bf16_of_e4m3(to.as_mut_ptr(), words, exponents) {
+                        continue;
+                    }
+                    cold_path();
                     let to: *mut f32 = to.as_mut_ptr().cast();
                     let a = [code::<S, 0>(s, words), code::<S, 1>(s, words)];
                     let b = [code::<S, 2>(s, words), code::<S, 3>(s, words)];
@@ -157,6 +170,81 @@ impl Kernel for AddScaled<'_> {
                 };
                 let total = s.fma(scales, s.load_f32(from.as_ptr()), before);
                 s.store_f32(to.as_mut_ptr(), total);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swiglu_core::{HostWeight, ScaleFormat, WeightFormat};
+
+    use super::*;
+    use crate::InstructionSet;
+
+    /// Every code in every place of a group, beside each of these, at scales of both ends.
+    fn filled(set: InstructionSet, others: [u8; 3], nan: bool) -> Vec<u16> {
+        let (n, k) = (LANES, 256);
+        let mut codes = vec![0; n * k];
+        for (row, codes) in codes.chunks_exact_mut(k).enumerate() {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = match (i / GROUP + i + row) % GROUP {
+                    0 => (i / GROUP * 16 + row) as u8,
+                    at => others[at - 1],
+                };
+            }
+        }
+        codes[0] = if nan { 0x7f } else { codes[0] };
+        codes.iter_mut().skip(1).for_each(|code| {
+            if *code & 0x7f == 0x7f {
+                *code &= 0x80;
+            }
+        });
+        let format = WeightFormat::Fp8 {
+            scales: ScaleFormat::E8M0,
+            block: [8, 64],
+        };
+        let scales = [27, 134, 100, 120, 127, 128, 99, 126];
+        let host = HostWeight::new([n, k], format, &codes, &scales).unwrap();
+        let weight = PackedWeight::stacked(std::slice::from_ref(&host)).unwrap();
+        assert!(weight.scales_fold());
+        let mut to = vec![0xa5a5; n * k];
+        let fill = Fill {
+            weight: &weight,
+            panel: 0,
+            steps: 0..k / DEPTH,
+            folds: true,
+            later: None,
+            to: &mut to,
+        };
+        // SAFETY: the set is available.
+        unsafe { simd::dispatch(set, fill) };
+        for (i, &bits) in to.iter().enumerate() {
+            let (row, k) = (i / 2 % LANES, i / (2 * LANES) * 2 + i % 2);
+            let y = f32::from_bits(u32::from(bits) << 16);
+            let scale = host.scale(row, k);
+            if nan && row == 0 && k < 64 {
+                assert!(y.is_nan(), "{set}: {y}");
+            } else {
+                let code = swiglu_core::E4M3(codes[row * 256 + k]);
+                assert_eq!(
+                    y.to_bits(),
+                    (code.to_f32() * scale).to_bits(),
+                    "{set}: {code:?}"
+                );
+            }
+        }
+        to
+    }
+
+    #[test]
+    fn codes_are_bf16_to_the_bit_on_every_set() {
+        // Normal numbers, none but zeros, and subnormal ones among others.
+        for others in [[0x38, 0xfe, 0x08], [0; 3], [0x80, 0x87, 0x40]] {
+            for nan in [false, true] {
+                for set in InstructionSet::ALL.into_iter().filter(|s| s.available()) {
+                    filled(set, others, nan);
+                }
             }
         }
     }
