@@ -10,6 +10,6 @@ mod f32;
 mod half;
 mod silu;
 
-pub(crate) use f32::{normal, normal_tanh};
+pub(crate) use f32::{bounded, normal, normal_tanh, situ};
 pub(crate) use half::{gelu, gelu_tanh, sigmoid, tanh};
 pub(crate) use silu::{Fineness, Sigmoid};

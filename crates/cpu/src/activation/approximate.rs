@@ -1,5 +1,5 @@
 //! The functions that few models use. They are vectors, and the reference computes the lanes that
-//! these do not hold for; of SiTU in f32 all of them.
+//! these do not hold for.
 
 use crate::cold::cold_path;
 
@@ -7,7 +7,7 @@ use swiglu_core::Float;
 
 use super::formula::Formula;
 use crate::element::VectorElement;
-use crate::math::{gelu, gelu_tanh, normal, normal_tanh, sigmoid, tanh};
+use crate::math::{self, gelu, gelu_tanh, normal, normal_tanh, sigmoid, tanh};
 use crate::simd::Simd;
 
 /// f(gate) · g(up) on vectors.
@@ -16,14 +16,25 @@ pub(super) trait Approximate: Copy {
     /// below [`HUGE`].
     fn above(self) -> f32;
 
-    /// The same of [`Self::share`].
-    const ABOVE_IN_F32: f32;
+    /// The same of [`Self::in_f32`].
+    fn above_in_f32(self) -> f32;
 
     /// f and g, rounded rightly to 16 bits almost everywhere.
     fn of<S: Simd>(self, s: S, gate: S::F, up: S::F) -> [S::F; 2];
 
-    /// What of the gate f is, for results of f32.
-    fn share<S: Simd>(self, s: S, gate: S::F) -> S::F;
+    /// f(gate) · g(up) for results of f32. What is `eager` has each rounded by itself.
+    fn in_f32<S: Simd>(self, s: S, gate: S::F, up: S::F, eager: bool) -> S::F;
+}
+
+/// f · up of an f that is a share of the gate.
+#[inline(always)]
+fn of_share<S: Simd>(s: S, share: S::F, gate: S::F, up: S::F, eager: bool) -> S::F {
+    // Unless that is asked for, f is not rounded: that of the least gates would lose bits.
+    if eager {
+        s.mul(s.mul(share, gate), up)
+    } else {
+        s.mul(share, s.mul(gate, up))
+    }
 }
 
 /// What neither half may reach: NaN and what overflows on the way is beyond.
@@ -34,7 +45,10 @@ const HUGE: f32 = 1e30;
 pub(super) struct Gelu;
 
 impl Approximate for Gelu {
-    const ABOVE_IN_F32: f32 = -5.0;
+    #[inline(always)]
+    fn above_in_f32(self) -> f32 {
+        -5.0
+    }
 
     #[inline(always)]
     fn above(self) -> f32 {
@@ -47,8 +61,8 @@ impl Approximate for Gelu {
     }
 
     #[inline(always)]
-    fn share<S: Simd>(self, s: S, gate: S::F) -> S::F {
-        normal(s, gate)
+    fn in_f32<S: Simd>(self, s: S, gate: S::F, up: S::F, eager: bool) -> S::F {
+        of_share(s, normal(s, gate), gate, up, eager)
     }
 }
 
@@ -57,7 +71,10 @@ impl Approximate for Gelu {
 pub(super) struct GeluTanh;
 
 impl Approximate for GeluTanh {
-    const ABOVE_IN_F32: f32 = -4.5;
+    #[inline(always)]
+    fn above_in_f32(self) -> f32 {
+        -4.5
+    }
 
     #[inline(always)]
     fn above(self) -> f32 {
@@ -70,8 +87,8 @@ impl Approximate for GeluTanh {
     }
 
     #[inline(always)]
-    fn share<S: Simd>(self, s: S, gate: S::F) -> S::F {
-        normal_tanh(s, gate)
+    fn in_f32<S: Simd>(self, s: S, gate: S::F, up: S::F, eager: bool) -> S::F {
+        of_share(s, normal_tanh(s, gate), gate, up, eager)
     }
 }
 
@@ -83,8 +100,12 @@ pub(super) struct Situ {
 }
 
 impl Approximate for Situ {
-    // Nowhere: f32 has no room for what two tanh and a sigmoid lose.
-    const ABOVE_IN_F32: f32 = f32::INFINITY;
+    #[inline(always)]
+    fn above_in_f32(self) -> f32 {
+        let range = 2f32.powi(-80)..2f32.powi(100);
+        let holds = range.contains(&self.beta) && self.up_bound.is_none_or(|b| range.contains(&b));
+        if holds { -79.0 } else { f32::INFINITY }
+    }
 
     #[inline(always)]
     fn above(self) -> f32 {
@@ -103,10 +124,23 @@ impl Approximate for Situ {
     }
 
     #[inline(always)]
-    fn share<S: Simd>(self, s: S, _: S::F) -> S::F {
-        s.splat(0.0)
+    fn in_f32<S: Simd>(self, s: S, gate: S::F, up: S::F, _: bool) -> S::F {
+        // Each is right to little more than its own rounding, so that a product of both is, too.
+        let f = math::situ(s, gate, self.beta);
+        let up = match self.up_bound {
+            Some(bound) => math::bounded(s, up, bound),
+            None => up,
+        };
+        // What f of a gate lost to the subnormal numbers.
+        let nothing = s.lt(s.abs(gate), s.splat(f32::from_bits(1)));
+        let normal = s.lt(s.splat(LEAST_IN_F32), s.abs(f));
+        let y = s.mul(f, up);
+        s.select(normal, y, s.select(nothing, y, s.splat(f32::NAN)))
     }
 }
+
+/// Magnitudes of SiTU above which nothing was subnormal on the way to it.
+const LEAST_IN_F32: f32 = f32::from_bits((127 - 90) << 23);
 
 /// bound · tanh(x/bound).
 #[inline(always)]
@@ -157,13 +191,7 @@ impl<F: Approximate> WhereItHolds<F> {
     #[inline(always)]
     fn value<S: Simd, T: VectorElement>(&self, s: S, gate: S::F, up: S::F) -> S::F {
         if T::FLOAT == Float::F32 {
-            let share = self.function.share(s, gate);
-            // Unless that is asked for, f is not rounded: that of the least gates would lose bits.
-            return if self.eager {
-                s.mul(s.mul(share, gate), up)
-            } else {
-                s.mul(share, s.mul(gate, up))
-            };
+            return self.function.in_f32(s, gate, up, self.eager);
         }
         let [f, up] = self.function.of(s, gate, up);
         if self.eager {
@@ -178,7 +206,7 @@ impl<F: Approximate> WhereItHolds<F> {
     #[inline(always)]
     fn size<S: Simd, T: VectorElement>(&self, s: S, gate: S::F, up: S::F) -> S::F {
         let above = match T::FLOAT {
-            Float::F32 => F::ABOVE_IN_F32,
+            Float::F32 => self.function.above_in_f32(),
             Float::F16 | Float::BF16 => self.function.above(),
         };
         let larger = s.float(s.max_u32(s.bits(s.abs(gate)), s.bits(s.abs(up))));

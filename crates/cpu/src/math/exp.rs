@@ -16,8 +16,8 @@ use crate::simd::Simd;
 const ROUND: f32 = 12_582_912.0;
 
 /// ln 2 in two parts; the first has enough trailing zeros for exact products with an exponent.
-const LN_2_HIGH: f32 = 355.0 / 512.0;
-const LN_2_LOW: f32 = -2.121_944_4e-4;
+pub(super) const LN_2_HIGH: f32 = 355.0 / 512.0;
+pub(super) const LN_2_LOW: f32 = -2.121_944_4e-4;
 
 /// exp(-170) times the largest gate that can stand beside it is below half the smallest subnormal.
 pub(super) const DEEPEST: f32 = 170.0;
@@ -46,7 +46,7 @@ pub(super) const EXP_2: [f32; 7] = [
 
 /// (exp(f) - 1 - f) / f² on ±ln 2 / 2 as a polynomial, from f^5 down: that of Cephes' expf. Error
 /// 2.5e-8, and of exp an eighth of that at the most.
-const EXP_TAIL: [f32; 6] = [
+pub(super) const EXP_TAIL: [f32; 6] = [
     1.987_569_1e-4,
     1.398_2e-3,
     8.333_452e-3,
@@ -72,6 +72,14 @@ pub(super) fn reduce<S: Simd>(s: S, z: S::F) -> (S::I, S::F) {
     let minus_n = s.sub(s.splat(ROUND), shifted);
     let t = s.fma(z, s.splat(-std::f32::consts::LOG2_E), minus_n);
     (s.bits(shifted), t)
+}
+
+/// The integer n next to -a · log2(e), as a float, and 2^n: a is from 0 to 86.
+#[inline(always)]
+pub(super) fn whole<S: Simd>(s: S, a: S::F) -> (S::F, S::F) {
+    let shifted = s.fma(a, s.splat(-std::f32::consts::LOG2_E), s.splat(ROUND));
+    let power = s.add_u32(s.shl::<23>(s.bits(shifted)), s.splat_u32(1.0_f32.to_bits()));
+    (s.sub(shifted, s.splat(ROUND)), s.float(power))
 }
 
 /// The [2/2] form's even and odd.

@@ -1,6 +1,6 @@
 //! Functions for results of f32: what f32's arithmetic loses on the way counts, and is carried along.
 
-use super::exp::{DEEPEST, exp_of_minus_abs, polynomial};
+use super::exp::{DEEPEST, EXP_TAIL, LN_2_HIGH, LN_2_LOW, exp_of_minus_abs, polynomial, whole};
 use crate::simd::Simd;
 
 /// No gate of more matters: beyond it [`normal`] is 0 or 1.
@@ -82,4 +82,154 @@ pub(crate) fn normal_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let e = exp_of_minus_abs(s, z, low).value(s);
     let over = s.select(s.lt(z, s.splat(0.0)), e, s.splat(1.0));
     s.div(over, s.add(s.splat(1.0), e))
+}
+
+/// A number as a sum of two, the second a small part of the first.
+#[derive(Clone, Copy)]
+struct Pair<S: Simd>([S::F; 2]);
+
+impl<S: Simd> Pair<S> {
+    /// big + small + rest, where `big` is 0 or not below `small`.
+    #[inline(always)]
+    fn new(s: S, big: S::F, small: S::F, rest: S::F) -> Self {
+        let sum = s.add(big, small);
+        let lost = s.sub(small, s.sub(sum, big));
+        Self([sum, s.add(lost, rest)])
+    }
+
+    #[inline(always)]
+    fn select(s: S, mask: S::M, yes: Self, no: Self) -> Self {
+        let [a, b] = [yes.0, no.0];
+        Self([s.select(mask, a[0], b[0]), s.select(mask, a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn one(s: S) -> Self {
+        Self([s.splat(1.0), s.splat(0.0)])
+    }
+
+    #[inline(always)]
+    fn times(self, s: S, by: Self) -> Self {
+        let ([a, a_low], [b, b_low]) = (self.0, by.0);
+        let product = s.mul(a, b);
+        let lost = s.fma(a, b, s.neg(product));
+        Self([product, s.fma(a, b_low, s.fma(a_low, b, lost))])
+    }
+
+    /// The quotient, as one number.
+    #[inline(always)]
+    fn over(self, s: S, by: Self) -> S::F {
+        let ([a, a_low], [b, b_low]) = (self.0, by.0);
+        let quotient = s.div(a, b);
+        let lost = s.fma(s.neg(quotient), b, a);
+        let lost = s.add(lost, s.fma(s.neg(quotient), b_low, a_low));
+        s.add(quotient, s.div(lost, b))
+    }
+}
+
+/// exp(-z) as power · (1 + sum + rest): a power of two, and what is left as a pair, whose error is a third of
+/// f32's last place beside 1.
+struct Parts<S: Simd> {
+    power: S::F,
+    sum: S::F,
+    rest: S::F,
+}
+
+impl<S: Simd> Parts<S> {
+    /// Of z = a + low, a from 0 to [`DEEPEST_PARTS`].
+    #[inline(always)]
+    fn new(s: S, a: S::F, low: S::F) -> Self {
+        let (n, power) = whole(s, a);
+        let high = s.neg(s.fma(n, s.splat(LN_2_HIGH), a));
+        let low = s.sub(s.mul(n, s.splat(-LN_2_LOW)), low);
+        // Either may be the larger one.
+        let f = s.add(high, low);
+        let of_low = s.sub(f, high);
+        let lost = s.add(s.sub(high, s.sub(f, of_low)), s.sub(low, of_low));
+        let tail = s.fma(s.mul(f, f), polynomial(s, f, &EXP_TAIL), lost);
+        let Pair([sum, rest]) = Pair::<S>::new(s, f, tail, s.splat(0.0));
+        Self { power, sum, rest }
+    }
+
+    /// 1 + exp(-z).
+    #[inline(always)]
+    fn plus(&self, s: S) -> Pair<S> {
+        self.and_one(s, self.power)
+    }
+
+    /// 1 - exp(-z), to the last place also where that is small.
+    #[inline(always)]
+    fn minus(&self, s: S) -> Pair<S> {
+        self.and_one(s, s.neg(self.power))
+    }
+
+    #[inline(always)]
+    fn and_one(&self, s: S, power: S::F) -> Pair<S> {
+        let one = s.splat(1.0);
+        let whole = s.add(one, power);
+        let lost = s.sub(power, s.sub(whole, one));
+        let rest = s.fma(power, self.rest, lost);
+        Pair::new(s, whole, s.mul(power, self.sum), rest)
+    }
+
+    /// exp(-z) over its power.
+    #[inline(always)]
+    fn mantissa(&self, s: S) -> Pair<S> {
+        Pair::new(s, s.splat(1.0), self.sum, self.rest)
+    }
+}
+
+/// exp(-z) of more is nothing beside 1, and its power is a normal number.
+const DEEPEST_PARTS: f32 = 80.0;
+
+/// Quotients x/bound below which tanh is its argument, to a tenth of f32's last place.
+const LINEAR_PART: f32 = 1.0 / 8192.0;
+
+/// bound · tanh(|x|/bound) as a fraction, of bounds from 2^-80 to 2^100.
+#[inline(always)]
+fn bounded_parts<S: Simd>(s: S, x: S::F, bound: f32) -> [Pair<S>; 2] {
+    let (x, by) = (s.abs(x), s.splat(bound));
+    let share = s.div(x, by);
+    let low = s.mul(s.fma(s.neg(share), by, x), s.splat(1.0 / bound));
+    // Twice both; what is clamped has no low part that counts.
+    let most = s.splat(DEEPEST_PARTS);
+    let twice = s.clamp_above(s.add(share, share), most);
+    let e = Parts::new(
+        s,
+        twice,
+        s.select(s.lt(twice, most), s.add(low, low), s.splat(0.0)),
+    );
+    let linear = s.lt(share, s.splat(LINEAR_PART));
+    let over = e.minus(s).times(s, Pair([by, s.splat(0.0)]));
+    let over = Pair::select(s, linear, Pair([x, s.splat(0.0)]), over);
+    [over, Pair::select(s, linear, Pair::one(s), e.plus(s))]
+}
+
+/// bound · tanh(x/bound) for f32, of bounds as [`situ`]'s.
+#[inline(always)]
+pub(crate) fn bounded<S: Simd>(s: S, x: S::F, bound: f32) -> S::F {
+    let [over, under] = bounded_parts(s, x, bound);
+    with_sign(s, over.over(s, under), x)
+}
+
+/// beta · tanh(x/beta) · sigmoid(x) for f32, x above -79 and beta from 2^-80 to 2^100. Results near the
+/// subnormal numbers are not right.
+#[inline(always)]
+pub(crate) fn situ<S: Simd>(s: S, x: S::F, beta: f32) -> S::F {
+    let [over, under] = bounded_parts(s, x, beta);
+    let depth = s.clamp_above(s.abs(x), s.splat(DEEPEST_PARTS));
+    let e = Parts::new(s, depth, s.splat(0.0));
+    // sigmoid(x) is exp(-|x|) / (1 + exp(-|x|)) where x is negative.
+    let negative = s.lt(x, s.splat(0.0));
+    let part = Pair::select(s, negative, e.mantissa(s), Pair::one(s));
+    let power = s.select(negative, e.power, s.splat(1.0));
+    let y = over.times(s, part).over(s, under.times(s, e.plus(s)));
+    with_sign(s, s.mul(y, power), x)
+}
+
+/// A magnitude with the sign of another number.
+#[inline(always)]
+fn with_sign<S: Simd>(s: S, magnitude: S::F, of: S::F) -> S::F {
+    let sign = s.and(s.bits(of), s.splat_u32(1 << 31));
+    s.float(s.or(s.bits(magnitude), sign))
 }
