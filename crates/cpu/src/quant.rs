@@ -82,6 +82,30 @@ impl TargetRow<'_> {
             // SAFETY: as above. A power of two is its own ceiling.
             ScaleFormat::E8M0 => unsafe { self.scales.add(at).write(E8M0::ceil(scale).0) },
         }
+        // SAFETY: as above.
+        unsafe { self.fill_up(group) };
+    }
+
+    /// The same for the byte of a scale in E8M0.
+    ///
+    /// # Safety
+    /// As [`Target::row`].
+    #[inline(always)]
+    unsafe fn write_e8m0(&self, group: usize, byte: u8) {
+        let at = self.layout.position(self.row, group);
+        // SAFETY: the caller vouches for the buffer; so below.
+        unsafe {
+            self.scales.add(at).write(byte);
+            self.fill_up(group);
+        }
+    }
+
+    /// Writes what fills a packed word after the last group.
+    ///
+    /// # Safety
+    /// As [`Target::row`].
+    #[inline(always)]
+    unsafe fn fill_up(&self, group: usize) {
         if self.layout.order == ScaleOrder::Packed && group + 1 == self.layout.groups {
             for g in group + 1..self.layout.groups.next_multiple_of(4) {
                 // SAFETY: words are whole.

@@ -104,9 +104,17 @@ unsafe fn groups<S: Simd, T: VectorElement, V: Values>(
             };
             j += UNIT;
         }
-        *scale = quant.scale(V::Of::largest(s, amax));
+        let amax = V::Of::largest(s, amax);
         // SAFETY: as above.
-        unsafe { to.write_scale(start / group, *scale) };
+        unsafe {
+            if let Some(byte) = e8m0_byte(quant, amax) {
+                *scale = f32::from_bits(byte << 23);
+                to.write_e8m0(start / group, byte as u8);
+            } else {
+                *scale = quant.scale(amax);
+                to.write_scale(start / group, *scale);
+            }
+        }
     }
     for (start, &scale) in starts.zip(&scales) {
         let columns = start..range.end.min(start + group);
@@ -116,14 +124,29 @@ unsafe fn groups<S: Simd, T: VectorElement, V: Values>(
                 _ if !scale.is_finite() => {
                     codes::<S, T, V, ANY>(s, columns, to, from, scale);
                 }
-                // Scales are normal powers of two: so are their inverses.
+                // Scales are normal powers of two: so are their inverses, of the opposite exponent.
                 ScaleFormat::E8M0 => {
-                    codes::<S, T, V, TIMES>(s, columns, to, from, 1.0 / scale);
+                    let inverse = f32::from_bits((254 << 23) - scale.to_bits());
+                    codes::<S, T, V, TIMES>(s, columns, to, from, inverse);
                 }
                 ScaleFormat::F32 => codes::<S, T, V, OVER>(s, columns, to, from, scale),
             }
         }
     }
+}
+
+/// The byte of the scale of a group whose largest magnitude is that, by its bits and without the
+/// divisions of [`Quantization::scale`]: the least power of two that is not below a 448th of it, and 448
+/// is 1.75 · 2^8. Both agree, as a quotient by 448 rounds to a power of two only where it is one. None
+/// near the ends of f32's powers, and for scales in another format.
+#[inline(always)]
+fn e8m0_byte(quant: &Quantization, amax: f32) -> Option<u32> {
+    const LARGEST_MANTISSA: u32 = 0x60_0000;
+    let floor = quant.floor();
+    let amax = if amax < floor { floor } else { amax };
+    let usual = (f32::from_bits(20 << 23)..f32::from_bits(240 << 23)).contains(&amax);
+    let above = amax.to_bits() + (0x7f_ffff - LARGEST_MANTISSA);
+    (usual && quant.format() == ScaleFormat::E8M0).then_some((above >> 23) - 8)
 }
 
 /// How values are scaled: divided, where anything may be among them and the scale; multiplied; or
