@@ -30,7 +30,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            inline_outputs: 16 * 1024,
+            inline_outputs: 32 * 1024,
             inline_multiplications: 64 * 1024,
             matrix_unit_rows: 3,
             matrix_unit_rows_fp8: 5,

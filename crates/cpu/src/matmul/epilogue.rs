@@ -46,7 +46,8 @@ impl Epilogue for FromRow<'_> {
     }
 }
 
-/// One row of sums rounded to T, in vectors, zeros where there is no panel.
+/// One row of sums rounded to T, in vectors, zeros where there is no panel: a part of kernels that go
+/// through all rows.
 struct Round<'a, T> {
     sums: &'a Sums<'a>,
     row: usize,
@@ -75,9 +76,7 @@ impl PanelOrder {
     }
 }
 
-impl<T: VectorElement> Kernel for Round<'_, T> {
-    type Output = ();
-
+impl<T: VectorElement> Round<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Sums { stride, values, .. } = *self.sums;
@@ -117,6 +116,23 @@ impl<T: VectorElement> Rounded<T> {
 
 impl<T: VectorElement> Epilogue for Rounded<T> {
     unsafe fn store(&self, set: InstructionSet, sums: &Sums<'_>) {
+        let store = StoreRounded { sums, to: self };
+        // SAFETY: the caller vouches for the set, and for the columns.
+        unsafe { simd::dispatch(set, store) }
+    }
+}
+
+struct StoreRounded<'a, T> {
+    sums: &'a Sums<'a>,
+    to: &'a Rounded<T>,
+}
+
+impl<T: VectorElement> Kernel for StoreRounded<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { sums, to } = self;
         let mut rounded = [T::default(); ROW];
         let rounded = &mut rounded[..(sums.panels * LANES).next_multiple_of(UNIT)];
         for row in 0..sums.rows {
@@ -126,15 +142,18 @@ impl<T: VectorElement> Epilogue for Rounded<T> {
                 order: PanelOrder::AsTheyCome(sums.panels),
                 to: rounded,
             };
-            // SAFETY: the caller vouches for the set.
-            unsafe { simd::dispatch(set, round) };
-            let start = self.layout.row(sums.first_row + row).start;
-            for (p, values) in rounded.chunks(LANES).take(sums.panels).enumerate() {
+            round.run(s);
+            let start = to.layout.row(sums.first_row + row).start;
+            let panels = rounded.as_chunks::<LANES>().0.iter().take(sums.panels);
+            for (p, values) in panels.enumerate() {
                 let outputs = sums.weight.outputs(sums.first_panel + p);
                 // SAFETY: the layout was checked; the row's columns are this call's own.
                 unsafe {
-                    let to = self.output.get().add(start + outputs.start);
-                    to.copy_from_nonoverlapping(values.as_ptr(), outputs.len());
+                    let to = to.output.get().add(start + outputs.start);
+                    match outputs.len() {
+                        LANES => to.cast::<[T; LANES]>().write_unaligned(*values),
+                        few => to.copy_from_nonoverlapping(values.as_ptr(), few),
+                    }
                 }
             }
         }
@@ -182,6 +201,23 @@ impl<'a, T: VectorElement> Activated<'a, T> {
 
 impl<T: VectorElement> Epilogue for Activated<'_, T> {
     unsafe fn store(&self, set: InstructionSet, sums: &Sums<'_>) {
+        let store = StoreActivated { sums, to: self };
+        // SAFETY: as above.
+        unsafe { simd::dispatch(set, store) }
+    }
+}
+
+struct StoreActivated<'a, T> {
+    sums: &'a Sums<'a>,
+    to: &'a Activated<'a, T>,
+}
+
+impl<T: VectorElement> Kernel for StoreActivated<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { sums, to } = self;
         // A row of its own, [gate | up], for the activation that rows have everywhere.
         let mut rounded = [T::default(); ROW];
         let pairs = sums.panels / 2;
@@ -197,23 +233,22 @@ impl<T: VectorElement> Epilogue for Activated<'_, T> {
                 order: PanelOrder::GatesFirst { pairs, half },
                 to: rounded,
             };
-            // SAFETY: the caller vouches for the set.
-            unsafe { simd::dispatch(set, round) };
-            let start = self.layout.row(sums.first_row + row).start + first;
+            round.run(s);
+            let start = to.layout.row(sums.first_row + row).start + first;
             // SAFETY: the layout was checked.
-            let to = unsafe { self.output.get().add(start) };
+            let at = unsafe { to.output.get().add(start) };
             let piece = Piece {
-                from: Columns::new(self.activation, rounded, rounded.len(), 0..last.end - first),
-                to: match self.routes {
-                    None => Destination::new(to, false),
+                from: Columns::new(to.activation, rounded, rounded.len(), 0..last.end - first),
+                to: match to.routes {
+                    None => Destination::new(at, false),
                     Some(RouteWeights { weights, routes }) => {
                         let route = routes[sums.first_row + row] as usize;
-                        Destination::routed(to, weights[route])
+                        Destination::routed(at, weights[route])
                     }
                 },
             };
-            // SAFETY: as above; the row's columns are this call's own.
-            unsafe { simd::dispatch(set, piece) };
+            // The row's columns are this call's own.
+            piece.compute(s);
         }
     }
 }
