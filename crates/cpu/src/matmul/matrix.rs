@@ -12,7 +12,8 @@
 //! 4. Scales that are powers of two are multiplied into the decoded numbers, which stay exact. Other
 //!    scales multiply sums in f32: a run is then a block of scales, summed by itself.
 //! 5. What the next two panels hold of the run is asked for meanwhile: each step its share, or, where
-//!    panels are decoded, each line of codes its fellow.
+//!    panels are decoded, each line of codes its fellow. With few rows both do half of it, as memory
+//!    would rest while the unit works.
 //!
 //! A sum's order is that of the steps of k: neither rows, nor threads, nor runs have a say in it.
 
@@ -32,9 +33,6 @@ use fill::{AddScaled, Fill, LINE_BYTES};
 
 /// Most steps of a run: two panels of it and 32 rows are 128 KiB, beside as much that is on its way.
 const RUN: usize = 32;
-/// The same where panels are decoded for 32 rows or fewer, which hardly read them again: two panels
-/// are 16 KiB and stay in the first-level cache.
-const NEAR_RUN: usize = 8;
 /// Steps of x that one task copies.
 const COPIED: usize = 32;
 /// Elements of x that are copied in about the time that waking a pool takes.
@@ -147,21 +145,25 @@ fn copy(x: &Input<'_>, (first_row, rows): (usize, usize), to: &mut [f32]) {
         let (block, first) = (part / parts, part % parts * COPIED);
         let row = block * ROWS;
         let tiles = (rows - row).div_ceil(SIDE).min(SIDES);
-        for step in first..steps.min(first + COPIED) {
-            let ks = step * DEPTH..k.min((step + 1) * DEPTH);
-            // SAFETY: a block's tiles of a step lie where no other's do.
-            let to = unsafe {
-                let at = row * steps * DEPTH + step * tiles * TILE;
-                std::slice::from_raw_parts_mut(to.get().add(at), tiles * TILE)
+        let last = steps.min(first + COPIED);
+        for r in 0..tiles * SIDE {
+            let from = match row + r < rows {
+                true => x.bits(first_row + row + r, first * DEPTH..k.min(last * DEPTH)),
+                false => &[],
             };
-            for (r, to) in to.as_chunks_mut::<DEPTH>().0.iter_mut().enumerate() {
-                if row + r >= rows {
-                    to.fill(0);
-                    continue;
+            let (whole, rest) = from.as_chunks::<DEPTH>();
+            for step in first..last {
+                let mut line = [0; DEPTH];
+                match whole.get(step - first) {
+                    Some(whole) => line = *whole,
+                    None if step - first == whole.len() => line[..rest.len()].copy_from_slice(rest),
+                    None => {}
                 }
-                let from = x.bits(first_row + row + r, ks.clone());
-                to[..from.len()].copy_from_slice(from);
-                to[from.len()..].fill(0);
+                // SAFETY: a block's rows of a step lie where no other's do.
+                unsafe {
+                    let at = row * steps * DEPTH + step * tiles * TILE + r * DEPTH;
+                    to.get().add(at).cast::<[u16; DEPTH]>().write(line);
+                }
             }
         }
     });
@@ -268,12 +270,7 @@ impl Task<'_> {
     fn run_from(&self, start: usize) -> (Range<usize>, Weights) {
         let shape = self.weight.shape();
         let whole = shape.k / DEPTH;
-        // Not where runs have a say in sums: scaled ones.
-        let most = match shape.format {
-            PanelFormat::E4M3 if self.weight.scales_fold() && self.rows <= ROWS => NEAR_RUN,
-            _ => RUN,
-        };
-        let end = self.steps.min(start + most);
+        let end = self.steps.min(start + RUN);
         match shape.format {
             PanelFormat::E4M3 | PanelFormat::Fp4 if !self.weight.scales_fold() => {
                 let block = start * DEPTH / shape.scale_block();
@@ -308,6 +305,7 @@ impl Task<'_> {
                     steps: steps.clone(),
                     folds: *weights == Weights::Decoded,
                     later: self.later_panel(call, p),
+                    half: self.rows <= ROWS,
                     to: &mut room.decoded[p * RUN * TILE..][..steps.len() * TILE],
                 };
                 // SAFETY: the plan's set is one that the machine has.
@@ -376,14 +374,23 @@ impl Task<'_> {
     }
 
     /// A block's share of that: where it begins in each panel, and how many lines a step. What is
-    /// decoded was asked for by then.
+    /// decoded was asked for by then, of codes with few rows the first half.
     fn later(&self, call: &Call, block: usize, blocks: usize) -> ([*const u8; SIDES], usize) {
-        let lines = (TILE * 2 / LINE_BYTES).div_ceil(blocks);
-        let skipped = block * lines * LINE_BYTES * call.steps.len();
-        let there = call.steps.len() * TILE * 2;
-        let stored = call.weights == Weights::Stored && skipped < there;
+        let stored = call.weights == Weights::Stored;
+        let of_codes = self.weight.shape().format == PanelFormat::E4M3 && self.rows <= ROWS;
+        let (lines, skipped) = match (stored, of_codes) {
+            (true, _) => {
+                let lines = (TILE * 2 / LINE_BYTES).div_ceil(blocks);
+                (lines, block * lines)
+            }
+            (false, true) => (TILE / LINE_BYTES / 2, TILE / LINE_BYTES / 2),
+            (false, false) => (0, 0),
+        };
         match [0, 1].map(|p| self.later_panel(call, p)) {
-            [Some(a), Some(b)] if stored => ([a, b].map(|p| p.wrapping_add(skipped)), lines),
+            [Some(a), Some(b)] if lines > 0 && skipped * LINE_BYTES < TILE * 2 => {
+                let skipped = skipped * LINE_BYTES * call.steps.len();
+                ([a, b].map(|p| p.wrapping_add(skipped)), lines)
+            }
             _ => ([std::ptr::null(); SIDES], 0),
         }
     }

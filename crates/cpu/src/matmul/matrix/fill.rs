@@ -23,6 +23,8 @@ pub(super) struct Fill<'a> {
     pub(super) folds: bool,
     /// What is decoded after this.
     pub(super) later: Option<*const u8>,
+    /// Whether only the first half of that is asked for.
+    pub(super) half: bool,
     pub(super) to: &'a mut [u16],
 }
 
@@ -47,7 +49,7 @@ impl Kernel for Fill<'_> {
             bytes.copy_from_slice(stored);
             return;
         }
-        let (mut k, mut later) = (ks.start, self.later);
+        let (mut k, mut later, mut group) = (ks.start, self.later, 0_usize);
         let codes = panel[ks.start * LANES..ks.end * LANES].as_chunks::<{ GROUP * LANES }>();
         let mut pairs = codes
             .0
@@ -76,7 +78,10 @@ impl Kernel for Fill<'_> {
             };
             for (from, to) in pairs.by_ref().take((last - k).div_ceil(GROUP)) {
                 // A group of codes is a cache line.
-                if let Some(line) = &mut later {
+                group += 1;
+                if let Some(line) = &mut later
+                    && !(self.half && group % 2 == 0)
+                {
                     simd::prefetch_second_level(*line);
                     *line = line.wrapping_add(LINE_BYTES);
                 }
@@ -215,6 +220,7 @@ mod tests {
             steps: 0..k / DEPTH,
             folds: true,
             later: None,
+            half: false,
             to: &mut to,
         };
         // SAFETY: the set is available.
