@@ -12,6 +12,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use crate::buffer::ask_for_huge_pages;
+use crate::simd::tiles::{self, Ready};
 use crate::simd::{self, Kernel, LANES, Simd};
 use crate::tasks::{self, Shared};
 use crate::{Error, InstructionSet, cache};
@@ -182,9 +183,34 @@ pub fn multiply_add_rate(set: InstructionSet, operations: usize) -> Result<f64, 
     }
     // More sums than a unit has cycles of latency, and no more than there are registers for.
     Ok(match set {
-        InstructionSet::Avx512 | InstructionSet::Amx => multiply_adds::<12>(set, operations),
+        InstructionSet::Avx512 | InstructionSet::Avx512Bf16 | InstructionSet::Amx => {
+            multiply_adds::<12>(set, operations)
+        }
         _ => multiply_adds::<6>(set, operations),
     })
+}
+
+/// Multiplications and additions of bf16 in a matrix unit's registers on every thread of the current
+/// rayon pool: operations a second, over about this many of them. None where the set has no unit with
+/// registers of its own.
+///
+/// # Errors
+/// [`Error::Unavailable`] where the machine lacks the instruction set.
+pub fn matrix_unit_rate(set: InstructionSet, operations: usize) -> Result<Option<f64>, Error> {
+    if !set.available() {
+        return Err(Error::Unavailable(set));
+    }
+    if !set.has_matrix_unit() {
+        return Ok(None);
+    }
+    let each = 2 * tiles::SIDE * tiles::TILE;
+    let count = operations.div_ceil(each * rayon::current_num_threads());
+    let start = Instant::now();
+    // SAFETY: the machine has the set, and that a unit.
+    let done = rayon::broadcast(|_| unsafe { Ready::new(set) }.products(count));
+    let seconds = start.elapsed().as_secs_f64();
+    let done: usize = done.iter().sum();
+    Ok((done > 0).then(|| (done * each) as f64 / seconds))
 }
 
 fn multiply_adds<const SUMS: usize>(set: InstructionSet, operations: usize) -> f64 {
@@ -218,5 +244,24 @@ impl<const SUMS: usize> Kernel for MultiplyAdds<SUMS> {
             }
         }
         black_box(sums.map(|sum| s.highest(s.bits(sum))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_unit_in_hardware_has_a_rate() {
+        for set in InstructionSet::ALL.into_iter().filter(|s| s.available()) {
+            let rate = matrix_unit_rate(set, 1 << 24).unwrap();
+            assert_eq!(rate.is_some(), set == InstructionSet::Amx, "{set}");
+            assert!(rate.is_none_or(|rate| rate > 0.0), "{set}: {rate:?}");
+        }
+        let emulated = matrix_unit_rate(InstructionSet::AmxEmulated, 1 << 24);
+        assert_eq!(emulated.unwrap(), None);
+        if let Some(absent) = InstructionSet::ALL.into_iter().find(|s| !s.available()) {
+            assert!(matrix_unit_rate(absent, 1 << 24).is_err());
+        }
     }
 }

@@ -13,11 +13,13 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
-mod amx_emulated;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod dot;
+mod emulated;
 mod instruction_set;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -122,7 +124,9 @@ pub(crate) unsafe fn dispatch<K: Kernel>(set: InstructionSet, kernel: K) -> K::O
         InstructionSet::Avx2 => unsafe { avx2::run(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        InstructionSet::Avx512 | InstructionSet::Amx => unsafe { avx512::run(kernel) },
+        InstructionSet::Avx512 | InstructionSet::Avx512Bf16 | InstructionSet::Amx => unsafe {
+            avx512::run(kernel)
+        },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
         InstructionSet::Neon => unsafe { neon::run(kernel) },
@@ -145,7 +149,9 @@ pub(crate) const fn registers(set: InstructionSet) -> Registers {
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => avx2::Avx2::REGISTERS,
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 | InstructionSet::Amx => avx512::Avx512::REGISTERS,
+        InstructionSet::Avx512 | InstructionSet::Avx512Bf16 | InstructionSet::Amx => {
+            avx512::Avx512::REGISTERS
+        }
         #[cfg(target_arch = "aarch64")]
         InstructionSet::Neon => neon::Neon::REGISTERS,
         _ => scalar::Scalar::REGISTERS,

@@ -1,4 +1,5 @@
-//! Matmuls on a matrix unit: AMX where the machine has it, and everywhere the same in plain Rust.
+//! Matmuls on a matrix unit: AMX and AVX-512's dot products where the machine has them, and everywhere
+//! the same in plain Rust.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -32,13 +33,25 @@ const FORMATS: [WeightFormat; 7] = [
     fp8(ScaleFormat::F32, [7, 64]),
 ];
 
+/// A unit in plain Rust, and the one whose bits it gives.
+const UNITS: [[InstructionSet; 2]; 2] = [
+    [InstructionSet::AmxEmulated, InstructionSet::Amx],
+    [
+        InstructionSet::Avx512Bf16Emulated,
+        InstructionSet::Avx512Bf16,
+    ],
+];
+
 /// The matrix units to test.
 fn units() -> Vec<InstructionSet> {
-    let mut units = vec![InstructionSet::AmxEmulated];
-    if InstructionSet::Amx.available() {
-        units.push(InstructionSet::Amx);
-    } else {
-        eprintln!("skipped: amx: this machine lacks it");
+    let mut units = Vec::new();
+    for [emulated, unit] in UNITS {
+        units.push(emulated);
+        if unit.available() {
+            units.push(unit);
+        } else {
+            eprintln!("skipped: {unit}: this machine lacks it");
+        }
     }
     units
 }
@@ -106,7 +119,7 @@ fn bits(y: &[f32]) -> Vec<u32> {
 
 #[test]
 fn the_suite_of_matmuls_passes_on_emulated_tiles() {
-    let harness = Harness::new(open(InstructionSet::AmxEmulated), Size::Quick);
+    let harnesses = UNITS.map(|[emulated, _]| Harness::new(open(emulated), Size::Quick));
     let of_matmuls = [
         "matmuls_of_exact_sums",
         "matmuls_within_the_bound",
@@ -119,7 +132,9 @@ fn the_suite_of_matmuls_passes_on_emulated_tiles() {
     for name in of_matmuls {
         let checks = Harness::<CpuBackend>::checks();
         let (_, check) = checks.iter().find(|(n, _)| *n == name).unwrap();
-        check(&harness).unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        for harness in &harnesses {
+            check(harness).unwrap_or_else(|failure| panic!("{name}: {failure}"));
+        }
     }
 }
 
@@ -168,11 +183,14 @@ fn bits_depend_neither_on_threads_nor_on_other_rows_nor_on_the_unit() {
     let (t, n, k) = (75, 147, 1104);
     for format in FORMATS {
         let (x, w) = (rows(3, t * k, 1.0), weight(4, format, [n, k]));
-        let expected = bits(&matmul(&open(InstructionSet::AmxEmulated), &x, &w));
+        let expected = UNITS.map(|[emulated, _]| bits(&matmul(&open(emulated), &x, &w)));
+        assert!(expected[0] != expected[1], "{format}: the units differ");
         for set in units() {
+            let which = UNITS.iter().position(|unit| unit.contains(&set)).unwrap();
+            let expected = &expected[which];
             for threads in [1, 2, 7] {
                 let y = matmul(&on_threads(set, threads), &x, &w);
-                assert!(bits(&y) == expected, "{set}, {format}, {threads} threads");
+                assert!(bits(&y) == *expected, "{set}, {format}, {threads} threads");
             }
             for (first, last) in [(0, 1), (1, 17), (40, 75)] {
                 let y = matmul(&open(set), &x[first * k..last * k], &w);

@@ -17,4 +17,5 @@ fn on_tiles(set: InstructionSet) -> Result<CpuBackend, String> {
 swiglu_conformance::suite!(cpu, || Ok::<_, String>(CpuBackend::new()));
 swiglu_conformance::suite!(cpu_scalar, || open(InstructionSet::Scalar));
 swiglu_conformance::suite!(cpu_amx, || on_tiles(InstructionSet::Amx));
+swiglu_conformance::suite!(cpu_avx512_bf16, || on_tiles(InstructionSet::Avx512Bf16));
 swiglu_conformance::complete!(cpu_complete, || Ok::<_, String>(CpuBackend::new()));

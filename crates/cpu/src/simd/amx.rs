@@ -276,3 +276,36 @@ pub(super) unsafe fn multiply(product: &TileProduct) {
         }
     }
 }
+
+/// Products of tiles that [`products`] makes in a round, of which the unit has as many under way as it
+/// can: each adds to sums of its own.
+const IN_A_ROUND: usize = 6;
+
+/// About so many products of tiles in registers, zeros by zeros: how many there were.
+///
+/// # Safety
+/// This thread's unit is configured.
+pub(super) unsafe fn products(count: usize) -> usize {
+    let rounds = count.div_ceil(IN_A_ROUND).max(1);
+    // SAFETY: the caller vouches for the unit.
+    unsafe {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+            "2:",
+            "tdpbf16ps tmm0, tmm6, tmm7",
+            "tdpbf16ps tmm1, tmm6, tmm7",
+            "tdpbf16ps tmm2, tmm6, tmm7",
+            "tdpbf16ps tmm3, tmm6, tmm7",
+            "tdpbf16ps tmm4, tmm6, tmm7",
+            "tdpbf16ps tmm5, tmm6, tmm7",
+            "dec {rounds}",
+            "jnz 2b",
+            rounds = inout(reg) rounds => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, nomem),
+        );
+    }
+    rounds * IN_A_ROUND
+}

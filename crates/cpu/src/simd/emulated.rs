@@ -1,4 +1,5 @@
-//! AMX's product of tiles of bf16 in plain Rust, to the bit: Intel's manual, TDPBF16PS.
+//! Products of tiles of bf16 in plain Rust, to the bit as AMX gives them (Intel's manual, TDPBF16PS)
+//! and as VDPBF16PS does.
 
 use super::tiles::{DEPTH, SIDE, TILE, TileProduct};
 
@@ -38,11 +39,44 @@ fn tile(sums: &mut [f32], x: &[u16], w: &[u16]) {
     }
 }
 
-/// Adds a product to its sums.
+/// The same by VDPBF16PS: for each pair of k the product of the odd one is added to the sum, then that of
+/// the even one.
+fn dot_tile(sums: &mut [f32], x: &[u16], w: &[u16]) {
+    for m in 0..SIDE {
+        for n in 0..SIDE {
+            let sum = &mut sums[m * SIDE + n];
+            for k in 0..DEPTH / 2 {
+                for e in [1, 0] {
+                    let x = operand(x[m * DEPTH + 2 * k + e]);
+                    let w = operand(w[(k * SIDE + n) * 2 + e]);
+                    *sum = flushed(x.mul_add(w, flushed(*sum)));
+                }
+            }
+        }
+    }
+}
+
+/// Adds a product to its sums as AMX does.
 ///
 /// # Safety
 /// As [`super::tiles::Ready::multiply`].
 pub(super) unsafe fn multiply(product: &TileProduct) {
+    // SAFETY: the caller vouches for it.
+    unsafe { multiply_by(product, tile) }
+}
+
+/// The same as VDPBF16PS does.
+///
+/// # Safety
+/// As [`super::tiles::Ready::multiply`].
+pub(super) unsafe fn multiply_dots(product: &TileProduct) {
+    // SAFETY: the caller vouches for it.
+    unsafe { multiply_by(product, dot_tile) }
+}
+
+/// # Safety
+/// As [`super::tiles::Ready::multiply`].
+unsafe fn multiply_by(product: &TileProduct, tile: fn(&mut [f32], &[u16], &[u16])) {
     let TileProduct {
         rows,
         panels,
@@ -80,6 +114,10 @@ mod tests {
     const ONE: u16 = 0x3f80;
 
     fn sum(x: [u16; 4], w: [u16; 4], before: f32) -> f32 {
+        sum_by(tile, x, w, before)
+    }
+
+    fn sum_by(tile: fn(&mut [f32], &[u16], &[u16]), x: [u16; 4], w: [u16; 4], before: f32) -> f32 {
         let (mut a, mut b, mut sums) = ([0; TILE], [0; TILE], [before; SIDE * SIDE]);
         a[..4].copy_from_slice(&x);
         for (k, w) in w.into_iter().enumerate() {
@@ -106,5 +144,17 @@ mod tests {
             sum([0x0080, 0, 0, 0], [ONE, 0, 0, 0], 1e-40),
             f32::MIN_POSITIVE
         );
+    }
+
+    #[test]
+    fn dots_are_one_chain_in_which_odd_k_come_first() {
+        let huge = 0x4b80;
+        let dots = |x, before| sum_by(dot_tile, x, [ONE; 4], before);
+        // 2^24 swallows a one that comes after it, and none of what is summed before.
+        assert_eq!(dots([huge, ONE, 0, 0], 1.0), 16_777_218.0);
+        assert_eq!(dots([ONE, huge, 0, 0], 1.0), 16_777_216.0);
+        assert_eq!(dots([huge, 0, ONE, ONE], 0.0), 16_777_216.0);
+        assert_eq!(dots([1, 0, 0, 0], 1e-40), 0.0);
+        assert_eq!(dots([0x0080, 0, 0, 0], 1e-40), f32::MIN_POSITIVE);
     }
 }
