@@ -6,11 +6,14 @@
 //!    for those are opened then, each once, and only what was asked for must be whole: a shard that
 //!    is missing, an index that is wrong about another layer and types that are not known do not
 //!    matter before.
-//! 3. A tensor's bytes are those of the mapped file, or are read when they are asked for.
+//! 3. A tensor's bytes are those of the mapped file, or are read when they are asked for. Those of an
+//!    MLP in mapped files are read ahead while they are packed, those of the next layer too where
+//!    layers are loaded in order, and are no longer this process's memory once its
+//!    [`crate::SharedExpert`] is dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::{Error, Result, text};
 
@@ -21,7 +24,7 @@ mod index;
 mod nearest;
 
 pub(crate) use contents::{read_text, tensor_parallel};
-pub(crate) use file::StoredTensor;
+pub(crate) use file::{Pages, StoredTensor};
 pub(crate) use header::StoredType;
 
 use contents::Shards;
@@ -53,6 +56,8 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     /// The shard of each tensor, where there is an index; else all are in the first.
     index: Option<BTreeMap<String, usize>>,
+    /// What is asked for next where layers are loaded one after another.
+    next: Mutex<Option<String>>,
 }
 
 /// A file that is opened when a tensor in it is asked for.
@@ -94,6 +99,7 @@ impl Checkpoint {
                 mode,
                 shards: vec![shard],
                 index: None,
+                next: Mutex::default(),
             });
         };
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -106,7 +112,17 @@ impl Checkpoint {
             index: Some(listed.iter().map(|(t, s)| (t.clone(), number(s))).collect()),
             path,
             mode,
+            next: Mutex::default(),
         })
+    }
+
+    /// Takes note that the tensors under a prefix are loaded, and says under which the next ones will
+    /// be, if these were those of the layer after the last.
+    pub(crate) fn loads(&self, prefix: &str) -> Option<String> {
+        let following = following(prefix);
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *next, following.clone());
+        following.filter(|_| before.is_some_and(|expected| expected == prefix))
     }
 
     /// The file that was opened: that of the tensors, or the index.
@@ -177,6 +193,18 @@ impl Checkpoint {
     }
 }
 
+/// The same prefix with its last number, that of the layer, greater by one.
+fn following(prefix: &str) -> Option<String> {
+    let mut parts: Vec<_> = prefix.split('.').map(str::to_owned).collect();
+    let last = parts.iter_mut().rev().find_map(|part| {
+        let number: u32 = part.parse().ok()?;
+        Some((part, number))
+    });
+    let (part, number) = last?;
+    *part = number.checked_add(1)?.to_string();
+    Some(parts.join("."))
+}
+
 impl Shard {
     const fn new(path: PathBuf) -> Self {
         let file = OnceLock::new();
@@ -235,4 +263,49 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
         .describe()
         .map(|others| format!("{problem}, but {others}"));
     Err(Error::file(folder, others.unwrap_or(problem)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synthetic::{SyntheticConfig, write_checkpoint};
+    use crate::{ModelConfig, SharedExpert};
+
+    #[test]
+    fn the_layer_after_two_in_a_row_is_foreseen() {
+        let folder = tempfile::tempdir().unwrap();
+        let form = SyntheticConfig {
+            hidden: 64,
+            intermediate: 64,
+            block: 64,
+            ..SyntheticConfig::flash(1)
+        };
+        write_checkpoint(folder.path(), &form).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let loads = |layer: u32| checkpoint.loads(&format!("layers.{layer}.ffn.shared_experts"));
+        let after = |layer: u32| Some(format!("layers.{layer}.ffn.shared_experts"));
+        assert_eq!([loads(3), loads(7)], [None, None]);
+        assert_eq!([loads(8), loads(9)], [after(9), after(10)]);
+        assert_eq!([loads(9), loads(9), loads(10)], [None, None, after(11)]);
+        assert_eq!(
+            [checkpoint.loads(""), checkpoint.loads("mtp.x")],
+            [None, None]
+        );
+        // That there is none is no error of the one before it.
+        assert_eq!(loads(2), None);
+        let model = ModelConfig::from_json(&form.config_json()).unwrap();
+        let config = model.mlp_config(&form.prefix()).unwrap();
+        SharedExpert::load(&checkpoint, &config).unwrap();
+        assert_eq!(loads(4), after(5));
+    }
+
+    #[test]
+    fn the_last_number_of_a_prefix_is_the_layer_s() {
+        assert_eq!(following("a.9.b").as_deref(), Some("a.10.b"));
+        assert_eq!(
+            following("experts.1.layer.99").as_deref(),
+            Some("experts.1.layer.100")
+        );
+        assert_eq!([following("a"), following("a.4294967295.b")], [None, None]);
+    }
 }

@@ -1,5 +1,6 @@
 use swiglu_core::{Error as CoreError, HostWeight, Quantization, Request, Shape, WeightFormat};
 
+use crate::checkpoint::Pages;
 use crate::shard::cut;
 use crate::{Checkpoint, Error, MlpConfig, Result, Shard};
 
@@ -16,18 +17,26 @@ pub struct SharedExpert<'a> {
     pub(crate) gate: HostWeight<'a>,
     pub(crate) up: HostWeight<'a>,
     pub(crate) down: HostWeight<'a>,
+    /// What of mapped files they are: nothing of weights that the caller holds.
+    _pages: Option<Pages>,
 }
 
 impl<'a> SharedExpert<'a> {
     /// Weights that the caller holds: gate and up [I, H], down [H, I].
     pub const fn new(gate: HostWeight<'a>, up: HostWeight<'a>, down: HostWeight<'a>) -> Self {
-        Self { gate, up, down }
+        Self {
+            gate,
+            up,
+            down,
+            _pages: None,
+        }
     }
 
     /// Finds the weights under `config.prefix`: DeepSeek's names (`w1`, `w3`, `w2`, `.scale`),
     /// Hugging Face's (`gate_proj`, `up_proj`, `down_proj`, `.weight_scale_inv`, `.weight_scale`),
     /// or a mixture; gate and up may be one (`gate_up_proj`, gate rows first). What is mapped stays
-    /// where it is, but for scales in 16 bits, which are widened to f32.
+    /// where it is, but for scales in 16 bits, which are widened to f32; a thread reads it ahead from
+    /// the disk, and when the expert is dropped its pages are no longer this process's memory.
     ///
     /// FP8 weights have blocks as `config.block` says, and otherwise as follow from the shapes of
     /// their scales, one for a row or for the whole matrix included.
@@ -36,7 +45,18 @@ impl<'a> SharedExpert<'a> {
     /// A tensor that is missing, unexpected under the prefix, misshaped or wrong-typed; scales that
     /// several blocks would explain; a shard that cannot be read.
     pub fn load(checkpoint: &'a Checkpoint, config: &MlpConfig) -> Result<Self> {
-        Matrices::find(checkpoint, config)?.read()
+        let expert = Matrices::find(checkpoint, config)?.read()?;
+        if let Some(prefix) = checkpoint.loads(&config.prefix) {
+            let next = MlpConfig {
+                prefix,
+                ..config.clone()
+            };
+            // There may be none, or one that cannot be loaded: that is said when it is asked for.
+            if let Ok(matrices) = Matrices::find(checkpoint, &next) {
+                matrices.read_ahead();
+            }
+        }
+        Ok(expert)
     }
 
     /// How gate, up and down under `config.prefix` are stored, as the files' headers say: nothing
@@ -85,6 +105,14 @@ impl<'a> SharedExpert<'a> {
         Ok(())
     }
 
+    /// The same, with the pages that its weights are.
+    pub(crate) fn with_pages(self, pages: Pages) -> Self {
+        Self {
+            _pages: Some(pages),
+            ..self
+        }
+    }
+
     /// What a forward pass with these weights asks of its backend, stage by stage, x and y in bf16:
     /// what [`crate::DeepseekV4Mlp::load`] requires.
     ///
@@ -126,6 +154,7 @@ impl<'a> SharedExpert<'a> {
                 gate: borrowed(&self.gate)?,
                 up: borrowed(&self.up)?,
                 down: borrowed(&self.down)?,
+                _pages: None,
             });
         }
         let sides = [
@@ -147,6 +176,7 @@ impl<'a> SharedExpert<'a> {
             gate: cut(&self.gate, [start, 0], [width, hidden])?,
             up: cut(&self.up, [start, 0], [width, hidden])?,
             down: cut(&self.down, [0, start], [hidden, width])?,
+            _pages: None,
         })
     }
 }

@@ -88,7 +88,7 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
             ..config.stages(part.formats())?
         };
         runs(&*backend, &stages)?;
-        let SharedExpert { gate, up, down } = part;
+        let SharedExpert { gate, up, down, .. } = part;
         let gate_up = match stages.is_merged() {
             true => vec![backend.load_gate_up(gate, up)?],
             false => vec![backend.load_weight(&[gate])?, backend.load_weight(&[up])?],

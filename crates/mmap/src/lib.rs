@@ -1,9 +1,9 @@
 //! A file mapped for reading, and files that are no trap to open.
 //!
-//! This crate exists to hold one `unsafe` call, so that `swiglu-mlp` holds none.
+//! This crate exists to hold the `unsafe` calls of that, so that `swiglu-mlp` holds none.
 
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 mod regular;
@@ -33,6 +33,42 @@ impl MappedFile {
         let map = unsafe { memmap2::Mmap::map(&file) }?;
         Ok(Self(map))
     }
+
+    /// Brings some bytes from the disk into the page cache, in few large reads: faults would read a
+    /// little at a time. Takes about as long as the disk does, so call it on a thread of its own. Does
+    /// nothing where there is no such request, or where the range is not within the file.
+    pub fn read_ahead(&self, bytes: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(length) = self.within(&bytes) {
+            // It is only advice: what was not read ahead is read when it is touched.
+            let _ = self
+                .0
+                .advise_range(memmap2::Advice::WillNeed, bytes.start, length);
+        }
+        #[cfg(not(unix))]
+        let _ = bytes;
+    }
+
+    /// Takes the pages of some bytes off this process's memory, which it has no more use for: touched
+    /// again, they come from the page cache or the disk. Does nothing as [`Self::read_ahead`] does.
+    pub fn release(&self, bytes: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(length) = self.within(&bytes) {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the mapping is of a file, shared and read-only: pages that are dropped come again
+            // from the file with the same bytes, as it does not change.
+            let _ = unsafe { self.0.unchecked_advise_range(advice, bytes.start, length) };
+        }
+        #[cfg(not(unix))]
+        let _ = bytes;
+    }
+
+    /// The length of a range that is within the file and not empty.
+    #[cfg(unix)]
+    fn within(&self, bytes: &Range<usize>) -> Option<usize> {
+        let length = bytes.end.checked_sub(bytes.start)?;
+        (length > 0 && bytes.end <= self.0.len()).then_some(length)
+    }
 }
 
 impl Deref for MappedFile {
@@ -59,6 +95,47 @@ mod tests {
                 .unwrap()
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn advice_changes_no_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let bytes: Vec<u8> = (0..100_000).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let map = MappedFile::open(&path).unwrap();
+        let reversed = Range { start: 9, end: 3 };
+        for range in [0..0, 0..1, 5000..99_999, 0..100_000, 7..100_001, reversed] {
+            map.read_ahead(range.clone());
+            assert_eq!(&*map, bytes);
+            map.release(range);
+            assert_eq!(&*map, bytes);
+        }
+    }
+
+    /// Pages of the file that this process has in memory.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_released_takes_no_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let length = 1 << 22;
+        std::fs::write(&path, vec![1; length]).unwrap();
+        let map = MappedFile::open(&path).unwrap();
+        let resident = || {
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let start = format!("{:x}-", map.as_ptr().addr());
+            let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
+            let line = lines.find(|line| line.starts_with("Rss:")).unwrap();
+            let kib = line.split_whitespace().nth(1).unwrap();
+            kib.parse::<usize>().unwrap() << 10
+        };
+        let touch = || map.iter().map(|&byte| usize::from(byte)).sum::<usize>();
+        assert_eq!(touch(), length);
+        assert_eq!(resident(), length);
+        map.release(0..length);
+        assert_eq!(resident(), 0);
+        assert_eq!(touch(), length);
     }
 
     #[test]

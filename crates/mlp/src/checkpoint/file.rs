@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use swiglu_mmap::{MappedFile, open_regular};
 
@@ -22,7 +23,8 @@ pub struct ShardFile {
 
 #[derive(Debug)]
 enum Source {
-    Mapped(MappedFile),
+    /// A thread that reads ahead has a share.
+    Mapped(Arc<MappedFile>),
     /// The place in the file is shared, hence the lock.
     Read(Mutex<File>),
 }
@@ -54,7 +56,7 @@ impl ShardFile {
             OpenMode::Map => {
                 let map = MappedFile::open(path).map_err(io)?;
                 let tensors = header::read(path, &map, map.len())?;
-                (Source::Mapped(map), tensors)
+                (Source::Mapped(Arc::new(map)), tensors)
             }
             OpenMode::Read => {
                 let mut file = open_regular(path).map_err(io)?;
@@ -104,6 +106,44 @@ impl ShardFile {
             shape: &place.shape,
             bytes: &place.bytes,
             source: &self.source,
+        }
+    }
+}
+
+/// Pages of mapped files that are in use; dropped, they are no longer this process's memory.
+#[derive(Clone, Debug)]
+pub struct Pages(Arc<[(Arc<MappedFile>, Range<usize>)]>);
+
+impl Pages {
+    /// Those of some tensors.
+    pub fn of<'a, 'b: 'a>(tensors: impl Iterator<Item = &'a StoredTensor<'b>>) -> Self {
+        let mapped = tensors.filter_map(|tensor| match tensor.source {
+            Source::Mapped(map) => Some((Arc::clone(map), tensor.bytes.clone())),
+            Source::Read(_) => None,
+        });
+        Self(mapped.collect())
+    }
+
+    /// Reads them from the disk one after another, on a thread of its own.
+    pub fn read_ahead(&self) {
+        if self.0.is_empty() {
+            return;
+        }
+        let pages = Arc::clone(&self.0);
+        let name = "swiglu-read-ahead".to_owned();
+        // Without a thread pages are read when they are touched.
+        let _ = thread::Builder::new().name(name).spawn(move || {
+            for (map, bytes) in pages.iter() {
+                map.read_ahead(bytes.clone());
+            }
+        });
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        for (map, bytes) in self.0.iter() {
+            map.release(bytes.clone());
         }
     }
 }

@@ -8,7 +8,7 @@ use swiglu_core::{Float, HostWeight, ScaleFormat, WeightFormat, bf16, f16};
 use super::SharedExpert;
 use super::blocks::{self, ScaledShape};
 use super::names::{MatrixTensors, MlpTensors};
-use crate::checkpoint::{StoredTensor, StoredType};
+use crate::checkpoint::{Pages, StoredTensor, StoredType};
 use crate::shard::split_rows;
 use crate::{ActivationQuant, Checkpoint, Error, MlpConfig, Result, text};
 
@@ -102,6 +102,8 @@ impl<'a> Matrices<'a> {
     /// Reads them.
     pub fn read(&self) -> Result<SharedExpert<'a>> {
         let all = self.scaled();
+        let pages = Pages::of(self.weights());
+        pages.read_ahead();
         let read = |matrix: &Matrix<'a>| matrix.read(self.block, &all);
         let (gate, up) = match &self.gate_up[..] {
             [gate, up] => (read(gate)?, read(up)?),
@@ -112,7 +114,17 @@ impl<'a> Matrices<'a> {
                 split_rows(read(both)?)?
             }
         };
-        Ok(SharedExpert::new(gate, up, read(&self.down)?))
+        Ok(SharedExpert::new(gate, up, read(&self.down)?).with_pages(pages))
+    }
+
+    /// Reads them ahead, for a call of [`Self::read`] that comes later.
+    pub fn read_ahead(&self) {
+        Pages::of(self.weights()).read_ahead();
+    }
+
+    fn weights(&self) -> impl Iterator<Item = &StoredTensor<'a>> {
+        let matrices = self.gate_up.iter().chain([&self.down]);
+        matrices.map(|matrix| &matrix.weight)
     }
 
     /// How gate, up and down are stored: as one they are of one format.
