@@ -33,7 +33,7 @@ impl Default for Settings {
             inline_outputs: 32 * 1024,
             inline_multiplications: 64 * 1024,
             matrix_unit_rows: 3,
-            matrix_unit_rows_fp8: 5,
+            matrix_unit_rows_fp8: 4,
             stream_bytes: cache::last_level(),
         }
     }
