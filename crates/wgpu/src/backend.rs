@@ -229,10 +229,11 @@ impl ActAndMul for WgpuBackend {
 impl Matmul for WgpuBackend {
     type Weight = Weight;
 
-    /// Blocks of scales whose width is no multiple of 16 are decoded to f32 here; f16 where the
-    /// device has cooperative matrices gets a pipeline for its width, the first time.
+    /// Blocks of scales whose width is no multiple of 16 are decoded to f32 here; a weight for
+    /// cooperative matrices gets a pipeline for its width, the first time.
     fn load_weight(&self, parts: &[HostWeight<'_>]) -> Result<Weight> {
-        let mut weight = Weight::load(self.device(), parts)?;
+        let cooperative = self.pipelines.facts.cooperative;
+        let mut weight = Weight::load(self.device(), parts, cooperative)?;
         matmul::prepare((self.device(), &*self.pipelines), &mut weight)?;
         Ok(weight)
     }

@@ -18,7 +18,10 @@ use crate::device::{
     OPTIONAL_FEATURES, chosen, reasons, software_allowed_by_environment,
 };
 use crate::launch::Recorder;
-use crate::pipelines::{COOPERATIVE_SUBGROUPS, Kernel, Pipelines, TWO_BUFFERS, Tier, self_test};
+use crate::pipelines::{
+    COOPERATIVE_SUBGROUPS, CooperativeTile, Kernel, PipelineCache, Pipelines, TWO_BUFFERS, Tier,
+    self_test,
+};
 use crate::{Result, WgpuBackend, WgpuError, requests};
 
 /// How a [`WgpuBackend`] is opened.
@@ -273,16 +276,34 @@ impl Builder {
             None => "subgroups".to_owned(),
             Some(reason) => format!("no subgroups: {reason}"),
         };
-        let mut facts = Facts::of(&device, self.shared_buffers);
-        let (backend, tier) = match self.tried(&device, best, facts, wanted) {
+        let cache = Arc::new(PipelineCache::open(&device)?);
+        let backend = self.best_of(&device, &cache, [best, plain], wanted)?;
+        cache.keep()?;
+        Ok(match cache.note() {
+            Some(note) => with_note(backend, &note),
+            None => backend,
+        })
+    }
+
+    /// The first of the tiers that works, without kernels that fail in it.
+    fn best_of(
+        &self,
+        device: &Arc<Device>,
+        cache: &Arc<PipelineCache>,
+        [best, plain]: [Tier; 2],
+        wanted: String,
+    ) -> Result<WgpuBackend> {
+        let mut facts = Facts::of(device, self.shared_buffers);
+        let (mut backend, tier) = match self.tried((device, cache), best, facts, wanted) {
             Ok(backend) => (backend, best),
             Err(error) => {
                 let instead = format!("plain kernels: {error}");
-                (self.tried(&device, plain, facts, instead)?, plain)
+                let backend = self.tried((device, cache), plain, facts, instead)?;
+                (backend, plain)
             }
         };
         if facts.cooperative {
-            self_test::cooperative(&backend)?;
+            cooperates(&mut backend)?;
         }
         if let Err(error) = self_test::native(&backend) {
             facts.native = false;
@@ -312,11 +333,13 @@ impl Builder {
             _ => {
                 let WgpuBackend {
                     recorder,
+                    pipelines,
                     tier: was,
                     ..
                 } = backend;
                 let note = format!("{was}; {note}");
-                self.tried(&recorder.into_device(), tier, facts, note)
+                let on = (&recorder.into_device(), &pipelines.cache);
+                self.tried(on, tier, facts, note)
             }
         }
     }
@@ -324,7 +347,7 @@ impl Builder {
     /// A backend with these kernels, if they compile and compute what they should.
     fn tried(
         &self,
-        device: &Arc<Device>,
+        (device, cache): (&Arc<Device>, &Arc<PipelineCache>),
         tier: Tier,
         facts: Facts,
         note: String,
@@ -333,7 +356,7 @@ impl Builder {
             Some(of) => Some(requests::kernels(of, &facts)?),
             None => None,
         };
-        let pipelines = Pipelines::new(device, tier, facts, kernels.as_deref())?;
+        let pipelines = Pipelines::new(device, tier, facts, cache, kernels.as_deref())?;
         let backend = WgpuBackend {
             recorder: Recorder::new(Arc::clone(device)),
             pipelines: Arc::new(pipelines),
@@ -343,6 +366,24 @@ impl Builder {
         self_test::run(&backend)?;
         Ok(backend)
     }
+}
+
+/// Tries every kernel on cooperative matrices.
+///
+/// # Errors
+/// The first that does not compute what it should.
+fn cooperates(backend: &mut WgpuBackend) -> Result<()> {
+    let of_shape = backend.pipelines.facts.cooperative_tile;
+    for tile in 0..CooperativeTile::ALL.len() {
+        if let Some(pipelines) = Arc::get_mut(&mut backend.pipelines) {
+            pipelines.facts.cooperative_tile = Some(tile);
+        }
+        self_test::cooperative(backend)?;
+    }
+    if let Some(pipelines) = Arc::get_mut(&mut backend.pipelines) {
+        pipelines.facts.cooperative_tile = of_shape;
+    }
+    Ok(())
 }
 
 /// With more said of what was taken.

@@ -6,11 +6,13 @@ mod call;
 mod dispatch;
 mod matrix;
 mod recorder;
+mod scratch;
 mod window;
 
 pub(crate) use bound::Bound;
-pub(crate) use call::{ActivationCall, MatmulCall, Op, Quant, QuantizeCall, float_code};
+pub(crate) use call::{ActivationCall, MatmulCall, Op, Quant, QuantizeCall, RowsCall, float_code};
 pub(crate) use dispatch::{Workgroups, bind, dispatch, in_workgroups};
 pub(crate) use matrix::{CodesAndScales, Halves, Matrix};
 pub(crate) use recorder::Recorder;
+pub(crate) use scratch::Scratch;
 pub(crate) use window::{Columns, RowSpan, Window, are_apart, check_apart, whole_view};

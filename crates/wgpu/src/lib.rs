@@ -51,6 +51,7 @@ pub use buffer::Buffer;
 pub use builder::{Builder, adapters, probe};
 pub use device::{ALLOW_SOFTWARE_VARIABLE, AdapterReport, Device};
 pub use error::{Result, WgpuError};
+pub use pipelines::CACHE_VARIABLE;
 pub use view::{View, ViewMut};
 pub use weight::Weight;
 pub use wgpu;

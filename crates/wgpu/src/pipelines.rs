@@ -1,7 +1,9 @@
 //! The kernels that there are: their names, their text and constants, and the pipelines of them.
 
 mod activation;
+mod cache;
 mod compile;
+mod cooperative;
 mod kernel;
 mod matmul;
 mod matmul_text;
@@ -13,10 +15,16 @@ mod table;
 mod twins;
 
 pub(crate) use activation::{ActivationKernel, SixteenBit, VECTOR_WORKGROUP, WORKGROUP};
+pub use cache::CACHE_VARIABLE;
+pub(crate) use cache::PipelineCache;
+pub(crate) use cooperative::{
+    COOPERATIVE_DEPTH, COOPERATIVE_SUBGROUPS, CooperativeFormat, CooperativeKernel,
+    CooperativeShape, CooperativeTile, LEAST_COOPERATIVE, ROW_END,
+};
 pub(crate) use kernel::Kernel;
 pub(crate) use matmul::{
-    ANY_TOKENS, COOPERATIVE_DEPTH, COOPERATIVE_SUBGROUPS, COOPERATIVE_TILE, DeviceFormat, FEW_ANY,
-    FEW_USUAL, GatedKernel, GemvKind, GemvTokens, MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
+    ANY_TOKENS, DeviceFormat, FEW_ANY, FEW_USUAL, GatedKernel, GemvKind, GemvTokens, MatmulKernel,
+    ROWS, TWO_BUFFERS, Tier, TileKind,
 };
 pub(crate) use quantize::QuantizeKernel;
 pub(crate) use shader::FUNCTIONS;

@@ -6,7 +6,7 @@ use crate::activation::{ActivationPlan, ActivationSpans};
 use crate::device::Facts;
 use crate::launch::{Op, RowSpan};
 use crate::matmul::{GatedOperands, GatedPlan, MatmulOperands, MatmulPlan};
-use crate::pipelines::{COOPERATIVE_DEPTH, COOPERATIVE_TILE};
+use crate::pipelines::{COOPERATIVE_DEPTH, CooperativeTile};
 use crate::quant::{FusedInput, QuantizePlan};
 use crate::weight::WeightForm;
 
@@ -82,7 +82,8 @@ fn operands(
         k: depth,
         rows: chunk,
         plain_codes: form.scale_shift().is_some(),
-        dense: chunk >= COOPERATIVE_TILE as usize
+        exact_in_f16: true,
+        dense: chunk >= CooperativeTile::Wide.shape().rows as usize
             && depth.is_multiple_of(COOPERATIVE_DEPTH as usize),
     };
     Some((operands, cols.div_ceil(per_chunk)))
@@ -192,7 +193,7 @@ mod tests {
                     act: bf16,
                 },
                 [4096, 6144, 7168],
-                "matmul_tiles(128 x 128, bf16 by e4m3); activation_native(bf16)",
+                "matmul_cooperative(128 x 128, bf16 by e4m3); activation_native(bf16)",
             ),
             (
                 Request::QuantizedMatmul {
@@ -201,7 +202,7 @@ mod tests {
                     y: bf16,
                 },
                 [4096, 7168, 3072],
-                "dequantize to bf16; matmul_tiles(128 x 128, bf16 by e4m3)",
+                "dequantize to bf16; matmul_cooperative(128 x 128, bf16 by e4m3)",
             ),
         ] {
             assert_eq!(shown(request, shape), expected, "{request}");

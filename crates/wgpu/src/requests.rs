@@ -8,8 +8,8 @@ use crate::device::{Facts, Needs};
 use crate::error::PLATFORM;
 use crate::launch::Op;
 use crate::pipelines::{
-    ActivationKernel, DeviceFormat, GatedKernel, GemvKind, GemvTokens, Kernel, MatmulKernel,
-    QuantizeKernel, TileKind,
+    ActivationKernel, CooperativeFormat, CooperativeKernel, CooperativeTile, DeviceFormat,
+    GatedKernel, GemvKind, GemvTokens, Kernel, MatmulKernel, QuantizeKernel, TileKind,
 };
 use crate::weight::WeightForm;
 
@@ -126,20 +126,29 @@ fn device_formats(weight: WeightFormat) -> Result<[Option<DeviceFormat>; 2]> {
 }
 
 fn matmul(x: Float, weight: DeviceFormat, facts: &Facts, each: &mut dyn FnMut(Kernel)) {
-    let mut each = |kernel| each(Kernel::Matmul(kernel));
     let usual = x == weight.usual_x();
     for kind in GemvKind::ALL {
         if usual || matches!(kind, GemvKind::Any { .. }) {
-            each(MatmulKernel::Gemv(weight, kind));
+            each(Kernel::Matmul(MatmulKernel::Gemv(weight, kind)));
         }
     }
     for kind in TileKind::ALL {
         if usual || matches!(kind, TileKind::Small { .. }) {
-            each(MatmulKernel::Tiles(weight, kind));
+            each(Kernel::Matmul(MatmulKernel::Tiles(weight, kind)));
         }
     }
-    if facts.cooperative && (x, weight) == (Float::F16, DeviceFormat::F16) {
-        each(MatmulKernel::Cooperative { dense: false });
+    let cooperative = CooperativeFormat::of(weight).filter(|_| facts.cooperative && usual);
+    if let Some(weight) = cooperative {
+        for tile in CooperativeTile::ALL {
+            let kernel = CooperativeKernel { weight, tile };
+            each(Kernel::Matmul(MatmulKernel::Cooperative {
+                kernel,
+                dense: false,
+            }));
+        }
+        if weight.is_scaled() {
+            each(Kernel::RowsAsF16);
+        }
     }
 }
 
@@ -211,7 +220,8 @@ mod tests {
             let weight = weight(cols);
             of(Request::Matmul { x, weight, y }).len()
         };
-        assert_eq!((count(128), count(100)), (8, 12));
+        // The latter have blocks that end within a vector.
+        assert_eq!((count(128), count(100)), (8 + 5, 8 + 5 + 4));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Tests of a backend's kernels that take some of them away.
 
+mod cooperative;
+
 use std::sync::Arc;
 
 use swiglu_core::{
@@ -87,7 +89,7 @@ fn tiles_of_any_size_and_buffers_are_equal() {
         for least in [1, u32::MAX] {
             let mut facts = Facts::of(backend.device(), false);
             facts.least_large_tiles = least;
-            let pipelines = Pipelines::new(backend.device(), tier, facts, None);
+            let pipelines = Pipelines::new(backend.device(), tier, facts, &Arc::default(), None);
             backend.pipelines = Arc::new(pipelines.unwrap());
             for (case, expected) in cases.iter().zip(&expected) {
                 let got = multiplied(&backend, *case);

@@ -7,9 +7,12 @@
 //!    does not, a new segment begins.
 //! 3. A segment is cut into chunks that fit a binding. Each brings its scales, as f32, and the rows of
 //!    its first block that lie before it.
-//! 4. Where a scale is so small that a driver could take it for zero, all are multiplied by a power
+//! 4. For cooperative matrices, powers of two are kept under which rows are exact in f16, where there
+//!    are such.
+//! 5. Where a scale is so small that a driver could take it for zero, all are multiplied by a power
 //!    of two, which results are divided by.
 
+mod halves;
 mod lift;
 
 use swiglu_core::{Error, Float, HostWeight, WeightFormat};
@@ -40,6 +43,8 @@ pub struct Weight {
     /// Whether a code of E4M3 is NaN.
     pub(crate) has_nan_codes: bool,
     pub(crate) chunks: Vec<Chunk>,
+    /// Whether rows are exact in f16 as they are, or under the powers of two that they come with.
+    pub(crate) exact_in_f16: bool,
     /// The kernel on cooperative matrices for dense rows of x, where there is one.
     pub(crate) dense: Option<wgpu::ComputePipeline>,
 }
@@ -54,7 +59,7 @@ pub(crate) struct Chunk {
     pub(crate) bound: Bound,
 }
 
-/// The scales of a chunk.
+/// The scales of a chunk, or the exponents of its rows.
 #[derive(Debug)]
 pub(crate) struct ChunkScales {
     pub(crate) data: Buffer,
@@ -62,6 +67,9 @@ pub(crate) struct ChunkScales {
     pub(crate) cols: u32,
     /// Rows of the first block that lie before the chunk.
     pub(crate) skip: u32,
+    /// Where what stands for scales in f16 begins, and the exponents of rows of blocks.
+    pub(crate) factors: u32,
+    pub(crate) exponents: u32,
 }
 
 /// How a weight of one format and width is kept.
@@ -209,7 +217,12 @@ impl Weight {
         [self.rows, self.form.cols]
     }
 
-    pub(crate) fn load(device: &Device, parts: &[HostWeight<'_>]) -> Result<Self> {
+    /// With what `cooperative` matrices take besides, if there are such.
+    pub(crate) fn load(
+        device: &Device,
+        parts: &[HostWeight<'_>],
+        cooperative: bool,
+    ) -> Result<Self> {
         HostWeight::check_parts(parts)?;
         let first = &parts[0];
         let form = WeightForm::of(first.format(), first.cols())?;
@@ -221,6 +234,7 @@ impl Weight {
             lift: Lift::of(parts),
             has_nan_codes: false,
             chunks: Vec::new(),
+            exact_in_f16: cooperative,
             dense: None,
         };
         for segment in Segment::cut(parts) {
@@ -244,6 +258,7 @@ impl Weight {
         let data = Buffer::allocated(device, rows * row_bytes)?;
         let per_write = (STAGING / row_bytes).max(1);
         let mut line = vec![0.0; if form.decoded { form.cols } else { 0 }];
+        let mut exponents = Vec::new();
         for from in (0..rows).step_by(per_write) {
             let count = per_write.min(rows - from);
             let mut staging = vec![0; count * row_bytes];
@@ -251,22 +266,31 @@ impl Weight {
                 if let Some(place) = segment.find(row + from + i) {
                     form.write_row(place, self.lift, &mut line, out);
                 }
+                if self.exact_in_f16 && form.format == DeviceFormat::BF16 {
+                    match halves::row_exponent(out) {
+                        Some(exponent) => exponents.push(exponent),
+                        None => self.exact_in_f16 = false,
+                    }
+                }
             }
             let is_nan = |code: &u8| code & 0x7f == 0x7f;
             self.has_nan_codes |= form.format == DeviceFormat::E4m3 && staging.iter().any(is_nan);
             device.write_words(data.raw(), from * row_bytes, &staging)?;
         }
         let scales = match form.block {
+            None if self.exact_in_f16 && form.format == DeviceFormat::BF16 => {
+                Some(row_exponents(device, &exponents)?)
+            }
             None => None,
-            Some(block) => Some(load_scales(
-                device,
-                (&form, block, self.lift),
-                segment,
-                row,
-                rows,
-            )?),
+            Some(block) => {
+                let how = (&form, block, self.lift);
+                let made = load_scales(device, how, segment, [row, rows])?;
+                self.bytes += size_of::<f32>() * made.count;
+                self.exact_in_f16 &= made.exact_in_f16;
+                Some(made.scales)
+            }
         };
-        self.bytes += data.len() + scales.as_ref().map_or(0, |s| s.data.len());
+        self.bytes += data.len();
         self.chunks.push(Chunk {
             first_row: self.rows,
             rows,
@@ -279,14 +303,35 @@ impl Weight {
     }
 }
 
-/// The scales of `rows` rows from `row` on, as f32.
+/// The exponents of rows of bf16.
+fn row_exponents(device: &Device, exponents: &[i32]) -> Result<ChunkScales> {
+    let data = Buffer::allocated(device, size_of_val(exponents))?;
+    device.write_words(data.raw(), 0, bytemuck::cast_slice(exponents))?;
+    Ok(ChunkScales {
+        data,
+        // One for each row, and no columns that share a scale.
+        block: [1, 0],
+        cols: 0,
+        skip: 0,
+        factors: 0,
+        exponents: 0,
+    })
+}
+
+struct LoadedScales {
+    scales: ChunkScales,
+    /// Scales as they come.
+    count: usize,
+    exact_in_f16: bool,
+}
+
+/// The scales of `rows` rows from `row` on, as f32, and what stands for them in f16.
 fn load_scales(
     device: &Device,
     (form, [block_rows, block_cols], lift): (&WeightForm, [usize; 2], Lift),
     segment: &Segment<'_, '_>,
-    row: usize,
-    rows: usize,
-) -> Result<ChunkScales> {
+    [row, rows]: [usize; 2],
+) -> Result<LoadedScales> {
     // A block taller or wider than the weight is as good as one of its size.
     let block = [
         block_rows.min(segment.rows.max(1)),
@@ -294,20 +339,43 @@ fn load_scales(
     ];
     let cols = form.scale_cols(block_cols);
     let first = row / block[0];
-    let mut values = Vec::new();
+    let mut values: Vec<f32> = Vec::new();
+    let mut factors = Vec::new();
+    let mut exponents = Vec::new();
+    let mut exact_in_f16 = true;
     for block_row in first..(row + rows).div_ceil(block[0]) {
         if let Some((part, r)) = segment.find(block_row * block[0]) {
+            let start = values.len();
             values.extend((0..cols).map(|c| lift.lifted(part.scale(r, c * block_cols))));
+            match halves::block_row(&values[start..], lift) {
+                Some((of_row, exponent)) => {
+                    factors.extend(of_row);
+                    exponents.push(exponent);
+                }
+                None => exact_in_f16 = false,
+            }
         }
+    }
+    let count = values.len();
+    if exact_in_f16 {
+        values.extend(factors);
+        values.extend(exponents.iter().map(|e| f32::from_bits(e.cast_unsigned())));
     }
     let data = Buffer::allocated(device, size_of_val(values.as_slice()))?;
     device.write_words(data.raw(), 0, bytemuck::cast_slice(&values))?;
     let int = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Ok(ChunkScales {
+    let scales = ChunkScales {
         data,
         block: block.map(int),
         cols: int(cols),
         skip: int(row - first * block[0]),
+        factors: int(count),
+        exponents: int(2 * count),
+    };
+    Ok(LoadedScales {
+        scales,
+        count,
+        exact_in_f16,
     })
 }
 

@@ -274,6 +274,33 @@ impl Bench {
         })
     }
 
+    /// The whole MLP on the device, over several copies of its weights (gate and up, down) in turn.
+    pub fn mlp_on_device(
+        &self,
+        tokens: usize,
+        weights: &[[Weight; 2]],
+        count: usize,
+    ) -> Result<f64> {
+        let op = GatedActivation::deepseek_v4();
+        let [h, i] = self.backend.weight_shape(&weights[0][1]);
+        let (bf16, b) = (Float::BF16, &self.backend);
+        let x = self.tokens(tokens * h)?;
+        let [mut g, mut a, mut y] = [4 * i, 2 * i, 2 * h].map(|bytes| b.alloc(tokens * bytes));
+        let (g, a, y) = (g.as_mut(), a.as_mut(), y.as_mut());
+        let (Ok(g), Ok(a), Ok(y)) = (g, a, y) else {
+            return Err("out of memory".into());
+        };
+        self.time(count, |pass, n| {
+            let [gate_up, down] = &weights[n % weights.len()];
+            let x = read(&x, bf16, tokens, h);
+            let between = write(g, bf16, tokens, 2 * i);
+            let act = write(a, bf16, tokens, i);
+            b.record_matmul_act_and_mul(pass, &op, x, gate_up, between, act)?;
+            let (a, y) = (read(a, bf16, tokens, i), write(y, bf16, tokens, h));
+            Ok(b.record_matmul(pass, a, down, y)?)
+        })
+    }
+
     /// Microseconds the host sees for the whole MLP at T = 1 in one submission: the medians of some
     /// rounds, in order. Between rounds the host may move to another processor.
     pub fn mlp(&self, format: WeightFormat, h: usize, i: usize) -> Result<Vec<f64>> {

@@ -24,6 +24,7 @@ fn main() -> Result<()> {
     };
     gemv(&bench, sizes, &mut report)?;
     large(&bench, sizes, &mut report)?;
+    tokens(&bench, &mut report)?;
     mlps(&bench, sizes, &mut report)
 }
 
@@ -104,6 +105,44 @@ fn large(bench: &Bench, [h, i]: [usize; 2], report: &mut Report) -> Result<()> {
         ];
         let name = format!("{tokens}x{h}x{} {x} by {}", 2 * i, format.name());
         report.case("matmul", &name, &figures);
+    }
+    Ok(())
+}
+
+/// The whole MLP of few and of many tokens, its weights coming from memory.
+fn tokens(bench: &Bench, report: &mut Report) -> Result<()> {
+    let (
+        MlpShape {
+            hidden,
+            intermediate,
+            ..
+        },
+        tokens,
+    ) = if bench.software() {
+        (
+            MlpShape {
+                hidden: 1024,
+                intermediate: 512,
+                ..MlpShape::FLASH
+            },
+            &[1, 16][..],
+        )
+    } else {
+        (
+            MlpShape::FLASH,
+            &[1, 2, 4, 8, 16, 32, 64, 128, 256, 1024][..],
+        )
+    };
+    let (h, i) = (hidden, intermediate);
+    for format in WEIGHTS {
+        let weights =
+            (0..4).map(|_| Ok([bench.weight(format, 2 * i, h)?, bench.weight(format, h, i)?]));
+        let weights = weights.collect::<Result<Vec<_>>>()?;
+        for &tokens in tokens {
+            let time = bench.mlp_on_device(tokens, &weights, 8)?;
+            let name = format!("T={tokens} {h}/{i} {}, device", format.name());
+            report.case("mlp", &name, &[figure("time", "us", time)]);
+        }
     }
     Ok(())
 }

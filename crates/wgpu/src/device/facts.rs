@@ -40,6 +40,8 @@ pub(crate) struct Facts {
     pub(crate) quantizes: bool,
     /// Whether there are kernels on cooperative matrices.
     pub(crate) cooperative: bool,
+    /// The only tiles that they take, where one is tried; by the shape, if none.
+    pub(crate) cooperative_tile: Option<usize>,
     /// The number of large tiles from which on they pay.
     pub(crate) least_large_tiles: u32,
     /// Whether a call's matrices may lie in one buffer, at different places.
@@ -59,6 +61,7 @@ impl Facts {
         gated: false,
         quantizes: false,
         cooperative: false,
+        cooperative_tile: None,
         least_large_tiles: u32::MAX,
         shared_buffers: false,
     };
@@ -78,6 +81,7 @@ impl Facts {
         gated: true,
         quantizes: true,
         cooperative: true,
+        cooperative_tile: None,
         least_large_tiles: 96,
         shared_buffers: false,
     };

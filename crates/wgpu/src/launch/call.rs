@@ -106,5 +106,17 @@ pub(crate) struct MatmulCall {
     pub(crate) gate_row: u32,
     pub(crate) up_row: u32,
     pub(crate) result_scale: f32,
+    pub(crate) factors: u32,
+    pub(crate) exponents: u32,
     pub(crate) op: Op,
+}
+
+/// rows_as_f16.wgsl: rows of bf16 that become such of f16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct RowsCall {
+    pub(crate) rows: u32,
+    pub(crate) k: u32,
+    pub(crate) offset: u32,
+    pub(crate) stride: u32,
 }

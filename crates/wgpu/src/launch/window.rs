@@ -142,6 +142,16 @@ pub(crate) struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
+    /// The first bytes of a buffer, a multiple of 16.
+    pub(crate) const fn first(buffer: &'a wgpu::Buffer, bytes: u64) -> Self {
+        Self {
+            buffer,
+            start: 0,
+            end: bytes,
+            offset: 0,
+        }
+    }
+
     pub(crate) const fn binding(&self) -> wgpu::BufferBinding<'a> {
         wgpu::BufferBinding {
             buffer: self.buffer,

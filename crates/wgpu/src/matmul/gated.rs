@@ -138,6 +138,7 @@ mod tests {
                 k: 7168,
                 rows: 6144,
                 plain_codes: true,
+                exact_in_f16: false,
                 dense: false,
             },
             gate_up: RowSpan::contiguous(2, 6144),

@@ -6,8 +6,9 @@
 //!    as those of any type.
 //! 2. Few tokens go in groups of what a GEMV holds; many in one dispatch, as far as bindings and
 //!    workgroups go.
-//! 3. Many tokens of f16 by f16 go to cooperative matrices where tiles of 128 are full, others to
-//!    large tiles where there are enough of them, or to small ones.
+//! 3. Where there are cooperative matrices, more than eight tokens of the usual type go to them, by a weight
+//!    that is exact in f16: to the largest tiles of which there are enough for a large device.
+//! 4. Others go to large tiles where there are enough of them, or to small ones.
 //!
 //! All groups are equal but the last, which may be for fewer tokens and so for another kernel.
 
@@ -16,11 +17,16 @@ use std::fmt;
 use swiglu_core::Float;
 
 use crate::device::Facts;
-use crate::launch::{RowSpan, Workgroups, in_workgroups};
+use crate::launch::{RowSpan, Scratch, Workgroups, in_workgroups};
 use crate::pipelines::{
-    ANY_TOKENS, COOPERATIVE_DEPTH, COOPERATIVE_TILE, DeviceFormat, FEW_ANY, FEW_USUAL, GemvKind,
-    GemvTokens, MatmulKernel, ROWS, TileKind,
+    ANY_TOKENS, COOPERATIVE_DEPTH, CooperativeFormat, CooperativeKernel, CooperativeShape,
+    CooperativeTile, DeviceFormat, FEW_ANY, FEW_USUAL, GemvKind, GemvTokens, LEAST_COOPERATIVE,
+    MatmulKernel, ROW_END, ROWS, TileKind,
 };
+
+/// So many tiles of either size keep a large device busy.
+const MANY_WIDE: usize = 192;
+const MANY_MIDDLE: usize = 128;
 
 /// The operands of a matmul by successive rows of a weight in one buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +42,8 @@ pub(crate) struct MatmulOperands {
     pub(crate) rows: usize,
     /// Whether no code is NaN, and scales are found by a shift.
     pub(crate) plain_codes: bool,
+    /// Whether the weight's rows are exact in f16, maybe under powers of two.
+    pub(crate) exact_in_f16: bool,
     /// Whether the weight has a pipeline for dense rows of x.
     pub(crate) dense: bool,
 }
@@ -60,6 +68,9 @@ impl MatmulOperands {
 
     /// Up to so many tokens GEMVs are faster.
     fn few(&self, facts: &Facts) -> usize {
+        if self.cooperative(facts).is_some() {
+            return LEAST_COOPERATIVE - 1;
+        }
         match (self.is_for_usual_gemvs(), facts.software) {
             (true, false) => FEW_USUAL,
             (true, true) => FEW_USUAL / 2,
@@ -90,6 +101,10 @@ impl MatmulOperands {
         } else {
             small * limits.workgroups as usize
         };
+        let most = match self.cooperative(facts) {
+            Some(format) if format.is_scaled() => most.min(self.scratch_rows(facts)),
+            _ => most,
+        };
         most.min(self.x.rows_per_window(limits))
             .min(self.y.rows_per_window(limits))
             .max(1)
@@ -104,23 +119,63 @@ impl MatmulOperands {
         }
     }
 
-    /// Whether so many tokens go to cooperative matrices.
-    fn is_cooperative(&self, facts: &Facts, tokens: usize) -> bool {
-        let f16 = (self.x_float, self.weight) == (Float::F16, DeviceFormat::F16);
+    /// The format for cooperative matrices, where they take it.
+    fn cooperative(&self, facts: &Facts) -> Option<CooperativeFormat> {
         let pairs = |n: usize| n.is_multiple_of(2);
         let whole_words =
             self.y_float == Float::F32 || pairs(self.y.first) && pairs(self.y.stride() as usize);
-        let full = tokens.min(self.rows) >= COOPERATIVE_TILE as usize
+        let takes = facts.cooperative
+            && self.exact_in_f16
+            && self.is_for_usual_gemvs()
             && self.k.is_multiple_of(COOPERATIVE_DEPTH as usize)
-            && pairs(self.rows);
-        facts.cooperative && f16 && self.is_aligned() && full && whole_words
+            && pairs(self.rows)
+            && whole_words;
+        CooperativeFormat::of(self.weight).filter(|_| takes)
+    }
+
+    /// Rows of x in f16 that are made at a time; tiles take them whole.
+    fn scratch_rows(&self, facts: &Facts) -> usize {
+        let bytes = facts.bindings.bytes.min(Scratch::MOST);
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let rows = bytes / (2 * (self.k + ROW_END));
+        let tile = CooperativeTile::Wide.shape().tokens as usize;
+        if rows < tile {
+            rows
+        } else {
+            rows - rows % tile
+        }
+    }
+
+    /// The tiles for so many tokens.
+    fn cooperative_tile(&self, facts: &Facts, tokens: usize) -> CooperativeTile {
+        if let Some(tile) = facts.cooperative_tile {
+            return CooperativeTile::ALL[tile % CooperativeTile::ALL.len()];
+        }
+        let narrow = CooperativeTile::Narrow;
+        if tokens <= narrow.shape().tokens as usize {
+            return narrow;
+        }
+        let enough = |tile: CooperativeTile, least: usize| {
+            let [t, r] = [tile.shape().tokens, tile.shape().rows].map(|n| n as usize);
+            tokens.div_ceil(t) * self.rows.div_ceil(r) >= least
+        };
+        let wide = CooperativeTile::Wide.shape();
+        let full = tokens >= wide.tokens as usize && self.rows >= wide.rows as usize;
+        if full && enough(CooperativeTile::Wide, MANY_WIDE) {
+            CooperativeTile::Wide
+        } else if enough(CooperativeTile::Middle, MANY_MIDDLE) {
+            CooperativeTile::Middle
+        } else {
+            CooperativeTile::Low
+        }
     }
 
     /// The kernel for a dispatch of so many tokens, and its workgroups.
     fn step(&self, facts: &Facts, tokens: usize) -> MatmulStep {
         let int = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let rows = int(self.rows);
-        if tokens <= self.gemv_tokens() {
+        let few = tokens <= self.gemv_tokens();
+        if few && facts.cooperative_tile.is_none() {
             let [x, y] = in_workgroups(&facts.bindings, rows.div_ceil(ROWS));
             return MatmulStep {
                 kernel: MatmulKernel::Gemv(self.weight, self.gemv_kind(tokens)),
@@ -128,11 +183,17 @@ impl MatmulOperands {
             };
         }
         let tiles = |side: u32| [rows.div_ceil(side), int(tokens).div_ceil(side), 1];
-        if self.is_cooperative(facts, tokens) {
-            let dense = self.dense && self.x.stride() as usize == self.k;
+        if let Some(weight) = self.cooperative(facts) {
+            let tile = self.cooperative_tile(facts, tokens);
+            let kernel = CooperativeKernel { weight, tile };
+            let in_a_row = weight.is_scaled() || self.x.stride() as usize == self.k;
+            let dense = self.dense && in_a_row && tile == CooperativeTile::Wide;
+            let CooperativeShape {
+                tokens: t, rows: r, ..
+            } = tile.shape();
             return MatmulStep {
-                kernel: MatmulKernel::Cooperative { dense },
-                workgroups: tiles(COOPERATIVE_TILE),
+                kernel: MatmulKernel::Cooperative { kernel, dense },
+                workgroups: [rows.div_ceil(r), int(tokens).div_ceil(t), 1],
             };
         }
         let [across, down, _] = tiles(TileKind::Large.side());
@@ -268,6 +329,7 @@ mod tests {
             k: 7168,
             rows: 6144,
             plain_codes: true,
+            exact_in_f16: true,
             dense: true,
         }
     }
@@ -281,15 +343,19 @@ mod tests {
         use DeviceFormat::{BF16, E4m3, F16, F32};
         for (tokens, weight, expected) in [
             (1, BF16, "gemv(bf16 by bf16, T <= 1)"),
+            (8, E4m3, "gemv(bf16 by e4m3, T <= 8)"),
+            (11, E4m3, "matmul_cooperative(16 x 16, bf16 by e4m3)"),
             (
-                11,
-                E4m3,
-                "gemv(bf16 by e4m3, T <= 8), then gemv(bf16 by e4m3, T <= 4)",
+                20,
+                F32,
+                "2 x gemv(f32 by f32, T <= 8), then gemv(f32 by f32, T <= 4)",
             ),
             (32, F32, "4 x gemv(f32 by f32, T <= 8)"),
             (33, F32, "matmul_tiles(64 x 64, by f32, whole vectors)"),
-            (4096, BF16, "matmul_tiles(128 x 128, bf16 by bf16)"),
-            (4096, F16, "matmul_cooperative(f16, dense)"),
+            (17, BF16, "matmul_cooperative(64 x 32, bf16 by bf16)"),
+            (128, E4m3, "matmul_cooperative(64 x 64, bf16 by e4m3)"),
+            (4096, BF16, "matmul_cooperative(128 x 128, bf16 by bf16)"),
+            (4096, F16, "matmul_cooperative(128 x 128, f16 by f16)"),
         ] {
             assert_eq!(shown(&v4_pro(tokens, weight)), expected);
         }

@@ -6,9 +6,12 @@ use super::plan::{MatmulOperands, MatmulPlan};
 use crate::Result;
 use crate::device::Device;
 use crate::launch::{
-    Columns, MatmulCall, Matrix, Window, Workgroups, bind, check_apart, dispatch, float_code,
+    Columns, MatmulCall, Matrix, RowsCall, Window, Workgroups, bind, check_apart, dispatch,
+    float_code, in_workgroups,
 };
-use crate::pipelines::{COOPERATIVE_DEPTH, COOPERATIVE_TILE, DeviceFormat, Pipelines};
+use crate::pipelines::{
+    COOPERATIVE_DEPTH, CooperativeFormat, CooperativeKernel, CooperativeTile, Pipelines, ROW_END,
+};
 use crate::weight::{Chunk, Weight};
 
 /// x, a buffer of the weight, and the columns of y that its rows make.
@@ -46,6 +49,7 @@ impl<'a> ChunkMatmul<'a> {
         let Weight {
             form,
             has_nan_codes,
+            exact_in_f16,
             dense,
             ..
         } = self.weight;
@@ -59,6 +63,7 @@ impl<'a> ChunkMatmul<'a> {
             k: form.cols,
             rows: self.chunk.rows,
             plain_codes: !has_nan_codes && form.scale_shift().is_some(),
+            exact_in_f16: *exact_in_f16,
             dense: dense.is_some(),
         }
     }
@@ -93,6 +98,8 @@ impl<'a> ChunkMatmul<'a> {
             call.scale_cols = scales.cols;
             call.scale_skip = scales.skip;
             call.scale_shift = form.scale_shift().unwrap_or(0);
+            call.factors = scales.factors;
+            call.exponents = scales.exponents;
         }
         call.result_scale = self.weight.lift.undone();
         Ok((call, [x, y]))
@@ -129,16 +136,46 @@ pub(crate) fn prepare(
     (device, pipelines): (&Device, &Pipelines),
     weight: &mut Weight,
 ) -> Result<()> {
-    let full = |chunk: &Chunk| chunk.rows >= COOPERATIVE_TILE as usize;
+    let tile = CooperativeTile::Wide;
+    let full = |chunk: &Chunk| chunk.rows >= tile.shape().rows as usize;
     let k = u32::try_from(weight.form.cols).unwrap_or(0);
-    if pipelines.facts.cooperative
-        && weight.form.format == DeviceFormat::F16
+    if let Some(format) = CooperativeFormat::of(weight.form.format)
+        && weight.exact_in_f16
+        && pipelines.facts.cooperative_tile.is_none()
         && k.is_multiple_of(COOPERATIVE_DEPTH)
         && weight.chunks.iter().any(full)
     {
-        weight.dense = Some(pipelines.dense(device, k)?);
+        let kernel = CooperativeKernel {
+            weight: format,
+            tile,
+        };
+        weight.dense = Some(pipelines.dense(device, kernel, k)?);
     }
     Ok(())
+}
+
+/// Records x in f16, in rows that end with their exponents, for the dispatch that follows: its first and
+/// last byte in the scratch memory.
+fn record_halves(
+    (device, pipelines): (&Device, &Pipelines),
+    pass: &mut wgpu::ComputePass<'_>,
+    (call, x): (&MatmulCall, Window<'_>),
+) -> Result<(wgpu::Buffer, u64)> {
+    let row = 2 * (u64::from(call.k) + ROW_END as u64);
+    let bytes = u64::from(call.tokens) * row;
+    let scratch = pipelines.scratch.of(device, bytes)?;
+    let rows = RowsCall {
+        rows: call.tokens,
+        k: call.k,
+        offset: call.x_offset,
+        stride: call.x_stride,
+    };
+    let bindings = [x, x, Window::first(&scratch, bytes)].map(|window| window.binding());
+    let group = bind(device, &pipelines.activation_bindings, bindings)?;
+    let [across, down] = in_workgroups(&pipelines.facts.bindings, call.tokens);
+    let pipeline = pipelines.rows_as_f16()?;
+    dispatch(pass, pipeline, &group, &rows, [across, down, 1]);
+    Ok((scratch, bytes))
 }
 
 /// Records y = x · wᵀ.
@@ -156,10 +193,18 @@ pub(crate) fn record(
         let matmul = ChunkMatmul::new(x, (weight, chunk), y, columns)?;
         let plan = MatmulPlan::new(facts, &matmul.operands());
         for (token, tokens, step) in plan.dispatches() {
-            let (call, ends) = matmul.call(pipelines, (token, tokens))?;
+            let (mut call, [x, y]) = matmul.call(pipelines, (token, tokens))?;
             let pipeline = pipelines.matmul(step.kernel, weight.dense.as_ref())?;
-            let (on, call) = ((device, pipelines), (&call, ends));
-            matmul.dispatch(on, pass, pipeline, call, step.workgroups)?;
+            let on = (device, pipelines);
+            if step.kernel.takes_rows_as_f16() {
+                let (scratch, bytes) = record_halves(on, pass, (&call, x))?;
+                call.x_offset = 0;
+                call.x_stride = call.k + ROW_END as u32;
+                let ends = [Window::first(&scratch, bytes), y];
+                matmul.dispatch(on, pass, pipeline, (&call, ends), step.workgroups)?;
+            } else {
+                matmul.dispatch(on, pass, pipeline, (&call, [x, y]), step.workgroups)?;
+            }
         }
     }
     Ok(())

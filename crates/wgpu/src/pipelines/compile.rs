@@ -13,6 +13,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use super::cache::PipelineCache;
 use super::shader::Shader;
 use crate::device::{Device, IMMEDIATE_BYTES};
 use crate::{Result, WgpuError};
@@ -21,30 +22,21 @@ const BUILDING: &str = "building the pipelines";
 
 pub(crate) struct PipelineBuilder<'a> {
     device: &'a Device,
-    cache: Option<wgpu::PipelineCache>,
+    cache: Option<&'a wgpu::PipelineCache>,
     shared_buffers: bool,
 }
 
 impl<'a> PipelineBuilder<'a> {
-    pub(crate) fn new(device: &'a Device, shared_buffers: bool) -> Result<Self> {
-        let raw = device.raw();
-        let cached = raw.features().contains(wgpu::Features::PIPELINE_CACHE);
-        let cache = device.scoped(BUILDING, || {
-            cached.then(|| {
-                let descriptor = wgpu::PipelineCacheDescriptor {
-                    label: Some("swiglu"),
-                    data: None,
-                    fallback: true,
-                };
-                // SAFETY: the obligation is on the initial data, of which there is none.
-                unsafe { raw.create_pipeline_cache(&descriptor) }
-            })
-        })?;
-        Ok(Self {
+    pub(crate) const fn new(
+        device: &'a Device,
+        cache: &'a PipelineCache,
+        shared_buffers: bool,
+    ) -> Self {
+        Self {
             device,
-            cache,
+            cache: cache.raw(),
             shared_buffers,
-        })
+        }
     }
 
     /// So many buffers to be read, then those to be written.
@@ -127,7 +119,7 @@ impl<'a> PipelineBuilder<'a> {
                     constants: &shader.constants,
                     zero_initialize_workgroup_memory: false,
                 },
-                cache: self.cache.as_ref(),
+                cache: self.cache,
             })
         })
     }

@@ -1,6 +1,7 @@
 //! Every kernel by one name: its text, and what it needs of a device.
 
 use super::activation::{ActivationKernel, VECTOR_WORKGROUP, WORKGROUP};
+use super::cooperative::{self, CooperativeKernel};
 use super::matmul::{
     DeviceFormat, GatedKernel, GemvKind, LANES, MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
 };
@@ -29,6 +30,8 @@ pub(crate) enum Kernel {
     Quantize(QuantizeKernel),
     Dequantize,
     Matmul(MatmulKernel),
+    /// Rows of bf16 as f16, for cooperative matrices.
+    RowsAsF16,
     Gated(GatedKernel),
 }
 
@@ -40,7 +43,6 @@ impl Kernel {
             .clone()
             .flat_map(|w| GemvKind::ALL.map(|kind| MatmulKernel::Gemv(w, kind)));
         let tiles = formats.flat_map(|w| TileKind::ALL.map(|kind| MatmulKernel::Tiles(w, kind)));
-        let cooperative = MatmulKernel::Cooperative { dense: false };
         let mut all: Vec<_> = ActivationKernel::ALL.map(Self::Activation).into();
         all.extend(gemvs.chain(tiles).map(Self::Matmul));
         if facts.quantizes {
@@ -51,7 +53,12 @@ impl Kernel {
             all.extend(GatedKernel::all().map(Self::Gated));
         }
         if facts.cooperative {
-            all.push(Self::Matmul(cooperative));
+            let any = |kernel| MatmulKernel::Cooperative {
+                kernel,
+                dense: false,
+            };
+            all.extend(CooperativeKernel::all().map(any).map(Self::Matmul));
+            all.push(Self::RowsAsF16);
         }
         all
     }
@@ -65,7 +72,8 @@ impl Kernel {
             Self::Matmul(MatmulKernel::Tiles(weight, kind)) => {
                 matmul_text::tiles(tier, weight, kind)
             }
-            Self::Matmul(MatmulKernel::Cooperative { .. }) => matmul_text::cooperative(None),
+            Self::Matmul(MatmulKernel::Cooperative { kernel, .. }) => kernel.shader(None),
+            Self::RowsAsF16 => cooperative::rows_as_f16(),
             Self::Gated(kernel) => matmul_text::gated(tier, kernel),
         }
     }
@@ -100,7 +108,7 @@ impl Kernel {
                     MatmulKernel::Cooperative { .. } => 0,
                 },
             },
-            Self::Gated(_) => Needs {
+            Self::Gated(_) | Self::RowsAsF16 => Needs {
                 storage_buffers: MATMUL_BUFFERS,
                 invocations: 0,
                 workgroup_bytes: 0,

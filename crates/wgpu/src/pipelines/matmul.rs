@@ -4,7 +4,7 @@ use std::fmt;
 
 use swiglu_core::Float;
 
-use crate::device::Subgroups;
+use super::cooperative::CooperativeKernel;
 use crate::launch::float_code;
 
 /// How a weight's elements lie on the device.
@@ -87,18 +87,6 @@ pub(crate) const ANY_TOKENS: usize = 4;
 /// The number of large tiles from which on they pay: fewer leave parts of a large device idle, which four times
 /// as many small ones do not.
 pub(super) const MANY_TILES: u32 = 96;
-
-/// The side of the tiles on cooperative matrices.
-pub(crate) const COOPERATIVE_TILE: u32 = 128;
-
-/// Elements of a row that they take at a time.
-pub(crate) const COOPERATIVE_DEPTH: u32 = 32;
-
-/// What kernels on cooperative matrices ask of a device.
-pub(crate) const COOPERATIVE_SUBGROUPS: Subgroups = Subgroups {
-    lanes: LANES,
-    storage: 2 * COOPERATIVE_TILE * 10 * 8 + 4 * 16 * 16 * 4,
-};
 
 /// Which kernels are built, where there is a choice.
 #[derive(Clone, Copy, Debug)]
@@ -235,20 +223,26 @@ pub(crate) const TWO_BUFFERS: u32 = {
 pub(crate) enum MatmulKernel {
     Gemv(DeviceFormat, GemvKind),
     Tiles(DeviceFormat, TileKind),
-    /// f16 by f16 on cooperative matrices, of dense rows of x with a pipeline for their length.
+    /// On cooperative matrices, maybe of dense rows of x with a pipeline for their length.
     Cooperative {
+        kernel: CooperativeKernel,
         dense: bool,
     },
 }
 
 impl MatmulKernel {
-    /// Its place among the shaders of its sort; 0 for cooperative matrices.
+    /// Its place among the shaders of its sort.
     pub(super) const fn index(self) -> usize {
         match self {
             Self::Gemv(format, kind) => format.index() * GemvKind::ALL.len() + kind.index(),
             Self::Tiles(format, kind) => format.index() * TileKind::ALL.len() + kind.index(),
-            Self::Cooperative { .. } => 0,
+            Self::Cooperative { kernel, .. } => kernel.index(),
         }
+    }
+
+    /// Whether x comes to it in f16, in rows that end with their exponents.
+    pub(crate) const fn takes_rows_as_f16(self) -> bool {
+        matches!(self, Self::Cooperative { kernel, .. } if kernel.weight.is_scaled())
     }
 }
 
@@ -270,8 +264,7 @@ impl fmt::Display for MatmulKernel {
                     TileKind::Large => write!(f, "{} by {format})", format.usual_x()),
                 }
             }
-            Self::Cooperative { dense: true } => f.write_str("matmul_cooperative(f16, dense)"),
-            Self::Cooperative { dense: false } => f.write_str("matmul_cooperative(f16)"),
+            Self::Cooperative { kernel, .. } => write!(f, "{kernel}"),
         }
     }
 }

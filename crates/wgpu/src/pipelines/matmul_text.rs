@@ -2,9 +2,9 @@
 
 use swiglu_core::Float;
 
+use super::cooperative::repeated;
 use super::matmul::{
-    COOPERATIVE_DEPTH, COOPERATIVE_TILE, DeviceFormat, GATED_ROWS, GatedKernel, GemvKind,
-    GemvTokens, LANES, ROWS, Tier, TileKind,
+    DeviceFormat, GATED_ROWS, GatedKernel, GemvKind, GemvTokens, LANES, ROWS, Tier, TileKind,
 };
 use super::shader::{
     ACTIVATION_NATIVE, ACTIVATION_QUICK, ELEMENT, FUNCTIONS_TEXT, NUMERIC, OP, OPERATION, Shader,
@@ -21,10 +21,6 @@ const GEMV_ANY: &str = include_str!("../shaders/gemv_any.wgsl");
 const REDUCE_SUBGROUP: &str = include_str!("../shaders/reduce_subgroup.wgsl");
 const REDUCE_WORKGROUP: &str = include_str!("../shaders/reduce_workgroup.wgsl");
 const TILED: &str = include_str!("../shaders/matmul_tiles.wgsl");
-const COOPERATIVE: &str = include_str!("../shaders/matmul_cooperative.wgsl");
-
-/// Vectors of four that each of their 128 invocations brings of x, and of the weight, at a time.
-const COOPERATIVE_VECTORS: u32 = COOPERATIVE_TILE * COOPERATIVE_DEPTH / 4 / 128;
 
 /// The shaders' number for a type that the call tells.
 const ANY: u32 = 255;
@@ -43,18 +39,8 @@ fn constants(
     ]
 }
 
-/// The text with its lines that contain `#t` so many times, numbered there.
-fn repeated(count: u32, text: &str) -> String {
-    let mut all = String::new();
-    for line in text.split_inclusive('\n') {
-        let times = if line.contains("#t") { count } else { 1 };
-        all.extend((0..times).map(|t| line.replace("#t", &t.to_string())));
-    }
-    all
-}
-
 /// The text of a matmul: its constants, what all share, and its own parts.
-fn text(constants: &[(&str, u32)], own: &[&str]) -> String {
+pub(super) fn text(constants: &[(&str, u32)], own: &[&str]) -> String {
     let constants: String = constants
         .iter()
         .map(|(name, value)| format!("const {name}: u32 = {value}u;\n"))
@@ -77,7 +63,7 @@ fn gemv_text(rows: u32, tier: Tier, own: &[&str]) -> String {
 fn usual_gemv_text(rows: u32, tier: Tier, tokens: GemvTokens, own: &[&str]) -> String {
     let tokens = tokens.count();
     let count = format!("const TOKENS: u32 = {tokens}u;\n");
-    let of_tokens = repeated(tokens, GEMV);
+    let of_tokens = repeated("#t", tokens, GEMV);
     gemv_text(rows, tier, &[&[&count, of_tokens.as_str()], own].concat())
 }
 
@@ -144,27 +130,5 @@ pub(super) fn tiles(tier: Tier, weight: DeviceFormat, kind: TileKind) -> Shader 
         entry: "matmul_tiles",
         constants: constants((weight, x), aligned, tier),
         checked: false,
-    }
-}
-
-/// The tiles of f16 by f16 on cooperative matrices, for any rows or for dense ones of `k` elements.
-pub(super) fn cooperative(k: Option<u32>) -> Shader {
-    Shader {
-        source: "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned()
-            + &text(&[], &[&repeated(COOPERATIVE_VECTORS, COOPERATIVE)]),
-        entry: "matmul_cooperative",
-        constants: vec![("K", f64::from(k.unwrap_or(0)))],
-        checked: false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_of_tokens_are_repeated() {
-        let text = "a\nb#t = #tu;\nc\n";
-        assert_eq!(repeated(2, text), "a\nb0 = 0u;\nb1 = 1u;\nc\n");
     }
 }

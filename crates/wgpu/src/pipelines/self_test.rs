@@ -148,33 +148,71 @@ fn multiplied<B: Matmul, T: Element>(
     contents(backend, &y, count)
 }
 
-/// A matmul of small integers in f16 on cooperative matrices, with tiles that are not full: of
-/// rows of x that follow one another, and of rows that lie apart.
+/// Matmuls of small integers on cooperative matrices, in tiles that are not full: of rows that follow one
+/// another and of rows that lie apart, under powers of two that differ from row to row.
 pub(crate) fn cooperative<B: Matmul>(backend: &B) -> Result<()> {
-    const SHAPE: [usize; 3] = [140, 200, 96];
-    if !multiplies(backend, Float::F16, WeightFormat::Float(Float::F16)) {
+    const CODES: WeightFormat = WeightFormat::Fp8 {
+        scales: ScaleFormat::E8M0,
+        block: [32, 32],
+    };
+    cooperative_by::<_, f16>(backend, WeightFormat::Float(Float::F16))?;
+    cooperative_by::<_, bf16>(backend, WeightFormat::Float(Float::BF16))?;
+    cooperative_by::<_, bf16>(backend, CODES)
+}
+
+fn cooperative_by<B: Matmul, T: Element>(backend: &B, format: WeightFormat) -> Result<()> {
+    const TOKENS: usize = 132;
+    const ROWS: usize = 134;
+    /// More than a step, and no whole steps, of every kernel.
+    const COLS: usize = 544;
+    const STRIDE: usize = COLS + 8;
+    if !multiplies(backend, T::FLOAT, format) {
         return Ok(());
     }
-    let [tokens, rows, cols] = SHAPE;
-    let integers = |n: usize| -> Vec<f16> {
-        let small = |i: usize| f16::from_f32((i * 5 % 7) as f32 - 3.0);
-        (0..n).map(small).collect()
+    // Powers of two by token and row, or by blocks of 32 rows and columns.
+    let power = |n: usize, most: i32| match T::FLOAT {
+        Float::F16 => 1.0,
+        _ => f64::from((n as i32 * 7 % most - most / 2) as f32).exp2(),
     };
-    let w = integers(rows * cols);
-    let loaded = load(backend, [rows, cols], Float::F16, &w)?;
-    for stride in [cols, cols + 8] {
-        let x = integers(tokens * stride);
-        let layout = RowLayout::contiguous(tokens, cols).with_stride(stride);
-        let got = multiplied(backend, (&x, layout), &loaded, rows)?;
-        let dot = |x: &[f16], w: &[f16]| -> f32 {
-            let terms = x.iter().zip(w);
-            terms.map(|(a, b)| a.to_f32() * b.to_f32()).sum()
-        };
-        let wanted: Vec<f32> = x
-            .chunks_exact(stride)
-            .flat_map(|x| w.chunks_exact(cols).map(move |w| dot(&x[..cols], w)))
-            .collect();
-        expect("the matmul on cooperative matrices", &got, &wanted)?;
+    let of_token = |t: usize| power(t, 60);
+    let of_weight = |row: usize, col: usize| match format {
+        WeightFormat::Float(_) => power(row, 20),
+        // Sums over these stay exact.
+        _ => power(row / 32 * 17 + col / 32, 10),
+    };
+    let small = |i: usize| (i * 5 % 7) as f64 - 3.0;
+    let w: Vec<f64> = (0..ROWS * COLS).map(small).collect();
+    let scaled = |i: usize| w[i] * of_weight(i / COLS, i % COLS);
+    let host = match format {
+        WeightFormat::Float(_) => {
+            let elements: Vec<T> = (0..w.len()).map(|i| T::from_f64(scaled(i))).collect();
+            let data = bytemuck::cast_slice(&elements).to_vec();
+            HostWeight::owned([ROWS, COLS], format, data, Vec::new())?
+        }
+        _ => {
+            let codes = w.iter().map(|w| E4M3::from_f32_saturating(*w as f32).0);
+            let [rows, cols] = format.scale_grid([ROWS, COLS])?;
+            let places = (0..rows).flat_map(|r| (0..cols).map(move |c| (32 * r, 32 * c)));
+            let scales = places.map(|(r, c)| (of_weight(r, c).log2() + 127.0) as u8);
+            HostWeight::owned([ROWS, COLS], format, codes.collect(), scales.collect())?
+        }
+    };
+    let loaded = backend.load_weight(&[host])?;
+    let w: Vec<f64> = (0..w.len()).map(scaled).collect();
+    for stride in [COLS, STRIDE] {
+        let x = (0..TOKENS * stride).map(|i| small(i / 3) * of_token(i / stride));
+        let x: Vec<T> = x.map(T::from_f64).collect();
+        let layout = RowLayout::contiguous(TOKENS, COLS).with_stride(stride);
+        let got = multiplied(backend, (&x, layout), &loaded, ROWS)?;
+        // A few of each tile's places; every one would take longer than all the rest.
+        for at in (0..got.len()).step_by(37) {
+            let (token, row) = (at / ROWS, at % ROWS);
+            let x = &x[token * stride..][..COLS];
+            let terms = x.iter().zip(&w[row * COLS..][..COLS]);
+            let wanted: f64 = terms.map(|(x, w)| f64::from(x.to_f32()) * w).sum();
+            let kernel = format!("the matmul by {format} on cooperative matrices");
+            expect(&kernel, &got[at..=at], &[wanted as f32])?;
+        }
     }
     Ok(())
 }

@@ -3,22 +3,24 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use swiglu_core::Error;
 
 use super::activation::ActivationKernel;
+use super::cache::PipelineCache;
 use super::compile::PipelineBuilder;
+use super::cooperative::CooperativeKernel;
 use super::kernel::Kernel;
 use super::matmul::{
     DeviceFormat, GATED_INVOCATIONS, GatedKernel, GemvKind, MANY_TILES, MatmulKernel, Tier,
     TileKind,
 };
-use super::matmul_text;
 use super::quantize::{QUANTIZE_BUFFERS, QuantizeKernel};
 use crate::Result;
 use crate::device::{Device, Facts};
 use crate::error::PLATFORM;
+use crate::launch::Scratch;
 
 /// Why a kernel is missing.
 pub(crate) const UNDECLARED: &str =
@@ -75,10 +77,17 @@ pub(crate) struct Pipelines {
     gemvs: Table,
     tiles: Table,
     gated: Table,
-    /// Tiles of f16 by f16 on cooperative matrices.
-    cooperative: Option<wgpu::ComputePipeline>,
-    /// The same for dense rows of so many elements.
-    dense: Mutex<HashMap<u32, wgpu::ComputePipeline>>,
+    cooperative: Table,
+    /// Some of these for dense rows of so many elements.
+    dense: Mutex<HashMap<(usize, u32), wgpu::ComputePipeline>>,
+    rows_as_f16: Option<wgpu::ComputePipeline>,
+    /// What the driver made of them.
+    pub(crate) cache: Arc<PipelineCache>,
+    /// x in f16.
+    pub(crate) scratch: Scratch,
+    /// Whether other kernels stand in for those on cooperative matrices.
+    #[cfg(test)]
+    stands_in: bool,
 }
 
 /// The pipelines that quantize, and back.
@@ -124,6 +133,7 @@ impl Facts {
             gated: device.invocations() >= GATED_INVOCATIONS,
             quantizes: device.storage_buffers() >= QUANTIZE_BUFFERS,
             cooperative: device.has_cooperative_matrices(),
+            cooperative_tile: None,
             // Software has no use for many invocations.
             least_large_tiles: if device.is_software() {
                 u32::MAX
@@ -141,9 +151,10 @@ impl Pipelines {
         device: &Device,
         tier: Tier,
         facts: Facts,
+        cache: &Arc<PipelineCache>,
         kernels: Option<&[Kernel]>,
     ) -> Result<Self> {
-        let builder = PipelineBuilder::new(device, facts.shared_buffers)?;
+        let builder = PipelineBuilder::new(device, cache, facts.shared_buffers);
         let multiplies = device.storage_buffers() >= 4;
         let matmul_bindings = multiplies.then(|| builder.bindings(3, 1)).transpose()?;
         let quantizes = facts.quantizes;
@@ -159,8 +170,13 @@ impl Pipelines {
             gemvs: Table::of(formats * GemvKind::ALL.len()),
             tiles: Table::of(formats * TileKind::ALL.len()),
             gated: Table::of(GatedKernel::all().count()),
-            cooperative: None,
+            cooperative: Table::of(CooperativeKernel::all().count()),
             dense: Mutex::default(),
+            rows_as_f16: None,
+            cache: Arc::clone(cache),
+            scratch: Scratch::default(),
+            #[cfg(test)]
+            stands_in: false,
         };
         let all;
         let kernels = match kernels {
@@ -185,7 +201,7 @@ impl Pipelines {
     fn bindings(&self, kernel: Kernel) -> Result<&wgpu::BindGroupLayout> {
         let quantize = self.quantize.as_ref();
         let found = match kernel {
-            Kernel::Activation(_) => Some(&self.activation_bindings),
+            Kernel::Activation(_) | Kernel::RowsAsF16 => Some(&self.activation_bindings),
             Kernel::Quantize(_) => quantize.map(|q| &q.bindings),
             Kernel::Dequantize => quantize.map(|q| &q.back_bindings),
             Kernel::Matmul(_) | Kernel::Gated(_) => self.matmul_bindings.as_ref(),
@@ -204,8 +220,11 @@ impl Pipelines {
             (Kernel::Matmul(kernel), _) => match kernel {
                 MatmulKernel::Gemv(..) => self.gemvs.set(kernel.index(), pipeline),
                 MatmulKernel::Tiles(..) => self.tiles.set(kernel.index(), pipeline),
-                MatmulKernel::Cooperative { .. } => self.cooperative = Some(pipeline),
+                MatmulKernel::Cooperative { .. } => {
+                    self.cooperative.set(kernel.index(), pipeline);
+                }
             },
+            (Kernel::RowsAsF16, _) => self.rows_as_f16 = Some(pipeline),
             (Kernel::Gated(kernel), _) => self.gated.set(kernel.index(), pipeline),
         }
     }
@@ -220,8 +239,9 @@ impl Pipelines {
             Kernel::Matmul(kernel) => match kernel {
                 MatmulKernel::Gemv(..) => self.gemvs.has(kernel.index()),
                 MatmulKernel::Tiles(..) => self.tiles.has(kernel.index()),
-                MatmulKernel::Cooperative { .. } => self.cooperative.is_some(),
+                MatmulKernel::Cooperative { .. } => self.cooperative.has(kernel.index()),
             },
+            Kernel::RowsAsF16 => self.rows_as_f16.is_some(),
             Kernel::Gated(kernel) => self.gated.has(kernel.index()),
         }
     }
@@ -239,13 +259,20 @@ impl Pipelines {
         match kernel {
             MatmulKernel::Gemv(..) => self.gemvs.get(kernel.index(), kernel),
             MatmulKernel::Tiles(..) => self.tiles.get(kernel.index(), kernel),
-            MatmulKernel::Cooperative { dense: true } => there(dense, kernel),
-            MatmulKernel::Cooperative { dense: false } => there(self.cooperative.as_ref(), kernel),
+            MatmulKernel::Cooperative { dense: true, .. } => there(dense, kernel),
+            MatmulKernel::Cooperative { dense: false, .. } => {
+                self.cooperative.get(kernel.index(), kernel)
+            }
         }
     }
 
     pub(crate) fn gated(&self, kernel: GatedKernel) -> Result<&wgpu::ComputePipeline> {
         self.gated.get(kernel.index(), kernel)
+    }
+
+    /// The kernel that makes rows of bf16 such of f16.
+    pub(crate) fn rows_as_f16(&self) -> Result<&wgpu::ComputePipeline> {
+        there(self.rows_as_f16.as_ref(), "rows_as_f16")
     }
 
     /// The layout of a matmul's bindings.
@@ -254,17 +281,54 @@ impl Pipelines {
         found.ok_or_else(|| Error::unsupported(PLATFORM, "a matmul", TOO_FEW_BUFFERS).into())
     }
 
-    /// The kernel on cooperative matrices for dense rows of `k` elements, built where it is not
-    /// there yet.
-    pub(crate) fn dense(&self, device: &Device, k: u32) -> Result<wgpu::ComputePipeline> {
+    /// Puts kernels that need none in place of those on cooperative matrices.
+    #[cfg(test)]
+    pub(crate) fn stand_in(&mut self, device: &Device) -> Result<()> {
+        let builder = PipelineBuilder::new(device, &self.cache, self.facts.shared_buffers);
+        let kernels: Vec<_> = CooperativeKernel::all().collect();
+        let bindings = self.matmul_bindings()?;
+        let jobs: Vec<_> = kernels
+            .iter()
+            .map(|kernel| (bindings, kernel.stand_in(None)))
+            .collect();
+        let pipelines = builder.build(&jobs)?;
+        let rows = builder.build_one(
+            &self.activation_bindings,
+            &super::cooperative::rows_as_f16(),
+        )?;
+        self.set(Kernel::RowsAsF16, rows);
+        for (kernel, pipeline) in kernels.into_iter().zip(pipelines) {
+            self.cooperative.set(kernel.index(), pipeline);
+        }
+        self.facts.cooperative = true;
+        self.stands_in = true;
+        Ok(())
+    }
+
+    /// A kernel on cooperative matrices for dense rows of `k` elements, built where it is not there
+    /// yet.
+    pub(crate) fn dense(
+        &self,
+        device: &Device,
+        kernel: CooperativeKernel,
+        k: u32,
+    ) -> Result<wgpu::ComputePipeline> {
         let mut dense = self.dense.lock()?;
-        if let Some(pipeline) = dense.get(&k) {
+        let place = (kernel.index(), k);
+        if let Some(pipeline) = dense.get(&place) {
             return Ok(pipeline.clone());
         }
-        let shader = matmul_text::cooperative(Some(k));
-        let builder = PipelineBuilder::new(device, self.facts.shared_buffers)?;
+        let builder = PipelineBuilder::new(device, &self.cache, self.facts.shared_buffers);
+        let shader = kernel.shader(Some(k));
+        #[cfg(test)]
+        let shader = if self.stands_in {
+            kernel.stand_in(Some(k))
+        } else {
+            shader
+        };
         let pipeline = builder.build_one(self.matmul_bindings()?, &shader)?;
-        dense.insert(k, pipeline.clone());
+        dense.insert(place, pipeline.clone());
+        self.cache.keep()?;
         Ok(pipeline)
     }
 }

@@ -1,17 +1,19 @@
-//! Every shader is valid, and the calls have the same sizes and offsets in Rust and WGSL.
+//! Every shader is valid, can be told in the languages of Metal and DirectX, and the calls have the same sizes and offsets in Rust and WGSL.
 
 use std::mem::offset_of;
 
+use naga::back::{hlsl, msl};
 use naga::front::wgsl::{Frontend, Options};
 use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 
 use super::compile::with_writable_inputs;
+use super::cooperative::{self, CooperativeKernel};
 use super::kernel::Kernel;
 use super::matmul::Tier;
 use super::shader::{OP, Shader};
 use super::{activation, matmul_text, quantize};
 use crate::device::Facts;
-use crate::launch::{ActivationCall, MatmulCall, Op, Quant, QuantizeCall};
+use crate::launch::{ActivationCall, MatmulCall, Op, Quant, QuantizeCall, RowsCall};
 
 fn parsed(source: &str, capabilities: Capabilities) -> naga::Module {
     let mut frontend = Frontend::new_with_options(Options {
@@ -32,7 +34,10 @@ fn all_shaders() -> Vec<Shader> {
     let both = [false, true].map(tier);
     let with = |kernel: &Kernel| both.map(|tier| kernel.shader(tier));
     let mut all: Vec<_> = Kernel::all(&Facts::GPU).iter().flat_map(with).collect();
-    all.push(matmul_text::cooperative(Some(7168)));
+    for kernel in CooperativeKernel::all() {
+        all.push(kernel.shader(Some(7168)));
+        all.push(kernel.stand_in(None));
+    }
     all
 }
 
@@ -56,14 +61,98 @@ fn check(shader: &Shader, source: &str) {
         .map(|(name, value)| ((*name).to_owned(), *value))
         .collect();
     let stage = Some((naga::ShaderStage::Compute, shader.entry));
-    naga::back::pipeline_constants::process_overrides(&module, &info, stage, &constants)
+    let stage_of = stage.map(|(stage, entry)| (stage, entry.to_owned()));
+    let (module, info) =
+        naga::back::pipeline_constants::process_overrides(&module, &info, stage, &constants)
+            .unwrap_or_else(|e| panic!("{} {:?}: {e}", shader.entry, shader.constants));
+    // Neither has matrices of 16 by 16.
+    if !source.contains("enable wgpu_cooperative_matrix") {
+        in_metal(shader, (&module, &info), stage_of.clone());
+        in_directx(shader, (&module, &info), stage_of);
+    }
+}
+
+type Stage = Option<(naga::ShaderStage, String)>;
+
+fn in_metal(
+    shader: &Shader,
+    (module, info): (&naga::Module, &naga::valid::ModuleInfo),
+    entry_point: Stage,
+) {
+    let resources = msl::EntryPointResources {
+        resources: bindings()
+            .map(|binding| {
+                let target = msl::BindTarget {
+                    buffer: Some(binding.binding as u8),
+                    mutable: true,
+                    ..msl::BindTarget::default()
+                };
+                (binding, target)
+            })
+            .collect(),
+        immediates_buffer: Some(10),
+        sizes_buffer: Some(11),
+    };
+    let options = msl::Options {
+        // With subgroups.
+        lang_version: (2, 4),
+        per_entry_point_map: [(shader.entry.to_owned(), resources)].into(),
+        fake_missing_bindings: false,
+        ..msl::Options::default()
+    };
+    let pipeline = msl::PipelineOptions {
+        entry_point,
+        ..msl::PipelineOptions::default()
+    };
+    let (text, told) = msl::write_string(module, info, &options, &pipeline)
         .unwrap_or_else(|e| panic!("{} {:?}: {e}", shader.entry, shader.constants));
+    for name in told.entry_point_names {
+        let name = name.unwrap_or_else(|e| panic!("{}: {e}", shader.entry));
+        assert!(text.contains(&format!("kernel void {name}")), "{name}");
+    }
+}
+
+fn in_directx(
+    shader: &Shader,
+    (module, info): (&naga::Module, &naga::valid::ModuleInfo),
+    entry_point: Stage,
+) {
+    let target = |register| hlsl::BindTarget {
+        register,
+        ..hlsl::BindTarget::default()
+    };
+    let options = hlsl::Options {
+        // With subgroups and numbers of 16 bits.
+        shader_model: hlsl::ShaderModel::V6_2,
+        binding_map: bindings().map(|b| (b, target(b.binding))).collect(),
+        fake_missing_bindings: false,
+        immediates_target: Some(target(10)),
+        special_constants_binding: Some(target(11)),
+        ..hlsl::Options::default()
+    };
+    let pipeline = hlsl::PipelineOptions { entry_point };
+    let mut text = String::new();
+    let told = hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(module, info, None)
+        .unwrap_or_else(|e| panic!("{} {:?}: {e}", shader.entry, shader.constants));
+    for name in told.entry_point_names {
+        let name = name.unwrap_or_else(|e| panic!("{}: {e}", shader.entry));
+        assert!(text.contains(&format!("void {name}(")), "{name}");
+    }
+}
+
+/// Those of the kernel that binds most.
+fn bindings() -> impl Iterator<Item = naga::ResourceBinding> {
+    (0..quantize::QUANTIZE_BUFFERS).map(|binding| naga::ResourceBinding { group: 0, binding })
 }
 
 #[test]
 fn every_shader_is_valid_in_either_form() {
     let all = all_shaders();
-    assert_eq!(all.len(), 2 * (13 + 5 + 1 + 4 * (5 + 3) + 3 * 3) + 1);
+    assert_eq!(
+        all.len(),
+        2 * (13 + 5 + 4 * (5 + 3) + 3 * 3 + 3 * 4 + 1) + 2 * 3 * 4
+    );
     for shader in all {
         check(&shader, &shader.source);
         check(&shader, &with_writable_inputs(&shader.source));
@@ -105,8 +194,9 @@ fn calls_are_laid_out_alike_on_both_sides() {
     let activation = with_op(activation::CALL);
     let quantize = with_op(quantize::CALL);
     // The other text of a matmul's call stores to y.
-    let matmul = matmul_text::cooperative(None).source;
-    let matmul = &matmul[matmul.find("struct Op").unwrap()..matmul.find("var<immediate>").unwrap()];
+    let matmul = with_op(matmul_text::CALL);
+    let matmul = &matmul[..matmul.find("var<immediate>").unwrap()];
+    let rows = cooperative::rows_as_f16().source;
     twin!(Op {
         function, clamp_place, eager, limit, first, second, up_add, gate_guard,
     } in OP);
@@ -125,6 +215,7 @@ fn calls_are_laid_out_alike_on_both_sides() {
     twin!(MatmulCall {
         tokens, rows, k, row_vectors, x_float, x_offset, x_stride, y_float, y_offset, y_stride,
         block_rows, block_cols, scale_cols, scale_skip, scale_shift, gate_row, up_row, result_scale,
-        op,
+        factors, exponents, op,
     } in matmul);
+    twin!(RowsCall { rows, k, offset, stride } in &rows);
 }

@@ -28,6 +28,10 @@ struct MatmulCall {
     up_row: u32,
     // A power of two that undoes what the weight was multiplied by when it was loaded.
     result_scale: f32,
+    // On cooperative matrices: where, among the scales, those begin that bring codes to f16, and the exponents
+    // that undo what rows were multiplied by, one for `block_rows` of them.
+    factors: u32,
+    exponents: u32,
     op: Op,
 }
 

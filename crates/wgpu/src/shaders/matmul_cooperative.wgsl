@@ -1,56 +1,91 @@
-// Many tokens by a weight, both in f16, on matrices that a subgroup holds together.
+// Tokens by a weight on matrices that a subgroup holds together: f16 by f16 with sums in f32.
 //
 // ## Method
-// 1. A workgroup of four subgroups makes a tile of 128 tokens and 128 rows, a subgroup a quarter of it
-//    in 4 x 4 matrices of 16 x 16.
-// 2. 32 columns at a time go through the workgroup's memory; what comes next is loaded meanwhile.
-// 3. Sums leave by way of the workgroup's memory, a matrix at a time, where they are rounded.
+// 1. A workgroup makes a tile of TILE_TOKENS by TILE_ROWS. Its subgroups share the tile, ACROSS of them
+//    along the rows, and SLICES of them the columns of a step.
+// 2. DEPTH columns at a time go through the workgroup's memory, where the weight's become f16s; what
+//    comes next is loaded meanwhile.
+// 3. Sums leave by way of the workgroup's memory, a matrix of each subgroup at a time: those of the slices
+//    meet there, and are multiplied by the powers of two that x and the weight were divided by.
 //
-// Everything is in variables of its own: drivers keep arrays in memory. A line with #t is there for
-// each of the TILE / BROUGHT vectors that an invocation brings of either side.
+// Everything is in variables of its own: drivers keep arrays in memory. A line with #x, #w, #i or #j is
+// there for each vector that an invocation brings of x and of the weight, and for each matrix of tokens
+// and of rows that a subgroup holds.
 //
-// k is a multiple of 32, and the weight's rows are that long. There are at least 128 tokens and rows:
-// the last tile starts earlier where it would not be full, and makes some outputs a second time.
+// k is a multiple of 32, and the weight's rows are that long. In tiles that are FULL there are at least as
+// many tokens and rows: the last one starts earlier, and makes some outputs a second time.
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f16>>;
-@group(0) @binding(1) var<storage, read> weights: array<vec4<f16>>;
+@group(0) @binding(1) var<storage, read> weights: array<Raw>;
+// Of e4m3: scales as they are, and as `call.factors` has them; then the exponents of rows.
+@group(0) @binding(2) var<storage, read> scales: array<f32>;
 
 // The elements of a row where the pipeline is made for that many, and for rows of x that follow one
 // another; 0 where the call tells. As a constant it goes into the loads' addresses.
 override K: u32;
 
-const TILE: u32 = 128u;
-const INVOCATIONS: u32 = 128u;
-// Vectors of a row that the workgroup takes at a time, and from one row to the next in its memory:
-// two more, so that eight rows lie in different banks.
-const DEPTH: u32 = 8u;
-const LINE: u32 = DEPTH + 2u;
-// Rows that the workgroup's invocations bring at a time.
-const BROUGHT: u32 = INVOCATIONS / DEPTH;
+// Vectors of four in a line of a tile: two more than a step has, so that eight lines lie in different banks.
+const LINE: u32 = DEPTH / 4u + 2u;
+const PARTS: u32 = INVOCATIONS / 32u / SLICES;
+// Vectors of a step, and lines that the workgroup's invocations bring at a time.
+const X_VECTORS: u32 = DEPTH / 4u;
+const X_LINES: u32 = INVOCATIONS / X_VECTORS;
+const W_VECTORS: u32 = DEPTH / RAW;
+const W_LINES: u32 = INVOCATIONS / W_VECTORS;
 
-var<workgroup> x_tile: array<vec4<f16>, TILE * LINE>;
-var<workgroup> w_tile: array<vec4<f16>, TILE * LINE>;
+var<workgroup> x_tile: array<vec4<f16>, TILE_TOKENS * LINE>;
+var<workgroup> w_tile: array<vec4<f16>, TILE_ROWS * LINE>;
 // A matrix of each subgroup on its way out.
-var<workgroup> staged: array<f32, 4 * 256>;
+var<workgroup> staged: array<f32, INVOCATIONS * 8u>;
+// Of the tile's tokens and rows.
+var<workgroup> token_exponents: array<i32, TILE_TOKENS>;
+var<workgroup> row_exponents: array<i32, TILE_ROWS>;
 
-alias Sums = coop_mat16x16<f32, C>;
+// The logarithm of what sums with a row are multiplied by.
+fn row_exponent(row: u32) -> i32 {
+    return bitcast<i32>(scales[call.exponents + (row + call.scale_skip) / call.block_rows]);
+}
 
-// Sixteen tokens by sixteen rows; y is of f32, or in whole words.
-fn put(sums: Sums, token: u32, row: u32, local: u32) {
-    let own = local / 32u * 256u;
+// The nth from one on, of so many.
+fn place(first: u32, n: u32, count: u32) -> u32 {
+    if FULL {
+        return first + n;
+    }
+    return min(first + n, count - 1u);
+}
+
+// A matrix of each subgroup; the first is of these tokens and rows. y is of f32, or in whole words.
+fn put(sums: Sums, first: vec2<u32>, at: vec2<u32>, local: u32) {
     workgroupBarrier();
-    coopStoreT(sums, &staged[own], 16u);
+    stage(sums, local / 32u * 256u);
     workgroupBarrier();
-    let i = local % 32u * 8u;
-    let to = call.y_offset + (token + i / 16u) * call.y_stride + row + i % 16u;
-    for (var j = 0u; j < 8u; j += 2u) {
-        let low = narrow_as(call.y_float, staged[own + i + j]);
-        let high = narrow_as(call.y_float, staged[own + i + j + 1u]);
+    for (var pair = local; pair < PARTS * 128u; pair += INVOCATIONS) {
+        let part = pair / 128u;
+        let own = at + vec2(part % ACROSS * MATRICES_ACROSS, part / ACROSS * MATRICES_DOWN) * 16u
+            + vec2(pair % 8u * 2u, pair / 8u % 16u);
+        var both = vec2(0.0);
+        for (var slice = 0u; slice < SLICES; slice++) {
+            let start = (slice * PARTS * 128u + pair) * 2u;
+            both += vec2(staged[start], staged[start + 1u]);
+        }
+        if SCALED {
+            let exponent = token_exponents[own.y];
+            both.x = scale(both.x, exponent + row_exponents[own.x]);
+            both.y = scale(both.y, exponent + row_exponents[own.x + 1u]);
+        }
+        let row = first.x + own.x;
+        let token = first.y + own.y;
+        if !FULL && (token >= call.tokens || row >= call.rows) {
+            continue;
+        }
+        let to = call.y_offset + token * call.y_stride + row;
+        let low = narrow_as(call.y_float, both.x);
+        let high = narrow_as(call.y_float, both.y);
         if call.y_float == 0u {
-            atomicStore(&y[to + j], low);
-            atomicStore(&y[to + j + 1u], high);
+            atomicStore(&y[to], low);
+            atomicStore(&y[to + 1u], high);
         } else {
-            atomicStore(&y[(to + j) / 2u], low | (high << 16u));
+            atomicStore(&y[to / 2u], low | (high << 16u));
         }
     }
 }
@@ -60,114 +95,64 @@ fn matmul_cooperative(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let first = min(group.xy * TILE, vec2(call.rows, call.tokens) - TILE);
-    let quarter = local / 32u;
-    let x_line = quarter / 2u * 64u * LINE;
-    let w_line = quarter % 2u * 64u * LINE;
-    let own = local / DEPTH;
-    let own_k = local % DEPTH;
-    let bring_to = own * LINE + own_k;
-    let vectors = select(call.k, K, K != 0u) / 4u;
-    let x_stride = select(call.x_stride, K, K != 0u) / 4u;
-    let w_stride = vectors;
-    let x_from = call.x_offset / 4u + (first.y + own) * x_stride;
-    let w_from = (first.x + own) * w_stride;
-    var c00 = Sums();
-    var c01 = Sums();
-    var c02 = Sums();
-    var c03 = Sums();
-    var c10 = Sums();
-    var c11 = Sums();
-    var c12 = Sums();
-    var c13 = Sums();
-    var c20 = Sums();
-    var c21 = Sums();
-    var c22 = Sums();
-    var c23 = Sums();
-    var c30 = Sums();
-    var c31 = Sums();
-    var c32 = Sums();
-    var c33 = Sums();
-    var x#t = x[x_from + #tu * BROUGHT * x_stride + own_k];
-    var w#t = weights[w_from + #tu * BROUGHT * w_stride + own_k];
-    for (var step = 0u; step < vectors; step += DEPTH) {
-        workgroupBarrier();
-        x_tile[bring_to + #tu * BROUGHT * LINE] = x#t;
-        w_tile[bring_to + #tu * BROUGHT * LINE] = w#t;
-        workgroupBarrier();
-        // After the last step the first vectors are brought again: a branch would cost more.
-        let next = select(0u, step + DEPTH, step + DEPTH < vectors) + own_k;
-        x#t = x[x_from + #tu * BROUGHT * x_stride + next];
-        w#t = weights[w_from + #tu * BROUGHT * w_stride + next];
-        {
-            let a0 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line], LINE);
-            let a1 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line + 16u * LINE], LINE);
-            let a2 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line + 32u * LINE], LINE);
-            let a3 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line + 48u * LINE], LINE);
-            let b0 = coopLoad<coop_mat16x16<f16, B>>(&w_tile[w_line], LINE);
-            c00 = coopMultiplyAdd(a0, b0, c00);
-            c10 = coopMultiplyAdd(a1, b0, c10);
-            c20 = coopMultiplyAdd(a2, b0, c20);
-            c30 = coopMultiplyAdd(a3, b0, c30);
-            let b1 = coopLoad<coop_mat16x16<f16, B>>(&w_tile[w_line + 16u * LINE], LINE);
-            c01 = coopMultiplyAdd(a0, b1, c01);
-            c11 = coopMultiplyAdd(a1, b1, c11);
-            c21 = coopMultiplyAdd(a2, b1, c21);
-            c31 = coopMultiplyAdd(a3, b1, c31);
-            let b2 = coopLoad<coop_mat16x16<f16, B>>(&w_tile[w_line + 32u * LINE], LINE);
-            c02 = coopMultiplyAdd(a0, b2, c02);
-            c12 = coopMultiplyAdd(a1, b2, c12);
-            c22 = coopMultiplyAdd(a2, b2, c22);
-            c32 = coopMultiplyAdd(a3, b2, c32);
-            let b3 = coopLoad<coop_mat16x16<f16, B>>(&w_tile[w_line + 48u * LINE], LINE);
-            c03 = coopMultiplyAdd(a0, b3, c03);
-            c13 = coopMultiplyAdd(a1, b3, c13);
-            c23 = coopMultiplyAdd(a2, b3, c23);
-            c33 = coopMultiplyAdd(a3, b3, c33);
+    enter(local);
+    let tile = vec2(TILE_ROWS, TILE_TOKENS);
+    var first = group.xy * tile;
+    if FULL {
+        first = min(first, vec2(call.rows, call.tokens) - tile);
+    }
+    let k = select(call.k, K, K != 0u);
+    // Rows of x that were made for this end with their exponent.
+    let x_stride = select(call.x_stride, K + select(0u, 8u, SCALED), K != 0u) / 4u;
+    let x_start = call.x_offset / 4u;
+    let w_stride = k / RAW;
+    if SCALED {
+        for (var i = local; i < TILE_TOKENS; i += INVOCATIONS) {
+            let exponent = x[x_start + place(first.y, i, call.tokens) * x_stride + k / 4u].x;
+            token_exponents[i] = i32(exponent);
         }
-        {
-            let a0 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line + 4u], LINE);
-            let a1 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line + 16u * LINE + 4u], LINE);
-            let a2 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line + 32u * LINE + 4u], LINE);
-            let a3 = coopLoadT<coop_mat16x16<f16, A>>(&x_tile[x_line + 48u * LINE + 4u], LINE);
-            let b0 = coopLoad<coop_mat16x16<f16, B>>(&w_tile[w_line + 4u], LINE);
-            c00 = coopMultiplyAdd(a0, b0, c00);
-            c10 = coopMultiplyAdd(a1, b0, c10);
-            c20 = coopMultiplyAdd(a2, b0, c20);
-            c30 = coopMultiplyAdd(a3, b0, c30);
-            let b1 = coopLoad<coop_mat16x16<f16, B>>(&w_tile[w_line + 16u * LINE + 4u], LINE);
-            c01 = coopMultiplyAdd(a0, b1, c01);
-            c11 = coopMultiplyAdd(a1, b1, c11);
-            c21 = coopMultiplyAdd(a2, b1, c21);
-            c31 = coopMultiplyAdd(a3, b1, c31);
-            let b2 = coopLoad<coop_mat16x16<f16, B>>(&w_tile[w_line + 32u * LINE + 4u], LINE);
-            c02 = coopMultiplyAdd(a0, b2, c02);
-            c12 = coopMultiplyAdd(a1, b2, c12);
-            c22 = coopMultiplyAdd(a2, b2, c22);
-            c32 = coopMultiplyAdd(a3, b2, c32);
-            let b3 = coopLoad<coop_mat16x16<f16, B>>(&w_tile[w_line + 48u * LINE + 4u], LINE);
-            c03 = coopMultiplyAdd(a0, b3, c03);
-            c13 = coopMultiplyAdd(a1, b3, c13);
-            c23 = coopMultiplyAdd(a2, b3, c23);
-            c33 = coopMultiplyAdd(a3, b3, c33);
+        for (var i = local; i < TILE_ROWS; i += INVOCATIONS) {
+            row_exponents[i] = row_exponent(place(first.x, i, call.rows));
         }
     }
-    let token = first.y + quarter / 2u * 64u;
-    let row = first.x + quarter % 2u * 64u;
-    put(c00, token, row, local);
-    put(c01, token, row + 16u, local);
-    put(c02, token, row + 32u, local);
-    put(c03, token, row + 48u, local);
-    put(c10, token + 16u, row, local);
-    put(c11, token + 16u, row + 16u, local);
-    put(c12, token + 16u, row + 32u, local);
-    put(c13, token + 16u, row + 48u, local);
-    put(c20, token + 32u, row, local);
-    put(c21, token + 32u, row + 16u, local);
-    put(c22, token + 32u, row + 32u, local);
-    put(c23, token + 32u, row + 48u, local);
-    put(c30, token + 48u, row, local);
-    put(c31, token + 48u, row + 16u, local);
-    put(c32, token + 48u, row + 32u, local);
-    put(c33, token + 48u, row + 48u, local);
+    let subgroup = local / 32u;
+    let slice = subgroup / PARTS * (X_VECTORS / SLICES);
+    let part = subgroup % PARTS;
+    let x_line = part / ACROSS * MATRICES_DOWN * 16u * LINE + slice;
+    let w_line = part % ACROSS * MATRICES_ACROSS * 16u * LINE + slice;
+    let x_own = local / X_VECTORS;
+    let x_k = local % X_VECTORS;
+    let w_own = local / W_VECTORS;
+    let w_k = local % W_VECTORS;
+    let x_to = x_own * LINE + x_k;
+    let w_to = w_own * LINE + w_k * (RAW / 4u);
+    let x_from#x = x_start + place(first.y, x_own + #xu * X_LINES, call.tokens) * x_stride;
+    let w_row#w = place(first.x, w_own + #wu * W_LINES, call.rows);
+    let w_from#w = w_row#w * w_stride;
+    let key#w = row_key(w_row#w);
+    var c#i#j = Sums();
+    var x_inside = WHOLE || x_k < k / 4u;
+    var w_inside = WHOLE || w_k < w_stride;
+    var x_at = select(0u, x_k, x_inside);
+    var w_at = select(0u, w_k, w_inside);
+    var x#x = x[x_from#x + x_at];
+    var w#w = weights[w_from#w + w_at];
+    var f#w = factor_at(key#w, w_at);
+    for (var step = 0u; step < k; step += DEPTH) {
+        workgroupBarrier();
+        x_tile[x_to + #xu * X_LINES * LINE] = select(vec4<f16>(), x#x, x_inside);
+        keep(w_to + #wu * W_LINES * LINE, w#w, f#w, w_inside);
+        workgroupBarrier();
+        // After the last step the first vectors are brought again: a branch would cost more.
+        let next = step + DEPTH;
+        x_inside = WHOLE || next / 4u + x_k < k / 4u;
+        w_inside = WHOLE || next / RAW + w_k < w_stride;
+        x_at = select(0u, next / 4u + x_k, next / 4u + x_k < k / 4u);
+        w_at = select(0u, next / RAW + w_k, next / RAW + w_k < w_stride);
+        x#x = x[x_from#x + x_at];
+        w#w = weights[w_from#w + w_at];
+        f#w = factor_at(key#w, w_at);
+#multiply
+    }
+#put
 }

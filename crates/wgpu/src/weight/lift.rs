@@ -39,6 +39,10 @@ impl Lift {
         (1_u64 << self.0) as f32
     }
 
+    pub(super) fn logarithm(self) -> i32 {
+        i32::from(self.0)
+    }
+
     /// A scale as the device has it.
     pub(super) fn lifted(self, scale: f32) -> f32 {
         scale * self.factor()
