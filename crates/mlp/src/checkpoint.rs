@@ -299,6 +299,47 @@ mod tests {
         assert_eq!(loads(4), after(5));
     }
 
+    /// Bytes of a file's mapping that are in this process's memory.
+    #[cfg(target_os = "linux")]
+    fn resident(path: &Path) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let name = path.to_str().unwrap();
+        let mut lines = maps.lines().skip_while(|line| !line.ends_with(name));
+        let line = lines.find(|line| line.starts_with("Rss:")).unwrap();
+        let kib = line.split_whitespace().nth(1).unwrap();
+        kib.parse::<usize>().unwrap() << 10
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_dropped_expert_takes_no_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let form = SyntheticConfig {
+            hidden: 1024,
+            intermediate: 512,
+            ..SyntheticConfig::flash(1)
+        };
+        write_checkpoint(folder.path(), &form).unwrap();
+        let path = folder.path().canonicalize().unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let model = ModelConfig::from_json(&form.config_json()).unwrap();
+        let config = model.mlp_config(&form.prefix()).unwrap();
+        let expert = SharedExpert::load(&checkpoint, &config).unwrap();
+        let sum = |expert: &SharedExpert<'_>| -> usize {
+            let weights = [expert.gate(), expert.up(), expert.down()];
+            let bytes = weights.into_iter().flat_map(|weight| weight.data());
+            bytes.map(|&byte| usize::from(byte)).sum()
+        };
+        let before = sum(&expert);
+        let weights = 3 * 1024 * 512;
+        assert!(resident(checkpoint.path()) >= weights);
+        let copy = expert.clone();
+        drop(expert);
+        // Header and scales stay.
+        assert!(resident(checkpoint.path()) < weights / 4);
+        assert_eq!(sum(&copy), before);
+    }
+
     #[test]
     fn the_last_number_of_a_prefix_is_the_layer_s() {
         assert_eq!(following("a.9.b").as_deref(), Some("a.10.b"));

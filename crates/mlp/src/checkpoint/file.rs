@@ -110,6 +110,9 @@ impl ShardFile {
     }
 }
 
+/// Bytes that a disk reads in about the time that a thread takes to start.
+const LEAST_AHEAD: usize = 1 << 18;
+
 /// Pages of mapped files that are in use; dropped, they are no longer this process's memory.
 #[derive(Clone, Debug)]
 pub struct Pages(Arc<[(Arc<MappedFile>, Range<usize>)]>);
@@ -124,9 +127,11 @@ impl Pages {
         Self(mapped.collect())
     }
 
-    /// Reads them from the disk one after another, on a thread of its own.
+    /// Reads them from the disk one after another, on a thread of its own, unless they are so few that
+    /// it would not pay.
     pub fn read_ahead(&self) {
-        if self.0.is_empty() {
+        let bytes: usize = self.0.iter().map(|(_, bytes)| bytes.len()).sum();
+        if bytes < LEAST_AHEAD {
             return;
         }
         let pages = Arc::clone(&self.0);
