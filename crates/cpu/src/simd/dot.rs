@@ -42,12 +42,12 @@ pub(super) unsafe fn multiply(product: &TileProduct) {
 unsafe fn rows<const PANELS: usize>(product: &TileProduct, first: usize) {
     let (tile, row) = (first / SIDE, first % SIDE);
     let place = |panel: usize, r: usize| product.sums[panel].wrapping_add((first + r) * SIDE);
-    let mut sums = [[_mm512_setzero_ps(); ROWS]; PANELS];
+    let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
     // SAFETY: the caller vouches for the tiles and the sums.
     unsafe {
         if !product.begins {
-            for (panel, sums) in sums.iter_mut().enumerate() {
-                for (r, sum) in sums.iter_mut().enumerate() {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (panel, sum) in sums.iter_mut().enumerate() {
                     *sum = _mm512_loadu_ps(place(panel, r));
                 }
             }
@@ -60,17 +60,17 @@ unsafe fn rows<const PANELS: usize>(product: &TileProduct, first: usize) {
                 let at = step * TILE + pair * 2 * SIDE;
                 let w: [__m512bh; PANELS] =
                     std::array::from_fn(|p| bf16s(_mm512_loadu_si512(product.w[p].add(at).cast())));
-                for r in 0..ROWS {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let x = x.add(r * DEPTH + 2 * pair).cast::<i32>().read_unaligned();
                     let x = bf16s(_mm512_set1_epi32(x));
-                    for p in 0..PANELS {
-                        sums[p][r] = _mm512_dpbf16_ps(sums[p][r], w[p], x);
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = _mm512_dpbf16_ps(*sum, w, x);
                     }
                 }
             }
         }
-        for (panel, sums) in sums.iter().enumerate() {
-            for (r, sum) in sums.iter().enumerate() {
+        for (r, sums) in sums.iter().enumerate() {
+            for (panel, sum) in sums.iter().enumerate() {
                 _mm512_storeu_ps(place(panel, r), *sum);
             }
         }
