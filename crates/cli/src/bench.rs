@@ -62,7 +62,8 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
     }
     let (backend, chosen) = backend(arguments, &subjects)?;
     let (platform, description) = (chosen.chosen.as_str(), backend.description());
-    let before = Limits::measure(platform);
+    let accumulation = backend.accuracy().accumulation;
+    let before = Limits::measure(platform, accumulation);
     let bench = Timer {
         backend: &*backend,
         tokens: &arguments.tokens,
@@ -88,7 +89,7 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
             Subject::Mlp { weights, config } => bench.mlp(weights, config)?,
         });
     }
-    let limits = before.or_better(Limits::measure(platform));
+    let limits = before.or_better(Limits::measure(platform, accumulation));
     if arguments.csv {
         report::csv(platform, &description, &rows, &limits, out)?;
     } else {

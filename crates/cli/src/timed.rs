@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use swiglu::mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert, Workspace};
 use swiglu::{
-    ActAndMul, Float, GatedActivation, Matmul, OpenOptions, QuantOptions, Quantization, Quantize,
-    QuantizedMut, Request, RowLayout, ScaleLayout, ScaleOrder, Support, Tensor, TensorMut, bf16,
-    reference::Reference,
+    Accuracy, ActAndMul, Float, GatedActivation, Matmul, OpenOptions, QuantOptions, Quantization,
+    Quantize, QuantizedMut, Request, RowLayout, ScaleLayout, ScaleOrder, Support, Tensor,
+    TensorMut, bf16, reference::Reference,
 };
 
 use crate::failure::{Failure, Result};
@@ -86,6 +86,7 @@ impl TimedAct {
 pub trait TimedBackend {
     fn description(&self) -> String;
     fn supports(&self, request: &Request) -> Support;
+    fn accuracy(&self) -> Accuracy;
     /// Brings `copies` copies of an activation's input to the device, and makes room for as many
     /// outputs. There is at least one.
     fn load_act(&self, act: &TimedAct, input: &[u8], copies: usize) -> Result<Box<dyn ActPasses>>;
@@ -133,6 +134,10 @@ impl<B: ActAndMul + Quantize + Matmul> TimedBackend for Opened<B> {
 
     fn supports(&self, request: &Request) -> Support {
         self.0.supports(request)
+    }
+
+    fn accuracy(&self) -> Accuracy {
+        self.0.accuracy()
     }
 
     fn load_act(&self, act: &TimedAct, input: &[u8], copies: usize) -> Result<Box<dyn ActPasses>> {

@@ -1,4 +1,5 @@
 use serde::Serialize;
+use swiglu::Accumulation;
 
 /// What the machine can do, measured in the same run. What is not known is left out, or null in
 /// JSON.
@@ -13,14 +14,21 @@ pub struct Limits {
     /// 10⁹ multiplications and additions of f32 a second.
     #[serde(rename = "gflop_per_s")]
     pub gigaflops: Option<f64>,
+    /// 10⁹ multiplications and additions of bf16 a second in a matrix unit, where matmuls may run on
+    /// one.
+    #[serde(rename = "matrix_unit_gflop_per_s")]
+    pub matrix_unit: Option<f64>,
 }
 
 impl Limits {
-    /// What this platform can do, where something here measures it.
-    pub fn measure(platform: &str) -> Self {
+    /// What this platform can do, where something here measures it; of a matrix unit if matmuls may
+    /// sum in this class.
+    pub fn measure(platform: &str, accumulation: Accumulation) -> Self {
+        #[cfg(not(feature = "cpu"))]
+        let _ = accumulation;
         match platform {
             #[cfg(feature = "cpu")]
-            "cpu" => cpu(),
+            "cpu" => cpu(accumulation),
             _ => Self::default(),
         }
     }
@@ -36,6 +44,7 @@ impl Limits {
             read: larger(self.read, other.read),
             read_and_write: larger(self.read_and_write, other.read_and_write),
             gigaflops: larger(self.gigaflops, other.gigaflops),
+            matrix_unit: larger(self.matrix_unit, other.matrix_unit),
         }
     }
 
@@ -45,6 +54,7 @@ impl Limits {
             (self.read, "GB/s read from memory"),
             (self.read_and_write, "GB/s read and written 2:1"),
             (self.gigaflops, "GFLOP/s multiplied and added in f32"),
+            (self.matrix_unit, "GFLOP/s of bf16 in the matrix unit"),
         ];
         let known: Vec<_> = known
             .into_iter()
@@ -58,7 +68,7 @@ impl Limits {
 }
 
 #[cfg(feature = "cpu")]
-fn cpu() -> Limits {
+fn cpu(accumulation: Accumulation) -> Limits {
     use swiglu::cpu::InstructionSet;
     use swiglu::cpu::limits::{Pattern, Traffic, last_level_cache, multiply_add_rate};
 
@@ -72,7 +82,21 @@ fn cpu() -> Limits {
         gigaflops: multiply_add_rate(InstructionSet::detect(), OPERATIONS)
             .ok()
             .map(|rate| rate / 1e9),
+        matrix_unit: matrix_unit(accumulation),
     }
+}
+
+#[cfg(feature = "cpu")]
+fn matrix_unit(accumulation: Accumulation) -> Option<f64> {
+    use swiglu::cpu::{InstructionSet, limits::matrix_unit_rate};
+
+    /// As long as the multiplications and additions of f32, at twenty times their rate.
+    const OPERATIONS: usize = 80_000_000_000;
+    if accumulation < Accumulation::MatrixUnit {
+        return None;
+    }
+    let rate = matrix_unit_rate(InstructionSet::detect(), OPERATIONS);
+    rate.ok().flatten().map(|rate| rate / 1e9)
 }
 
 #[cfg(test)]
@@ -85,16 +109,19 @@ mod tests {
             read: Some(20.0),
             read_and_write: None,
             gigaflops: Some(90.0),
+            matrix_unit: Some(900.0),
         };
         let b = Limits {
             read: Some(10.0),
             read_and_write: Some(30.0),
             gigaflops: Some(100.0),
+            matrix_unit: None,
         };
         let both = Limits {
             read: Some(20.0),
             read_and_write: Some(30.0),
             gigaflops: Some(100.0),
+            matrix_unit: Some(900.0),
         };
         assert_eq!(a.or_better(b), both);
         assert_eq!(b.or_better(a), both);
@@ -103,8 +130,20 @@ mod tests {
             text.starts_with("20.0 GB/s read") && !text.contains("2:1"),
             "{text}"
         );
-        let none = Limits::measure("abacus");
+        assert!(text.contains("900.0 GFLOP/s of bf16"), "{text}");
+        assert!(!b.describe("cpu").contains("matrix unit"));
+        let none = Limits::measure("abacus", Accumulation::MatrixUnit);
         assert_eq!(none, Limits::default());
         assert!(none.describe("abacus").contains("abacus"));
+    }
+
+    /// Ordered sums run on no matrix unit, so that its peak is no limit of theirs.
+    #[cfg(feature = "cpu")]
+    #[test]
+    fn a_matrix_unit_counts_where_matmuls_may_run_on_it() {
+        use swiglu::cpu::InstructionSet;
+        assert_eq!(matrix_unit(Accumulation::Ordered), None);
+        let unit = matrix_unit(Accumulation::MatrixUnit);
+        assert_eq!(unit.is_some(), InstructionSet::Amx.available());
     }
 }

@@ -149,6 +149,7 @@ mod tests {
             read: Some(20.0),
             read_and_write: Some(30.0),
             gigaflops: Some(60.0),
+            matrix_unit: None,
         };
         let draw = |limits| {
             let mut svg = String::new();

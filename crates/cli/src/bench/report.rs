@@ -43,8 +43,10 @@ impl Row {
         limit.filter(|_| self.cold)
     }
 
+    /// GFLOP/s that the machine could do in a matmul, on the matrix unit where it may run there.
     pub fn peak(&self, limits: &Limits) -> Option<f64> {
-        limits.gigaflops.filter(|_| self.flops > 0.0)
+        let peak = limits.matrix_unit.or(limits.gigaflops);
+        peak.filter(|_| self.flops > 0.0)
     }
 
     pub fn of_memory(&self, limits: &Limits) -> Option<f64> {
@@ -258,6 +260,7 @@ mod tests {
         read: Some(20.0),
         read_and_write: Some(40.0),
         gigaflops: Some(100.0),
+        matrix_unit: None,
     };
 
     #[test]
@@ -276,6 +279,12 @@ mod tests {
             (None, None)
         );
         assert_eq!(mlp.floor(&Limits::default()), None);
+        let unit = Limits {
+            matrix_unit: Some(400.0),
+            ..LIMITS
+        };
+        assert!((mlp.of_peak(&unit).unwrap() - 0.2).abs() < 1e-12);
+        assert_eq!(act.peak(&unit), None);
     }
 
     #[test]
