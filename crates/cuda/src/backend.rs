@@ -18,26 +18,12 @@ use crate::{
     weight::{self, CudaWeight, LoadOptions, to_device},
 };
 
-fn fits(argument: &'static str, buffer: &CudaBuffer, data: usize) -> swiglu_core::Result<()> {
-    if data <= buffer.len() {
+fn fits(what: &'static str, room: usize, data: usize) -> swiglu_core::Result<()> {
+    if data <= room {
         return Ok(());
     }
-    let expected = format!("at most the buffer's {} bytes", buffer.len());
-    Err(CoreError::argument(argument, expected, data))
-}
-
-fn in_view(view: usize, data: usize) -> swiglu_core::Result<()> {
-    if data <= view {
-        return Ok(());
-    }
-    let expected = format!("at most the view's {view} bytes");
+    let expected = format!("at most the {what}'s {room} bytes");
     Err(CoreError::argument("data", expected, data))
-}
-
-/// How a layer of routed experts runs.
-fn expert_by_expert() -> Support {
-    let how = "expert by expert, what lies between the matmuls on the host";
-    Support::Emulated(how.to_owned())
 }
 
 const fn matrix(tensor: &Tensor<'_, CudaBackend>) -> RawMatrix {
@@ -77,6 +63,24 @@ impl CudaBackend {
         let weight = CudaWeight::load(&self.stream, parts, options)?;
         self.matmuls.make_room(&weight)?;
         Ok(weight)
+    }
+
+    /// Waits for the stream and copies what lies at a device's address.
+    ///
+    /// # Safety
+    /// As many bytes lie there.
+    unsafe fn to_host(&self, address: u64, data: &mut [u8]) -> swiglu_core::Result<()> {
+        if data.is_empty() {
+            return self.synchronize();
+        }
+        self.stream
+            .context()
+            .bind_to_thread()
+            .doing("bind the context")?;
+        // SAFETY: the caller vouches for the address; `data` stays until the stream has written it.
+        unsafe { result::memcpy_dtoh_async(data, address, self.stream.cu_stream()) }
+            .doing("copy")?;
+        self.synchronize()
     }
 
     /// [`Matmul::matmul`] by one way alone, for measuring.
@@ -140,11 +144,11 @@ impl Backend for CudaBackend {
                 })
             }
             Request::Route { weight, .. } | Request::GroupedMatmulSum { weight, .. } => {
-                expert_by_expert().and(weight::support(*weight))
+                weight::expert_by_expert(*weight)
             }
-            Request::GroupedGatedMatmul { op, weight, .. } => expert_by_expert()
-                .and(weight::support(*weight))
-                .and(self.activations.supports(op)),
+            Request::GroupedGatedMatmul { op, weight, .. } => {
+                weight::expert_by_expert(*weight).and(self.activations.supports(op))
+            }
             _ => Support::No("a request that is not known to this backend".to_owned()),
         }
     }
@@ -196,7 +200,7 @@ impl Backend for CudaBackend {
     }
 
     fn upload(&self, buffer: &mut CudaBuffer, data: &[u8]) -> swiglu_core::Result<()> {
-        fits("data", buffer, data.len())?;
+        fits("buffer", buffer.len(), data.len())?;
         if data.is_empty() {
             return Ok(());
         }
@@ -204,37 +208,19 @@ impl Backend for CudaBackend {
     }
 
     fn download(&self, buffer: &CudaBuffer, data: &mut [u8]) -> swiglu_core::Result<()> {
-        fits("data", buffer, data.len())?;
-        if data.is_empty() {
-            return self.synchronize();
-        }
-        self.stream
-            .context()
-            .bind_to_thread()
-            .doing("bind the context")?;
-        // SAFETY: the lengths have been checked; `data` stays until the stream has written it.
-        unsafe { result::memcpy_dtoh_async(data, buffer.address(), self.stream.cu_stream()) }
-            .doing("copy")?;
-        self.synchronize()
+        fits("buffer", buffer.len(), data.len())?;
+        // SAFETY: the lengths have been checked.
+        unsafe { self.to_host(buffer.address(), data) }
     }
 
     fn read(&self, view: DeviceView<'_>, data: &mut [u8]) -> swiglu_core::Result<()> {
-        in_view(view.len(), data.len())?;
-        if data.is_empty() {
-            return self.synchronize();
-        }
-        self.stream
-            .context()
-            .bind_to_thread()
-            .doing("bind the context")?;
-        // SAFETY: the lengths have been checked; `data` stays until the stream has written it.
-        unsafe { result::memcpy_dtoh_async(data, view.address(), self.stream.cu_stream()) }
-            .doing("copy")?;
-        self.synchronize()
+        fits("view", view.len(), data.len())?;
+        // SAFETY: the lengths have been checked.
+        unsafe { self.to_host(view.address(), data) }
     }
 
     fn write(&self, view: DeviceViewMut<'_>, data: &[u8]) -> swiglu_core::Result<()> {
-        in_view(view.len(), data.len())?;
+        fits("view", view.len(), data.len())?;
         if data.is_empty() {
             return Ok(());
         }

@@ -117,6 +117,12 @@ fn keeps_codes_exact(scale: f32) -> bool {
     bits & 0x807f_ffff == 0 && (1e-36..1e35).contains(&scale)
 }
 
+/// How a layer of routed experts stored so runs.
+pub(crate) fn expert_by_expert(format: WeightFormat) -> Support {
+    let how = "expert by expert, what lies between the matmuls on the host";
+    Support::Emulated(how.to_owned()).and(support(format))
+}
+
 /// Copies `data` to the buffer, `at` bytes from its start, and waits until it is there.
 pub(crate) fn to_device(
     stream: &Arc<CudaStream>,

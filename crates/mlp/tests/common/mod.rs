@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test helper is no #[test] function")]
 
+pub mod moe;
 pub mod probe;
 
 use std::collections::BTreeMap;
