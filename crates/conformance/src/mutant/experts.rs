@@ -253,10 +253,10 @@ impl<B: FullBackend> Mutant<B> {
             Fault::UniformHashWeights if hashed => {
                 weights.fill(routing.scale() / routing.top_k() as f32);
             }
-            Fault::EpsilonMissing if routing.normalize() => {
-                if scores(&[]).iter().all(|s| *s == 0.0) {
-                    weights.fill(f32::NAN);
-                }
+            Fault::EpsilonMissing
+                if routing.normalize() && scores(&[]).iter().all(|s| *s == 0.0) =>
+            {
+                weights.fill(f32::NAN);
             }
             _ => {}
         }
