@@ -19,8 +19,8 @@ use crate::device::{
 };
 use crate::launch::Recorder;
 use crate::pipelines::{
-    COOPERATIVE_SUBGROUPS, CooperativeTile, Kernel, PipelineCache, Pipelines, TWO_BUFFERS, Tier,
-    self_test,
+    COOPERATIVE_SUBGROUPS, CooperativeTile, Kernel, LaneSums, PipelineCache, Pipelines,
+    TWO_BUFFERS, Tier, self_test,
 };
 use crate::{Result, WgpuBackend, WgpuError, requests};
 
@@ -257,24 +257,28 @@ impl Builder {
     /// The best kernels that the device has and that compute what they should.
     fn opened(&self, device: Device) -> Result<WgpuBackend> {
         let device = Arc::new(device);
-        let refusal = if self.subgroups {
-            COOPERATIVE_SUBGROUPS.fit(&device).err()
+        let lanes = if self.subgroups {
+            COOPERATIVE_SUBGROUPS.others(&device)
         } else {
-            Some("not asked for".to_owned())
+            Err("not asked for".to_owned())
+        };
+        let (sums, wanted) = match lanes {
+            Ok(None) => (LaneSums::Subgroup, "subgroups".to_owned()),
+            Ok(Some([least, most])) => (
+                LaneSums::AnySubgroup,
+                format!("subgroups of {least} to {most} lanes"),
+            ),
+            Err(reason) => (LaneSums::Workgroup, format!("no subgroups: {reason}")),
         };
         let best = Tier {
-            subgroups: refusal.is_none(),
+            sums,
             e4m3_as_f16: true,
             two_buffers: device.workgroup_storage() >= TWO_BUFFERS,
         };
         let plain = Tier {
-            subgroups: false,
+            sums: LaneSums::Workgroup,
             e4m3_as_f16: false,
             two_buffers: best.two_buffers,
-        };
-        let wanted = match refusal {
-            None => "subgroups".to_owned(),
-            Some(reason) => format!("no subgroups: {reason}"),
         };
         let cache = Arc::new(PipelineCache::open(&device)?);
         let backend = self.best_of(&device, &cache, [best, plain], wanted)?;

@@ -23,8 +23,8 @@ pub(crate) use cooperative::{
 };
 pub(crate) use kernel::Kernel;
 pub(crate) use matmul::{
-    ANY_TOKENS, DeviceFormat, FEW_ANY, FEW_USUAL, GatedKernel, GemvKind, GemvTokens, MatmulKernel,
-    ROWS, TWO_BUFFERS, Tier, TileKind,
+    ANY_TOKENS, DeviceFormat, FEW_ANY, FEW_USUAL, GatedKernel, GemvKind, GemvTokens, LaneSums,
+    MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
 };
 pub(crate) use quantize::QuantizeKernel;
 pub(crate) use shader::FUNCTIONS;

@@ -10,7 +10,7 @@ use swiglu_core::{
 
 use crate::WgpuBackend;
 use crate::device::Facts;
-use crate::pipelines::{DeviceFormat, Pipelines, Tier};
+use crate::pipelines::{DeviceFormat, LaneSums, Pipelines, Tier};
 
 const TOKENS: usize = 265;
 const ROWS: usize = 259;
@@ -82,7 +82,7 @@ fn tiles_of_any_size_and_buffers_are_equal() {
         .collect();
     for two_buffers in [true, false] {
         let tier = Tier {
-            subgroups: false,
+            sums: LaneSums::Workgroup,
             e4m3_as_f16: false,
             two_buffers,
         };

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use swiglu::{Dispatch, OpSwitches, OpenOptions};
 
 /// Every variable that the program or its libraries read, and what it does.
-pub const VARIABLES: [(&str, &str); 9] = [
+pub const VARIABLES: [(&str, &str); 10] = [
     (
         Dispatch::PLATFORM_VARIABLE,
         "the platform, or auto: what --platform does",
@@ -25,6 +25,10 @@ pub const VARIABLES: [(&str, &str); 9] = [
     (
         "SWIGLU_ALLOW_SOFTWARE",
         "1 lets wgpu take a rasterizer in software for a GPU",
+    ),
+    (
+        "SWIGLU_CACHE_DIR",
+        "the folder in which wgpu keeps compiled pipelines; the user's unless given, none if empty",
     ),
     ("SWIGLU_SEED", "the seed of what verify makes up at random"),
     ("WGPU_ADAPTER_NAME", "wgpu's device, by a part of its name"),

@@ -14,21 +14,15 @@ pub(crate) struct Subgroups {
 }
 
 impl Subgroups {
-    /// Whether the device's subgroups have the lanes.
+    /// Whether the device's subgroups have other lanes: from so many to so many.
     ///
     /// # Errors
-    /// Why not.
-    pub(crate) fn fit(&self, device: &Device) -> Result<(), String> {
+    /// Why there are none.
+    pub(crate) fn others(&self, device: &Device) -> Result<Option<[u32; 2]>, String> {
         if !device.raw().features().contains(wgpu::Features::SUBGROUP) {
             return Err("the device has none".to_owned());
         }
-        match self.other_lanes(device.info()) {
-            None => Ok(()),
-            Some([least, most]) => {
-                let lanes = self.lanes;
-                Err(format!("theirs have {least} to {most} lanes, not {lanes}"))
-            }
-        }
+        Ok(self.other_lanes(device.info()))
     }
 
     /// Whether they multiply matrices of f16 to sums in f32 on a device with these limits.

@@ -160,7 +160,9 @@ impl MatmulOperands {
             tokens.div_ceil(t) * self.rows.div_ceil(r) >= least
         };
         let wide = CooperativeTile::Wide.shape();
-        let full = tokens >= wide.tokens as usize && self.rows >= wide.rows as usize;
+        let full = tokens >= wide.tokens as usize
+            && self.rows >= wide.rows as usize
+            && self.k.is_multiple_of(wide.depth as usize);
         if full && enough(CooperativeTile::Wide, MANY_WIDE) {
             CooperativeTile::Wide
         } else if enough(CooperativeTile::Middle, MANY_MIDDLE) {
@@ -353,7 +355,7 @@ mod tests {
             (32, F32, "4 x gemv(f32 by f32, T <= 8)"),
             (33, F32, "matmul_tiles(64 x 64, by f32, whole vectors)"),
             (17, BF16, "matmul_cooperative(64 x 32, bf16 by bf16)"),
-            (128, E4m3, "matmul_cooperative(64 x 64, bf16 by e4m3)"),
+            (256, E4m3, "matmul_cooperative(128 x 64, bf16 by e4m3)"),
             (4096, BF16, "matmul_cooperative(128 x 128, bf16 by bf16)"),
             (4096, F16, "matmul_cooperative(128 x 128, f16 by f16)"),
         ] {

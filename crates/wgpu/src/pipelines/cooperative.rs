@@ -105,7 +105,7 @@ pub(crate) enum CooperativeTile {
 pub(crate) struct CooperativeShape {
     pub(crate) tokens: u32,
     pub(crate) rows: u32,
-    depth: u32,
+    pub(crate) depth: u32,
     /// Subgroups along the tokens, along the rows, and along the columns of a step.
     down: u32,
     across: u32,
@@ -138,7 +138,7 @@ impl CooperativeTile {
         let [tokens, rows, depth, down, across, slices] = match self {
             Self::Narrow => [16, 16, 512, 1, 1, 8],
             Self::Low => [64, 32, 128, 2, 1, 4],
-            Self::Middle => [64, 64, 64, 2, 2, 2],
+            Self::Middle => [128, 64, 64, 2, 2, 2],
             Self::Wide => [128, 128, 32, 2, 2, 1],
         };
         CooperativeShape {
@@ -176,18 +176,27 @@ impl CooperativeKernel {
         self.weight as usize * CooperativeTile::ALL.len() + self.tile as usize
     }
 
+    /// Steps that are loaded ahead.
+    const fn stages(self) -> u32 {
+        match (self.weight, self.tile) {
+            // Nothing is decoded: loads are waited for less, and registers are short.
+            (CooperativeFormat::F16, CooperativeTile::Wide) => 1,
+            _ => 2,
+        }
+    }
+
     /// For any rows, or for dense ones of `k` elements.
     pub(super) fn shader(self, k: Option<u32>) -> Shader {
         Shader {
             source: "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned()
-                + &self.text(MATRICES),
+                + &self.text(MATRICES, &multiply(&self.tile.shape(), DIRECT)),
             entry: "matmul_cooperative",
             constants: vec![("K", f64::from(k.unwrap_or(0)))],
             checked: false,
         }
     }
 
-    fn text(self, matrices: &str) -> String {
+    fn text(self, matrices: &str, multiply: &str) -> String {
         let shape = self.tile.shape();
         let [down, across] = shape.matrices();
         let (invocations, raw) = (shape.invocations(), self.weight.raw());
@@ -201,6 +210,7 @@ impl CooperativeKernel {
             ("MATRICES_DOWN", down),
             ("MATRICES_ACROSS", across),
             ("RAW", raw),
+            ("STAGES", self.stages()),
         ];
         let flags = [
             ("SCALED", self.weight.is_scaled()),
@@ -217,11 +227,11 @@ impl CooperativeKernel {
             ("#i", down),
             ("#j", across),
         ];
-        let mut kernel = KERNEL.to_owned();
+        let mut kernel = in_stages(KERNEL, self.stages());
         for (marker, count) in counts {
             kernel = repeated(marker, count, &kernel);
         }
-        kernel = kernel.replace("#multiply\n", &multiply(&shape));
+        kernel = kernel.replace("#multiply\n", multiply);
         kernel = kernel.replace("#put\n", &put(&shape));
         let own = match self.weight {
             CooperativeFormat::F16 => OF_F16,
@@ -236,7 +246,8 @@ impl CooperativeKernel {
     pub(crate) fn stand_in(self, k: Option<u32>) -> Shader {
         const STAND_IN: &str = include_str!("../shaders/cooperative_stand_in.wgsl");
         Shader {
-            source: "enable f16;\n".to_owned() + &self.text(STAND_IN),
+            source: "enable f16;\n".to_owned()
+                + &self.text(STAND_IN, &multiply(&self.tile.shape(), STANDING_IN)),
             ..self.shader(k)
         }
     }
@@ -260,21 +271,57 @@ pub(super) fn repeated(marker: &str, count: u32, text: &str) -> String {
     all
 }
 
+/// The text with what is between its lines `#begin` and `#end` so many times, each numbered at `#p`.
+fn in_stages(text: &str, count: u32) -> String {
+    let mut all = String::new();
+    for (i, part) in text.split("#begin\n").enumerate() {
+        match part.split_once("#end\n") {
+            Some((inside, behind)) if i > 0 => {
+                all.extend((0..count).map(|p| inside.replace("#p", &p.to_string())));
+                all += behind;
+            }
+            _ => all += part,
+        }
+    }
+    all
+}
+
+/// How tokens and rows are loaded from a place, and their products added: of cooperative matrices as they
+/// are, because drivers do not keep in registers what functions take and give.
+type Operations = [&'static str; 3];
+
+const DIRECT: Operations = [
+    "coopLoadT<coop_mat16x16<f16, A>>(&x_tile[PLACE], LINE)",
+    "coopLoad<coop_mat16x16<f16, B>>(&w_tile[PLACE], LINE)",
+    "coopMultiplyAdd(TOKENS, ROWS, SUMS)",
+];
+
+#[cfg(test)]
+const STANDING_IN: Operations = ["PLACE", "PLACE", "with_products(SUMS, TOKENS, ROWS)"];
+
 /// What a subgroup does with a step.
-fn multiply(shape: &CooperativeShape) -> String {
+fn multiply(shape: &CooperativeShape, [tokens, rows, products]: Operations) -> String {
     let [down, across] = shape.matrices();
     let mut all = String::new();
     for part in 0..shape.depth / shape.slices / MATRIX {
-        let at = |line: &str, n: u32| format!("{line} + {}u * LINE + {}u", n * MATRIX, part * 4);
+        let load = |name: String, how: &str, line: &str, n: u32| {
+            let place = format!("{line} + {}u * LINE + {}u", n * MATRIX, part * 4);
+            let how = how.replace("PLACE", &place);
+            format!("            let {name} = {how};\n")
+        };
         all += "        {\n";
         for i in 0..down {
-            all += &format!("            let a{i} = tokens_at({});\n", at("x_line", i));
+            all += &load(format!("a{i}"), tokens, "x_line", i);
         }
         for j in 0..across {
-            all += &format!("            let b{j} = rows_at({});\n", at("w_line", j));
+            all += &load(format!("b{j}"), rows, "w_line", j);
             for i in 0..down {
                 let sums = format!("c{i}{j}");
-                all += &format!("            {sums} = with_products({sums}, a{i}, b{j});\n");
+                let added = products
+                    .replace("SUMS", &sums)
+                    .replace("TOKENS", &format!("a{i}"))
+                    .replace("ROWS", &format!("b{j}"));
+                all += &format!("            {sums} = {added};\n");
             }
         }
         all += "        }\n";

@@ -88,11 +88,22 @@ pub(crate) const ANY_TOKENS: usize = 4;
 /// as many small ones do not.
 pub(super) const MANY_TILES: u32 = 96;
 
+/// How the lanes that share a row of a GEMV add up what they have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LaneSums {
+    /// Through the workgroup's memory.
+    Workgroup,
+    /// By subgroups of any size, and then through that memory.
+    AnySubgroup,
+    /// By subgroups of as many lanes.
+    Subgroup,
+}
+
 /// Which kernels are built, where there is a choice.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tier {
-    /// Sums over lanes by subgroup operations.
-    pub(crate) subgroups: bool,
+    /// How sums over lanes are made.
+    pub(crate) sums: LaneSums,
     /// E4M3 decoded as f16.
     pub(crate) e4m3_as_f16: bool,
     /// Tiles kept twice in a workgroup's memory.

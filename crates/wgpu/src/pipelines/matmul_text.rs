@@ -4,7 +4,8 @@ use swiglu_core::Float;
 
 use super::cooperative::repeated;
 use super::matmul::{
-    DeviceFormat, GATED_ROWS, GatedKernel, GemvKind, GemvTokens, LANES, ROWS, Tier, TileKind,
+    DeviceFormat, GATED_ROWS, GatedKernel, GemvKind, GemvTokens, LANES, LaneSums, ROWS, Tier,
+    TileKind,
 };
 use super::shader::{
     ACTIVATION_NATIVE, ACTIVATION_QUICK, ELEMENT, FUNCTIONS_TEXT, NUMERIC, OP, OPERATION, Shader,
@@ -19,8 +20,17 @@ const GEMV_STORE: &str = include_str!("../shaders/gemv_store.wgsl");
 const GEMV_GATED: &str = include_str!("../shaders/gemv_gated.wgsl");
 const GEMV_ANY: &str = include_str!("../shaders/gemv_any.wgsl");
 const REDUCE_SUBGROUP: &str = include_str!("../shaders/reduce_subgroup.wgsl");
+const REDUCE_ANY_SUBGROUP: &str = include_str!("../shaders/reduce_any_subgroup.wgsl");
 const REDUCE_WORKGROUP: &str = include_str!("../shaders/reduce_workgroup.wgsl");
 const TILED: &str = include_str!("../shaders/matmul_tiles.wgsl");
+
+/// The end of a kernel's arguments, and what it becomes where the kernel is told of its subgroup.
+const LAST_ARGUMENT: &str = "    @builtin(local_invocation_index) local: u32,\n) {\n";
+const LANES_ARGUMENT: &str = "    @builtin(local_invocation_index) local: u32,
+    @builtin(subgroup_size) size: u32,
+) {
+    subgroup_lanes = size;
+";
 
 /// The shaders' number for a type that the call tells.
 const ANY: u32 = 255;
@@ -50,13 +60,17 @@ pub(super) fn text(constants: &[(&str, u32)], own: &[&str]) -> String {
 
 /// The text of a GEMV whose workgroups have [`LANES`] invocations for each of `rows`.
 fn gemv_text(rows: u32, tier: Tier, own: &[&str]) -> String {
-    let reduce = if tier.subgroups {
-        REDUCE_SUBGROUP
-    } else {
-        REDUCE_WORKGROUP
+    let reduce = match tier.sums {
+        LaneSums::Subgroup => REDUCE_SUBGROUP,
+        LaneSums::AnySubgroup => REDUCE_ANY_SUBGROUP,
+        LaneSums::Workgroup => REDUCE_WORKGROUP,
     };
     let own = [&[OPERANDS, reduce], own].concat();
-    text(&[("LANES", LANES), ("ROWS", rows)], &own)
+    let all = text(&[("LANES", LANES), ("ROWS", rows)], &own);
+    match tier.sums {
+        LaneSums::AnySubgroup => all.replace(LAST_ARGUMENT, LANES_ARGUMENT),
+        LaneSums::Subgroup | LaneSums::Workgroup => all,
+    }
 }
 
 /// The same for up to so many tokens of the usual type.

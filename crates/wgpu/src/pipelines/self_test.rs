@@ -163,8 +163,8 @@ pub(crate) fn cooperative<B: Matmul>(backend: &B) -> Result<()> {
 fn cooperative_by<B: Matmul, T: Element>(backend: &B, format: WeightFormat) -> Result<()> {
     const TOKENS: usize = 132;
     const ROWS: usize = 134;
-    /// More than a step, and no whole steps, of every kernel.
-    const COLS: usize = 544;
+    /// More than a step of every kernel, and no whole steps but of those that take no others.
+    const COLS: usize = 576;
     const STRIDE: usize = COLS + 8;
     if !multiplies(backend, T::FLOAT, format) {
         return Ok(());

@@ -9,7 +9,7 @@ use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFl
 use super::compile::with_writable_inputs;
 use super::cooperative::{self, CooperativeKernel};
 use super::kernel::Kernel;
-use super::matmul::Tier;
+use super::matmul::{LaneSums, Tier};
 use super::shader::{OP, Shader};
 use super::{activation, matmul_text, quantize};
 use crate::device::Facts;
@@ -26,13 +26,18 @@ fn parsed(source: &str, capabilities: Capabilities) -> naga::Module {
 }
 
 fn all_shaders() -> Vec<Shader> {
-    let tier = |on| Tier {
-        subgroups: on,
+    let tier = |(sums, on)| Tier {
+        sums,
         e4m3_as_f16: on,
         two_buffers: on,
     };
-    let both = [false, true].map(tier);
-    let with = |kernel: &Kernel| both.map(|tier| kernel.shader(tier));
+    let tiers = [
+        (LaneSums::Workgroup, false),
+        (LaneSums::AnySubgroup, true),
+        (LaneSums::Subgroup, true),
+    ]
+    .map(tier);
+    let with = |kernel: &Kernel| tiers.map(|tier| kernel.shader(tier));
     let mut all: Vec<_> = Kernel::all(&Facts::GPU).iter().flat_map(with).collect();
     for kernel in CooperativeKernel::all() {
         all.push(kernel.shader(Some(7168)));
@@ -151,7 +156,7 @@ fn every_shader_is_valid_in_either_form() {
     let all = all_shaders();
     assert_eq!(
         all.len(),
-        2 * (13 + 5 + 4 * (5 + 3) + 3 * 3 + 3 * 4 + 1) + 2 * 3 * 4
+        3 * (13 + 5 + 4 * (5 + 3) + 3 * 3 + 3 * 4 + 1) + 2 * 3 * 4
     );
     for shader in all {
         check(&shader, &shader.source);

@@ -1,8 +1,5 @@
-// What cooperative_matrices.wgsl has, without them, for tests: 32 invocations hold a matrix's sums, eight
-// each, and read its factors where they lie.
-
-alias Tokens = u32;
-alias Rows = u32;
+// What stands in for cooperative matrices in tests: 32 invocations hold a matrix's sums, eight each, and
+// read its factors where they lie.
 
 struct Sums {
     low: vec4<f32>,
@@ -15,20 +12,14 @@ fn enter(local: u32) {
     lane = local % 32u;
 }
 
-fn tokens_at(at: u32) -> Tokens {
-    return at;
-}
-
-fn rows_at(at: u32) -> Rows {
-    return at;
-}
-
-fn with_products(sums: Sums, tokens: Tokens, rows: Rows) -> Sums {
+fn with_products(sums: Sums, tokens: u32, rows: u32) -> Sums {
     var grown = sums;
     let row = rows + lane % 2u * 8u * LINE;
-    for (var quad = 0u; quad < 4u; quad++) {
+    // A bound that is no constant: unrolled, this would take minutes to compile.
+    let four = min(4u, call.k);
+    for (var quad = 0u; quad < four; quad++) {
         let a = vec4<f32>(x_tile[tokens + lane / 2u * LINE + quad]);
-        for (var i = 0u; i < 4u; i++) {
+        for (var i = 0u; i < four; i++) {
             grown.low[i] += dot(a, vec4<f32>(w_tile[row + i * LINE + quad]));
             grown.high[i] += dot(a, vec4<f32>(w_tile[row + (i + 4u) * LINE + quad]));
         }

@@ -4,13 +4,13 @@
 // 1. A workgroup makes a tile of TILE_TOKENS by TILE_ROWS. Its subgroups share the tile, ACROSS of them
 //    along the rows, and SLICES of them the columns of a step.
 // 2. DEPTH columns at a time go through the workgroup's memory, where the weight's become f16s; what
-//    comes next is loaded meanwhile.
+//    comes in the next STAGES steps is being loaded meanwhile.
 // 3. Sums leave by way of the workgroup's memory, a matrix of each subgroup at a time: those of the slices
 //    meet there, and are multiplied by the powers of two that x and the weight were divided by.
 //
-// Everything is in variables of its own: drivers keep arrays in memory. A line with #x, #w, #i or #j is
-// there for each vector that an invocation brings of x and of the weight, and for each matrix of tokens
-// and of rows that a subgroup holds.
+// Everything is in variables of its own: drivers keep arrays in memory. A line with a mark and x, w, i or j
+// is there for each vector that an invocation brings of x and of the weight, and for each matrix of tokens and
+// of rows that a subgroup holds; lines between marks for each of STAGES.
 //
 // k is a multiple of 32, and the weight's rows are that long. In tiles that are FULL there are at least as
 // many tokens and rows: the last one starts earlier, and makes some outputs a second time.
@@ -52,6 +52,11 @@ fn place(first: u32, n: u32, count: u32) -> u32 {
         return first + n;
     }
     return min(first + n, count - 1u);
+}
+
+// A vector's place in a row of so many, or the first beyond it.
+fn column(v: u32, count: u32) -> u32 {
+    return select(0u, v, v < count);
 }
 
 // A matrix of each subgroup; the first is of these tokens and rows. y is of f32, or in whole words.
@@ -131,28 +136,35 @@ fn matmul_cooperative(
     let w_from#w = w_row#w * w_stride;
     let key#w = row_key(w_row#w);
     var c#i#j = Sums();
-    var x_inside = WHOLE || x_k < k / 4u;
-    var w_inside = WHOLE || w_k < w_stride;
-    var x_at = select(0u, x_k, x_inside);
-    var w_at = select(0u, w_k, w_inside);
-    var x#x = x[x_from#x + x_at];
-    var w#w = weights[w_from#w + w_at];
-    var f#w = factor_at(key#w, w_at);
-    for (var step = 0u; step < k; step += DEPTH) {
+    // In as many sets as there are steps under way. Beyond the end the first vectors are brought again: a
+    // branch would cost more.
+#begin
+    var x_at#p = column(#pu * X_VECTORS + x_k, k / 4u);
+    var w_at#p = column(#pu * W_VECTORS + w_k, w_stride);
+    var x#p_#x = x[x_from#x + x_at#p];
+    var w#p_#w = weights[w_from#w + w_at#p];
+    var f#p_#w = factor_at(key#w, w_at#p);
+#end
+    for (var step = 0u; step < k; step += STAGES * DEPTH) {
+#begin
+        if #pu > 0u && step + #pu * DEPTH >= k {
+            break;
+        }
+        let first#p = step + #pu * DEPTH;
+        let x_inside#p = WHOLE || first#p / 4u + x_k < k / 4u;
+        let w_inside#p = WHOLE || first#p / RAW + w_k < w_stride;
         workgroupBarrier();
-        x_tile[x_to + #xu * X_LINES * LINE] = select(vec4<f16>(), x#x, x_inside);
-        keep(w_to + #wu * W_LINES * LINE, w#w, f#w, w_inside);
+        x_tile[x_to + #xu * X_LINES * LINE] = select(vec4<f16>(), x#p_#x, x_inside#p);
+        keep(w_to + #wu * W_LINES * LINE, w#p_#w, f#p_#w, w_inside#p);
         workgroupBarrier();
-        // After the last step the first vectors are brought again: a branch would cost more.
-        let next = step + DEPTH;
-        x_inside = WHOLE || next / 4u + x_k < k / 4u;
-        w_inside = WHOLE || next / RAW + w_k < w_stride;
-        x_at = select(0u, next / 4u + x_k, next / 4u + x_k < k / 4u);
-        w_at = select(0u, next / RAW + w_k, next / RAW + w_k < w_stride);
-        x#x = x[x_from#x + x_at];
-        w#w = weights[w_from#w + w_at];
-        f#w = factor_at(key#w, w_at);
+        let next#p = first#p + STAGES * DEPTH;
+        x_at#p = column(next#p / 4u + x_k, k / 4u);
+        w_at#p = column(next#p / RAW + w_k, w_stride);
+        x#p_#x = x[x_from#x + x_at#p];
+        w#p_#w = weights[w_from#w + w_at#p];
+        f#p_#w = factor_at(key#w, w_at#p);
 #multiply
+#end
     }
 #put
 }

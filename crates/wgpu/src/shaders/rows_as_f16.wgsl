@@ -18,6 +18,7 @@ var<immediate> call: RowsCall;
 @group(0) @binding(2) var<storage, read_write> output: array<vec4<u32>>;
 
 var<workgroup> largest: array<u32, WORKGROUP>;
+var<workgroup> largest_of_eight: array<u32, 32>;
 
 // The bits of a magnitude of bf16, times 2^power, in f16: to nearest, ties to even.
 fn half_of(bits: u32, power: i32) -> u32 {
@@ -66,6 +67,37 @@ fn half_pair(pair: u32, power: i32) -> u32 {
     return low | (high << 16u) | (pair & 0x80008000u);
 }
 
+fn larger(v: vec4<u32>) -> u32 {
+    return max(max(v.x, v.y), max(v.z, v.w));
+}
+
+// The largest magnitude of eight elements, and the least.
+fn largest_in(eight: vec4<u32>) -> u32 {
+    return larger(max(eight & vec4(0x7fffu), (eight >> vec4(16u)) & vec4(0x7fffu)));
+}
+
+fn least_in(eight: vec4<u32>) -> u32 {
+    let least = min(eight & vec4(0x7fffu), (eight >> vec4(16u)) & vec4(0x7fffu));
+    return min(min(least.x, least.y), min(least.z, least.w));
+}
+
+fn halves_of(eight: vec4<u32>, power: i32, finite: bool) -> vec4<u32> {
+    // What an exponent of bf16 loses to become one of f16.
+    let lost = 112 - power;
+    // Where all stay normal, both elements of a word at once: an exponent is subtracted, three bits added.
+    if finite && i32(least_in(eight) >> 7u) > max(lost, 0) {
+        let magnitudes = eight & vec4(0x7fff7fffu);
+        let less = magnitudes - vec4(bitcast<u32>(lost) * 0x00800080u);
+        return (less << vec4(3u)) | (eight & vec4(0x80008000u));
+    }
+    return vec4(
+        half_pair(eight.x, power),
+        half_pair(eight.y, power),
+        half_pair(eight.z, power),
+        half_pair(eight.w, power),
+    );
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn rows_as_f16(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -75,23 +107,29 @@ fn rows_as_f16(
     let row = min(group.y * groups.x + group.x, call.rows - 1u);
     let vectors = call.k / 8u;
     let start = call.offset / 8u + row * (call.stride / 8u);
-    var most = 0u;
-    for (var v = local; v < vectors; v += WORKGROUP) {
-        let eight = input[start + v];
-        let low = eight & vec4(0x7fffu);
-        let high = (eight >> vec4(16u)) & vec4(0x7fffu);
-        let both = max(low, high);
-        most = max(most, max(max(both.x, both.y), max(both.z, both.w)));
+    // The first four vectors stay in registers; beyond the end the last is there again.
+    let last = start + vectors - 1u;
+    let v0 = input[min(start + local, last)];
+    let v1 = input[min(start + local + WORKGROUP, last)];
+    let v2 = input[min(start + local + 2u * WORKGROUP, last)];
+    let v3 = input[min(start + local + 3u * WORKGROUP, last)];
+    var most = max(max(largest_in(v0), largest_in(v1)), max(largest_in(v2), largest_in(v3)));
+    for (var v = local + 4u * WORKGROUP; v < vectors; v += WORKGROUP) {
+        most = max(most, largest_in(input[start + v]));
     }
     largest[local] = most;
     workgroupBarrier();
-    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-        if local < half {
-            largest[local] = max(largest[local], largest[local + half]);
+    if local < 32u {
+        var of_eight = 0u;
+        for (var i = 0u; i < WORKGROUP; i += 32u) {
+            of_eight = max(of_eight, largest[i + local]);
         }
-        workgroupBarrier();
+        largest_of_eight[local] = of_eight;
     }
-    most = largest[0];
+    workgroupBarrier();
+    for (var i = 0u; i < 32u; i++) {
+        most = max(most, largest_of_eight[i]);
+    }
     // The exponent of the largest: of a subnormal number, that of its leading 1; with an infinity or a NaN
     // 128, under which finite numbers stay finite.
     var exponent = i32(most >> 7u) - 127;
@@ -99,15 +137,22 @@ fn rows_as_f16(
         exponent = 31 - i32(countLeadingZeros(max(most, 1u))) - 133;
     }
     let power = 15 - exponent;
+    let finite = most < 0x7f80u;
     let to = row * (vectors + 1u);
-    for (var v = local; v < vectors; v += WORKGROUP) {
-        let eight = input[start + v];
-        output[to + v] = vec4(
-            half_pair(eight.x, power),
-            half_pair(eight.y, power),
-            half_pair(eight.z, power),
-            half_pair(eight.w, power),
-        );
+    if local < vectors {
+        output[to + local] = halves_of(v0, power, finite);
+    }
+    if local + WORKGROUP < vectors {
+        output[to + local + WORKGROUP] = halves_of(v1, power, finite);
+    }
+    if local + 2u * WORKGROUP < vectors {
+        output[to + local + 2u * WORKGROUP] = halves_of(v2, power, finite);
+    }
+    if local + 3u * WORKGROUP < vectors {
+        output[to + local + 3u * WORKGROUP] = halves_of(v3, power, finite);
+    }
+    for (var v = local + 4u * WORKGROUP; v < vectors; v += WORKGROUP) {
+        output[to + v] = halves_of(input[start + v], power, finite);
     }
     if local == 0u {
         output[to + vectors] = vec4(pack2x16float(vec2(f32(-power), 0.0)), 0u, 0u, 0u);

@@ -99,7 +99,7 @@ mod tests {
                 .map(|x| bf16::from_f32(x).to_f32())
                 .collect();
             let Some(e) = exponent(&row) else {
-                assert!(base < 1e-36 || base > 1e38, "{base:e}");
+                assert!(base < 1e-36, "{base:e}");
                 continue;
             };
             for x in row {
