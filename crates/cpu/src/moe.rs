@@ -14,11 +14,9 @@
 use std::ops::Range;
 
 use swiglu_core::{
-    Element, Float, HostRouter, Request, RowLayout, Shape, Token, Tokens, bf16, sort_by_expert,
-    with_float,
+    Element, Float, HostRouter, Request, RowLayout, Shape, Token, bf16, sort_by_expert, with_float,
 };
 
-use crate::CpuBackend;
 use crate::tasks::{self, Shared};
 
 /// Logits, or sums, that take about as long as waking a pool does.
@@ -181,11 +179,12 @@ fn add<T: Element>(sums: &mut [f32], terms: &[T]) {
     }
 }
 
-/// Lets tokens choose by logits \[T, E\], and sorts their routes.
+/// Lets tokens, of which ids and marks may be given, choose by logits \[T, E\], and sorts their
+/// routes.
 pub(crate) fn choose(
     router: &HostRouter<'_>,
     logits: &mut [f32],
-    tokens: &Tokens<'_, CpuBackend>,
+    [ids_of_tokens, image, padding]: [Option<&[u8]>; 3],
     [ids, weights, offsets, sorted, rows]: [&mut [u8]; 5],
 ) {
     let (experts, k) = (router.routing.experts(), router.routing.top_k());
@@ -200,9 +199,9 @@ pub(crate) fn choose(
     let (to_ids, to_weights) = (Shared(ids.as_mut_ptr()), Shared(weights.as_mut_ptr()));
     tasks::for_each(count, inline, &|t| {
         let token = Token {
-            id: word(tokens.ids, t),
-            image: word(tokens.image, t) != 0,
-            padding: word(tokens.padding, t) != 0,
+            id: word(ids_of_tokens, t),
+            image: word(image, t) != 0,
+            padding: word(padding, t) != 0,
         };
         // SAFETY: each token has its own rows of the three, within their slices.
         let (logits, ids, weights) = unsafe {

@@ -53,7 +53,8 @@ impl Router for CpuBackend {
             &mut routes.rows,
         ];
         let to = to.map(HostBuffer::bytes_mut);
-        self.in_pool(|| moe::choose(&router, logits, &tokens, to));
+        let marks = [tokens.ids, tokens.image, tokens.padding];
+        self.in_pool(|| moe::choose(&router, logits, marks, to));
         Ok(())
     }
 }
