@@ -9,7 +9,7 @@
 //!    matrix unit multiplies, and what has more rows than a wave, is one.
 
 use super::epilogue::{Epilogue, FromRow};
-use super::input::{Input, Packed, Tiles};
+use super::input::{INLINE, Input, Packed, Tiles};
 use super::plan::{CHUNK, DecodeStep, MatmulPlan, PANELS, Resources};
 use super::{Task, multiply};
 use crate::tasks::{self, Shared};
@@ -111,7 +111,8 @@ impl<'a> Wave<'a> {
         let all: usize = waiting.iter().flatten().map(|w| w.group.x.rows()).sum();
         let inline = all * shape.n * k <= resources.settings.inline_multiplications;
         let to = Shared(scratch.as_mut_ptr());
-        tasks::for_each(waiting.len(), inline || waiting.len() == 1, &|at| {
+        let inline_rows = inline || waiting.len() == 1 || self.rows * k <= INLINE;
+        tasks::for_each(waiting.len(), inline_rows, &|at| {
             if let Some(one) = waiting[at].filter(|one| !one.again) {
                 let rows = one.group.x.rows();
                 // SAFETY: groups have parts of their own, which lie within the scratch memory.

@@ -9,7 +9,7 @@ use crate::tasks::{self, Shared};
 use crate::weight::BLOCK;
 
 /// Elements that are widened in about the time that waking a pool takes.
-const INLINE: usize = 64 * 1024;
+pub(super) const INLINE: usize = 64 * 1024;
 
 /// Rows cut into tiles of about the same height.
 #[derive(Clone, Copy, Debug)]

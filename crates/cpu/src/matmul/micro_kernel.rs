@@ -147,14 +147,10 @@ impl<S: Simd> Outlined<S> for DecodedTiles<'_, '_> {
                         ks: &block.ks,
                     });
                 }
-                let mut next = all.after(first, &block);
-                for group in all.weight.groups(&block) {
-                    let w = [0, 1].map(|p| w[p].at(&block.ks, group.ks.start));
-                    // SAFETY: the block was filled in.
-                    unsafe { all.tiles::<S, F32>(s, first, &group, w, &next) };
-                    // All of it is on its way.
-                    next.bytes = 0;
-                }
+                let w = [w[0].at(&block.ks), w[1].at(&block.ks)];
+                let next = all.after(first, &block);
+                // SAFETY: the block was filled in.
+                unsafe { all.tiles::<S, F32>(s, first, &block, w, &next) };
             }
         }
     }
@@ -255,6 +251,31 @@ impl Multiply<'_> {
     ) {
         let (row, _) = self.x.tiles().get(tile);
         let x = self.x.get(tile, &block.ks).as_ptr();
+        for group in self.weight.groups(block) {
+            let before = group.ks.start - block.ks.start;
+            // SAFETY: a group is a part of the block, and begins with it or at a multiple of 4 k.
+            let (x, w) = unsafe {
+                let at = before / GROUP * D::BYTES;
+                (x.add(before * R), w.map(|w| w.wrapping_add(at)))
+            };
+            // SAFETY: as the caller says.
+            unsafe { self.group::<S, D, R, P>(s, (x, row), first, &group, w) };
+        }
+    }
+
+    /// The same for what of a block is summed by itself, of the tile whose first row is given.
+    ///
+    /// # Safety
+    /// `x` points to R rows of the group's k, each of `w` to its whole groups of 4 k.
+    #[inline(always)]
+    unsafe fn group<S: Simd, D: Decode, const R: usize, const P: usize>(
+        &mut self,
+        s: S,
+        (x, row): (*const f32, usize),
+        first: usize,
+        block: &Block,
+        w: [*const u8; P],
+    ) {
         let (groups, rest) = (block.ks.len() / GROUP, block.ks.len() % GROUP);
         let mut sums = [[s.splat(0.0); P]; R];
         for g in 0..groups {
@@ -392,10 +413,9 @@ impl Decoded {
         }
     }
 
-    /// Where a k of a block that was filled in lies.
-    fn at(&self, block: &Range<usize>, k: usize) -> *const u8 {
-        let first = block.start / GROUP * GROUP;
-        self.0[(k - first) * LANES..].as_ptr().cast()
+    /// Where a block that was filled in begins.
+    fn at(&self, ks: &Range<usize>) -> *const u8 {
+        self.0[ks.start % GROUP * LANES..].as_ptr().cast()
     }
 }
 
