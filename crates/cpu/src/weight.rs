@@ -117,7 +117,7 @@ impl PackedShape {
 /// A panel holds *units* of k: for each unit the 16 outputs' side by side. A unit is one k of f32
 /// or f16, two of bf16 and four of f8: a word, so that decoding needs shifts and masks only, or a
 /// half of one. The last unit, and the last panel's missing outputs, are filled up with zeros.
-/// Panels of FP4 hold their scales too: see [`fp4`].
+/// Panels of FP4 hold their scales too.
 #[derive(Debug)]
 pub struct PackedWeight {
     shape: PackedShape,
