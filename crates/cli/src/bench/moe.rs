@@ -87,7 +87,8 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
     let device = dispatcher.device_for(&weights.requests(&layer_config)?)?;
     let mut layer = device.load_moe(&layer_config, &weights)?;
     let chosen = device.report();
-    let before = Limits::measure(&chosen.chosen);
+    let accumulation = device.backend().accuracy().accumulation;
+    let before = Limits::measure(&chosen.chosen, accumulation);
     let (hidden, i) = (shape.hidden, shape.intermediate);
     let gate_bytes = experts * hidden * 2;
     let mut rows = Vec::new();
@@ -127,10 +128,11 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
             of_gflop: None,
         });
     }
-    let limits = before.or_better(Limits::measure(&chosen.chosen));
+    let limits = before.or_better(Limits::measure(&chosen.chosen, accumulation));
+    let peak = limits.matrix_unit.or(limits.gigaflops);
     for row in &mut rows {
         row.of_read = limits.read.map(|read| row.gb_per_s / read);
-        row.of_gflop = limits.gigaflops.map(|most| row.gflop_per_s / most);
+        row.of_gflop = peak.map(|most| row.gflop_per_s / most);
     }
     let most = arguments.tokens.iter().copied().max().unwrap_or(1) as usize;
     let report = MoeBenchReport {
