@@ -77,7 +77,7 @@ impl AnyBackend {
     /// Runs an activation: input \[T, 2d\], or gate and up \[T, d\] each, to output \[T, d\].
     ///
     /// # Errors
-    /// As [`ActAndMul::act_and_mul`].
+    /// As [`swiglu_core::ActAndMul::act_and_mul`].
     pub fn act_and_mul(
         &self,
         op: &GatedActivation,
@@ -90,7 +90,7 @@ impl AnyBackend {
     /// Runs an activation and quantizes its results: codes \[T, d\] and scales \[T, G\].
     ///
     /// # Errors
-    /// As [`Quantize::act_and_mul_quant`].
+    /// As [`swiglu_core::Quantize::act_and_mul_quant`].
     pub fn act_and_mul_quant(
         &self,
         op: &GatedActivation,

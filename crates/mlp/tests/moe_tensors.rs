@@ -50,7 +50,8 @@ fn refused(
 fn fp4_is_read_as_bytes_of_either_sign_and_as_a_type_of_its_own() {
     let fp4 = Ok([WeightFormat::Fp4; 2]);
     assert_eq!(load(&plain(), |_, _| ()), fp4);
-    let each = |t: &mut Tensors, change: &dyn Fn(&str, &mut (Dtype, Vec<usize>, Vec<u8>))| {
+    type Change<'a> = &'a dyn Fn(&str, &mut (Dtype, Vec<usize>, Vec<u8>));
+    let each = |t: &mut Tensors, change: Change<'_>| {
         let experts = t.iter_mut().filter(|(n, _)| n.contains(".experts."));
         experts.for_each(|(n, tensor)| change(n, tensor));
     };
