@@ -25,7 +25,7 @@ impl ExpertsShape {
         self.range.len()
     }
 
-    /// Checks one expert's weights: gate and up [I, H], down [H, I].
+    /// Checks one expert's weights: gate and up \[I, H\], down \[H, I\].
     ///
     /// # Errors
     /// The first whose shape or format is another.
@@ -62,9 +62,9 @@ pub struct Experts<Weight> {
     shape: ExpertsShape,
     /// How many are loaded.
     loaded: usize,
-    /// [2I, H] each, gate rows first.
+    /// \[2I, H\] each, gate rows first.
     pub gate_up: Vec<Weight>,
-    /// [H, I] each.
+    /// \[H, I\] each.
     pub down: Vec<Weight>,
 }
 

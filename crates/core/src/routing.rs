@@ -168,8 +168,8 @@ pub struct HostGate<'a> {
 }
 
 impl<'a> HostGate<'a> {
-    /// The gate's weight [E, H]; `bias` [E] of a layer that chooses by score, `table` [V, k] of one
-    /// that hashes (`tid2eid`), and `bias_vl` [E] where tokens of images have a bias of their own.
+    /// The gate's weight \[E, H\]; `bias` \[E\] of a layer that chooses by score, `table` \[V, k\] of one
+    /// that hashes (`tid2eid`), and `bias_vl` \[E\] where tokens of images have a bias of their own.
     ///
     /// # Errors
     /// A part that is missing, or there and not used, or of another size; an entry of the table
@@ -219,22 +219,22 @@ impl<'a> HostGate<'a> {
         &self.routing
     }
 
-    /// The weight, [E, H].
+    /// The weight, \[E, H\].
     pub const fn weight(&self) -> &HostWeight<'a> {
         &self.weight
     }
 
-    /// What is added to the scores before they are compared, [E].
+    /// What is added to the scores before they are compared, \[E\].
     pub fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()
     }
 
-    /// The same for tokens of images, [E].
+    /// The same for tokens of images, \[E\].
     pub fn bias_vl(&self) -> Option<&[f32]> {
         self.bias_vl.as_deref()
     }
 
-    /// The experts of each token of the vocabulary, [V, k].
+    /// The experts of each token of the vocabulary, \[V, k\].
     pub fn table(&self) -> Option<&[i32]> {
         self.table.as_deref()
     }
@@ -258,13 +258,13 @@ fn has_entries<T>(
 pub struct Gate<Weight, Buffer> {
     /// How tokens choose.
     pub routing: Routing,
-    /// The weight, [E, H].
+    /// The weight, \[E, H\].
     pub weight: Weight,
-    /// [E] of f32, of a layer that chooses by score.
+    /// \[E\] of f32, of a layer that chooses by score.
     pub bias: Option<Buffer>,
-    /// [E] of f32, where tokens of images have a bias of their own.
+    /// \[E\] of f32, where tokens of images have a bias of their own.
     pub bias_vl: Option<Buffer>,
-    /// [V, k] of i32, of a layer that hashes.
+    /// \[V, k\] of i32, of a layer that hashes.
     pub table: Option<Buffer>,
 }
 

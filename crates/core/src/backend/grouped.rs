@@ -23,7 +23,7 @@ pub trait GroupedMatmul: ActAndMul + Quantize + Matmul {
         Ok(Experts::new(shape))
     }
 
-    /// Brings the next expert's weights to the device: gate and up [I, H], down [H, I]. What it was
+    /// Brings the next expert's weights to the device: gate and up \[I, H\], down \[H, I\]. What it was
     /// given is not needed afterwards, so that a checkpoint's experts pass one by one.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ pub trait GroupedMatmul: ActAndMul + Quantize + Matmul {
     /// [`Self::grouped_matmul_sum`] with the same one, and for nobody else.
     ///
     /// # Errors
-    /// As [`check::grouped_act_and_mul`], [`Error::Unsupported`] where [`crate::Backend::supports`]
+    /// As [`check::grouped_act_and_mul`], [`crate::Error::Unsupported`] where [`crate::Backend::supports`]
     /// says no, or a failure of the device.
     #[allow(clippy::too_many_arguments)] // What a half of a layer is.
     fn grouped_matmul_act_and_mul(
@@ -124,7 +124,7 @@ pub trait GroupedMatmul: ActAndMul + Quantize + Matmul {
     /// `shared` it is the sum of the routes alone: with a y of f32 what ranks add up.
     ///
     /// # Errors
-    /// As [`check::grouped_sum`], [`Error::Unsupported`] where [`crate::Backend::supports`] says
+    /// As [`check::grouped_sum`], [`crate::Error::Unsupported`] where [`crate::Backend::supports`] says
     /// no, or a failure of the device.
     #[allow(clippy::too_many_arguments)] // What a half of a layer is.
     fn grouped_matmul_sum(
@@ -204,7 +204,7 @@ pub(crate) struct OutputRows {
     top_k: usize,
     /// Which rows there are.
     own: Range<usize>,
-    /// [rows, H].
+    /// \[rows, H\].
     values: Vec<bf16>,
 }
 

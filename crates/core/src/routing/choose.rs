@@ -40,16 +40,16 @@ pub struct Token {
 pub struct HostRouter<'a> {
     /// How tokens choose.
     pub routing: Routing,
-    /// [E], of a layer that chooses by score.
+    /// \[E\], of a layer that chooses by score.
     pub bias: Option<&'a [f32]>,
-    /// [E], where tokens of images have a bias of their own.
+    /// \[E\], where tokens of images have a bias of their own.
     pub bias_vl: Option<&'a [f32]>,
-    /// [V, k], of a layer that hashes.
+    /// \[V, k\], of a layer that hashes.
     pub table: Option<&'a [i32]>,
 }
 
 impl HostRouter<'_> {
-    /// The experts of a token with these logits [E], and their weights, [k] each. A token without
+    /// The experts of a token with these logits \[E\], and their weights, \[k\] each. A token without
     /// experts has ids of -1 and weights of 0. What `logits` hold afterwards is unspecified.
     pub fn route(&self, logits: &mut [f32], token: Token, ids: &mut [i32], weights: &mut [f32]) {
         ids.fill(-1);

@@ -37,9 +37,9 @@ enum Content<'a> {
 enum StoredElements {
     Float(Float),
     Fp8,
-    /// Packed, as I8 or U8 [R, C/2].
+    /// Packed, as I8 or U8 \[R, C/2\].
     Fp4Bytes,
-    /// Packed, as F4 of the logical shape [R, C].
+    /// Packed, as F4 of the logical shape \[R, C\].
     Fp4,
 }
 

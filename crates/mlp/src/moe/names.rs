@@ -12,7 +12,7 @@ pub struct MoeTensors<'a> {
     pub bias: Option<StoredTensor<'a>>,
     pub bias_vl: Option<StoredTensor<'a>>,
     pub tid2eid: Option<StoredTensor<'a>>,
-    /// All experts in one, [E, 2I, H] and [E, H, I].
+    /// All experts in one, \[E, 2I, H\] and \[E, H, I\].
     pub gate_up_proj: Option<StoredTensor<'a>>,
     pub down_proj: Option<StoredTensor<'a>>,
     /// The numbers of experts that have tensors of their own, each with the first of them.

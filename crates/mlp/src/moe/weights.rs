@@ -31,13 +31,13 @@ enum ExpertSource<'a> {
         checkpoint: &'a Checkpoint,
         config: MoeConfig,
     },
-    /// All in one, [E, 2I, H] and [E, H, I].
+    /// All in one, \[E, 2I, H\] and \[E, H, I\].
     Stacked { gate_up: Stack<'a>, down: Stack<'a> },
     /// Held by the caller.
     Given(Vec<SharedExpert<'a>>),
 }
 
-/// A tensor [E, rows, cols] of plain numbers.
+/// A tensor \[E, rows, cols\] of plain numbers.
 #[derive(Clone, Debug)]
 struct Stack<'a> {
     tensor: StoredTensor<'a>,
@@ -78,7 +78,7 @@ impl<'a> MoeWeights<'a> {
 
     /// Finds the weights under `config.prefix`, by DeepSeek's names (`experts.E.w1`, `gate.bias`) or
     /// Hugging Face's (`experts.E.gate_proj`, `gate.e_score_correction_bias`, and all experts in one
-    /// as `experts.gate_up_proj` and `experts.down_proj`). FP4 is I8 or U8 [R, C/2], or F4 [R, C],
+    /// as `experts.gate_up_proj` and `experts.down_proj`). FP4 is I8 or U8 \[R, C/2\], or F4 \[R, C\],
     /// with scales as F8_E8M0 or U8; experts may also be FP8 or plain numbers. What is mapped stays
     /// where it is; the experts' bytes are not looked at before they are loaded.
     ///
