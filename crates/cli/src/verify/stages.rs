@@ -97,8 +97,8 @@ mod tests {
         for row in &rows {
             assert!(row.passes && row.skipped.is_none(), "{row:?}");
         }
-        // 7 formats, 8 pairs of codes and weights, 6 quantizations alone and fused, 4 MLPs.
-        assert_eq!(rows.len(), 7 + 8 + 12 + 4);
+        // 8 formats, 10 pairs of codes and weights, 6 quantizations alone and fused, 4 MLPs.
+        assert_eq!(rows.len(), 8 + 10 + 12 + 4);
     }
 
     #[test]
