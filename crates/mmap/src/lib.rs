@@ -132,7 +132,8 @@ mod tests {
         };
         let touch = || map.iter().map(|&byte| usize::from(byte)).sum::<usize>();
         assert_eq!(touch(), length);
-        assert_eq!(resident(), length);
+        // The system may have taken some of it back.
+        assert!(resident() > 0);
         map.release(0..length);
         assert_eq!(resident(), 0);
         assert_eq!(touch(), length);
