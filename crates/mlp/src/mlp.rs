@@ -405,7 +405,12 @@ fn runs<B: Matmul>(backend: &B, stages: &Stages) -> Result<()> {
     Ok(())
 }
 
-fn has_shape(argument: &'static str, layout: &RowLayout, [rows, cols]: [usize; 2]) -> Result<()> {
+/// Checks that a caller's matrix has the shape that a pass reads or writes.
+pub(crate) fn has_shape(
+    argument: &'static str,
+    layout: &RowLayout,
+    [rows, cols]: [usize; 2],
+) -> Result<()> {
     let got = [layout.rows, layout.cols];
     if got == [rows, cols] {
         return Ok(());

@@ -3,12 +3,13 @@ use std::sync::Arc;
 
 use swiglu_core::{
     Error as CoreError, Experts, ExpertsShape, Float, Gate, GatedActivation, GroupedMatmul,
-    HostRoutes, Quantization, Request, Router, Routes, RowLayout, Shape, Tensor, TensorMut, Tokens,
+    HostRoutes, Quantization, Request, Router, Routes, Shape, Tensor, TensorMut, Tokens,
     WeightFormat,
 };
 
 use super::{MoeConfig, MoeWeights, MoeWorkspace};
-use crate::{DeepseekV4Mlp, Error, Result};
+use crate::mlp::has_shape;
+use crate::{DeepseekV4Mlp, Result};
 
 /// The whole feed-forward layer of DeepSeek-V4: x \[T, H\] → the router's choice, k routed experts a
 /// token and the shared expert → y \[T, H\].
@@ -347,14 +348,4 @@ impl<B: Router + GroupedMatmul> DeepseekV4Moe<B> {
         x.check("x")?;
         Ok(y.as_tensor().check("y")?)
     }
-}
-
-fn has_shape(argument: &'static str, layout: &RowLayout, [rows, cols]: [usize; 2]) -> Result<()> {
-    let got = [layout.rows, layout.cols];
-    if got == [rows, cols] {
-        return Ok(());
-    }
-    let expected = format!("shape [{rows}, {cols}]");
-    let got = format!("[{}, {}]", got[0], got[1]);
-    Err(Error::from(CoreError::argument(argument, expected, got)))
 }
