@@ -8,13 +8,13 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use swiglu_bench::{Options, Report, figure, median};
+use swiglu_bench::{Options, Report, figure, fma_limit, median};
 use swiglu_conformance::{Case, MlpShape, timing};
 use swiglu_core::{
     Backend, E2M1, E4M3, Element, Float, GatedActivation, HostBuffer, HostWeight, Matmul, Tensor,
     TensorMut, WeightFormat, bf16, f16,
 };
-use swiglu_cpu::limits::{Pattern, Traffic, multiply_add_rate};
+use swiglu_cpu::limits::{Pattern, Traffic};
 use swiglu_cpu::{CpuBackend, InstructionSet, PackedWeight};
 
 const H: usize = MlpShape::FLASH.hidden;
@@ -170,12 +170,6 @@ impl<'a> Forward<'a> {
     }
 }
 
-/// Operations a second of all threads.
-fn fma_limit(set: InstructionSet) -> f64 {
-    let rates = (0..5).map(|_| multiply_add_rate(set, 400_000_000).unwrap());
-    median(rates.collect())
-}
-
 fn main() {
     let options = Options::from_env();
     let mut report = Report::new(&options);
@@ -202,7 +196,7 @@ fn main() {
                 let mut forward = Forward::new(&cpu, &weights, tokens);
                 let operations = forward.operations(format);
                 let rounds = [(); ROUNDS].map(|()| {
-                    let (reads, fma) = (reads.rate(5), fma_limit(set));
+                    let (reads, fma) = (reads.rate(5), fma_limit(set).unwrap());
                     let time = forward.time();
                     [time, bytes / time / reads, operations / time / fma]
                 });

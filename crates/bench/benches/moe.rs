@@ -9,13 +9,13 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use swiglu_bench::{Options, Report, figure, median};
+use swiglu_bench::{Options, Report, figure, fma_limit, median};
 use swiglu_conformance::{MlpShape, timing};
 use swiglu_core::{
     Backend, Experts, ExpertsShape, Float, GatedActivation, GroupedMatmul, HostBuffer, HostRoutes,
     HostWeight, Request, Routes, Routing, Selection, Shape, Tensor, TensorMut, WeightFormat, bf16,
 };
-use swiglu_cpu::limits::{Pattern, Traffic, multiply_add_rate};
+use swiglu_cpu::limits::{Pattern, Traffic};
 use swiglu_cpu::{CpuBackend, InstructionSet, PackedWeight};
 
 const H: usize = MlpShape::FLASH.hidden;
@@ -197,12 +197,6 @@ fn requests(layer: &Layer) -> [Request; 2] {
     ]
 }
 
-/// Operations a second of all threads.
-fn fma_limit(set: InstructionSet) -> f64 {
-    let rates = (0..5).map(|_| multiply_add_rate(set, 400_000_000).unwrap());
-    median(rates.collect())
-}
-
 fn main() {
     let options = Options::from_env();
     let mut report = Report::new(&options);
@@ -222,7 +216,7 @@ fn main() {
                 let bytes = forward.touched * expert;
                 let operations = (tokens * TOP_K * 3 * H * I * 2) as f64;
                 let rounds = [(); ROUNDS].map(|()| {
-                    let (reads, fma) = (reads.rate(5), fma_limit(set));
+                    let (reads, fma) = (reads.rate(5), fma_limit(set).unwrap());
                     let time = forward.time();
                     let floors = [bytes / reads, operations / fma];
                     let [read, compute] = floors.map(|floor| floor / time);

@@ -3,8 +3,12 @@
 //! Each bench prints tables, or with `--csv` the rows of `records/`: section, case, figure, unit, value.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "cpu")]
+mod limit;
 mod report;
 mod turns;
 
+#[cfg(feature = "cpu")]
+pub use limit::fma_limit;
 pub use report::{Figure, Options, Report, figure};
 pub use turns::{Passes, in_turn, median};
