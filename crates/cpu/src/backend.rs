@@ -271,8 +271,8 @@ impl Backend for CpuBackend {
 
     fn accuracy(&self) -> Accuracy {
         let accumulation = match self.resources().matrix_unit() {
-            true => Accumulation::MatrixUnit,
-            false => Accumulation::Ordered,
+            Some(_) => Accumulation::MatrixUnit,
+            None => Accumulation::Ordered,
         };
         Accuracy {
             accumulation,

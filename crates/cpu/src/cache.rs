@@ -12,10 +12,8 @@ pub(crate) fn last_level() -> usize {
 /// What the processor says of itself: a leaf of sub-leaves, one a cache, until one is of no type.
 #[cfg(target_arch = "x86_64")]
 fn described() -> Option<usize> {
-    use crate::cpuid::cpuid;
-    let vendor = cpuid(0, 0);
-    let is_amd = vendor.ebx == u32::from_le_bytes(*b"Auth");
-    let leaf = if is_amd { 0x8000_001d } else { 4 };
+    use crate::cpuid::{cpuid, is_amd};
+    let leaf = if is_amd() { 0x8000_001d } else { 4 };
     if cpuid(leaf & 0x8000_0000, 0).eax < leaf {
         return None;
     }

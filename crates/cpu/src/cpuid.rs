@@ -8,3 +8,8 @@ pub(crate) fn cpuid(leaf: u32, sub_leaf: u32) -> CpuidResult {
     // SAFETY: every processor of x86-64 has the instruction.
     unsafe { __cpuid_count(leaf, sub_leaf) }
 }
+
+/// Whether the processor is AMD's.
+pub(crate) fn is_amd() -> bool {
+    cpuid(0, 0).ebx == u32::from_le_bytes(*b"Auth")
+}

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use crate::buffer::ask_for_huge_pages;
 use crate::simd::tiles::{self, Ready};
-use crate::simd::{self, Kernel, LANES, Simd};
+use crate::simd::{self, DotKernel, Dots, Kernel, LANES, Simd};
 use crate::tasks::{self, Shared};
 use crate::{Error, InstructionSet, cache};
 
@@ -190,9 +190,9 @@ pub fn multiply_add_rate(set: InstructionSet, operations: usize) -> Result<f64, 
     })
 }
 
-/// Multiplications and additions of bf16 in a matrix unit's registers on every thread of the current
-/// rayon pool: operations a second, over about this many of them. None where the set has no unit with
-/// registers of its own.
+/// Multiplications and additions of bf16 on the registers of a matrix unit, or by dot products, on
+/// every thread of the current rayon pool: operations a second, over about this many of them. None
+/// where the set has neither in hardware.
 ///
 /// # Errors
 /// [`Error::Unavailable`] where the machine lacks the instruction set.
@@ -200,17 +200,31 @@ pub fn matrix_unit_rate(set: InstructionSet, operations: usize) -> Result<Option
     if !set.available() {
         return Err(Error::Unavailable(set));
     }
-    if !set.has_matrix_unit() {
-        return Ok(None);
+    match set {
+        InstructionSet::Amx => Ok(Some(tile_products(set, operations))),
+        InstructionSet::Avx512Bf16 => Ok(Some(dot_products(set, operations))),
+        _ => Ok(None),
     }
+}
+
+fn tile_products(set: InstructionSet, operations: usize) -> f64 {
     let each = 2 * tiles::SIDE * tiles::TILE;
     let count = operations.div_ceil(each * rayon::current_num_threads());
     let start = Instant::now();
-    // SAFETY: the machine has the set, and that a unit.
+    // SAFETY: the caller has asked whether the machine has `set`, and that has tiles.
     let done = rayon::broadcast(|_| unsafe { Ready::new(set) }.products(count));
     let seconds = start.elapsed().as_secs_f64();
-    let done: usize = done.iter().sum();
-    Ok((done > 0).then(|| (done * each) as f64 / seconds))
+    (done.iter().sum::<usize>() * each) as f64 / seconds
+}
+
+fn dot_products(set: InstructionSet, operations: usize) -> f64 {
+    let threads = rayon::current_num_threads();
+    let rounds = operations.div_ceil(threads * 4 * LANES * DotProducts::SUMS);
+    let start = Instant::now();
+    // SAFETY: the caller has asked whether the machine has `set`.
+    rayon::broadcast(|_| unsafe { simd::dispatch_dots(set, DotProducts(rounds)) });
+    let done = threads * rounds * 4 * LANES * DotProducts::SUMS;
+    done as f64 / start.elapsed().as_secs_f64()
 }
 
 fn multiply_adds<const SUMS: usize>(set: InstructionSet, operations: usize) -> f64 {
@@ -247,6 +261,27 @@ impl<const SUMS: usize> Kernel for MultiplyAdds<SUMS> {
     }
 }
 
+/// The same of dot products.
+struct DotProducts(usize);
+
+impl DotProducts {
+    const SUMS: usize = 12;
+}
+
+impl DotKernel for DotProducts {
+    #[inline(always)]
+    fn run<S: Dots>(self, s: S) {
+        let ones = s.splat_u32(black_box(0x3f80_3f80));
+        let mut sums = [s.splat(black_box(0.0)); Self::SUMS];
+        for _ in 0..self.0 {
+            for sum in &mut sums {
+                *sum = s.dot(ones, ones, *sum);
+            }
+        }
+        black_box(sums.map(|sum| s.highest(s.bits(sum))));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,7 +290,8 @@ mod tests {
     fn a_matrix_unit_in_hardware_has_a_rate() {
         for set in InstructionSet::ALL.into_iter().filter(|s| s.available()) {
             let rate = matrix_unit_rate(set, 1 << 24).unwrap();
-            assert_eq!(rate.is_some(), set == InstructionSet::Amx, "{set}");
+            let has_one = matches!(set, InstructionSet::Amx | InstructionSet::Avx512Bf16);
+            assert_eq!(rate.is_some(), has_one, "{set}");
             assert!(rate.is_none_or(|rate| rate > 0.0), "{set}: {rate:?}");
         }
         let emulated = matrix_unit_rate(InstructionSet::AmxEmulated, 1 << 24);

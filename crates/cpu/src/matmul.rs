@@ -4,21 +4,21 @@
 //! 1. Weights are packed once into panels of 16 outputs, in the width that they are stored in: see
 //!    [`crate::weight`].
 //! 2. A [`plan`] cuts rows into chunks that stay in the caches and panels into tasks.
-//! 3. [`input`] widens a chunk's rows to f32 and lays them out as they will be read: block of k by
-//!    block, tile of rows by tile.
+//! 3. [`input`] widens a chunk's rows to f32, or pairs up their bf16, and lays them out as they will be
+//!    read: block of k by block, tile of rows by tile.
 //! 4. A task takes some panels for all rows of the chunk. The [`micro_kernel`] sums MR rows by NR
 //!    outputs at a time in registers, with weights decoded ([`decode`]) as they come or a block at a
 //!    time.
-//!    Where there is a matrix unit for it, [`matrix`] multiplies tiles instead.
+//!    Where there is a unit for tiles, [`matrix`] multiplies these instead.
 //! 5. An [`Epilogue`] takes the task's sums: rounded, or rounded and activated.
 //!
 //! An output is summed over k in order, block by block, and then rounded once, whatever the number of
-//! rows, threads and lanes; so its bits depend on its own row and weights alone. A matrix unit has an
-//! order of its own, of which the same holds.
+//! rows, threads and lanes; so its bits depend on its own row and weights alone. Dot products of pairs
+//! of k have an order of their own, and so have tiles, of which the same holds.
 
 use std::ops::Range;
 
-use crate::simd::{self, LANES};
+use crate::simd::LANES;
 use crate::tasks;
 use crate::weight::PackedWeight;
 
@@ -35,7 +35,7 @@ pub(crate) use epilogue::{Activated, Epilogue, Rounded, RouteWeights};
 pub(crate) use grouped::{Group, multiply_groups};
 pub(crate) use input::Input;
 use input::{Packed, Tiles};
-use micro_kernel::Multiply;
+use micro_kernel::{Multiplied, Multiply};
 use plan::{CHUNK, DecodeStep, LOW, PANELS};
 pub(crate) use plan::{MatmulPlan, Resources};
 
@@ -51,17 +51,27 @@ pub(crate) fn multiply(
     if let DecodeStep::Tiles = plan.decode {
         return matrix::multiply(plan, x, weight, epilogue, scratch);
     }
-    let k = weight.shape().k;
-    let chunks = Tiles::new(x.rows(), plan.chunk);
-    let needed = plan.chunk.min(x.rows()) * k;
-    if scratch.len() < needed {
-        scratch.resize(needed, 0.0);
+    match plan.dots {
+        true => multiply_as::<u32>(plan, x, weight, epilogue, scratch),
+        false => multiply_as::<f32>(plan, x, weight, epilogue, scratch),
     }
+}
+
+fn multiply_as<X: Multiplied>(
+    plan: &MatmulPlan,
+    x: &Input<'_>,
+    weight: &PackedWeight,
+    epilogue: &dyn Epilogue,
+    scratch: &mut Vec<f32>,
+) {
+    let terms = X::count(weight.shape().k);
+    let chunks = Tiles::new(x.rows(), plan.chunk);
+    let scratch: &mut [X] = room(scratch, plan.chunk.min(x.rows()) * terms);
     for (first_row, rows) in (0..chunks.count).map(|c| chunks.get(c)) {
         let tiles = Tiles::new(rows, plan.mr);
         let task = Task {
             plan,
-            x: Packed::new(plan.set, x, first_row, tiles, &mut scratch[..rows * k]),
+            x: Packed::new(plan.set, x, first_row, tiles, &mut scratch[..rows * terms]),
             first_row,
             weight,
             epilogue,
@@ -75,16 +85,25 @@ pub(crate) fn multiply(
     }
 }
 
+/// The scratch memory, grown to so many terms.
+fn room<X: Multiplied>(scratch: &mut Vec<f32>, terms: usize) -> &mut [X] {
+    const { assert!(size_of::<X>() == size_of::<f32>()) };
+    if scratch.len() < terms {
+        scratch.resize(terms, 0.0);
+    }
+    bytemuck::cast_slice_mut(scratch)
+}
+
 /// The panels' matmuls with a chunk of rows.
-struct Task<'a> {
+struct Task<'a, X> {
     plan: &'a MatmulPlan,
-    x: Packed<'a>,
+    x: Packed<'a, X>,
     first_row: usize,
     weight: &'a PackedWeight,
     epilogue: &'a dyn Epilogue,
 }
 
-impl Task<'_> {
+impl<X: Multiplied> Task<'_, X> {
     /// Some panels, on one thread: at most as many as the plan of so many rows says.
     fn run_some(&self, panels: Range<usize>) {
         if self.x.tiles().rows <= LOW {
@@ -106,7 +125,7 @@ impl Task<'_> {
             sums,
         };
         // SAFETY: a plan's set is one that the machine has; so below.
-        unsafe { simd::dispatch(self.plan.set, multiply) };
+        unsafe { X::multiply(self.plan.set, multiply) };
         let sums = Sums {
             weight: self.weight,
             first_panel: panels.start,

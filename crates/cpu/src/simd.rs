@@ -17,8 +17,6 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-#[cfg(target_arch = "x86_64")]
-mod dot;
 mod emulated;
 mod instruction_set;
 #[cfg(target_arch = "aarch64")]
@@ -27,6 +25,7 @@ mod scalar;
 pub(crate) mod tiles;
 
 pub use instruction_set::InstructionSet;
+pub(crate) use instruction_set::MatrixUnit;
 
 /// Elements of a vector, however many registers that takes.
 pub(crate) const LANES: usize = 16;
@@ -112,6 +111,12 @@ pub(crate) trait Outlined<S: Simd> {
     fn run(self, s: S) -> Self::Output;
 }
 
+/// A kernel of dot products, generic over the instruction set it runs on.
+pub(crate) trait DotKernel {
+    /// As [`Kernel::run`].
+    fn run<S: Dots>(self, s: S);
+}
+
 /// Runs a kernel on an instruction set; on [`InstructionSet::Scalar`] where the set is not this
 /// architecture's.
 ///
@@ -134,6 +139,19 @@ pub(crate) unsafe fn dispatch<K: Kernel>(set: InstructionSet, kernel: K) -> K::O
     }
 }
 
+/// Runs a kernel of dot products; in plain Rust where the set has none.
+///
+/// # Safety
+/// The machine has the instruction set.
+pub(crate) unsafe fn dispatch_dots<K: DotKernel>(set: InstructionSet, kernel: K) {
+    match set {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller vouches for the instruction set.
+        InstructionSet::Avx512Bf16 => unsafe { avx512::run_dots(kernel) },
+        _ => kernel.run(scalar::Scalar),
+    }
+}
+
 /// How large a micro-kernel's tile of sums may be, in vectors of [`LANES`] sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Registers {
@@ -141,6 +159,8 @@ pub(crate) struct Registers {
     pub(crate) sums: usize,
     /// Most rows of a tile (MR): a divisor of `sums`.
     pub(crate) rows: usize,
+    /// The same of FP4 where totals stay in registers beside the sums; 0 where there is no room.
+    pub(crate) rows_of_fp4: usize,
 }
 
 /// What an instruction set has for micro-kernels.
@@ -150,7 +170,7 @@ pub(crate) const fn registers(set: InstructionSet) -> Registers {
         InstructionSet::Avx2 => avx2::Avx2::REGISTERS,
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx512 | InstructionSet::Avx512Bf16 | InstructionSet::Amx => {
-            avx512::Avx512::REGISTERS
+            avx512::WithoutDots::REGISTERS
         }
         #[cfg(target_arch = "aarch64")]
         InstructionSet::Neon => neon::Neon::REGISTERS,
@@ -276,17 +296,14 @@ pub(crate) trait Simd: Copy {
         false
     }
 
-    /// Stores as bf16 what E4M3 codes in words of four are, times a power of two for each lane: first
-    /// a vector of each word's lower two, then one of the others. `exponents` has in both halves of a
-    /// lane what to add to a code's exponent, in the place of bf16's. Where the set has no shorter way than operations on lanes of 32 bits, and
-    /// where a code is zero or subnormal, stores nothing and is false.
-    ///
-    /// # Safety
-    /// Four elements a lane can be written.
+    /// As pairs of bf16 what E4M3 codes in words of four are, times a power of two for each lane: each
+    /// word's lower two, and the others. `exponents` has in both halves of a lane what to add to a
+    /// code's exponent, in the place of bf16's. None where the set has no shorter way than operations
+    /// on lanes of 32 bits, and where a code is zero or subnormal.
     #[inline(always)]
-    unsafe fn store_bf16_of_e4m3(self, to: *mut u16, codes: Self::I, exponents: Self::I) -> bool {
-        let _ = (to, codes, exponents);
-        false
+    fn bf16_of_e4m3(self, codes: Self::I, exponents: Self::I) -> Option<[Self::I; 2]> {
+        let _ = (codes, exponents);
+        None
     }
 
     /// Rounds to f16 and widens again.
@@ -322,4 +339,11 @@ pub(crate) trait Simd: Copy {
     fn canonical(self, a: Self::F) -> Self::F {
         self.select(self.is_nan(a), self.splat(f32::from_bits(0x7fc0_0000)), a)
     }
+}
+
+/// What multiplies two numbers of bf16 a lane at a time.
+pub(crate) trait Dots: Simd {
+    /// Adds to a sum the product of the upper halves, then that of the lower ones, each by a fused
+    /// multiply-add; subnormal numbers are zero, on the way in and out.
+    fn dot(self, x: Self::I, w: Self::I, sum: Self::F) -> Self::F;
 }

@@ -89,7 +89,16 @@ impl PackedShape {
         }
     }
 
-    /// Whether a matrix unit can multiply it: in 16 bits or fewer that bf16 holds, and with scales that
+    /// Whether dot products of bf16 can multiply it: in 16 bits or fewer that bf16 holds, and with
+    /// scales that whole groups share.
+    pub(crate) const fn fills_dots(&self) -> bool {
+        match self.format {
+            PanelFormat::F32 | PanelFormat::F16 => false,
+            PanelFormat::BF16 | PanelFormat::E4M3 | PanelFormat::Fp4 => self.blocks_are_groups(),
+        }
+    }
+
+    /// Whether tiles can: in 16 bits or fewer that bf16 holds, and with scales that
     /// whole steps share.
     pub(crate) const fn fills_tiles(&self) -> bool {
         match self.format {

@@ -13,6 +13,14 @@ use swiglu_core::{
 };
 use swiglu_cpu::{CpuBackend, InstructionSet, Settings};
 
+/// Those with a matrix unit.
+const UNITS: [InstructionSet; 4] = [
+    InstructionSet::AmxEmulated,
+    InstructionSet::Amx,
+    InstructionSet::Avx512Bf16Emulated,
+    InstructionSet::Avx512Bf16,
+];
+
 /// Every instruction set with ordered sums, and every matrix unit, which takes all matmuls of bf16.
 fn backends() -> Vec<(String, CpuBackend)> {
     let mut settings = Settings::default();
@@ -27,9 +35,9 @@ fn backends() -> Vec<(String, CpuBackend)> {
             Err(error) => eprintln!("skipped: {set}: {error}"),
         }
     }
-    for set in [InstructionSet::AmxEmulated, InstructionSet::Amx] {
+    for set in UNITS {
         if let Ok(cpu) = CpuBackend::with_instruction_set(set) {
-            all.push((format!("tiles of {set}"), cpu.with_settings(settings)));
+            all.push((format!("unit of {set}"), cpu.with_settings(settings)));
         }
     }
     all

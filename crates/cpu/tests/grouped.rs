@@ -24,6 +24,14 @@ const FORMATS: [WeightFormat; 3] = [
     WeightFormat::Float(Float::BF16),
 ];
 
+/// Those with a matrix unit.
+const UNITS: [InstructionSet; 4] = [
+    InstructionSet::AmxEmulated,
+    InstructionSet::Amx,
+    InstructionSet::Avx512Bf16Emulated,
+    InstructionSet::Avx512Bf16,
+];
+
 fn backends() -> Vec<(String, CpuBackend)> {
     let mut all = Vec::new();
     for set in InstructionSet::ALL {
@@ -41,12 +49,12 @@ fn backends() -> Vec<(String, CpuBackend)> {
     settings.inline_multiplications = 0;
     let cpu = CpuBackend::new().with_settings(settings);
     all.push(("pool".to_owned(), cpu.with_pool(Arc::clone(&pool))));
-    // Two rows and more are the matrix unit's.
+    // Two rows and more are AMX's, and all are dot products.
     (settings.matrix_unit_rows, settings.matrix_unit_rows_fp8) = (2, 2);
-    for set in [InstructionSet::AmxEmulated, InstructionSet::Amx] {
+    for set in UNITS {
         if let Ok(cpu) = CpuBackend::with_instruction_set(set) {
             let cpu = cpu.with_settings(settings).with_pool(Arc::clone(&pool));
-            all.push((format!("tiles of {set}"), cpu));
+            all.push((format!("unit of {set}"), cpu));
         }
     }
     all

@@ -1,5 +1,6 @@
-//! How the stored elements of a panel become f32, exactly.
+//! How the stored elements of a panel become f32, or pairs of bf16, exactly.
 
+use crate::cold::cold_path;
 use crate::simd::{LANES, Simd};
 use crate::weight::{GROUP, fp4};
 
@@ -9,12 +10,24 @@ pub(super) trait Decode {
     const IS_F8: bool = false;
     /// Bytes of a panel's group of k.
     const BYTES: usize;
+}
 
+/// One that becomes f32.
+pub(super) trait Elements: Decode {
     /// The elements of the group's k number J, for [`LANES`] outputs.
     ///
     /// # Safety
-    /// `group` points to [`Self::BYTES`] bytes.
+    /// `group` points to [`Decode::BYTES`] bytes.
     unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F;
+}
+
+/// One that becomes pairs of bf16.
+pub(super) trait Pairs: Decode {
+    /// The group's two pairs of k, for [`LANES`] outputs: each a word, the first k in its lower half.
+    ///
+    /// # Safety
+    /// `group` points to [`Decode::BYTES`] bytes.
+    unsafe fn pairs<S: Simd>(s: S, group: *const u8) -> [S::I; 2];
 }
 
 pub(super) struct F32;
@@ -24,7 +37,9 @@ pub(super) struct E4M3;
 
 impl Decode for F32 {
     const BYTES: usize = GROUP * LANES * 4;
+}
 
+impl Elements for F32 {
     #[inline(always)]
     unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F {
         // SAFETY: the caller vouches for the group; so below.
@@ -34,7 +49,9 @@ impl Decode for F32 {
 
 impl Decode for F16 {
     const BYTES: usize = GROUP * LANES * 2;
+}
 
+impl Elements for F16 {
     #[inline(always)]
     unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F {
         // SAFETY: as above.
@@ -45,7 +62,9 @@ impl Decode for F16 {
 /// Two k in a word: an f32's upper half each.
 impl Decode for BF16 {
     const BYTES: usize = GROUP * LANES * 2;
+}
 
+impl Elements for BF16 {
     #[inline(always)]
     unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F {
         // SAFETY: as above.
@@ -58,11 +77,27 @@ impl Decode for BF16 {
     }
 }
 
+impl Pairs for BF16 {
+    #[inline(always)]
+    unsafe fn pairs<S: Simd>(s: S, group: *const u8) -> [S::I; 2] {
+        let group: *const f32 = group.cast();
+        // SAFETY: as above.
+        unsafe {
+            [
+                s.bits(s.load_f32(group)),
+                s.bits(s.load_f32(group.add(LANES))),
+            ]
+        }
+    }
+}
+
 /// Four k in a word. NaN is none of its business: see [`crate::weight`].
 impl Decode for E4M3 {
     const IS_F8: bool = true;
     const BYTES: usize = GROUP * LANES;
+}
 
+impl Elements for E4M3 {
     #[inline(always)]
     unsafe fn element<S: Simd, const J: usize>(s: S, group: *const u8) -> S::F {
         // SAFETY: as above.
@@ -71,6 +106,49 @@ impl Decode for E4M3 {
         let value = code::<S, J>(s, words);
         s.mul(value, s.splat(CODE_BIAS))
     }
+}
+
+impl Pairs for E4M3 {
+    #[inline(always)]
+    unsafe fn pairs<S: Simd>(s: S, group: *const u8) -> [S::I; 2] {
+        // SAFETY: as above.
+        let words = s.bits(unsafe { s.load_f32(group.cast()) });
+        let by = s.splat(CODE_BIAS);
+        match s.bf16_of_e4m3(words, exponents(s, by)) {
+            Some(pairs) => pairs,
+            None => {
+                cold_path();
+                e4m3_pairs(s, words, by)
+            }
+        }
+    }
+}
+
+/// 1 as bf16.
+const EXPONENT_OF_1: u32 = 0x3f80;
+
+/// What a power of two adds to an exponent of bf16, in both halves of a lane.
+#[inline(always)]
+pub(super) fn exponents<S: Simd>(s: S, by: S::F) -> S::I {
+    let exponents = s.shr::<16>(s.bits(by));
+    let exponents = s.add_u32(exponents, s.splat_u32(EXPONENT_OF_1.wrapping_neg()));
+    s.or(exponents, s.shl::<16>(exponents))
+}
+
+/// The pairs of bf16 that words of four codes are, times powers of two: exact where they are normal.
+#[inline(always)]
+pub(super) fn e4m3_pairs<S: Simd>(s: S, words: S::I, by: S::F) -> [S::I; 2] {
+    [
+        pair(s, [code::<S, 0>(s, words), code::<S, 1>(s, words)], by),
+        pair(s, [code::<S, 2>(s, words), code::<S, 3>(s, words)], by),
+    ]
+}
+
+/// Two numbers, times powers of two exact in bf16, as a word.
+#[inline(always)]
+pub(super) fn pair<S: Simd>(s: S, [even, odd]: [S::F; 2], by: S::F) -> S::I {
+    let (even, odd) = (s.bits(s.mul(even, by)), s.bits(s.mul(odd, by)));
+    s.or(s.shr::<16>(even), odd)
 }
 
 /// What takes a [`code`] to its value.

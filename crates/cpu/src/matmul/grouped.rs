@@ -2,16 +2,16 @@
 //!
 //! ## Method
 //! 1. A group is a weight with its rows. As many groups as have [`CHUNK`] rows together are a *wave*:
-//!    their rows are widened, a row that is a group by itself once for all groups that it is in.
+//!    their rows are packed, a row that is a group by itself once for all groups that it is in.
 //! 2. A wave is one parallel region of tasks, each some panels of one group: a group's weights are
 //!    read once, and no thread waits between groups.
-//! 3. Each group is multiplied as its plan says, so with the bits of a matmul by itself. What a
-//!    matrix unit multiplies, and what has more rows than a wave, is one.
+//! 3. Each group is multiplied as its plan says, so with the bits of a matmul by itself. What tiles
+//!    multiply, and what has more rows than a wave, is one.
 
 use super::epilogue::{Epilogue, FromRow};
 use super::input::{INLINE, Input, Packed, Tiles};
 use super::plan::{CHUNK, DecodeStep, MatmulPlan, PANELS, Resources};
-use super::{Task, multiply};
+use super::{Multiplied, Task, multiply, room};
 use crate::tasks::{self, Shared};
 use crate::weight::PackedWeight;
 
@@ -32,7 +32,7 @@ const GROUPS: usize = 64;
 struct Waiting<'a> {
     group: Group<'a>,
     plan: MatmulPlan,
-    /// Where its rows are widened to.
+    /// Where its rows are packed, in rows.
     at: usize,
     /// Whether another group's are the same.
     again: bool,
@@ -74,7 +74,7 @@ pub(crate) fn multiply_groups<'a>(
 struct Wave<'a> {
     groups: [Option<Waiting<'a>>; GROUPS],
     count: usize,
-    /// Rows to be widened.
+    /// Rows to be packed.
     rows: usize,
 }
 
@@ -100,31 +100,43 @@ impl<'a> Wave<'a> {
 
     /// Multiplies all groups, of which there are none then.
     fn run(&mut self, resources: &Resources, epilogue: &dyn Epilogue, scratch: &mut Vec<f32>) {
+        match self.groups[0] {
+            Some(first) if first.plan.dots => self.run_as::<u32>(resources, epilogue, scratch),
+            _ => self.run_as::<f32>(resources, epilogue, scratch),
+        }
+        (self.count, self.rows) = (0, 0);
+    }
+
+    fn run_as<X: Multiplied>(
+        &self,
+        resources: &Resources,
+        epilogue: &dyn Epilogue,
+        scratch: &mut Vec<f32>,
+    ) {
         let waiting = &self.groups[..self.count];
         let Some(Some(first)) = waiting.first() else {
             return;
         };
         let (shape, k) = (first.group.weight.shape(), first.group.x.k());
-        if scratch.len() < self.rows * k {
-            scratch.resize(self.rows * k, 0.0);
-        }
+        let terms = X::count(k);
+        let scratch: &mut [X] = room(scratch, self.rows * terms);
         let all: usize = waiting.iter().flatten().map(|w| w.group.x.rows()).sum();
         let inline = all * shape.n * k <= resources.settings.inline_multiplications;
         let to = Shared(scratch.as_mut_ptr());
-        let inline_rows = inline || waiting.len() == 1 || self.rows * k <= INLINE;
+        let inline_rows = inline || waiting.len() == 1 || self.rows * terms <= INLINE;
         tasks::for_each(waiting.len(), inline_rows, &|at| {
             if let Some(one) = waiting[at].filter(|one| !one.again) {
                 let rows = one.group.x.rows();
                 // SAFETY: groups have parts of their own, which lie within the scratch memory.
                 let to = unsafe {
-                    let to = to.get().add(one.at * k);
-                    std::slice::from_raw_parts_mut(to, rows * k)
+                    let to = to.get().add(one.at * terms);
+                    std::slice::from_raw_parts_mut(to, rows * terms)
                 };
                 let tiles = Tiles::new(rows, one.plan.mr);
                 Packed::new(one.plan.set, &one.group.x, 0, tiles, to);
             }
         });
-        let widened: &[f32] = scratch;
+        let packed: &[X] = scratch;
         // The same for all, and enough for sums of few rows and of many.
         let most = PANELS[0];
         let share = shape.panels() * waiting.len() / (4 * resources.threads.max(1));
@@ -133,7 +145,7 @@ impl<'a> Wave<'a> {
         tasks::for_each(waiting.len() * parts, inline, &|task| {
             if let Some(one) = &waiting[task / parts] {
                 let rows = one.group.x.rows();
-                let values = &widened[one.at * k..][..rows * k];
+                let values = &packed[one.at * terms..][..rows * terms];
                 let task_of_group = Task {
                     plan: &one.plan,
                     x: Packed::again(values, Tiles::new(rows, one.plan.mr)),
@@ -145,6 +157,5 @@ impl<'a> Wave<'a> {
                 task_of_group.run_some(first..shape.panels().min(first + panels));
             }
         });
-        (self.count, self.rows) = (0, 0);
     }
 }

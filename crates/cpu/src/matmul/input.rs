@@ -6,9 +6,9 @@ use crate::InstructionSet;
 use crate::element::{UNIT, VectorElement};
 use crate::simd::{self, Kernel, LANES, Simd};
 use crate::tasks::{self, Shared};
-use crate::weight::BLOCK;
+use crate::weight::{BLOCK, GROUP};
 
-/// Elements that are widened in about the time that waking a pool takes.
+/// Terms that are written in about the time that waking a pool takes.
 pub(super) const INLINE: usize = 64 * 1024;
 
 /// Rows cut into tiles of about the same height.
@@ -147,23 +147,94 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Rows of a matmul's input as f32: for each [`BLOCK`] of k tile after tile, in each of them for
-/// every k the tile's rows side by side. A matmul reads that from the first to the last.
-pub(super) struct Packed<'a> {
-    values: &'a [f32],
+/// What a matmul takes of a row at a time: a k in f32, or a pair of k in bf16 as a word, the first in
+/// its lower half.
+pub(super) trait Term: bytemuck::Pod + Send + Sync {
+    /// k of a term.
+    const KS: usize;
+
+    /// Terms of a row of so many k, of which a last group may be filled up with zeros.
+    fn count(k: usize) -> usize;
+
+    /// Writes a block of k of all rows.
+    fn write(set: InstructionSet, block: Rows<'_, Self>);
+}
+
+impl Term for f32 {
+    const KS: usize = 1;
+
+    fn count(k: usize) -> usize {
+        k
+    }
+
+    fn write(set: InstructionSet, block: Rows<'_, Self>) {
+        // SAFETY: `set` is only given out for machines that have it.
+        unsafe { simd::dispatch(set, block) };
+    }
+}
+
+impl Term for u32 {
+    const KS: usize = 2;
+
+    fn count(k: usize) -> usize {
+        k.next_multiple_of(GROUP) / 2
+    }
+
+    fn write(_: InstructionSet, block: Rows<'_, Self>) {
+        let Rows { x, tiles, .. } = block;
+        let length = block.to.len() / tiles.rows;
+        let ks = block.k..x.k().min(block.k + 2 * length);
+        for (first, rows) in (0..tiles.count).map(|tile| tiles.get(tile)) {
+            let tile = &mut block.to[first * length..][..rows * length];
+            let from = |r| x.bits(block.first + first + r, ks.clone());
+            match rows {
+                1 => side_by_side::<1>(from, tile),
+                2 => side_by_side::<2>(from, tile),
+                3 => side_by_side::<3>(from, tile),
+                4 => side_by_side::<4>(from, tile),
+                5 => side_by_side::<5>(from, tile),
+                6 => side_by_side::<6>(from, tile),
+                7 => side_by_side::<7>(from, tile),
+                _ => side_by_side::<8>(from, tile),
+            }
+        }
+    }
+}
+
+/// Writes R rows' pairs side by side, and zeros where they end.
+fn side_by_side<'a, const R: usize>(row: impl Fn(usize) -> &'a [u16], to: &mut [u32]) {
+    let rows: [&[u16]; R] = std::array::from_fn(row);
+    let (to, _) = to.as_chunks_mut::<R>();
+    let whole = rows[0].len() / 2;
+    let pairs = rows.map(|row| &row.as_chunks::<2>().0[..whole]);
+    for (i, to) in to.iter_mut().enumerate() {
+        for (r, to) in to.iter_mut().enumerate() {
+            let [low, high] = match pairs[r].get(i) {
+                Some(pair) => *pair,
+                None => [rows[r].get(2 * i).copied().unwrap_or(0), 0],
+            };
+            *to = u32::from(low) | u32::from(high) << 16;
+        }
+    }
+}
+
+/// Rows of a matmul's input as terms: for each [`BLOCK`] of k tile after tile, in each of them term by
+/// term the tile's rows side by side. A matmul reads that from the first to the last.
+pub(super) struct Packed<'a, X> {
+    values: &'a [X],
     tiles: Tiles,
 }
 
-impl<'a> Packed<'a> {
-    /// Widens the rows from `first` on into `values`, which have rows · K elements.
+impl<'a, X: Term> Packed<'a, X> {
+    /// Writes the rows from `first` on into `values`, which have their terms.
     pub(super) fn new(
         set: InstructionSet,
         x: &Input<'_>,
         first: usize,
         tiles: Tiles,
-        values: &'a mut [f32],
+        values: &'a mut [X],
     ) -> Self {
-        let (size, inline) = (tiles.rows * BLOCK, values.len() <= INLINE);
+        let (size, inline) = (tiles.rows * BLOCK / X::KS, values.len() <= INLINE);
         let (length, to) = (values.len(), Shared(values.as_mut_ptr()));
         tasks::for_each(length.div_ceil(size), inline, &|block| {
             let start = block * size;
@@ -172,21 +243,23 @@ impl<'a> Packed<'a> {
                 let to = to.get().add(start);
                 std::slice::from_raw_parts_mut(to, size.min(length - start))
             };
-            let widen = Widen {
-                x,
-                first,
-                k: block * BLOCK,
-                tiles,
-                to,
-            };
-            // SAFETY: `set` is only given out for machines that have it.
-            unsafe { simd::dispatch(set, widen) };
+            let k = block * BLOCK;
+            X::write(
+                set,
+                Rows {
+                    x,
+                    first,
+                    k,
+                    tiles,
+                    to,
+                },
+            );
         });
         Self { values, tiles }
     }
 
-    /// Rows that were widened before.
-    pub(super) const fn again(values: &'a [f32], tiles: Tiles) -> Self {
+    /// Rows that were written before.
+    pub(super) const fn again(values: &'a [X], tiles: Tiles) -> Self {
         Self { values, tiles }
     }
 
@@ -194,28 +267,29 @@ impl<'a> Packed<'a> {
         self.tiles
     }
 
-    /// Some k, all of one [`BLOCK`], of a tile's rows.
+    /// The terms of some k, all of one [`BLOCK`], of a tile's rows.
     #[inline(always)]
-    pub(super) fn get(&self, tile: usize, ks: &Range<usize>) -> &[f32] {
+    pub(super) fn get(&self, tile: usize, ks: &Range<usize>) -> &[X] {
         let (row, rows) = self.tiles.get(tile);
-        let start = ks.start / BLOCK * BLOCK * self.tiles.rows;
+        let start = ks.start / BLOCK * BLOCK / X::KS * self.tiles.rows;
         let block = &self.values[start..];
-        let length = BLOCK.min(block.len() / self.tiles.rows);
-        &block[row * length + ks.start % BLOCK * rows..][..ks.len() * rows]
+        let length = (BLOCK / X::KS).min(block.len() / self.tiles.rows);
+        let terms = X::count(ks.len());
+        &block[row * length + ks.start % BLOCK / X::KS * rows..][..terms * rows]
     }
 }
 
-/// A block of k of all rows.
-struct Widen<'a> {
+/// A block of k of all rows, and where its terms go.
+pub(super) struct Rows<'a, X> {
     x: &'a Input<'a>,
     /// The first of the rows, and of the block's k.
     first: usize,
     k: usize,
     tiles: Tiles,
-    to: &'a mut [f32],
+    to: &'a mut [X],
 }
 
-impl Kernel for Widen<'_> {
+impl Kernel for Rows<'_, f32> {
     type Output = ();
 
     #[inline(always)]
@@ -228,7 +302,7 @@ impl Kernel for Widen<'_> {
     }
 }
 
-impl Widen<'_> {
+impl Rows<'_, f32> {
     #[inline(always)]
     fn elements<S: Simd, T: VectorElement>(self, s: S, x: &[T]) {
         let length = self.to.len() / self.tiles.rows;

@@ -327,7 +327,6 @@ impl Task<'_> {
             let mut product = TileProduct {
                 rows: tiles,
                 panels: pair.len(),
-                rows_in_use: ROWS.min(self.rows - row),
                 x: self.x[at..].as_ptr(),
                 w,
                 sums: totals,

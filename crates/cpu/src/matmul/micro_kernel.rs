@@ -3,7 +3,8 @@
 //! ## Method
 //! 1. A tile has R rows and P panels of 16 outputs (MR and NR are the most there are), a vector of
 //!    sums each. Every k takes P vectors of weights and R scalars of x, and makes R · P fused
-//!    multiply-adds ([`step`]).
+//!    multiply-adds; where there are dot products of bf16, every pair of k as many of those
+//!    ([`products`]).
 //! 2. After each block of k, which ends where a scale's does, a tile's sums are multiplied by the scale
 //!    and added to their totals in memory ([`Multiply::tile`]). That order is the same for all R and P.
 //! 3. With few rows this is a GEMV: weights come from memory once, from several panels side by side
@@ -17,14 +18,16 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::decode::{BF16, Decode, E4M3, F16, F32};
-use super::input::Packed;
-use super::plan::{DecodeStep, gemv_panels, tile_panels};
-use crate::simd::{self, Kernel, LANES, Outlined, Simd};
-use crate::weight::{BLOCK, Block, GROUP, PackedWeight, PanelFormat};
+use super::input::{Packed, Term};
+use super::plan::{DecodeStep, gemv_panels, gemv_rows, tile_panels};
+use crate::InstructionSet;
+use crate::simd::{self, DotKernel, Dots, Kernel, LANES, Outlined, Simd};
+use crate::weight::{Block, GROUP, PackedWeight, PanelFormat};
 
-/// Some panels for all rows of an input.
-pub(super) struct Multiply<'a> {
-    pub(super) x: &'a Packed<'a>,
+/// Some panels for all rows of an input, whose terms say what multiplies: f32 fused multiply-adds, and
+/// pairs of bf16 dot products.
+pub(super) struct Multiply<'a, X> {
+    pub(super) x: &'a Packed<'a, X>,
     pub(super) weight: &'a PackedWeight,
     pub(super) decode: DecodeStep,
     pub(super) panels: Range<usize>,
@@ -32,7 +35,30 @@ pub(super) struct Multiply<'a> {
     pub(super) sums: &'a mut [f32],
 }
 
-impl Kernel for Multiply<'_> {
+/// A term that there are micro-kernels for.
+pub(super) trait Multiplied: Term {
+    /// Runs them.
+    ///
+    /// # Safety
+    /// The machine has the instruction set.
+    unsafe fn multiply(set: InstructionSet, multiply: Multiply<'_, Self>);
+}
+
+impl Multiplied for f32 {
+    unsafe fn multiply(set: InstructionSet, multiply: Multiply<'_, Self>) {
+        // SAFETY: the caller vouches for it.
+        unsafe { simd::dispatch(set, multiply) }
+    }
+}
+
+impl Multiplied for u32 {
+    unsafe fn multiply(set: InstructionSet, multiply: Multiply<'_, Self>) {
+        // SAFETY: the caller vouches for it.
+        unsafe { simd::dispatch_dots(set, multiply) }
+    }
+}
+
+impl Kernel for Multiply<'_, f32> {
     type Output = ();
 
     #[inline(always)]
@@ -44,11 +70,24 @@ impl Kernel for Multiply<'_> {
             (DecodeStep::Gemv, PanelFormat::E4M3) => self.gemv::<S, E4M3>(s),
             (DecodeStep::Gemv, PanelFormat::Fp4) => fp4::gemv(s, &mut self),
             (DecodeStep::EachTile, PanelFormat::BF16) if tile_panels(S::REGISTERS) == 2 => {
-                s.call(ManyTiles::<BF16>(&mut self, PhantomData));
+                s.call(ManyTiles::<_, BF16>(&mut self, PhantomData));
             }
             (DecodeStep::EachTile | DecodeStep::OnceABlock | DecodeStep::Tiles, _) => {
                 s.call(DecodedTiles(&mut self));
             }
+        }
+    }
+}
+
+impl DotKernel for Multiply<'_, u32> {
+    #[inline(always)]
+    fn run<S: Dots>(mut self, s: S) {
+        match (self.decode, self.weight.shape().format) {
+            (DecodeStep::Gemv, PanelFormat::E4M3) => self.gemv::<S, E4M3>(s),
+            (DecodeStep::Gemv, PanelFormat::Fp4) => fp4::gemv(s, &mut self),
+            (DecodeStep::Gemv, _) => self.gemv::<S, BF16>(s),
+            (DecodeStep::EachTile, _) => s.call(ManyTiles::<_, BF16>(&mut self, PhantomData)),
+            (DecodeStep::OnceABlock | DecodeStep::Tiles, _) => s.call(DecodedTiles(&mut self)),
         }
     }
 }
@@ -67,14 +106,14 @@ macro_rules! unrolled {
     };
 }
 
-/// A call with the number of a tile's rows as a constant: as many as the instruction set takes.
+/// A call with the number of a tile's rows as a constant: as many as are said to be the most.
 macro_rules! rows {
-    ($rows:expr, $S:ident, $R:ident => $call:expr) => {
-        rows!(@ $rows, $S, $R, $call, 2 3 4 5 6 7 8)
+    ($rows:expr, $most:expr, $R:ident => $call:expr) => {
+        rows!(@ $rows, $most, $R, $call, 2 3 4 5 6 7 8)
     };
-    (@ $rows:expr, $S:ident, $R:ident, $call:expr, $($n:literal)+) => {
+    (@ $rows:expr, $most:expr, $R:ident, $call:expr, $($n:literal)+) => {
         match $rows {
-            $($n if $n <= $S::REGISTERS.rows => {
+            $($n if const { $n <= $most } => {
                 const $R: usize = $n;
                 $call
             })+
@@ -86,12 +125,17 @@ macro_rules! rows {
     };
 }
 
+mod decoded;
 mod fp4;
+mod products;
+
+use decoded::{Decoded, Fill};
+use products::{Products, Sum};
 
 /// One low tile: weights are decoded as they come.
-struct Gemv<'a, 'b, D, const R: usize>(&'a mut Multiply<'b>, PhantomData<D>);
+struct Gemv<'a, 'b, X, D, const R: usize>(&'a mut Multiply<'b, X>, PhantomData<D>);
 
-impl<S: Simd, D: Decode, const R: usize> Outlined<S> for Gemv<'_, '_, D, R> {
+impl<S: Simd, X: Term, D: Sum<S, X>, const R: usize> Outlined<S> for Gemv<'_, '_, X, D, R> {
     type Output = ();
 
     #[inline(always)]
@@ -107,9 +151,9 @@ impl<S: Simd, D: Decode, const R: usize> Outlined<S> for Gemv<'_, '_, D, R> {
 
 /// Many rows: block by block of k, so that those of the input stay in the second-level cache, and in
 /// each of them two panels after two.
-struct ManyTiles<'a, 'b, D>(&'a mut Multiply<'b>, PhantomData<D>);
+struct ManyTiles<'a, 'b, X, D>(&'a mut Multiply<'b, X>, PhantomData<D>);
 
-impl<S: Simd, D: Decode> Outlined<S> for ManyTiles<'_, '_, D> {
+impl<S: Simd, X: Term, D: Sum<S, X>> Outlined<S> for ManyTiles<'_, '_, X, D> {
     type Output = ();
 
     #[inline(always)]
@@ -118,7 +162,7 @@ impl<S: Simd, D: Decode> Outlined<S> for ManyTiles<'_, '_, D> {
         for block in all.weight.blocks() {
             for first in all.panels.clone().step_by(2) {
                 let w = all.stored::<D, 2>(first, &block);
-                let next = all.after(first, &block);
+                let next = all.after::<2>(first, &block, 0);
                 // SAFETY: the panels go on for the block's k.
                 unsafe { all.tiles::<S, D>(s, first, &block, w, &next) };
             }
@@ -127,9 +171,9 @@ impl<S: Simd, D: Decode> Outlined<S> for ManyTiles<'_, '_, D> {
 }
 
 /// The same with a block of two panels decoded once, into the first-level cache.
-struct DecodedTiles<'a, 'b>(&'a mut Multiply<'b>);
+struct DecodedTiles<'a, 'b, X>(&'a mut Multiply<'b, X>);
 
-impl<S: Simd> Outlined<S> for DecodedTiles<'_, '_> {
+impl<S: Simd, X: Products<S>> Outlined<S> for DecodedTiles<'_, '_, X> {
     type Output = ();
 
     #[inline(always)]
@@ -140,40 +184,39 @@ impl<S: Simd> Outlined<S> for DecodedTiles<'_, '_> {
             for first in all.panels.clone().step_by(2) {
                 let panels = first..all.panels.end.min(first + 2);
                 for (panel, w) in panels.zip(&mut w) {
-                    s.call(Fill {
+                    s.call(Fill::<X> {
                         to: w,
                         weight: all.weight,
                         panel,
                         ks: &block.ks,
+                        terms: PhantomData,
                     });
                 }
-                let w = [w[0].at(&block.ks), w[1].at(&block.ks)];
-                let next = all.after(first, &block);
+                let w = [w[0].at::<X>(&block.ks), w[1].at::<X>(&block.ks)];
+                let next = all.after::<2>(first, &block, 0);
                 // SAFETY: the block was filled in.
-                unsafe { all.tiles::<S, F32>(s, first, &block, w, &next) };
+                unsafe { all.tiles::<S, X::Decoded>(s, first, &block, w, &next) };
             }
         }
     }
 }
 
-impl Multiply<'_> {
+impl<X: Term> Multiply<'_, X> {
     #[inline(always)]
-    fn gemv<S: Simd, D: Decode>(&mut self, s: S) {
-        match self.x.tiles().rows {
-            4 if S::REGISTERS.rows >= 4 => s.call(Gemv::<D, 4>(self, PhantomData)),
-            3 if S::REGISTERS.rows >= 3 => s.call(Gemv::<D, 3>(self, PhantomData)),
-            2 if S::REGISTERS.rows >= 2 => s.call(Gemv::<D, 2>(self, PhantomData)),
-            _ => s.call(Gemv::<D, 1>(self, PhantomData)),
-        }
+    fn gemv<S: Simd, D: Sum<S, X>>(&mut self, s: S) {
+        rows!(self.x.tiles().rows, gemv_rows(S::REGISTERS, X::KS), R => {
+            s.call(Gemv::<X, D, R>(self, PhantomData));
+        });
     }
 
     #[inline(always)]
-    fn gemv_panels<S: Simd, D: Decode, const R: usize, const P: usize>(&mut self, s: S) {
+    fn gemv_panels<S: Simd, D: Sum<S, X>, const R: usize, const P: usize>(&mut self, s: S) {
         for first in self.panels.clone().step_by(P) {
             for block in self.weight.blocks() {
                 let w = self.stored::<D, P>(first, &block);
+                let next = self.after::<P>(first, &block, P).share(0, 1);
                 // SAFETY: the panels go on for the block's k.
-                unsafe { self.tile::<S, D, R, P>(s, 0, first, &block, w) };
+                unsafe { self.tile::<S, D, R, P>(s, 0, first, &block, w, &next) };
             }
         }
     }
@@ -188,18 +231,22 @@ impl Multiply<'_> {
         })
     }
 
-    /// What follows a block in two panels from `first` on.
+    /// What follows a block in P panels from `first` on: the next block of each or, after the last, the
+    /// first of the panel so many further on.
     #[inline(always)]
-    fn after(&self, first: usize, block: &Block) -> Next {
-        let last = self.panels.end - 1;
-        let [start, end] = [block.ks.start, block.ks.end].map(|k| {
-            let groups = k.div_ceil(GROUP) * GROUP;
-            self.weight.shape().format.offset(groups)
-        });
-        let panels = [first, last.min(first + 1)];
+    fn after<const P: usize>(&self, first: usize, block: &Block, further: usize) -> Next<P> {
+        let (last, shape) = (self.panels.end - 1, self.weight.shape());
+        let [start, end] =
+            [block.ks.start, block.ks.end].map(|k| shape.format.offset(k.next_multiple_of(GROUP)));
+        let ends = block.ks.end == shape.k;
         Next {
-            panels: panels.map(|p| self.weight.panel(p).as_ptr().wrapping_add(end)),
+            panels: std::array::from_fn(|p| {
+                let panel = self.weight.panel(last.min(first + p));
+                let bytes = if ends { further * panel.len() } else { end };
+                panel.as_ptr().wrapping_add(bytes)
+            }),
             bytes: end - start,
+            groups: block.ks.len().div_ceil(GROUP),
         }
     }
 
@@ -208,25 +255,26 @@ impl Multiply<'_> {
     /// # Safety
     /// As [`Self::tile`] for the tiles' rows.
     #[inline(always)]
-    unsafe fn tiles<S: Simd, D: Decode>(
+    unsafe fn tiles<S: Simd, D: Sum<S, X>>(
         &mut self,
         s: S,
         first: usize,
         block: &Block,
         w: [*const u8; 2],
-        next: &Next,
+        next: &Next<2>,
     ) {
         let tiles = self.x.tiles();
         for (tile, rows) in (0..tiles.count).map(|tile| (tile, tiles.get(tile).1)) {
-            next.prefetch(tile, tiles.count);
-            rows!(rows, S, R => {
+            let next = next.share(tile, tiles.count);
+            rows!(rows, S::REGISTERS.rows, R => {
                 // SAFETY: the caller vouches for it.
                 unsafe {
                     if tile_panels(S::REGISTERS) == 2 {
-                        self.tile::<S, D, R, 2>(s, tile, first, block, w);
+                        self.tile::<S, D, R, 2>(s, tile, first, block, w, &next);
                     } else {
                         for (p, w) in w.into_iter().enumerate() {
-                            self.tile::<S, D, R, 1>(s, tile, first + p, block, [w]);
+                            let next = next.of(p);
+                            self.tile::<S, D, R, 1>(s, tile, first + p, block, [w], &next);
                         }
                     }
                 }
@@ -241,26 +289,82 @@ impl Multiply<'_> {
     /// The tile has R rows, and each of `w` points to the block's k in whole groups. Panels that are
     /// not among `self.panels` are left out.
     #[inline(always)]
-    unsafe fn tile<S: Simd, D: Decode, const R: usize, const P: usize>(
+    unsafe fn tile<S: Simd, D: Sum<S, X>, const R: usize, const P: usize>(
         &mut self,
         s: S,
         tile: usize,
         first: usize,
         block: &Block,
         w: [*const u8; P],
+        next: &Share<P>,
     ) {
         let (row, _) = self.x.tiles().get(tile);
         let x = self.x.get(tile, &block.ks).as_ptr();
-        for group in self.weight.groups(block) {
-            let before = group.ks.start - block.ks.start;
-            // SAFETY: a group is a part of the block, and begins with it or at a multiple of 4 k.
-            let (x, w) = unsafe {
-                let at = before / GROUP * D::BYTES;
-                (x.add(before * R), w.map(|w| w.wrapping_add(at)))
-            };
+        let rows_of_fp4 = const { S::REGISTERS.rows_of_fp4 };
+        if self.weight.shape().format == PanelFormat::Fp4 && R <= rows_of_fp4 {
             // SAFETY: as the caller says.
-            unsafe { self.group::<S, D, R, P>(s, (x, row), first, &group, w) };
+            return unsafe { self.fp4_tile::<S, D, R, P>(s, (x, row), first, block, w, next) };
         }
+        for group in self.weight.groups(block) {
+            // SAFETY: a group is a part of the block, and begins with it or at a multiple of 4 k; so
+            // below.
+            let (x, w, next) = unsafe { from::<X, D, R, P>(x, w, next, &group, block) };
+            // SAFETY: as the caller says.
+            unsafe { self.group::<S, D, R, P>(s, (x, row), first, &group, w, &next) };
+        }
+    }
+
+    /// The same of FP4, with totals in registers from the block's first group to its last.
+    ///
+    /// # Safety
+    /// As [`Self::group`], of the block.
+    #[inline(always)]
+    unsafe fn fp4_tile<S: Simd, D: Sum<S, X>, const R: usize, const P: usize>(
+        &mut self,
+        s: S,
+        (x, row): (*const X, usize),
+        first: usize,
+        block: &Block,
+        w: [*const u8; P],
+        next: &Share<P>,
+    ) {
+        let last = self.panels.end - 1;
+        let mut totals = [[s.splat(0.0); P]; R];
+        unrolled!(p < P, {
+            let at = self.totals::<R>(last.min(first + p), row);
+            unrolled!(r < R, {
+                // SAFETY: there are R vectors; so below.
+                totals[r][p] = unsafe { s.load_f32(at.add(r * LANES)) };
+            });
+        });
+        for group in self.weight.groups(block) {
+            // SAFETY: as in `tile`.
+            let (x, w, next) = unsafe { from::<X, D, R, P>(x, w, next, &group, block) };
+            // SAFETY: as the caller says.
+            let sums = unsafe { sum::<S, X, D, R, P>(s, x, w, group.ks.len(), &next) };
+            unrolled!(p < P, {
+                let scale = fp4::scale(s, self.weight, last.min(first + p), group.scale);
+                unrolled!(r < R, {
+                    totals[r][p] = s.fma(scale, sums[r][p], totals[r][p]);
+                });
+            });
+        }
+        unrolled!(p < P, {
+            if first + p <= last {
+                let at = self.totals::<R>(first + p, row);
+                unrolled!(r < R, {
+                    // SAFETY: as above.
+                    unsafe { s.store_f32(at.add(r * LANES), totals[r][p]) };
+                });
+            }
+        });
+    }
+
+    /// Where the totals of a panel's R rows from one on lie.
+    #[inline(always)]
+    fn totals<const R: usize>(&mut self, panel: usize, row: usize) -> *mut f32 {
+        let at = (panel - self.panels.start) * self.x.tiles().rows + row;
+        self.sums[at * LANES..][..R * LANES].as_mut_ptr()
     }
 
     /// The same for what of a block is summed by itself, of the tile whose first row is given.
@@ -268,45 +372,22 @@ impl Multiply<'_> {
     /// # Safety
     /// `x` points to R rows of the group's k, each of `w` to its whole groups of 4 k.
     #[inline(always)]
-    unsafe fn group<S: Simd, D: Decode, const R: usize, const P: usize>(
+    unsafe fn group<S: Simd, D: Sum<S, X>, const R: usize, const P: usize>(
         &mut self,
         s: S,
-        (x, row): (*const f32, usize),
+        (x, row): (*const X, usize),
         first: usize,
         block: &Block,
         w: [*const u8; P],
+        next: &Share<P>,
     ) {
-        let (groups, rest) = (block.ks.len() / GROUP, block.ks.len() % GROUP);
-        let mut sums = [[s.splat(0.0); P]; R];
-        for g in 0..groups {
-            // SAFETY: x holds R rows of the block's k, w its groups.
-            unsafe {
-                let (x, at) = (x.add(g * GROUP * R), g * D::BYTES);
-                step::<S, D, R, P, 0>(s, x, &w, at, &mut sums);
-                step::<S, D, R, P, 1>(s, x, &w, at, &mut sums);
-                step::<S, D, R, P, 2>(s, x, &w, at, &mut sums);
-                step::<S, D, R, P, 3>(s, x, &w, at, &mut sums);
-            }
-        }
-        // SAFETY: as above, of which the last group has `rest` k.
-        unsafe {
-            let (x, at) = (x.add(groups * GROUP * R), groups * D::BYTES);
-            if rest > 0 {
-                step::<S, D, R, P, 0>(s, x, &w, at, &mut sums);
-            }
-            if rest > 1 {
-                step::<S, D, R, P, 1>(s, x, &w, at, &mut sums);
-            }
-            if rest > 2 {
-                step::<S, D, R, P, 2>(s, x, &w, at, &mut sums);
-            }
-        }
+        // SAFETY: as the caller says.
+        let sums = unsafe { sum::<S, X, D, R, P>(s, x, w, block.ks.len(), next) };
         unrolled!(p < P, {
             if first + p == self.panels.end {
                 return;
             }
-            let at = (first + p - self.panels.start) * self.x.tiles().rows + row;
-            let totals = self.sums[at * LANES..][..R * LANES].as_mut_ptr();
+            let totals = self.totals::<R>(first + p, row);
             let scale = self.scale(s, first + p, block.scale);
             unrolled!(r < R, {
                 // SAFETY: the slice has R · LANES elements.
@@ -324,7 +405,56 @@ impl Multiply<'_> {
     }
 }
 
-impl Multiply<'_> {
+/// Where x, the weights and what follows them stand at a group of a block.
+///
+/// # Safety
+/// As [`Multiply::group`], of the block.
+#[inline(always)]
+unsafe fn from<X: Term, D: Decode, const R: usize, const P: usize>(
+    x: *const X,
+    w: [*const u8; P],
+    next: &Share<P>,
+    group: &Block,
+    block: &Block,
+) -> (*const X, [*const u8; P], Share<P>) {
+    let before = group.ks.start - block.ks.start;
+    let at = before / GROUP * D::BYTES;
+    // SAFETY: the caller vouches for it.
+    let x = unsafe { x.add(before / X::KS * R) };
+    (x, w.map(|w| w.wrapping_add(at)), next.from(before / GROUP))
+}
+
+/// The sums of so many k of R rows with P panels.
+///
+/// # Safety
+/// As [`Multiply::group`].
+#[inline(always)]
+unsafe fn sum<S: Simd, X: Term, D: Sum<S, X>, const R: usize, const P: usize>(
+    s: S,
+    x: *const X,
+    w: [*const u8; P],
+    ks: usize,
+    next: &Share<P>,
+) -> [[S::F; P]; R] {
+    let groups = X::count(ks) * X::KS / GROUP;
+    let mut sums = [[s.splat(0.0); P]; R];
+    for g in 0..groups {
+        next.prefetch(g);
+        // SAFETY: x holds R rows of the k, w their groups.
+        unsafe { D::add_group(s, x.add(g * GROUP / X::KS * R), &w, g * D::BYTES, &mut sums) };
+    }
+    let rest = ks.saturating_sub(groups * GROUP);
+    if rest > 0 {
+        // SAFETY: as above, of which the last group has `rest` k.
+        unsafe {
+            let (x, at) = (x.add(groups * GROUP * R), groups * D::BYTES);
+            D::add_rest(s, x, &w, at, rest, &mut sums);
+        }
+    }
+    sums
+}
+
+impl<X> Multiply<'_, X> {
     /// What the sums of a panel's outputs are multiplied by, if anything.
     #[inline(always)]
     fn scale<S: Simd>(&self, s: S, panel: usize, block: usize) -> Option<S::F> {
@@ -346,100 +476,66 @@ impl Multiply<'_> {
 
 /// The weights that a thread needs after those that it multiplies with: they come from memory, and
 /// sums in registers leave little for the processor to run ahead to.
-struct Next {
-    panels: [*const u8; 2],
+struct Next<const P: usize> {
+    panels: [*const u8; P],
     bytes: usize,
+    /// Groups of k that are multiplied meanwhile.
+    groups: usize,
 }
 
-impl Next {
-    /// Prefetches a tile's share of them.
+/// A tile's share of them, which it asks for group by group.
+struct Share<const P: usize> {
+    panels: [*const u8; P],
+    /// Bytes of a group, and cache lines.
+    step: usize,
+    lines: usize,
+}
+
+impl<const P: usize> Next<P> {
     #[inline(always)]
-    fn prefetch(&self, tile: usize, count: usize) {
-        const LINE: usize = 64;
-        let lines = self.bytes.div_ceil(LINE);
-        for line in lines * tile / count..lines * (tile + 1) / count {
-            for panel in self.panels {
-                simd::prefetch_second_level(panel.wrapping_add(line * LINE));
-            }
+    fn share(&self, tile: usize, count: usize) -> Share<P> {
+        let step = (self.bytes / count).div_ceil(self.groups);
+        Share {
+            panels: self
+                .panels
+                .map(|p| p.wrapping_add(self.bytes * tile / count)),
+            step,
+            lines: step.div_ceil(LINE),
         }
     }
 }
 
-/// Adds the products of a group's k number J.
-///
-/// # Safety
-/// `x` points to R rows of the group's k up to J, each of `w` to the group, `at` bytes before it.
-#[inline(always)]
-unsafe fn step<S: Simd, D: Decode, const R: usize, const P: usize, const J: usize>(
-    s: S,
-    x: *const f32,
-    w: &[*const u8; P],
-    at: usize,
-    sums: &mut [[S::F; P]; R],
-) {
-    let mut elements = [s.splat(0.0); P];
-    unrolled!(p < P, {
-        // SAFETY: the caller vouches for it; so below.
-        elements[p] = unsafe { D::element::<S, J>(s, w[p].add(at)) };
-    });
-    unrolled!(r < R, {
-        // SAFETY: as above.
-        let x = s.splat(unsafe { *x.add(J * R + r) });
-        unrolled!(p < P, {
-            sums[r][p] = s.fma(x, elements[p], sums[r][p]);
-        });
-    });
-}
+const LINE: usize = 64;
 
-/// A block of a panel as f32; it may begin and end within a group.
-#[repr(align(64))]
-struct Decoded([f32; (BLOCK + 2 * GROUP) * LANES]);
-
-impl Decoded {
-    const ZERO: Self = Self([0.0; _]);
-
+impl<const P: usize> Share<P> {
+    /// The share of one panel.
     #[inline(always)]
-    fn decode<S: Simd, D: Decode>(&mut self, s: S, panel: &[u8], groups: Range<usize>) {
-        let panel = panel[groups.start * D::BYTES..groups.end * D::BYTES].chunks_exact(D::BYTES);
-        for (from, to) in panel.zip(self.0.chunks_exact_mut(GROUP * LANES)) {
-            let (from, to) = (from.as_ptr(), to.as_mut_ptr());
-            // SAFETY: a group each.
-            unsafe {
-                s.store_f32(to, D::element::<S, 0>(s, from));
-                s.store_f32(to.add(LANES), D::element::<S, 1>(s, from));
-                s.store_f32(to.add(2 * LANES), D::element::<S, 2>(s, from));
-                s.store_f32(to.add(3 * LANES), D::element::<S, 3>(s, from));
-            }
+    fn of(&self, panel: usize) -> Share<1> {
+        let Self { step, lines, .. } = *self;
+        Share {
+            panels: [self.panels[panel]],
+            step,
+            lines,
         }
     }
 
-    /// Where a block that was filled in begins.
-    fn at(&self, ks: &Range<usize>) -> *const u8 {
-        self.0[ks.start % GROUP * LANES..].as_ptr().cast()
-    }
-}
-
-/// Decodes a block of a panel.
-struct Fill<'a> {
-    to: &'a mut Decoded,
-    weight: &'a PackedWeight,
-    panel: usize,
-    ks: &'a Range<usize>,
-}
-
-impl<S: Simd> Outlined<S> for Fill<'_> {
-    type Output = ();
-
+    /// What is left from a group on.
     #[inline(always)]
-    fn run(self, s: S) {
-        let groups = self.ks.start / GROUP..self.ks.end.div_ceil(GROUP);
-        let panel = self.weight.panel(self.panel);
-        match self.weight.shape().format {
-            PanelFormat::F32 => self.to.decode::<S, F32>(s, panel, groups),
-            PanelFormat::F16 => self.to.decode::<S, F16>(s, panel, groups),
-            PanelFormat::BF16 => self.to.decode::<S, BF16>(s, panel, groups),
-            PanelFormat::E4M3 => self.to.decode::<S, E4M3>(s, panel, groups),
-            PanelFormat::Fp4 => fp4::decode(s, panel, self.ks, &mut self.to.0),
+    fn from(&self, group: usize) -> Self {
+        Self {
+            panels: self.panels.map(|p| p.wrapping_add(group * self.step)),
+            ..*self
+        }
+    }
+
+    /// Prefetches a group's.
+    #[inline(always)]
+    fn prefetch(&self, group: usize) {
+        for line in 0..self.lines {
+            unrolled!(p < P, {
+                let at = group * self.step + line * LINE;
+                simd::prefetch_second_level(self.panels[p].wrapping_add(at));
+            });
         }
     }
 }

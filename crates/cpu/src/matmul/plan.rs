@@ -3,7 +3,7 @@ use std::fmt;
 use swiglu_core::{Accumulation, Float};
 
 use super::input::Tiles;
-use crate::simd::{self, LANES, tiles};
+use crate::simd::{self, LANES, MatrixUnit, tiles};
 use crate::weight::{PackedShape, PanelFormat};
 use crate::{InstructionSet, Settings};
 
@@ -14,8 +14,8 @@ pub(super) const CHUNK: usize = 256;
 pub(super) const LOW: usize = 32;
 /// Most panels of a task, with few rows and with many: each block of k is read once for so many.
 pub(super) const PANELS: [usize; 2] = [4, 8];
-/// Rows up to which weights are decoded as they come.
-const FEW: usize = 4;
+/// Rows up to which weights are decoded as they come, where products are of one k and of pairs.
+const FEW: [usize; 2] = [4, 8];
 
 /// When stored weights become f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +41,10 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
-    /// Whether matmuls may run on a matrix unit.
-    pub(crate) fn matrix_unit(&self) -> bool {
-        self.set.has_matrix_unit() && self.accumulation >= Accumulation::MatrixUnit
+    /// What matmuls may run on beside vectors.
+    pub(crate) fn matrix_unit(&self) -> Option<MatrixUnit> {
+        let may = self.accumulation >= Accumulation::MatrixUnit;
+        self.set.matrix_unit().filter(|_| may)
     }
 }
 
@@ -61,6 +62,8 @@ pub(crate) struct MatmulPlan {
     /// Panels of 16 outputs that a task takes.
     pub(crate) panels_per_task: usize,
     pub(crate) decode: DecodeStep,
+    /// Whether products are dot products of pairs of bf16. Never with some rows and not with others.
+    pub(crate) dots: bool,
     /// Threads that tasks may run on.
     pub(crate) threads: usize,
     /// Whether the caller's thread runs all tasks.
@@ -76,14 +79,15 @@ impl MatmulPlan {
             threads,
             ..
         } = resources;
-        let tiles = resources.matrix_unit()
-            && x == Float::BF16
+        let unit = resources.matrix_unit().filter(|_| x == Float::BF16);
+        let tiles = unit == Some(MatrixUnit::Tiles)
             && weight.fills_tiles()
             && rows
                 >= match weight.format {
                     PanelFormat::E4M3 | PanelFormat::Fp4 => settings.matrix_unit_rows_fp8,
                     _ => settings.matrix_unit_rows,
                 };
+        let dots = unit == Some(MatrixUnit::Dots) && weight.fills_dots();
         let registers = simd::registers(set);
         // As equal chunks as there can be: the first may have one row more than the others.
         let chunks = Tiles::new(rows, CHUNK);
@@ -92,7 +96,7 @@ impl MatmulPlan {
             DecodeStep::Tiles
         } else if !weight.blocks_are_groups() {
             DecodeStep::OnceABlock
-        } else if rows <= FEW.min(registers.rows) {
+        } else if rows <= gemv_rows(registers, 1 + usize::from(dots)) {
             DecodeStep::Gemv
         } else if weight.format == PanelFormat::BF16 && tile_panels(registers) == 2 {
             DecodeStep::EachTile
@@ -109,6 +113,11 @@ impl MatmulPlan {
         };
         let mr = match decode {
             DecodeStep::Tiles => tiles::SIDES * tiles::SIDE,
+            DecodeStep::OnceABlock
+                if weight.format == PanelFormat::Fp4 && registers.rows_of_fp4 > 0 =>
+            {
+                registers.rows_of_fp4
+            }
             _ => registers.rows,
         };
         // In pairs, for a gate to have its up, and enough tasks for threads to share.
@@ -123,6 +132,7 @@ impl MatmulPlan {
             chunk,
             panels_per_task: share.clamp(2, most) / 2 * 2,
             decode,
+            dots,
             threads,
             inline: rows * weight.n * weight.k <= settings.inline_multiplications,
         }
@@ -132,6 +142,10 @@ impl MatmulPlan {
 impl fmt::Display for MatmulPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { set, mr, nr, .. } = self;
+        let products = match self.dots {
+            true => "dot products of bf16, ",
+            false => "",
+        };
         let decode = match self.decode {
             DecodeStep::Gemv => "GEMV",
             DecodeStep::EachTile => "decoded for each tile",
@@ -141,7 +155,7 @@ impl fmt::Display for MatmulPlan {
         let (chunk, panels) = (self.chunk, self.panels_per_task);
         write!(
             f,
-            "{set} {mr} x {nr}, {decode}, chunks of {chunk} rows, tasks of {panels} panels "
+            "{set} {mr} x {nr}, {products}{decode}, chunks of {chunk} rows, tasks of {panels} panels "
         )?;
         f.write_str(if self.inline {
             "on the caller's thread"
@@ -151,10 +165,22 @@ impl fmt::Display for MatmulPlan {
     }
 }
 
+/// Most rows of a GEMV whose products are of one k or of two.
+pub(super) const fn gemv_rows(registers: simd::Registers, ks: usize) -> usize {
+    let few = FEW[ks - 1];
+    if few < registers.rows {
+        few
+    } else {
+        registers.rows
+    }
+}
+
 /// Panels that a GEMV's micro-kernel takes side by side for so many rows: as many as the sums leave
 /// registers for. Decoding f8 takes registers too, which sums leave where there are many.
 pub(super) const fn gemv_panels(registers: simd::Registers, rows: usize, is_f8: bool) -> usize {
-    let simd::Registers { sums, rows: most } = registers;
+    let simd::Registers {
+        sums, rows: most, ..
+    } = registers;
     let spare = sums >= 2 * most || !is_f8;
     if 4 * rows <= sums && spare {
         4

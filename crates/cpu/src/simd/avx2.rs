@@ -35,7 +35,11 @@ macro_rules! both {
 
 impl Simd for Avx2 {
     // Twelve of sixteen registers.
-    const REGISTERS: Registers = Registers { sums: 6, rows: 6 };
+    const REGISTERS: Registers = Registers {
+        sums: 6,
+        rows: 6,
+        rows_of_fp4: 0,
+    };
 
     type F = [__m256; 2];
     type I = [__m256i; 2];

@@ -1,11 +1,13 @@
 use std::arch::x86_64::*;
 
 use super::avx2::code_bits;
-use super::{E2M1_AS_BF16, Kernel, LANES, Outlined, Registers, Simd, TO_F16};
+use super::{DotKernel, Dots, E2M1_AS_BF16, Kernel, Outlined, Registers, Simd, TO_F16};
 
-/// AVX-512: one register a vector.
+/// AVX-512: one register a vector. With the dot products of bf16 or without.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(super) struct Avx512<const DOTS: bool>(());
+
+pub(super) type WithoutDots = Avx512<false>;
 
 /// Runs a kernel.
 ///
@@ -13,7 +15,16 @@ pub(super) struct Avx512(());
 /// The machine has AVX-512 F, BW, DQ and VL, and AVX2, FMA and F16C.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx512(()))
+    kernel.run(Avx512::<false>(()))
+}
+
+/// Runs a kernel of dot products.
+///
+/// # Safety
+/// As [`run`], and the machine has AVX-512 BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+pub(super) unsafe fn run_dots<K: DotKernel>(kernel: K) {
+    kernel.run(Avx512::<true>(()));
 }
 
 /// Runs a part of a kernel, out of line.
@@ -22,8 +33,18 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 /// As [`run`].
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn call<P: Outlined<Avx512>>(part: P) -> P::Output {
-    part.run(Avx512(()))
+unsafe fn call<S: Simd, P: Outlined<S>>(s: S, part: P) -> P::Output {
+    part.run(s)
+}
+
+/// The same of a kernel of dot products.
+///
+/// # Safety
+/// As [`run_dots`].
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+unsafe fn call_dots<S: Simd, P: Outlined<S>>(s: S, part: P) -> P::Output {
+    part.run(s)
 }
 
 /// Which bytes of a group of four words a shuffle takes into each of them: those of the first, moved on
@@ -42,9 +63,13 @@ macro_rules! op {
     };
 }
 
-impl Simd for Avx512 {
+impl<const DOTS: bool> Simd for Avx512<DOTS> {
     // Half of 32 registers, with room for the weights.
-    const REGISTERS: Registers = Registers { sums: 16, rows: 8 };
+    const REGISTERS: Registers = Registers {
+        sums: 16,
+        rows: 8,
+        rows_of_fp4: 6,
+    };
 
     type F = __m512;
     type I = __m512i;
@@ -55,7 +80,12 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn call<P: Outlined<Self>>(self, part: P) -> P::Output {
         // SAFETY: a value of `Avx512` is only made where the machine has the instructions.
-        unsafe { call(part) }
+        unsafe {
+            match DOTS {
+                true => call_dots(self, part),
+                false => call(self, part),
+            }
+        }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -243,22 +273,22 @@ impl Simd for Avx512 {
         true
     }
     #[inline(always)]
-    unsafe fn store_bf16_of_e4m3(self, to: *mut u16, codes: Self::I, exponents: Self::I) -> bool {
-        // SAFETY: the caller vouches for two vectors.
-        unsafe {
+    fn bf16_of_e4m3(self, codes: Self::I, exponents: Self::I) -> Option<[Self::I; 2]> {
+        op!({
             if _mm512_testn_epi8_mask(codes, _mm512_set1_epi8(0x78)) != 0 {
-                return false;
+                return None;
             }
             // Two codes of each word, in the upper bytes of its halves.
-            for (pair, bytes) in [0x0180_0080_u32, 0x0380_0280].into_iter().enumerate() {
-                let halves = _mm512_shuffle_epi8(codes, words_of_bytes(bytes));
-                let halves = _mm512_srai_epi16::<4>(halves);
-                let halves = _mm512_and_si512(halves, _mm512_set1_epi32(0x87f0_87f0_u32 as i32));
-                let numbers = _mm512_add_epi16(halves, exponents);
-                _mm512_storeu_si512(to.add(pair * 2 * LANES).cast(), numbers);
-            }
-        }
-        true
+            let first = _mm512_shuffle_epi8(codes, words_of_bytes(0x0180_0080));
+            let second = _mm512_shuffle_epi8(codes, words_of_bytes(0x0380_0280));
+            let places = _mm512_set1_epi32(0x87f0_87f0_u32 as i32);
+            let first = _mm512_and_si512(_mm512_srai_epi16::<4>(first), places);
+            let second = _mm512_and_si512(_mm512_srai_epi16::<4>(second), places);
+            Some([
+                _mm512_add_epi16(first, exponents),
+                _mm512_add_epi16(second, exponents),
+            ])
+        })
     }
     #[inline(always)]
     fn round_f16(self, a: Self::F) -> Self::F {
@@ -286,4 +316,19 @@ impl Simd for Avx512 {
         // SAFETY: as above.
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(a)) }
     }
+}
+
+impl Dots for Avx512<true> {
+    #[inline(always)]
+    fn dot(self, x: Self::I, w: Self::I, sum: Self::F) -> Self::F {
+        op!(_mm512_dpbf16_ps(sum, bf16s(x), bf16s(w)))
+    }
+}
+
+/// Bits as numbers of bf16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn bf16s(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes, of which all are numbers.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
 }

@@ -1,5 +1,5 @@
-//! Products of tiles of bf16 in plain Rust, to the bit as AMX gives them (Intel's manual, TDPBF16PS)
-//! and as VDPBF16PS does.
+//! Products of bf16 in plain Rust, to the bit as AMX gives those of tiles (Intel's manual, TDPBF16PS),
+//! and VDPBF16PS dot products.
 
 use super::tiles::{DEPTH, SIDE, TILE, TileProduct};
 
@@ -17,7 +17,15 @@ fn flushed(x: f32) -> f32 {
     }
 }
 
-/// One instruction: the even and the odd k are summed by themselves from zero, in order, each sum
+/// VDPBF16PS: the product of the upper halves is added to the sum, then that of the lower ones.
+pub(super) fn dot(x: u32, w: u32, sum: f32) -> f32 {
+    [16, 0].into_iter().fold(sum, |sum, half| {
+        let [x, w] = [x, w].map(|pair| operand((pair >> half) as u16));
+        flushed(x.mul_add(w, flushed(sum)))
+    })
+}
+
+/// TDPBF16PS: the even and the odd k are summed by themselves from zero, in order, each sum
 /// rounded, then added to one another and to what there was.
 ///
 /// A product of two bf16 is exact in f32, so that adding it is the fused multiply-add of the unit.
@@ -39,44 +47,11 @@ fn tile(sums: &mut [f32], x: &[u16], w: &[u16]) {
     }
 }
 
-/// The same by VDPBF16PS: for each pair of k the product of the odd one is added to the sum, then that of
-/// the even one.
-fn dot_tile(sums: &mut [f32], x: &[u16], w: &[u16]) {
-    for m in 0..SIDE {
-        for n in 0..SIDE {
-            let sum = &mut sums[m * SIDE + n];
-            for k in 0..DEPTH / 2 {
-                for e in [1, 0] {
-                    let x = operand(x[m * DEPTH + 2 * k + e]);
-                    let w = operand(w[(k * SIDE + n) * 2 + e]);
-                    *sum = flushed(x.mul_add(w, flushed(*sum)));
-                }
-            }
-        }
-    }
-}
-
 /// Adds a product to its sums as AMX does.
 ///
 /// # Safety
 /// As [`super::tiles::Ready::multiply`].
 pub(super) unsafe fn multiply(product: &TileProduct) {
-    // SAFETY: the caller vouches for it.
-    unsafe { multiply_by(product, tile) }
-}
-
-/// The same as VDPBF16PS does.
-///
-/// # Safety
-/// As [`super::tiles::Ready::multiply`].
-pub(super) unsafe fn multiply_dots(product: &TileProduct) {
-    // SAFETY: the caller vouches for it.
-    unsafe { multiply_by(product, dot_tile) }
-}
-
-/// # Safety
-/// As [`super::tiles::Ready::multiply`].
-unsafe fn multiply_by(product: &TileProduct, tile: fn(&mut [f32], &[u16], &[u16])) {
     let TileProduct {
         rows,
         panels,
@@ -114,10 +89,6 @@ mod tests {
     const ONE: u16 = 0x3f80;
 
     fn sum(x: [u16; 4], w: [u16; 4], before: f32) -> f32 {
-        sum_by(tile, x, w, before)
-    }
-
-    fn sum_by(tile: fn(&mut [f32], &[u16], &[u16]), x: [u16; 4], w: [u16; 4], before: f32) -> f32 {
         let (mut a, mut b, mut sums) = ([0; TILE], [0; TILE], [before; SIDE * SIDE]);
         a[..4].copy_from_slice(&x);
         for (k, w) in w.into_iter().enumerate() {
@@ -149,7 +120,11 @@ mod tests {
     #[test]
     fn dots_are_one_chain_in_which_odd_k_come_first() {
         let huge = 0x4b80;
-        let dots = |x, before| sum_by(dot_tile, x, [ONE; 4], before);
+        let pair = |[low, high]: [u16; 2]| u32::from(low) | u32::from(high) << 16;
+        let dots = |x: [u16; 4], before| {
+            let [a, b] = [[x[0], x[1]], [x[2], x[3]]].map(pair);
+            dot(b, pair([ONE; 2]), dot(a, pair([ONE; 2]), before))
+        };
         // 2^24 swallows a one that comes after it, and none of what is summed before.
         assert_eq!(dots([huge, ONE, 0, 0], 1.0), 16_777_218.0);
         assert_eq!(dots([ONE, huge, 0, 0], 1.0), 16_777_216.0);

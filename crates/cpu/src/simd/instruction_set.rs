@@ -11,8 +11,9 @@ pub enum InstructionSet {
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
     /// x86-64 with the dot products of bf16 (AVX-512 BF16, VDPBF16PS) beside [`Self::Avx512`], which
-    /// runs everything else: a matrix unit as far as numbers go. On a Zen 4 they do twice what fused
-    /// multiply-adds do, on a Sapphire Rapids two thirds, so that none takes it by itself.
+    /// runs everything else: a matrix unit as far as numbers go. AMD's processors take it by
+    /// themselves: on a Zen 4 dot products do twice what fused multiply-adds do. On Intel's a caller
+    /// has to name it: they were measured at two thirds of fused multiply-adds on a Sapphire Rapids.
     Avx512Bf16,
     /// aarch64.
     Neon,
@@ -87,28 +88,66 @@ impl InstructionSet {
         }
     }
 
-    /// Whether matmuls have a matrix unit.
-    pub(crate) const fn has_matrix_unit(self) -> bool {
+    /// What matmuls have beside vectors.
+    pub(crate) const fn matrix_unit(self) -> Option<MatrixUnit> {
         match self {
-            Self::Amx | Self::AmxEmulated => true,
-            Self::Avx512Bf16 | Self::Avx512Bf16Emulated => true,
-            Self::Scalar | Self::Avx2 | Self::Avx512 | Self::Neon => false,
+            Self::Amx | Self::AmxEmulated => Some(MatrixUnit::Tiles),
+            Self::Avx512Bf16 | Self::Avx512Bf16Emulated => Some(MatrixUnit::Dots),
+            Self::Scalar | Self::Avx2 | Self::Avx512 | Self::Neon => None,
         }
     }
 
-    /// The fastest that this machine has, but for [`Self::Avx512Bf16`].
+    /// The fastest that this machine has: the last of [`Self::ALL`], but [`Self::Avx512Bf16`] only
+    /// where the processor is AMD's.
     pub fn detect() -> Self {
-        Self::ALL
-            .into_iter()
-            .rev()
-            .filter(|set| *set != Self::Avx512Bf16)
-            .find(|set| set.available())
-            .unwrap_or(Self::Scalar)
+        fastest(Self::available, has_fast_dots())
     }
+}
+
+fn fastest(available: impl Fn(InstructionSet) -> bool, fast_dots: bool) -> InstructionSet {
+    let mut sets = InstructionSet::ALL.into_iter().rev();
+    sets.find(|set| available(*set) && (fast_dots || *set != InstructionSet::Avx512Bf16))
+        .unwrap_or(InstructionSet::Scalar)
+}
+
+/// Whether dot products of bf16 are faster than fused multiply-adds, where there are any: none but
+/// AMD's processors were found to be so.
+fn has_fast_dots() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return crate::cpuid::is_amd();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// What matmuls run on beside vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MatrixUnit {
+    /// Products of tiles: see [`super::tiles`].
+    Tiles,
+    /// Dot products of bf16: see [`super::Dots`].
+    Dots,
 }
 
 impl fmt::Display for InstructionSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dot_products_are_taken_where_they_are_fast_and_there_are_no_tiles() {
+        use InstructionSet::{Amx, Avx2, Avx512, Avx512Bf16, Scalar};
+        let of = |sets: &[InstructionSet], fast| fastest(|set| sets.contains(&set), fast);
+        let zen4 = [Scalar, Avx2, Avx512, Avx512Bf16];
+        assert_eq!(of(&zen4, true), Avx512Bf16);
+        assert_eq!(of(&zen4, false), Avx512);
+        assert_eq!(of(&[Scalar, Avx2, Avx512, Avx512Bf16, Amx], false), Amx);
+        assert_eq!(of(&zen4[..2], true), Avx2);
+        assert_eq!(of(&[], true), Scalar);
+        assert!(InstructionSet::detect().available());
     }
 }

@@ -57,7 +57,11 @@ macro_rules! halves {
 
 impl Simd for Neon {
     // Twenty-four of 32 registers.
-    const REGISTERS: Registers = Registers { sums: 6, rows: 6 };
+    const REGISTERS: Registers = Registers {
+        sums: 6,
+        rows: 6,
+        rows_of_fp4: 0,
+    };
 
     type F = [float32x4_t; 4];
     type I = [uint32x4_t; 4];

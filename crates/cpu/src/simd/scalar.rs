@@ -7,7 +7,7 @@ use std::array::from_fn;
 
 use swiglu_core::f16;
 
-use super::{E2M1_AS_BF16, Kernel, LANES, Outlined, Registers, Simd};
+use super::{Dots, E2M1_AS_BF16, Kernel, LANES, Outlined, Registers, Simd, emulated};
 
 /// Plain Rust.
 #[derive(Clone, Copy)]
@@ -16,6 +16,18 @@ pub(super) struct Scalar;
 type Floats = [f32; LANES];
 type Words = [u32; LANES];
 type Mask = [bool; LANES];
+
+impl Dots for Scalar {
+    #[inline(always)]
+    fn dot(self, x: Words, w: Words, sum: Floats) -> Floats {
+        dot(&x, &w, &sum)
+    }
+}
+
+#[inline(never)]
+fn dot(x: &Words, w: &Words, sum: &Floats) -> Floats {
+    from_fn(|i| emulated::dot(x[i], w[i], sum[i]))
+}
 
 /// Methods that are calls of functions of the same name in [`lanes`].
 macro_rules! out_of_line {
@@ -28,7 +40,11 @@ macro_rules! out_of_line {
 }
 
 impl Simd for Scalar {
-    const REGISTERS: Registers = Registers { sums: 1, rows: 1 };
+    const REGISTERS: Registers = Registers {
+        sums: 1,
+        rows: 1,
+        rows_of_fp4: 0,
+    };
 
     type F = Floats;
     type I = Words;

@@ -6,8 +6,8 @@
 //!    panel of bf16 lies ([`crate::weight`]); sums are 16 f32 a row.
 //! 2. A thread makes itself [`Ready`] before its first product, and is released by dropping that.
 //! 3. [`Ready::multiply`] adds the products of up to two tiles of rows by up to two panels over some
-//!    steps of 32 k. The unit is AMX, or VDPBF16PS in its place, or plain Rust that gives the same numbers
-//!    as either, so that all around it is tested on any machine.
+//!    steps of 32 k. The unit is AMX, or plain Rust that gives the same numbers, so that all around it is
+//!    tested on any machine.
 
 use std::marker::PhantomData;
 
@@ -32,8 +32,6 @@ pub(crate) struct TileProduct {
     /// How many tiles of rows, and how many panels, are multiplied: 1 or 2 each.
     pub(crate) rows: usize,
     pub(crate) panels: usize,
-    /// Rows of those tiles that are more than filling: a unit may leave out the sums of others.
-    pub(crate) rows_in_use: usize,
     /// The rows' tiles: for each step as many as there are, one after another.
     pub(crate) x: *const u16,
     /// Each panel's tiles, a step after a step.
@@ -98,13 +96,6 @@ impl Ready {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             // SAFETY: the caller vouches for the tiles, and the unit was configured.
             InstructionSet::Amx => unsafe { super::amx::multiply(product) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above; the machine has the set.
-            InstructionSet::Avx512Bf16 => unsafe { super::dot::multiply(product) },
-            // SAFETY: as above.
-            InstructionSet::Avx512Bf16Emulated => unsafe {
-                super::emulated::multiply_dots(product)
-            },
             // SAFETY: as above.
             _ => unsafe { super::emulated::multiply(product) },
         }

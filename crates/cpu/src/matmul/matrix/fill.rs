@@ -3,13 +3,12 @@
 use std::ops::Range;
 
 use crate::cold::cold_path;
-use crate::matmul::decode::{CODE_BIAS, code, e2m1_pair, e2m1_words, load_unit};
+use crate::matmul::decode::{
+    CODE_BIAS, e2m1_pair, e2m1_words, e4m3_pairs, exponents, load_unit, pair,
+};
 use crate::simd::tiles::{DEPTH, TILE};
 use crate::simd::{self, Kernel, LANES, Simd};
 use crate::weight::{GROUP, PackedWeight, PanelFormat, fp4};
-
-/// 1 as bf16.
-const EXPONENT_OF_1: u32 = 0x3f80;
 
 /// Bytes of a cache line.
 pub(super) const LINE_BYTES: usize = 64;
@@ -67,9 +66,7 @@ impl Kernel for Fill<'_> {
             // SAFETY: the array has LANES elements.
             let by = unsafe { s.load_f32(by.as_ptr()) };
             // As what it adds to an exponent of bf16, unless a lane is NaN.
-            let exponents = s.shr::<16>(s.bits(by));
-            let exponents = s.add_u32(exponents, s.splat_u32(EXPONENT_OF_1.wrapping_neg()));
-            let exponents = s.or(exponents, s.shl::<16>(exponents));
+            let exponents = exponents(s, by);
             let are_powers = s.all(s.lt(by, s.splat(f32::INFINITY)));
             // What fills the last group up belongs to the last block.
             let last = match (block + 1) * shape.scale_block() {
@@ -88,15 +85,20 @@ impl Kernel for Fill<'_> {
                 // SAFETY: a group of codes is a vector, and one of bf16 is two.
                 unsafe {
                     let words = s.bits(s.load_f32(from.as_ptr().cast()));
-                    if are_powers && s.store_bf16_of_e4m3(to.as_mut_ptr(), words, exponents) {
-                        continue;
-                    }
-                    cold_path();
                     let to: *mut f32 = to.as_mut_ptr().cast();
-                    let a = [code::<S, 0>(s, words), code::<S, 1>(s, words)];
-                    let b = [code::<S, 2>(s, words), code::<S, 3>(s, words)];
-                    s.store_f32(to, pair(s, a, by));
-                    s.store_f32(to.add(LANES), pair(s, b, by));
+                    let short = match are_powers {
+                        true => s.bf16_of_e4m3(words, exponents),
+                        false => None,
+                    };
+                    let [a, b] = match short {
+                        Some(pairs) => pairs,
+                        None => {
+                            cold_path();
+                            e4m3_pairs(s, words, by)
+                        }
+                    };
+                    s.store_f32(to, s.float(a));
+                    s.store_f32(to.add(LANES), s.float(b));
                 }
             }
             k = last;
@@ -127,10 +129,19 @@ impl Fill<'_> {
                 unsafe {
                     let unit = load_unit(s, from.as_ptr());
                     if self.folds {
-                        s.store_f32(to, pair(s, e2m1_pair::<S, 0>(s, unit), by));
-                        s.store_f32(to.add(LANES), pair(s, e2m1_pair::<S, 1>(s, unit), by));
-                        s.store_f32(to.add(2 * LANES), pair(s, e2m1_pair::<S, 2>(s, unit), by));
-                        s.store_f32(to.add(3 * LANES), pair(s, e2m1_pair::<S, 3>(s, unit), by));
+                        s.store_f32(to, s.float(pair(s, e2m1_pair::<S, 0>(s, unit), by)));
+                        s.store_f32(
+                            to.add(LANES),
+                            s.float(pair(s, e2m1_pair::<S, 1>(s, unit), by)),
+                        );
+                        s.store_f32(
+                            to.add(2 * LANES),
+                            s.float(pair(s, e2m1_pair::<S, 2>(s, unit), by)),
+                        );
+                        s.store_f32(
+                            to.add(3 * LANES),
+                            s.float(pair(s, e2m1_pair::<S, 3>(s, unit), by)),
+                        );
                     } else {
                         s.store_f32(to, s.float(e2m1_words::<S, 0>(s, unit)));
                         s.store_f32(to.add(LANES), s.float(e2m1_words::<S, 1>(s, unit)));
@@ -141,13 +152,6 @@ impl Fill<'_> {
             }
         }
     }
-}
-
-/// Two numbers, times powers of two exact in bf16, as a word.
-#[inline(always)]
-fn pair<S: Simd>(s: S, [even, odd]: [S::F; 2], by: S::F) -> S::F {
-    let (even, odd) = (s.bits(s.mul(even, by)), s.bits(s.mul(odd, by)));
-    s.float(s.or(s.shr::<16>(even), odd))
 }
 
 /// Adds a block's sums, times its scales, to the totals.

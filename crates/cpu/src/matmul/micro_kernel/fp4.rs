@@ -3,29 +3,23 @@
 //! The sums of a group's 32 k, of x times codes, are multiplied by the group's scales, an output's
 //! each, and added to the totals, which a GEMV keeps in registers from end to end.
 
-use std::ops::Range;
-
 use super::Multiply;
-use crate::matmul::decode::{e2m1_pair, load_unit};
-use crate::matmul::plan::fp4_gemv_panels;
-use crate::simd::{LANES, Outlined, Simd};
+use super::products::Products;
+use crate::matmul::decode::load_unit;
+use crate::matmul::plan::{fp4_gemv_panels, gemv_rows};
+use crate::simd::{self, LANES, Outlined, Simd};
 use crate::weight::fp4::{GROUP, SCALE_BYTES, SPAN_BYTES, UNIT, UNIT_BYTES, scale_offset};
 use crate::weight::{BLOCK, PackedWeight};
 
 /// All panels for one low tile of rows.
 #[inline(always)]
-pub(super) fn gemv<S: Simd>(s: S, all: &mut Multiply<'_>) {
-    match all.x.tiles().rows {
-        4 if S::REGISTERS.rows >= 4 => s.call(Gemv::<4>(all)),
-        3 if S::REGISTERS.rows >= 3 => s.call(Gemv::<3>(all)),
-        2 if S::REGISTERS.rows >= 2 => s.call(Gemv::<2>(all)),
-        _ => s.call(Gemv::<1>(all)),
-    }
+pub(super) fn gemv<S: Simd, X: Products<S>>(s: S, all: &mut Multiply<'_, X>) {
+    rows!(all.x.tiles().rows, gemv_rows(S::REGISTERS, X::KS), R => s.call(Gemv::<X, R>(all)));
 }
 
-struct Gemv<'a, 'b, const R: usize>(&'a mut Multiply<'b>);
+struct Gemv<'a, 'b, X, const R: usize>(&'a mut Multiply<'b, X>);
 
-impl<S: Simd, const R: usize> Outlined<S> for Gemv<'_, '_, R> {
+impl<S: Simd, X: Products<S>, const R: usize> Outlined<S> for Gemv<'_, '_, X, R> {
     type Output = ();
 
     #[inline(always)]
@@ -39,12 +33,16 @@ impl<S: Simd, const R: usize> Outlined<S> for Gemv<'_, '_, R> {
     }
 }
 
-impl<const R: usize> Gemv<'_, '_, R> {
+impl<X, const R: usize> Gemv<'_, '_, X, R> {
     /// P panels side by side.
     #[inline(always)]
-    fn panels<S: Simd, const P: usize>(self, s: S) {
+    fn panels<S: Simd, const P: usize>(self, s: S)
+    where
+        X: Products<S>,
+    {
         let all = self.0;
         let (k, last) = (all.weight.shape().k, all.panels.end - 1);
+        let panel_bytes = all.weight.panel(last).len();
         for first in all.panels.clone().step_by(P) {
             let mut w: [*const u8; P] =
                 std::array::from_fn(|p| all.weight.panel(last.min(first + p)).as_ptr());
@@ -52,14 +50,22 @@ impl<const R: usize> Gemv<'_, '_, R> {
             for start in (0..k).step_by(BLOCK) {
                 let ks = start..k.min(start + BLOCK);
                 let mut x = all.x.get(0, &ks).as_ptr();
+                // What follows the span.
+                let next = w.map(|w| match ks.end == k {
+                    true => w.wrapping_add(SPAN_BYTES + (P - 1) * panel_bytes),
+                    false => w.wrapping_add(SPAN_BYTES),
+                });
                 for group in 0..ks.len() / GROUP {
                     let mut sums = [[s.splat(0.0); P]; R];
                     for unit in 0..GROUP / UNIT {
                         let at = SCALE_BYTES + (group * (GROUP / UNIT) + unit) * UNIT_BYTES;
+                        unrolled!(p < P, {
+                            simd::prefetch_second_level(next[p].wrapping_add(at));
+                        });
                         // SAFETY: x holds R rows of the span's k, w the span.
                         unsafe {
-                            add_unit::<S, R, P>(s, x, &w, at, &mut sums);
-                            x = x.add(UNIT * R);
+                            add_unit::<S, X, R, P>(s, x, &w, at, &mut sums);
+                            x = x.add(UNIT / X::KS * R);
                         }
                     }
                     unrolled!(p < P, {
@@ -92,9 +98,9 @@ impl<const R: usize> Gemv<'_, '_, R> {
 /// # Safety
 /// `x` points to R rows of the unit's k, each of `w` to the unit, `at` bytes before it.
 #[inline(always)]
-unsafe fn add_unit<S: Simd, const R: usize, const P: usize>(
+unsafe fn add_unit<S: Simd, X: Products<S>, const R: usize, const P: usize>(
     s: S,
-    x: *const f32,
+    x: *const X,
     w: &[*const u8; P],
     at: usize,
     sums: &mut [[S::F; P]; R],
@@ -104,39 +110,14 @@ unsafe fn add_unit<S: Simd, const R: usize, const P: usize>(
         // SAFETY: the caller vouches for it; so below.
         units[p] = unsafe { load_unit(s, w[p].add(at)) };
     });
+    let pair = 2 / X::KS * R;
     // SAFETY: as above.
     unsafe {
-        add_pair::<S, R, P, 0>(s, x, units, sums);
-        add_pair::<S, R, P, 1>(s, x.add(2 * R), units, sums);
-        add_pair::<S, R, P, 2>(s, x.add(4 * R), units, sums);
-        add_pair::<S, R, P, 3>(s, x.add(6 * R), units, sums);
+        X::add_pair::<R, P, 0>(s, x, &units, sums);
+        X::add_pair::<R, P, 1>(s, x.add(pair), &units, sums);
+        X::add_pair::<R, P, 2>(s, x.add(2 * pair), &units, sums);
+        X::add_pair::<R, P, 3>(s, x.add(3 * pair), &units, sums);
     }
-}
-
-/// Adds the products of the k number 2J of units and of the one after it.
-///
-/// # Safety
-/// `x` points to R rows of both.
-#[inline(always)]
-unsafe fn add_pair<S: Simd, const R: usize, const P: usize, const J: u32>(
-    s: S,
-    x: *const f32,
-    units: [S::I; P],
-    sums: &mut [[S::F; P]; R],
-) {
-    let mut pairs = [[s.splat(0.0); 2]; P];
-    unrolled!(p < P, {
-        pairs[p] = e2m1_pair::<S, J>(s, units[p]);
-    });
-    unrolled!(odd < 2, {
-        unrolled!(r < R, {
-            // SAFETY: the caller vouches for it.
-            let x = s.splat(unsafe { *x.add(odd * R + r) });
-            unrolled!(p < P, {
-                sums[r][p] = s.fma(x, pairs[p][odd], sums[r][p]);
-            });
-        });
-    });
 }
 
 /// The scales of a panel's outputs in a group.
@@ -163,29 +144,4 @@ unsafe fn load_scale<S: Simd>(s: S, from: *const u8, normal: bool) -> S::F {
     let mended = s.float(s.or(exponents, s.splat_u32(0x0040_0000)));
     let low = s.select(below, mended, s.float(exponents));
     s.select(above, mended, low)
-}
-
-/// Writes the codes of some k of a panel, which are whole groups, as f32.
-#[inline(always)]
-pub(super) fn decode<S: Simd>(s: S, panel: &[u8], ks: &Range<usize>, to: &mut [f32]) {
-    // Blocks are spans.
-    let codes = &panel[ks.start / BLOCK * SPAN_BYTES + SCALE_BYTES..];
-    let units = codes.chunks_exact(UNIT_BYTES).take(ks.len() / UNIT);
-    for (from, to) in units.zip(to.chunks_exact_mut(UNIT * LANES)) {
-        // SAFETY: a unit each.
-        unsafe {
-            let unit = load_unit(s, from.as_ptr());
-            let pairs = [
-                e2m1_pair::<S, 0>(s, unit),
-                e2m1_pair::<S, 1>(s, unit),
-                e2m1_pair::<S, 2>(s, unit),
-                e2m1_pair::<S, 3>(s, unit),
-            ];
-            let to = to.as_mut_ptr();
-            unrolled!(j < 4, {
-                s.store_f32(to.add(2 * j * LANES), pairs[j][0]);
-                s.store_f32(to.add((2 * j + 1) * LANES), pairs[j][1]);
-            });
-        }
-    }
 }
