@@ -1,6 +1,6 @@
 //! The MLP of V4-Flash (H 4096, I 2048) with weights from memory, beside this machine's limits,
-//! which are taken in turns with it: reads of four streams a thread, and independent fused
-//! multiply-adds.
+//! which are taken in turns with it: reads of four streams a thread, independent fused
+//! multiply-adds, and what a matrix unit or dot products do in registers, where the set has any.
 //!
 //! `cargo bench -p swiglu-bench --bench mlp [-- [avx2|avx512|…] [bf16|fp8|fp4|f16|f32] [T …]] [--csv]`
 #![allow(clippy::unwrap_used, reason = "a benchmark ends at the first error")]
@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use swiglu_bench::{Options, Report, figure, fma_limit, median};
+use swiglu_bench::{Options, Report, figure, fma_limit, median, unit_limit};
 use swiglu_conformance::{Case, MlpShape, timing};
 use swiglu_core::{
     Backend, E2M1, E4M3, Element, Float, GatedActivation, HostBuffer, HostWeight, Matmul, Tensor,
@@ -197,15 +197,21 @@ fn main() {
                 let operations = forward.operations(format);
                 let rounds = [(); ROUNDS].map(|()| {
                     let (reads, fma) = (reads.rate(5), fma_limit(set).unwrap());
+                    let unit = unit_limit(set).unwrap().unwrap_or(f64::INFINITY);
                     let time = forward.time();
-                    [time, bytes / time / reads, operations / time / fma]
+                    let rate = operations / time;
+                    [time, bytes / time / reads, rate / fma, rate / unit, reads]
                 });
-                let [time, reads, fma] = [0, 1, 2].map(|i| median(rounds.map(|r| r[i]).to_vec()));
-                let figures = [
-                    figure("time", "ms", time * 1e3),
-                    figure("of reads", "ratio", reads),
-                    figure("of multiply-adds", "ratio", fma),
+                let column = |i: usize| median(rounds.map(|r| r[i]).to_vec());
+                let mut figures = vec![
+                    figure("time", "ms", column(0) * 1e3),
+                    figure("of reads", "ratio", column(1)),
+                    figure("of multiply-adds", "ratio", column(2)),
                 ];
+                if column(3) > 0.0 {
+                    figures.push(figure("of the unit", "ratio", column(3)));
+                }
+                figures.push(figure("reads", "GB/s", column(4) / 1e9));
                 report.case(
                     "mlp",
                     &format!("{} {set} T={tokens}", format.name()),

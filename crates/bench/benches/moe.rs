@@ -9,7 +9,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use swiglu_bench::{Options, Report, figure, fma_limit, median};
+use swiglu_bench::{Options, Report, figure, fma_limit, median, unit_limit};
 use swiglu_conformance::{MlpShape, timing};
 use swiglu_core::{
     Backend, Experts, ExpertsShape, Float, GatedActivation, GroupedMatmul, HostBuffer, HostRoutes,
@@ -217,19 +217,24 @@ fn main() {
                 let operations = (tokens * TOP_K * 3 * H * I * 2) as f64;
                 let rounds = [(); ROUNDS].map(|()| {
                     let (reads, fma) = (reads.rate(5), fma_limit(set).unwrap());
+                    let unit = unit_limit(set).unwrap().unwrap_or(f64::INFINITY);
                     let time = forward.time();
-                    let floors = [bytes / reads, operations / fma];
-                    let [read, compute] = floors.map(|floor| floor / time);
-                    [time, read, compute, read.max(compute)]
+                    let floors = [bytes / reads, operations / fma, operations / unit];
+                    let [read, compute, unit] = floors.map(|floor| floor / time);
+                    [time, read, compute, read.max(compute), unit, reads]
                 });
                 let column = |i: usize| median(rounds.map(|r| r[i]).to_vec());
-                let figures = [
+                let mut figures = vec![
                     figure("time", "ms", column(0) * 1e3),
                     figure("experts", "count", forward.touched),
                     figure("of reads", "ratio", column(1)),
                     figure("of multiply-adds", "ratio", column(2)),
                     figure("of the floor", "ratio", column(3)),
                 ];
+                if column(4) > 0.0 {
+                    figures.push(figure("of the unit", "ratio", column(4)));
+                }
+                figures.push(figure("reads", "GB/s", column(5) / 1e9));
                 let case = format!("{} {set} T={tokens}", format.name());
                 report.case("moe", &case, &figures);
             }

@@ -9,6 +9,6 @@ mod report;
 mod turns;
 
 #[cfg(feature = "cpu")]
-pub use limit::fma_limit;
+pub use limit::{fma_limit, unit_limit};
 pub use report::{Figure, Options, Report, figure};
 pub use turns::{Passes, in_turn, median};

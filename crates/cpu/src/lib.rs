@@ -25,8 +25,9 @@
 //! element, and an output of a matmul is summed over k in a fixed order. So results depend neither
 //! on the instruction set, nor on the number of threads, nor on the other rows of a call.
 //!
-//! A matrix unit ([`InstructionSet::Amx`]) sums matmuls of more than a few rows in an order of its own,
-//! which does not depend on threads either, unless ordered sums are asked for
+//! A matrix unit sums matmuls of bf16 in an order of its own, which depends neither on threads nor on
+//! other rows: tiles ([`InstructionSet::Amx`]) those of more than a few rows, dot products
+//! ([`InstructionSet::Avx512Bf16`]) all. Unless ordered sums are asked for
 //! ([`CpuBackend::with_accumulation`]).
 //!
 //! # Threads

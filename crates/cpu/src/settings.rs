@@ -17,8 +17,8 @@ pub struct Settings {
     pub inline_outputs: usize,
     /// Multiplications (T · N · K) up to which a matmul runs on the caller's thread, as above.
     pub inline_multiplications: usize,
-    /// Rows of a matmul from which a matrix unit multiplies weights of bf16, where there is one that
-    /// may. Fewer read the weights at the memory's speed without it.
+    /// Rows of a matmul from which AMX multiplies weights of bf16, where it may. Fewer
+    /// read the weights at the memory's speed without it. Dot products of bf16 take any number.
     pub matrix_unit_rows: usize,
     /// The same for FP8 weights, which have to be decoded for it.
     pub matrix_unit_rows_fp8: usize,

@@ -127,9 +127,11 @@ macro_rules! rows {
 
 mod decoded;
 mod fp4;
+mod next;
 mod products;
 
 use decoded::{Decoded, Fill};
+use next::{Next, Share};
 use products::{Products, Sum};
 
 /// One low tile: weights are decoded as they come.
@@ -162,7 +164,7 @@ impl<S: Simd, X: Term, D: Sum<S, X>> Outlined<S> for ManyTiles<'_, '_, X, D> {
         for block in all.weight.blocks() {
             for first in all.panels.clone().step_by(2) {
                 let w = all.stored::<D, 2>(first, &block);
-                let next = all.after::<2>(first, &block, 0);
+                let next = all.after::<2>(first, &block, 0, all.x.tiles().count);
                 // SAFETY: the panels go on for the block's k.
                 unsafe { all.tiles::<S, D>(s, first, &block, w, &next) };
             }
@@ -193,7 +195,7 @@ impl<S: Simd, X: Products<S>> Outlined<S> for DecodedTiles<'_, '_, X> {
                     });
                 }
                 let w = [w[0].at::<X>(&block.ks), w[1].at::<X>(&block.ks)];
-                let next = all.after::<2>(first, &block, 0);
+                let next = all.after::<2>(first, &block, 0, all.x.tiles().count);
                 // SAFETY: the block was filled in.
                 unsafe { all.tiles::<S, X::Decoded>(s, first, &block, w, &next) };
             }
@@ -213,10 +215,14 @@ impl<X: Term> Multiply<'_, X> {
     fn gemv_panels<S: Simd, D: Sum<S, X>, const R: usize, const P: usize>(&mut self, s: S) {
         for first in self.panels.clone().step_by(P) {
             for block in self.weight.blocks() {
-                let w = self.stored::<D, P>(first, &block);
-                let next = self.after::<P>(first, &block, P).share(0, 1);
+                let panels = Panels {
+                    first,
+                    w: self.stored::<D, P>(first, &block),
+                    next: self.after::<P>(first, &block, P, 1).share(0),
+                };
+                let scales = self.scales(s, first, &block);
                 // SAFETY: the panels go on for the block's k.
-                unsafe { self.tile::<S, D, R, P>(s, 0, first, &block, w, &next) };
+                unsafe { self.tile::<S, D, R, P>(s, 0, &block, &panels, &scales) };
             }
         }
     }
@@ -229,25 +235,6 @@ impl<X: Term> Multiply<'_, X> {
             let panel = self.weight.panel(last.min(first + p));
             panel[block.ks.start / GROUP * D::BYTES..].as_ptr()
         })
-    }
-
-    /// What follows a block in P panels from `first` on: the next block of each or, after the last, the
-    /// first of the panel so many further on.
-    #[inline(always)]
-    fn after<const P: usize>(&self, first: usize, block: &Block, further: usize) -> Next<P> {
-        let (last, shape) = (self.panels.end - 1, self.weight.shape());
-        let [start, end] =
-            [block.ks.start, block.ks.end].map(|k| shape.format.offset(k.next_multiple_of(GROUP)));
-        let ends = block.ks.end == shape.k;
-        Next {
-            panels: std::array::from_fn(|p| {
-                let panel = self.weight.panel(last.min(first + p));
-                let bytes = if ends { further * panel.len() } else { end };
-                panel.as_ptr().wrapping_add(bytes)
-            }),
-            bytes: end - start,
-            groups: block.ks.len().div_ceil(GROUP),
-        }
     }
 
     /// All tiles' sums of a block of two panels.
@@ -264,17 +251,22 @@ impl<X: Term> Multiply<'_, X> {
         next: &Next<2>,
     ) {
         let tiles = self.x.tiles();
+        let scales = self.scales::<S, 2>(s, first, block);
         for (tile, rows) in (0..tiles.count).map(|tile| (tile, tiles.get(tile).1)) {
-            let next = next.share(tile, tiles.count);
+            let panels = Panels {
+                first,
+                w,
+                next: next.share(tile),
+            };
             rows!(rows, S::REGISTERS.rows, R => {
                 // SAFETY: the caller vouches for it.
                 unsafe {
                     if tile_panels(S::REGISTERS) == 2 {
-                        self.tile::<S, D, R, 2>(s, tile, first, block, w, &next);
+                        self.tile::<S, D, R, 2>(s, tile, block, &panels, &scales);
                     } else {
-                        for (p, w) in w.into_iter().enumerate() {
-                            let next = next.of(p);
-                            self.tile::<S, D, R, 1>(s, tile, first + p, block, [w], &next);
+                        for (p, scale) in scales.into_iter().enumerate() {
+                            let panel = panels.one(p);
+                            self.tile::<S, D, R, 1>(s, tile, block, &panel, &[scale]);
                         }
                     }
                 }
@@ -282,81 +274,72 @@ impl<X: Term> Multiply<'_, X> {
         }
     }
 
-    /// Adds a block's sums of a tile's R rows with P panels to their totals. `w` points to the
-    /// block in each panel.
+    /// Adds a block's sums of a tile's R rows with P panels, times the scales, to their totals. FP4's
+    /// groups have scales of their own.
     ///
     /// # Safety
-    /// The tile has R rows, and each of `w` points to the block's k in whole groups. Panels that are
-    /// not among `self.panels` are left out.
+    /// The tile has R rows, and the panels stand at the block. Those that are not among `self.panels`
+    /// are left out.
     #[inline(always)]
     unsafe fn tile<S: Simd, D: Sum<S, X>, const R: usize, const P: usize>(
         &mut self,
         s: S,
         tile: usize,
-        first: usize,
         block: &Block,
-        w: [*const u8; P],
-        next: &Share<P>,
+        panels: &Panels<P>,
+        scales: &[S::F; P],
     ) {
         let (row, _) = self.x.tiles().get(tile);
         let x = self.x.get(tile, &block.ks).as_ptr();
-        let rows_of_fp4 = const { S::REGISTERS.rows_of_fp4 };
-        if self.weight.shape().format == PanelFormat::Fp4 && R <= rows_of_fp4 {
+        if self.weight.shape().format != PanelFormat::Fp4 {
+            let ks = block.ks.len();
             // SAFETY: as the caller says.
-            return unsafe { self.fp4_tile::<S, D, R, P>(s, (x, row), first, block, w, next) };
+            return unsafe { self.group::<S, D, R, P>(s, (x, row), ks, panels, scales) };
+        }
+        if R <= const { S::REGISTERS.rows_of_fp4 } {
+            // SAFETY: as above.
+            return unsafe { fp4::tile::<S, X, D, R, P>(s, self, (x, row), block, panels) };
         }
         for group in self.weight.groups(block) {
-            // SAFETY: a group is a part of the block, and begins with it or at a multiple of 4 k; so
-            // below.
-            let (x, w, next) = unsafe { from::<X, D, R, P>(x, w, next, &group, block) };
-            // SAFETY: as the caller says.
-            unsafe { self.group::<S, D, R, P>(s, (x, row), first, &group, w, &next) };
+            // Before there are sums, which a call would take out of their registers.
+            let scales = self.scales(s, panels.first, &group);
+            let (before, ks) = (group.ks.start - block.ks.start, group.ks.len());
+            // SAFETY: a group is a part of the block, and begins with it or at a multiple of 4 k; the
+            // rest is as the caller says.
+            unsafe {
+                let x = x.add(before / X::KS * R);
+                self.group::<S, D, R, P>(s, (x, row), ks, &panels.at::<D>(before), &scales);
+            }
         }
     }
 
-    /// The same of FP4, with totals in registers from the block's first group to its last.
+    /// The same of so many k that are summed by themselves, of the tile whose first row is given.
     ///
     /// # Safety
-    /// As [`Self::group`], of the block.
+    /// `x` points to R rows of the k, and the panels stand there.
     #[inline(always)]
-    unsafe fn fp4_tile<S: Simd, D: Sum<S, X>, const R: usize, const P: usize>(
+    unsafe fn group<S: Simd, D: Sum<S, X>, const R: usize, const P: usize>(
         &mut self,
         s: S,
         (x, row): (*const X, usize),
-        first: usize,
-        block: &Block,
-        w: [*const u8; P],
-        next: &Share<P>,
+        ks: usize,
+        panels: &Panels<P>,
+        scales: &[S::F; P],
     ) {
-        let last = self.panels.end - 1;
-        let mut totals = [[s.splat(0.0); P]; R];
+        // SAFETY: as the caller says.
+        let sums = unsafe { sum::<S, X, D, R, P>(s, x, ks, panels) };
         unrolled!(p < P, {
-            let at = self.totals::<R>(last.min(first + p), row);
-            unrolled!(r < R, {
-                // SAFETY: there are R vectors; so below.
-                totals[r][p] = unsafe { s.load_f32(at.add(r * LANES)) };
-            });
-        });
-        for group in self.weight.groups(block) {
-            // SAFETY: as in `tile`.
-            let (x, w, next) = unsafe { from::<X, D, R, P>(x, w, next, &group, block) };
-            // SAFETY: as the caller says.
-            let sums = unsafe { sum::<S, X, D, R, P>(s, x, w, group.ks.len(), &next) };
-            unrolled!(p < P, {
-                let scale = fp4::scale(s, self.weight, last.min(first + p), group.scale);
-                unrolled!(r < R, {
-                    totals[r][p] = s.fma(scale, sums[r][p], totals[r][p]);
-                });
-            });
-        }
-        unrolled!(p < P, {
-            if first + p <= last {
-                let at = self.totals::<R>(first + p, row);
-                unrolled!(r < R, {
-                    // SAFETY: as above.
-                    unsafe { s.store_f32(at.add(r * LANES), totals[r][p]) };
-                });
+            if panels.first + p == self.panels.end {
+                return;
             }
+            let totals = self.totals::<R>(panels.first + p, row);
+            unrolled!(r < R, {
+                // SAFETY: there are R vectors.
+                unsafe {
+                    let to = totals.add(r * LANES);
+                    s.store_f32(to, s.fma(scales[p], sums[r][p], s.load_f32(to)));
+                }
+            });
         });
     }
 
@@ -366,62 +349,40 @@ impl<X: Term> Multiply<'_, X> {
         let at = (panel - self.panels.start) * self.x.tiles().rows + row;
         self.sums[at * LANES..][..R * LANES].as_mut_ptr()
     }
-
-    /// The same for what of a block is summed by itself, of the tile whose first row is given.
-    ///
-    /// # Safety
-    /// `x` points to R rows of the group's k, each of `w` to its whole groups of 4 k.
-    #[inline(always)]
-    unsafe fn group<S: Simd, D: Sum<S, X>, const R: usize, const P: usize>(
-        &mut self,
-        s: S,
-        (x, row): (*const X, usize),
-        first: usize,
-        block: &Block,
-        w: [*const u8; P],
-        next: &Share<P>,
-    ) {
-        // SAFETY: as the caller says.
-        let sums = unsafe { sum::<S, X, D, R, P>(s, x, w, block.ks.len(), next) };
-        unrolled!(p < P, {
-            if first + p == self.panels.end {
-                return;
-            }
-            let totals = self.totals::<R>(first + p, row);
-            let scale = self.scale(s, first + p, block.scale);
-            unrolled!(r < R, {
-                // SAFETY: the slice has R · LANES elements.
-                unsafe {
-                    let to = totals.add(r * LANES);
-                    let total = s.load_f32(to);
-                    let total = match scale {
-                        Some(scale) => s.fma(scale, sums[r][p], total),
-                        None => s.add(sums[r][p], total),
-                    };
-                    s.store_f32(to, total);
-                }
-            });
-        });
-    }
 }
 
-/// Where x, the weights and what follows them stand at a group of a block.
-///
-/// # Safety
-/// As [`Multiply::group`], of the block.
-#[inline(always)]
-unsafe fn from<X: Term, D: Decode, const R: usize, const P: usize>(
-    x: *const X,
-    w: [*const u8; P],
-    next: &Share<P>,
-    group: &Block,
-    block: &Block,
-) -> (*const X, [*const u8; P], Share<P>) {
-    let before = group.ks.start - block.ks.start;
-    let at = before / GROUP * D::BYTES;
-    // SAFETY: the caller vouches for it.
-    let x = unsafe { x.add(before / X::KS * R) };
-    (x, w.map(|w| w.wrapping_add(at)), next.from(before / GROUP))
+impl<X> Multiply<'_, X> {
+    /// What a block's sums of P panels from `first` on are multiplied by.
+    #[inline(always)]
+    fn scales<S: Simd, const P: usize>(&self, s: S, first: usize, block: &Block) -> [S::F; P] {
+        let last = self.panels.end - 1;
+        let mut scales = [s.splat(1.0); P];
+        unrolled!(p < P, {
+            scales[p] = self.scale(s, last.min(first + p), block.scale);
+        });
+        scales
+    }
+
+    /// The same of a panel: 1 without scales.
+    #[inline(always)]
+    fn scale<S: Simd>(&self, s: S, panel: usize, block: usize) -> S::F {
+        if self.weight.shape().format == PanelFormat::Fp4 {
+            let panel = self.weight.panel(panel);
+            // SAFETY: a panel has every group's scales.
+            return unsafe { fp4::scale(s, self.weight, panel.as_ptr(), block) };
+        }
+        match self.weight.scales(panel, block) {
+            None => s.splat(1.0),
+            Some(&[one]) if self.weight.nans(panel, block) == 0 => s.splat(one),
+            Some([_]) => {
+                let lanes = self.weight.lane_scales(panel, block);
+                // SAFETY: the array has LANES elements.
+                unsafe { s.load_f32(lanes.as_ptr()) }
+            }
+            // SAFETY: there are LANES of them otherwise.
+            Some(lanes) => unsafe { s.load_f32(lanes.as_ptr()) },
+        }
+    }
 }
 
 /// The sums of so many k of R rows with P panels.
@@ -432,110 +393,57 @@ unsafe fn from<X: Term, D: Decode, const R: usize, const P: usize>(
 unsafe fn sum<S: Simd, X: Term, D: Sum<S, X>, const R: usize, const P: usize>(
     s: S,
     x: *const X,
-    w: [*const u8; P],
     ks: usize,
-    next: &Share<P>,
+    panels: &Panels<P>,
 ) -> [[S::F; P]; R] {
     let groups = X::count(ks) * X::KS / GROUP;
     let mut sums = [[s.splat(0.0); P]; R];
     for g in 0..groups {
-        next.prefetch(g);
-        // SAFETY: x holds R rows of the k, w their groups.
-        unsafe { D::add_group(s, x.add(g * GROUP / X::KS * R), &w, g * D::BYTES, &mut sums) };
+        panels.next.prefetch(g);
+        // SAFETY: x holds R rows of the k, the panels their groups.
+        unsafe {
+            let x = x.add(g * GROUP / X::KS * R);
+            D::add_group(s, x, &panels.w, g * D::BYTES, &mut sums);
+        }
     }
     let rest = ks.saturating_sub(groups * GROUP);
     if rest > 0 {
         // SAFETY: as above, of which the last group has `rest` k.
         unsafe {
-            let (x, at) = (x.add(groups * GROUP * R), groups * D::BYTES);
-            D::add_rest(s, x, &w, at, rest, &mut sums);
+            let x = x.add(groups * GROUP * R);
+            D::add_rest(s, x, &panels.w, groups * D::BYTES, rest, &mut sums);
         }
     }
     sums
 }
 
-impl<X> Multiply<'_, X> {
-    /// What the sums of a panel's outputs are multiplied by, if anything.
+/// Panels side by side, at some k.
+struct Panels<const P: usize> {
+    first: usize,
+    /// Where the k lies in each.
+    w: [*const u8; P],
+    /// What to ask for meanwhile.
+    next: Share<P>,
+}
+
+impl<const P: usize> Panels<P> {
+    /// One of them.
     #[inline(always)]
-    fn scale<S: Simd>(&self, s: S, panel: usize, block: usize) -> Option<S::F> {
-        if self.weight.shape().format == PanelFormat::Fp4 {
-            return Some(fp4::scale(s, self.weight, panel, block));
-        }
-        Some(match self.weight.scales(panel, block)? {
-            &[one] if self.weight.nans(panel, block) == 0 => s.splat(one),
-            [_] => {
-                let lanes = self.weight.lane_scales(panel, block);
-                // SAFETY: the array has LANES elements.
-                unsafe { s.load_f32(lanes.as_ptr()) }
-            }
-            // SAFETY: there are LANES of them otherwise.
-            lanes => unsafe { s.load_f32(lanes.as_ptr()) },
-        })
-    }
-}
-
-/// The weights that a thread needs after those that it multiplies with: they come from memory, and
-/// sums in registers leave little for the processor to run ahead to.
-struct Next<const P: usize> {
-    panels: [*const u8; P],
-    bytes: usize,
-    /// Groups of k that are multiplied meanwhile.
-    groups: usize,
-}
-
-/// A tile's share of them, which it asks for group by group.
-struct Share<const P: usize> {
-    panels: [*const u8; P],
-    /// Bytes of a group, and cache lines.
-    step: usize,
-    lines: usize,
-}
-
-impl<const P: usize> Next<P> {
-    #[inline(always)]
-    fn share(&self, tile: usize, count: usize) -> Share<P> {
-        let step = (self.bytes / count).div_ceil(self.groups);
-        Share {
-            panels: self
-                .panels
-                .map(|p| p.wrapping_add(self.bytes * tile / count)),
-            step,
-            lines: step.div_ceil(LINE),
-        }
-    }
-}
-
-const LINE: usize = 64;
-
-impl<const P: usize> Share<P> {
-    /// The share of one panel.
-    #[inline(always)]
-    fn of(&self, panel: usize) -> Share<1> {
-        let Self { step, lines, .. } = *self;
-        Share {
-            panels: [self.panels[panel]],
-            step,
-            lines,
+    fn one(&self, p: usize) -> Panels<1> {
+        Panels {
+            first: self.first + p,
+            w: [self.w[p]],
+            next: self.next.of(p),
         }
     }
 
-    /// What is left from a group on.
+    /// So many k further on, whole groups.
     #[inline(always)]
-    fn from(&self, group: usize) -> Self {
+    fn at<D: Decode>(&self, ks: usize) -> Self {
         Self {
-            panels: self.panels.map(|p| p.wrapping_add(group * self.step)),
-            ..*self
-        }
-    }
-
-    /// Prefetches a group's.
-    #[inline(always)]
-    fn prefetch(&self, group: usize) {
-        for line in 0..self.lines {
-            unrolled!(p < P, {
-                let at = group * self.step + line * LINE;
-                simd::prefetch_second_level(self.panels[p].wrapping_add(at));
-            });
+            first: self.first,
+            w: self.w.map(|w| w.wrapping_add(ks / GROUP * D::BYTES)),
+            next: self.next.from(ks / GROUP),
         }
     }
 }

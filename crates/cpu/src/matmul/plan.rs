@@ -319,4 +319,46 @@ mod tests {
         with = resources(InstructionSet::Scalar, 16);
         assert!(!of(&with, 64, Float::BF16, BF16));
     }
+
+    #[test]
+    fn dot_products_take_every_number_of_rows_of_bf16_unless_sums_are_to_be_ordered() {
+        let set = InstructionSet::Avx512Bf16Emulated;
+        assert_eq!(
+            plan(set, 16, 64, FP8).to_string(),
+            "avx512-bf16-emulated 1 x 16, dot products of bf16, decoded once a block, chunks of 64 \
+             rows, tasks of 4 panels in the pool"
+        );
+        let of = |with: &Resources, rows, x, format| {
+            let weight = PackedShape::new([4096, 4096], format, false).unwrap();
+            MatmulPlan::new(with, rows, x, &weight).dots
+        };
+        let mut with = resources(set, 16);
+        let formats = [BF16, FP8, WeightFormat::Fp4];
+        for rows in [1, 2, 3, 4, 5, 8, 9, 300] {
+            assert!(formats.iter().all(|f| of(&with, rows, Float::BF16, *f)));
+        }
+        assert!(!of(&with, 64, Float::F32, BF16) && !of(&with, 64, Float::F16, FP8));
+        assert!(!of(&with, 64, Float::BF16, F32) && !of(&with, 64, Float::BF16, F16));
+        let block = |block| WeightFormat::Fp8 {
+            scales: ScaleFormat::F32,
+            block,
+        };
+        assert!(of(&with, 64, Float::BF16, block([16, 12])));
+        assert!(!of(&with, 64, Float::BF16, block([16, 10])));
+        with.accumulation = Accumulation::Ordered;
+        assert!(formats.iter().all(|f| !of(&with, 64, Float::BF16, *f)));
+        with = resources(InstructionSet::AmxEmulated, 16);
+        assert!(formats.iter().all(|f| !of(&with, 64, Float::BF16, *f)));
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn dot_products_are_a_gemv_up_to_eight_rows_and_tiles_of_fp4_have_six() {
+        let line = |rows, format| plan(InstructionSet::Avx512Bf16, 2, rows, format).to_string();
+        assert!(line(8, FP8).starts_with("avx512-bf16 8 x 32, dot products of bf16, GEMV"));
+        let tiles = "avx512-bf16 8 x 32, dot products of bf16, decoded for each tile";
+        assert!(line(9, BF16).starts_with(tiles));
+        let fp4 = "avx512-bf16 6 x 32, dot products of bf16, decoded once a block";
+        assert!(line(9, WeightFormat::Fp4).starts_with(fp4));
+    }
 }

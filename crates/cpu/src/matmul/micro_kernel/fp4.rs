@@ -3,13 +3,14 @@
 //! The sums of a group's 32 k, of x times codes, are multiplied by the group's scales, an output's
 //! each, and added to the totals, which a GEMV keeps in registers from end to end.
 
-use super::Multiply;
-use super::products::Products;
+use super::products::{Products, Sum};
+use super::{Multiply, Panels, sum};
 use crate::matmul::decode::load_unit;
+use crate::matmul::input::Term;
 use crate::matmul::plan::{fp4_gemv_panels, gemv_rows};
 use crate::simd::{self, LANES, Outlined, Simd};
 use crate::weight::fp4::{GROUP, SCALE_BYTES, SPAN_BYTES, UNIT, UNIT_BYTES, scale_offset};
-use crate::weight::{BLOCK, PackedWeight};
+use crate::weight::{BLOCK, Block, PackedWeight};
 
 /// All panels for one low tile of rows.
 #[inline(always)]
@@ -50,10 +51,10 @@ impl<X, const R: usize> Gemv<'_, '_, X, R> {
             for start in (0..k).step_by(BLOCK) {
                 let ks = start..k.min(start + BLOCK);
                 let mut x = all.x.get(0, &ks).as_ptr();
-                // What follows the span.
-                let next = w.map(|w| match ks.end == k {
-                    true => w.wrapping_add(SPAN_BYTES + (P - 1) * panel_bytes),
-                    false => w.wrapping_add(SPAN_BYTES),
+                // What comes two spans later, if need be in the panels that follow.
+                let next = w.map(|w| match start + 2 * BLOCK < k {
+                    true => w.wrapping_add(2 * SPAN_BYTES),
+                    false => w.wrapping_add(2 * SPAN_BYTES + (P - 1) * panel_bytes),
                 });
                 for group in 0..ks.len() / GROUP {
                     let mut sums = [[s.splat(0.0); P]; R];
@@ -120,12 +121,75 @@ unsafe fn add_unit<S: Simd, X: Products<S>, const R: usize, const P: usize>(
     }
 }
 
-/// The scales of a panel's outputs in a group.
+/// Adds a block's sums of a tile's R rows with P panels to their totals, which are in registers from the
+/// block's first group to its last.
+///
+/// # Safety
+/// As [`Multiply::tile`]; `x` points to the tile's rows of the block's k, of which the first is given.
 #[inline(always)]
-pub(super) fn scale<S: Simd>(s: S, weight: &PackedWeight, panel: usize, group: usize) -> S::F {
-    let bytes = &weight.panel(panel)[scale_offset(group)..][..LANES];
+pub(super) unsafe fn tile<S: Simd, X: Term, D: Sum<S, X>, const R: usize, const P: usize>(
+    s: S,
+    all: &mut Multiply<'_, X>,
+    (x, row): (*const X, usize),
+    block: &Block,
+    panels: &Panels<P>,
+) {
+    let (weight, last) = (all.weight, all.panels.end - 1);
+    // A call would take sums out of their registers.
+    let starts: [_; P] = std::array::from_fn(|p| weight.panel(last.min(panels.first + p)).as_ptr());
+    let mut totals = [[s.splat(0.0); P]; R];
+    unrolled!(p < P, {
+        let from = all.totals::<R>(last.min(panels.first + p), row);
+        unrolled!(r < R, {
+            // SAFETY: there are R vectors; so below.
+            totals[r][p] = unsafe { s.load_f32(from.add(r * LANES)) };
+        });
+    });
+    for group in weight.groups(block) {
+        let before = group.ks.start - block.ks.start;
+        // SAFETY: a group is a part of the block, and begins with it or at a multiple of 4 k.
+        let sums = unsafe {
+            let x = x.add(before / X::KS * R);
+            sum::<S, X, D, R, P>(s, x, group.ks.len(), &panels.at::<D>(before))
+        };
+        unrolled!(p < P, {
+            // SAFETY: a panel has every group's scales.
+            let scale = unsafe { scale(s, weight, starts[p], group.scale) };
+            unrolled!(r < R, {
+                totals[r][p] = s.fma(scale, sums[r][p], totals[r][p]);
+            });
+        });
+    }
+    unrolled!(p < P, {
+        if panels.first + p <= last {
+            let to = all.totals::<R>(panels.first + p, row);
+            unrolled!(r < R, {
+                // SAFETY: as above.
+                unsafe { s.store_f32(to.add(r * LANES), totals[r][p]) };
+            });
+        }
+    });
+}
+
+/// The scales of a panel's outputs in a group.
+///
+/// # Safety
+/// `panel` points to the weight's panel, which has the group.
+#[inline(always)]
+pub(super) unsafe fn scale<S: Simd>(
+    s: S,
+    weight: &PackedWeight,
+    panel: *const u8,
+    group: usize,
+) -> S::F {
     // SAFETY: there are LANES of them.
-    unsafe { load_scale(s, bytes.as_ptr(), weight.fp4_scales_are_normal()) }
+    unsafe {
+        load_scale(
+            s,
+            panel.add(scale_offset(group)),
+            weight.fp4_scales_are_normal(),
+        )
+    }
 }
 
 /// # Safety
