@@ -195,6 +195,7 @@ impl Term for u32 {
                 5 => side_by_side::<5>(from, tile),
                 6 => side_by_side::<6>(from, tile),
                 7 => side_by_side::<7>(from, tile),
+                // No tile is taller.
                 _ => side_by_side::<8>(from, tile),
             }
         }

@@ -127,11 +127,11 @@ macro_rules! rows {
 
 mod decoded;
 mod fp4;
-mod next;
+mod panels;
 mod products;
 
 use decoded::{Decoded, Fill};
-use next::{Next, Share};
+use panels::{Next, Panels};
 use products::{Products, Sum};
 
 /// One low tile: weights are decoded as they come.
@@ -164,7 +164,7 @@ impl<S: Simd, X: Term, D: Sum<S, X>> Outlined<S> for ManyTiles<'_, '_, X, D> {
         for block in all.weight.blocks() {
             for first in all.panels.clone().step_by(2) {
                 let w = all.stored::<D, 2>(first, &block);
-                let next = all.after::<2>(first, &block, 0, all.x.tiles().count);
+                let next = all.after::<2>(first, &block, all.panels.len(), all.x.tiles().count);
                 // SAFETY: the panels go on for the block's k.
                 unsafe { all.tiles::<S, D>(s, first, &block, w, &next) };
             }
@@ -195,7 +195,7 @@ impl<S: Simd, X: Products<S>> Outlined<S> for DecodedTiles<'_, '_, X> {
                     });
                 }
                 let w = [w[0].at::<X>(&block.ks), w[1].at::<X>(&block.ks)];
-                let next = all.after::<2>(first, &block, 0, all.x.tiles().count);
+                let next = all.after::<2>(first, &block, all.panels.len(), all.x.tiles().count);
                 // SAFETY: the block was filled in.
                 unsafe { all.tiles::<S, X::Decoded>(s, first, &block, w, &next) };
             }
@@ -415,35 +415,4 @@ unsafe fn sum<S: Simd, X: Term, D: Sum<S, X>, const R: usize, const P: usize>(
         }
     }
     sums
-}
-
-/// Panels side by side, at some k.
-struct Panels<const P: usize> {
-    first: usize,
-    /// Where the k lies in each.
-    w: [*const u8; P],
-    /// What to ask for meanwhile.
-    next: Share<P>,
-}
-
-impl<const P: usize> Panels<P> {
-    /// One of them.
-    #[inline(always)]
-    fn one(&self, p: usize) -> Panels<1> {
-        Panels {
-            first: self.first + p,
-            w: [self.w[p]],
-            next: self.next.of(p),
-        }
-    }
-
-    /// So many k further on, whole groups.
-    #[inline(always)]
-    fn at<D: Decode>(&self, ks: usize) -> Self {
-        Self {
-            first: self.first,
-            w: self.w.map(|w| w.wrapping_add(ks / GROUP * D::BYTES)),
-            next: self.next.from(ks / GROUP),
-        }
-    }
 }

@@ -1,7 +1,8 @@
-//! The weights that a thread needs after those that it multiplies with: they come from memory, and
-//! sums in registers leave little for the processor to run ahead to.
+//! The panels that a tile is multiplied with, and what a thread needs after them: weights come from
+//! memory, and sums in registers leave little for the processor to run ahead to.
 
 use super::Multiply;
+use crate::matmul::decode::Decode;
 use crate::simd;
 use crate::weight::{Block, GROUP};
 
@@ -32,7 +33,7 @@ impl<X> Multiply<'_, X> {
     }
 }
 
-/// Those of some panels.
+/// What follows in some panels.
 pub(super) struct Next<const P: usize> {
     panels: [*const u8; P],
     /// Bytes of a tile's share, and of a group's of k.
@@ -92,6 +93,37 @@ impl<const P: usize> Share<P> {
                 let at = group * self.of_group + line * LINE;
                 simd::prefetch_second_level(self.panels[p].wrapping_add(at));
             });
+        }
+    }
+}
+
+/// Panels side by side, at some k.
+pub(super) struct Panels<const P: usize> {
+    pub(super) first: usize,
+    /// Where the k lies in each.
+    pub(super) w: [*const u8; P],
+    /// What to ask for meanwhile.
+    pub(super) next: Share<P>,
+}
+
+impl<const P: usize> Panels<P> {
+    /// One of them.
+    #[inline(always)]
+    pub(super) fn one(&self, p: usize) -> Panels<1> {
+        Panels {
+            first: self.first + p,
+            w: [self.w[p]],
+            next: self.next.of(p),
+        }
+    }
+
+    /// So many k further on, whole groups.
+    #[inline(always)]
+    pub(super) fn at<D: Decode>(&self, ks: usize) -> Self {
+        Self {
+            first: self.first,
+            w: self.w.map(|w| w.wrapping_add(ks / GROUP * D::BYTES)),
+            next: self.next.from(ks / GROUP),
         }
     }
 }
