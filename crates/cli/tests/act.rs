@@ -6,8 +6,8 @@ mod common;
 use common::{Folder, expect, read, swiglu, write};
 use safetensors::Dtype;
 use swiglu::{
-    E8M0, Element, GatedActivation, Operator, Parameter, Parameters, Quantization, ScaleFormat,
-    bf16, f16, reference,
+    Backend, E8M0, Element, GatedActivation, Operator, Parameter, Parameters, Quantization,
+    ScaleFormat, bf16, f16, reference,
 };
 
 /// Values on both sides of ±10, in rows of 2d = 6, for shape [2, 3, 6].
@@ -312,7 +312,8 @@ fn probe_names_every_platform_and_what_is_chosen() {
         assert_eq!(tokens, [1, 16, 256], "{platform:#}");
     }
     let cpu = platforms.iter().find(|p| p["platform"] == "cpu").unwrap();
-    assert_eq!(cpu["accuracy"]["accumulation"], "ordered");
+    let class = swiglu::cpu::CpuBackend::new().accuracy().accumulation;
+    assert_eq!(cpu["accuracy"]["accumulation"], class.name());
     for plan in cpu["mlp"].as_array().unwrap() {
         let kernels = plan["kernels"].as_array().unwrap();
         assert!(!kernels.is_empty(), "{cpu:#}");
