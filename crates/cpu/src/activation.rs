@@ -78,3 +78,53 @@ impl<S: Simd, T: VectorElement> Outlined<S> for ComputePiece<'_, '_, T> {
         self.0.compute(s);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use swiglu_core::{GatedActivation, bf16, reference};
+
+    use super::*;
+    use crate::InstructionSet;
+
+    /// All gates of bf16 with an up, and what a destination makes of them.
+    fn results(set: InstructionSet, up: bf16, to: Destination<bf16>) {
+        let gates = (0..=u16::MAX).map(bf16::from_bits);
+        let pairs: Vec<_> = gates.clone().chain(gates.map(|_| up)).collect();
+        let known = KnownActivation::new(&GatedActivation::deepseek_v4()).unwrap();
+        let from = Columns::new(&known, &pairs, pairs.len(), 0..pairs.len() / 2);
+        // SAFETY: the caller has asked whether the set is there.
+        unsafe { simd::dispatch(set, Piece { from, to }) }
+    }
+
+    /// The weight of a route comes before the rounding, and so does the question whether that is in
+    /// doubt.
+    #[test]
+    fn results_times_a_routes_weight_are_rounded_correctly() {
+        const COUNT: usize = 1 << 16;
+        for set in InstructionSet::ALL
+            .into_iter()
+            .filter(|set| set.available())
+        {
+            for (up, route) in [(-7.875, 0.1), (10.0, 1.5), (0.337, 0.730_12), (3.0, 2.5)] {
+                let up = bf16::from_f32(up);
+                let (mut routed, mut widened) = (vec![bf16::ZERO; COUNT], vec![0_f32; COUNT]);
+                let to = widened.as_mut_ptr();
+                results(set, up, Destination::routed(routed.as_mut_ptr(), route));
+                results(set, up, Destination::widened(to, 0, Some(route), true));
+                for (i, got) in routed.iter().enumerate() {
+                    let gate = bf16::from_bits(i as u16);
+                    let op = GatedActivation::deepseek_v4();
+                    let expected = reference::gated_routed(&op, gate, up, route);
+                    assert_eq!(
+                        got.to_bits(),
+                        expected.to_bits(),
+                        "{gate} {up} {route} {set}"
+                    );
+                    let place = i - i % 32 + <bf16 as VectorElement>::place(i % 32);
+                    let (got, expected) = (widened[place].to_bits(), expected.to_f32().to_bits());
+                    assert_eq!(got, expected, "{gate} {up} {route} {set}, as f32");
+                }
+            }
+        }
+    }
+}

@@ -97,6 +97,18 @@ pub(crate) trait VectorElement: Element {
     /// Rounds to this type and widens again.
     fn round<S: Simd>(s: S, a: S::F) -> S::F;
 
+    /// Whether a value is [`NEAR_TIE`] units of f32's last place or fewer from the middle between two
+    /// of this type's, so that what it lacks may decide its rounding. Only bf16 asks: in f32 nothing is
+    /// rounded, and in f16 middles lie so close that vectors would seldom be without one.
+    fn is_near_tie(_: f32) -> bool {
+        false
+    }
+    /// Whether one of a unit's values is, and now and then without one.
+    #[inline(always)]
+    fn any_near_tie<S: Simd>(_: S, _: [S::F; 2]) -> bool {
+        false
+    }
+
     /// A unit from its first and its last elements, in order each.
     #[inline(always)]
     fn from_order<S: Simd>(_: S, a: [S::F; 2]) -> [S::F; 2] {
@@ -171,6 +183,13 @@ fn sort<S: Simd>(s: S, a: [S::F; 2], b: [S::F; 2]) -> [[S::F; 2]; 2] {
     let (a, b) = (s.deinterleave(a[0], a[1]), s.deinterleave(b[0], b[1]));
     [[a.0, b.0], [a.1, b.1]]
 }
+
+/// How far from a tie a result of 16 bits is beyond doubt, in units of f32's last place: more than
+/// the operations on the way to it and the approximations there can be wrong by.
+const NEAR_TIE: u16 = 4;
+
+/// The lower half of an f32 that lies in the middle between two bf16.
+const TIE: u16 = 0x8000;
 
 /// The upper half of a lane.
 const UPPER: u32 = 0xffff_0000;
@@ -248,6 +267,19 @@ impl VectorElement for bf16 {
     fn round<S: Simd>(s: S, a: S::F) -> S::F {
         s.float(s.and(to_upper(s, a), s.splat_u32(UPPER)))
     }
+    fn is_near_tie(a: f32) -> bool {
+        (a.to_bits() as u16).abs_diff(TIE) <= NEAR_TIE
+    }
+    /// On words: two lower halves an operation.
+    #[inline(always)]
+    fn any_near_tie<S: Simd>(s: S, a: [S::F; 2]) -> bool {
+        // Takes those near a tie to the largest numbers of 16 bits. One less than the most that can be
+        // added: the lower half's sum may carry into the upper.
+        let most = u16::MAX - 1;
+        let add = u32::from(most - (TIE + NEAR_TIE)) * 0x1_0001;
+        let sums = s.add_u32(below(s, a), s.splat_u32(add));
+        !s.at_most_u16(sums, most - 2 * NEAR_TIE - 1)
+    }
     #[inline(always)]
     fn from_order<S: Simd>(s: S, a: [S::F; 2]) -> [S::F; 2] {
         let (even, odd) = s.deinterleave(a[0], a[1]);
@@ -286,8 +318,16 @@ fn widen<S: Simd>(s: S, words: S::I) -> [S::F; 2] {
 /// A unit rounded to bf16.
 #[inline(always)]
 fn words<S: Simd>(s: S, a: [S::F; 2]) -> S::F {
-    let even = s.shr::<16>(to_upper(s, a[0]));
-    s.float(s.or(even, s.and(to_upper(s, a[1]), s.splat_u32(UPPER))))
+    let [even, odd] = [s.bits(a[0]), s.bits(a[1])];
+    let upper = s.or(s.shr::<16>(even), s.and(odd, s.splat_u32(UPPER)));
+    s.float(s.round_u16(upper, below(s, a)))
+}
+
+/// What bf16 has no room for, of a unit: words of two.
+#[inline(always)]
+fn below<S: Simd>(s: S, a: [S::F; 2]) -> S::I {
+    let [even, odd] = [s.bits(a[0]), s.bits(a[1])];
+    s.or(s.and(even, s.splat_u32(!UPPER)), s.shl::<16>(odd))
 }
 
 /// One after another.

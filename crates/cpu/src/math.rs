@@ -12,4 +12,4 @@ mod silu;
 
 pub(crate) use f32::{bounded, normal, normal_tanh, situ};
 pub(crate) use half::{gelu, gelu_tanh, sigmoid, tanh};
-pub(crate) use silu::{Fineness, Sigmoid};
+pub(crate) use silu::Sigmoid;

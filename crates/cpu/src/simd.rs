@@ -7,7 +7,7 @@
 //!    and hands it that set's token. A token is only made there, so a token in hand is proof that
 //!    the machine has the instructions.
 //! 3. What is not inlined into such a function is compiled without its features. So closures do not
-//!    take part: traits do, whose methods are `#[inline(always)]`.
+//!    take part, not even in an array's `map`: traits do, whose methods are `#[inline(always)]`.
 //! 4. What several kernels share, or seldom do, implements [`Outlined`]. [`Simd::call`] compiles it
 //!    by itself with the same features: once for all who call it, and with the registers to itself.
 
@@ -222,6 +222,8 @@ pub(crate) trait Simd: Copy {
     fn min_i16(self, a: Self::I, b: Self::I) -> Self::I;
     /// Whether every half is at most `most`.
     fn at_most_u16(self, a: Self::I, most: u16) -> bool;
+    /// Rounds to nearest even: of each half `upper`, or one more, as the 16 bits `below` it say.
+    fn round_u16(self, upper: Self::I, below: Self::I) -> Self::I;
     /// The largest lane.
     fn highest(self, a: Self::I) -> u32;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;

@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use super::Piece;
 use super::destination::Kind;
-use super::formula::Each;
+use super::formula::{Each, mend};
 use super::functions::Silu;
 use crate::element::{UNIT, VectorElement};
-use crate::math::{Fineness, Sigmoid};
+use crate::math::Sigmoid;
 use crate::simd::{Outlined, Simd};
 
 /// The same as [`Each`] with this formula, whose clamp is one that [`VectorElement::load_clamped`]
@@ -83,12 +83,16 @@ impl<'a, 'b, T: VectorElement> Clamped<'a, 'b, T> {
                     product::<S, T>(s, gates[1], ups[1]),
                 ];
                 // SAFETY: the caller vouches for the columns.
-                unsafe {
+                let near_tie = unsafe {
                     match KIND {
                         STORED => to.store_unit_as(Kind::Stored, s, j, y),
                         STREAMED => to.store_unit_as(Kind::Streamed, s, j, y),
                         _ => to.store_unit(s, j, y),
                     }
+                };
+                if near_tie {
+                    cold_path();
+                    mend(s, self.piece, j..j + UNIT, y);
                 }
             } else {
                 cold_path();
@@ -112,6 +116,6 @@ impl<'a, 'b, T: VectorElement> Clamped<'a, 'b, T> {
 /// silu(gate) · up as [`Silu`] computes it.
 #[inline(always)]
 fn product<S: Simd, T: VectorElement>(s: S, gate: S::F, up: S::F) -> S::F {
-    let sigmoid = Sigmoid::new::<T>(s, gate, 1.0, Fineness::Result);
+    let sigmoid = Sigmoid::new::<T>(s, gate, 1.0);
     sigmoid.times::<T>(s, s.mul(gate, up))
 }

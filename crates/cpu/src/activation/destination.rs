@@ -85,12 +85,13 @@ impl<T: VectorElement> Destination<T> {
         unsafe { self.to.add(j - self.first) }
     }
 
-    /// Stores the first `count` of a unit at the columns from `j` on.
+    /// Stores the first `count` of a unit at the columns from `j` on. Whether one of the unit's
+    /// results may be rounded wrongly: [`Self::is_near_tie`] tells which.
     ///
     /// # Safety
     /// The columns lie within the row, and nothing else uses them meanwhile.
     #[inline(always)]
-    pub(super) unsafe fn store<S: Simd>(self, s: S, j: usize, y: [S::F; 2], count: usize) {
+    pub(super) unsafe fn store<S: Simd>(self, s: S, j: usize, y: [S::F; 2], count: usize) -> bool {
         if count == UNIT && self.lead(j) == 0 {
             // SAFETY: the caller vouches for the columns; so below.
             return unsafe { self.store_unit(s, j, y) };
@@ -98,11 +99,12 @@ impl<T: VectorElement> Destination<T> {
         if let Kind::Widened { .. } = self.kind {
             // SAFETY: there is room for whole units.
             return unsafe {
-                self.store_unit(s, j, y);
+                let near_tie = self.store_unit(s, j, y);
                 let to = self.to.cast::<f32>().add(j - self.first);
                 for element in count..UNIT {
                     to.add(T::place(element)).write(0.0);
                 }
+                near_tie
             };
         }
         let y = match self.kind {
@@ -110,15 +112,16 @@ impl<T: VectorElement> Destination<T> {
             Kind::Stored | Kind::Streamed | Kind::Widened { .. } => y,
         };
         // SAFETY: as above.
-        unsafe { store_few(s, self.place(j), y, count) }
+        unsafe { store_few(s, self.place(j), y, count) };
+        T::any_near_tie(s, y)
     }
 
-    /// Stores a whole unit that begins where [`Self::lead`] is 0.
+    /// As [`Self::store`] a whole unit that begins where [`Self::lead`] is 0.
     ///
     /// # Safety
     /// As [`Self::store`].
     #[inline(always)]
-    pub(super) unsafe fn store_unit<S: Simd>(self, s: S, j: usize, y: [S::F; 2]) {
+    pub(super) unsafe fn store_unit<S: Simd>(self, s: S, j: usize, y: [S::F; 2]) -> bool {
         // SAFETY: the caller vouches for it.
         unsafe { self.store_unit_as(self.kind, s, j, y) }
     }
@@ -128,21 +131,49 @@ impl<T: VectorElement> Destination<T> {
     /// # Safety
     /// As [`Self::store_unit`], and the kind is [`Self::kind`].
     #[inline(always)]
-    pub(super) unsafe fn store_unit_as<S: Simd>(self, kind: Kind, s: S, j: usize, y: [S::F; 2]) {
+    pub(super) unsafe fn store_unit_as<S: Simd>(
+        self,
+        kind: Kind,
+        s: S,
+        j: usize,
+        y: [S::F; 2],
+    ) -> bool {
         match kind {
             // SAFETY: the caller vouches for the columns; so below.
             Kind::Stored => unsafe { T::store(s, self.place(j), y) },
             // SAFETY: as above; the lead is there for the address.
             Kind::Streamed => unsafe { T::stream(s, self.place(j), y) },
-            // SAFETY: as above.
-            Kind::Routed { weight } => unsafe {
-                T::store(s, self.place(j), routed(s, y, weight));
-            },
-            Kind::Widened { route, materialize } => {
-                let finish = Finish { route, materialize };
-                let y = [finish.value::<S, T>(s, y[0]), finish.value::<S, T>(s, y[1])];
+            Kind::Routed { weight } => {
+                let y = routed(s, y, weight);
                 // SAFETY: as above.
-                unsafe { f32::store(s, self.to.cast::<f32>().add(j - self.first), y) }
+                unsafe { T::store(s, self.place(j), y) };
+                return T::any_near_tie(s, y);
+            }
+            Kind::Widened { route, materialize } => {
+                let y = match route {
+                    Some(route) => routed(s, y, route),
+                    None => y,
+                };
+                let values = if materialize {
+                    [T::round(s, y[0]), T::round(s, y[1])]
+                } else {
+                    y
+                };
+                // SAFETY: as above.
+                unsafe { f32::store(s, self.to.cast::<f32>().add(j - self.first), values) };
+                return materialize && T::any_near_tie(s, y);
+            }
+        }
+        T::any_near_tie(s, y)
+    }
+
+    /// Whether a result, before it is multiplied with a route's weight, may be rounded wrongly.
+    pub(super) fn is_near_tie(self, y: f32) -> bool {
+        match self.kind {
+            Kind::Stored | Kind::Streamed => T::is_near_tie(y),
+            Kind::Routed { weight } => T::is_near_tie(y * weight),
+            Kind::Widened { route, materialize } => {
+                materialize && T::is_near_tie(y * route.unwrap_or(1.0))
             }
         }
     }
@@ -216,25 +247,10 @@ impl<T: VectorElement> Destination<T> {
 #[inline(always)]
 fn routed<S: Simd>(s: S, y: [S::F; 2], weight: f32) -> [S::F; 2] {
     let weight = s.splat(weight);
-    y.map(|y| s.canonical(s.mul(y, weight)))
-}
-
-/// What widened results are besides.
-#[derive(Clone, Copy)]
-struct Finish {
-    route: Option<f32>,
-    materialize: bool,
-}
-
-impl Finish {
-    #[inline(always)]
-    fn value<S: Simd, T: VectorElement>(self, s: S, y: S::F) -> S::F {
-        let y = match self.route {
-            Some(route) => s.canonical(s.mul(y, s.splat(route))),
-            None => y,
-        };
-        if self.materialize { T::round(s, y) } else { y }
-    }
+    [
+        s.canonical(s.mul(y[0], weight)),
+        s.canonical(s.mul(y[1], weight)),
+    ]
 }
 
 /// # Safety

@@ -40,7 +40,7 @@ impl<S: Simd, T: VectorElement, F: Formula<T>> Outlined<S> for Each<'_, '_, T, F
     }
 }
 
-/// Stores what a formula gives, and the reference's where it gives nothing.
+/// Stores what a formula gives, and the reference's where it gives nothing or its rounding is in doubt.
 struct Store<'a, 'b, T, F> {
     piece: &'a Piece<'b, T>,
     /// The piece's.
@@ -53,30 +53,42 @@ impl<S: Simd, T: VectorElement, F: Formula<T>> Visit<S> for Store<'_, '_, T, F> 
     fn visit(&mut self, s: S, j: usize, count: usize, gates: [S::F; 2], ups: [S::F; 2]) {
         let y = self.formula.of(s, gates, ups);
         // SAFETY: the columns are the piece's own.
-        unsafe { self.to.store(s, j, y, count) };
+        let near_tie = unsafe { self.to.store(s, j, y, count) };
         let largest = s.float(s.max_u32(s.bits(s.abs(y[0])), s.bits(s.abs(y[1]))));
-        if !s.all(s.lt(largest, s.splat(f32::INFINITY))) {
+        if near_tie || !s.all(s.lt(largest, s.splat(f32::INFINITY))) {
             cold_path();
-            let mut lanes = [0.0; UNIT];
-            // SAFETY: the array is two vectors.
-            unsafe {
-                s.store_f32(lanes.as_mut_ptr(), y[0]);
-                s.store_f32(lanes.as_mut_ptr().add(LANES), y[1]);
-            }
-            mend(self.piece, j..j + count, &lanes);
+            mend(s, self.piece, j..j + count, y);
         }
     }
 }
 
-/// Computes those columns of a unit by the reference whose lanes are not finite. A lane's bits do not
-/// depend on the others.
+/// Has the reference compute what a formula left to it of a unit, and what may be rounded wrongly.
+#[inline(always)]
+pub(super) fn mend<S: Simd, T: VectorElement>(
+    s: S,
+    piece: &Piece<'_, T>,
+    columns: Range<usize>,
+    y: [S::F; 2],
+) {
+    let mut lanes = [0.0; UNIT];
+    // SAFETY: the array is two vectors.
+    unsafe {
+        s.store_f32(lanes.as_mut_ptr(), y[0]);
+        s.store_f32(lanes.as_mut_ptr().add(LANES), y[1]);
+    }
+    mend_lanes(piece, columns, &lanes);
+}
+
+/// Computes those columns of a unit by the reference whose lanes are not finite or near a tie. A lane's
+/// bits do not depend on the others.
 #[cold]
 #[inline(never)]
-fn mend<T: VectorElement>(piece: &Piece<'_, T>, columns: Range<usize>, lanes: &[f32; UNIT]) {
+fn mend_lanes<T: VectorElement>(piece: &Piece<'_, T>, columns: Range<usize>, lanes: &[f32; UNIT]) {
     let Piece { from, to } = piece;
     let start = columns.start;
     for j in columns {
-        if !lanes[T::place(j - start)].is_finite() {
+        let y = lanes[T::place(j - start)];
+        if !y.is_finite() || to.is_near_tie(y) {
             let (gate, up) = from.pair(j);
             // SAFETY: the columns are the piece's own.
             unsafe { to.evaluate(j, &from.activation().op, gate, up) };

@@ -13,7 +13,7 @@ use super::approximate::{Gelu, GeluTanh, Situ, WhereItHolds};
 use super::clamped::Clamped;
 use super::formula::{Each, Formula};
 use crate::element::{HIGHEST_LIMIT, USUAL, VectorElement};
-use crate::math::{Fineness, Sigmoid};
+use crate::math::Sigmoid;
 use crate::simd::{Outlined, Simd};
 
 /// An activation as the kernels here know it: they compute all that this can hold.
@@ -219,7 +219,10 @@ impl Silu {
             self.factors::<S, T>(s, gates[0], ups[0]),
             self.factors::<S, T>(s, gates[1], ups[1]),
         ];
-        let sigmoids = pairs.map(|(gate, _)| self.sigmoid::<S, T>(s, gate));
+        let sigmoids = [
+            Sigmoid::new::<T>(s, pairs[0].0, self.alpha),
+            Sigmoid::new::<T>(s, pairs[1].0, self.alpha),
+        ];
         let [a, b] = [s.abs(sigmoids[0].z), s.abs(sigmoids[1].z)];
         let y = [
             self.product::<S, T>(s, pairs[0], sigmoids[0]),
@@ -246,16 +249,6 @@ impl Silu {
                 of: PhantomData::<T>,
             }),
         ]
-    }
-
-    #[inline(always)]
-    fn sigmoid<S: Simd, T: VectorElement>(self, s: S, gate: S::F) -> Sigmoid<S> {
-        let fineness = if self.eager {
-            Fineness::Between
-        } else {
-            Fineness::Result
-        };
-        Sigmoid::new::<T>(s, gate, self.alpha, fineness)
     }
 
     /// What silu takes, and what it is multiplied with.

@@ -22,16 +22,10 @@ pub(super) const LN_2_LOW: f32 = -2.121_944_4e-4;
 /// exp(-170) times the largest gate that can stand beside it is below half the smallest subnormal.
 pub(super) const DEEPEST: f32 = 170.0;
 
-/// 2^t on ±1/2 as (even + t · odd) / (even - t · odd) with even = t² + `EVEN` and odd = `ODD`: the
-/// [2/2] Padé form, fitted with the slope ln 2 at 0. Its relative error of 9.2e-7 is a four-thousandth
-/// of bf16's last place.
-const EVEN: f32 = 25.019_884;
-const ODD: f32 = 8.671_231;
-
-/// The same as the [3/3] Padé form, its coefficients fitted as f32: even = a · t² + b and
-/// odd = t² + c. Relative error 1.6e-8.
-const EVEN_3: [f32; 2] = [17.312_458, 360.336_12];
-const ODD_3: f32 = 124.882_99;
+/// 2^t on ±1/2 as (even + t · odd) / (even - t · odd) with even = a · t² + b and odd = t² + c: the
+/// [3/3] Padé form, its coefficients fitted as f32. Relative error 1.6e-8.
+const EVEN: [f32; 2] = [17.312_458, 360.336_12];
+const ODD: f32 = 124.882_99;
 
 /// 2^t on ±1/2 as a polynomial, from t^6 down, its coefficients fitted as f32. Relative error 8e-9.
 pub(super) const EXP_2: [f32; 7] = [
@@ -82,18 +76,12 @@ pub(super) fn whole<S: Simd>(s: S, a: S::F) -> (S::F, S::F) {
     (s.sub(shifted, s.splat(ROUND)), s.float(power))
 }
 
-/// The [2/2] form's even and odd.
+/// The even and odd of 2^t as a fraction.
 #[inline(always)]
-pub(super) fn pade_2<S: Simd>(s: S, t: S::F) -> (S::F, S::F) {
-    (s.fma(t, t, s.splat(EVEN)), s.splat(ODD))
-}
-
-/// The [3/3] form's even and odd.
-#[inline(always)]
-pub(super) fn pade_3<S: Simd>(s: S, t: S::F) -> (S::F, S::F) {
+pub(super) fn pade<S: Simd>(s: S, t: S::F) -> (S::F, S::F) {
     let square = s.mul(t, t);
-    let [a, b] = [s.splat(EVEN_3[0]), s.splat(EVEN_3[1])];
-    (s.fma(square, a, b), s.add(square, s.splat(ODD_3)))
+    let [a, b] = [s.splat(EVEN[0]), s.splat(EVEN[1])];
+    (s.fma(square, a, b), s.add(square, s.splat(ODD)))
 }
 
 /// p · 2^(first + second), each power a normal f32.

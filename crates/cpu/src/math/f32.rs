@@ -64,7 +64,8 @@ const CUBIC: [f32; 2] = [0.071_354_814, 2.398_832_5e-9];
 /// one of the sum, whose rounding error is then another.
 #[inline(always)]
 pub(crate) fn normal_tanh<S: Simd>(s: S, x: S::F) -> S::F {
-    let [linear, cubic] = [LINEAR, CUBIC].map(|c| c.map(|c| s.splat(c)));
+    let linear = [s.splat(LINEAR[0]), s.splat(LINEAR[1])];
+    let cubic = [s.splat(CUBIC[0]), s.splat(CUBIC[1])];
     let square = s.mul(x, x);
     let square_low = s.fma(x, x, s.neg(square));
     let term = s.mul(square, cubic[0]);

@@ -1,6 +1,6 @@
 //! Functions for results of 16 bits: right to that in f32's arithmetic.
 
-use super::exp::{pade_3, polynomial, reduce};
+use super::exp::{pade, polynomial, reduce};
 use crate::element::USUAL;
 use crate::simd::Simd;
 
@@ -8,7 +8,7 @@ use crate::simd::Simd;
 #[inline(always)]
 fn exp_of_minus<S: Simd>(s: S, z: S::F) -> [S::F; 2] {
     let (n, t) = reduce(s, z);
-    let (even, odd) = pade_3(s, t);
+    let (even, odd) = pade(s, t);
     let over = s.bits(s.fma(t, odd, even));
     let over = s.float(s.add_u32(over, s.shl::<23>(n)));
     [over, s.fma(s.neg(t), odd, even)]
@@ -26,7 +26,7 @@ pub(crate) fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
 pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let twice = s.clamp_above(s.abs(s.add(x, x)), s.splat(USUAL - 1.0));
     let (n, t) = reduce(s, twice);
-    let (even, odd) = pade_3(s, t);
+    let (even, odd) = pade(s, t);
     let odd = s.mul(t, odd);
     // With exp(-2|x|) = p · (even + odd) / (even - odd), where 1 - exp(-2|x|) does not cancel.
     let p = s.float(s.add_u32(s.shl::<23>(n), s.splat_u32(1.0_f32.to_bits())));

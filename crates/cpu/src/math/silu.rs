@@ -2,7 +2,7 @@
 
 use swiglu_core::Float;
 
-use super::exp::{EXP_2, pade_2, pade_3, polynomial, reduce};
+use super::exp::{EXP_2, pade, polynomial, reduce};
 use crate::element::{USUAL, VectorElement};
 use crate::simd::Simd;
 
@@ -19,44 +19,30 @@ pub(crate) struct Sigmoid<S: Simd> {
     value: S::F,
 }
 
-/// How near to the exact value a sigmoid is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fineness {
-    /// For a result that is rounded to T once.
-    Result,
-    /// For what is rounded to T on the way, too: a wrong rounding there is a wrong result.
-    Between,
-}
-
 impl<S: Simd> Sigmoid<S> {
     #[inline(always)]
-    pub(crate) fn new<T: VectorElement>(s: S, x: S::F, alpha: f32, fineness: Fineness) -> Self {
+    pub(crate) fn new<T: VectorElement>(s: S, x: S::F, alpha: f32) -> Self {
         let z = match alpha {
             1.0 => x,
             _ => s.mul(s.splat(alpha), x),
         };
         let (n, t) = reduce(s, z);
         let n = s.shl::<23>(n);
+        let t = s.fma(z, s.splat(-LOG2_E_LOW), t);
+        let t = match alpha {
+            1.0 => t,
+            _ => {
+                let low = s.fma(s.splat(alpha), x, s.neg(z));
+                s.fma(low, s.splat(-std::f32::consts::LOG2_E), t)
+            }
+        };
         if T::FLOAT == Float::F32 {
-            let t = s.fma(z, s.splat(-LOG2_E_LOW), t);
-            let t = match alpha {
-                1.0 => t,
-                _ => {
-                    let low = s.fma(s.splat(alpha), x, s.neg(z));
-                    s.fma(low, s.splat(-std::f32::consts::LOG2_E), t)
-                }
-            };
             let p = polynomial(s, t, &EXP_2);
             let e = s.float(s.add_u32(s.bits(p), n));
             let value = s.add(s.splat(1.0), e);
             return Self { z, value };
         }
-        // Results of 16 bits see neither what log2(e) nor what z lost in rounding.
-        let (even, odd) = if T::FLOAT == Float::BF16 && fineness == Fineness::Result {
-            pade_2(s, t)
-        } else {
-            pade_3(s, t)
-        };
+        let (even, odd) = pade(s, t);
         let (over, under) = (s.fma(t, odd, even), s.fma(s.neg(t), odd, even));
         let over = s.float(s.add_u32(s.bits(over), n));
         let value = s.div(under, s.add(under, over));

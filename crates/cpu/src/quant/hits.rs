@@ -2,7 +2,7 @@ use std::marker::PhantomData;
 
 use crate::activation::{Columns, SiluClamp, Visit};
 use crate::element::VectorElement;
-use crate::math::{Fineness, Sigmoid};
+use crate::math::Sigmoid;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// How many columns of a run are clamped: at the gate (with the clamp after the function, at its
@@ -69,12 +69,7 @@ impl<S: Simd, T: VectorElement> Count<S, T> {
     /// silu of what may be above a limit: positive gates, of which large ones are their own.
     #[inline(always)]
     fn silu(&self, s: S, gate: S::F, alpha: f32) -> S::F {
-        let fineness = if self.eager {
-            Fineness::Between
-        } else {
-            Fineness::Result
-        };
-        let sigmoid = Sigmoid::new::<T>(s, gate, alpha, fineness);
+        let sigmoid = Sigmoid::new::<T>(s, gate, alpha);
         let f = s.select(sigmoid.holds(s), sigmoid.times::<T>(s, gate), gate);
         if self.eager {
             T::round(s, s.canonical(f))

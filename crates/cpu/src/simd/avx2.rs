@@ -144,6 +144,17 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn round_u16(self, upper: Self::I, below: Self::I) -> Self::I {
+        // Above the middle, or on it and odd: with that 1 the distance from it is positive.
+        let one = self.splat_u32(0x0001_0001);
+        let middle = self.splat_u32(0x8000_8000);
+        let (odd, distance) = (self.and(upper, one), both!(_mm256_xor_si256; below, middle));
+        let distance = both!(_mm256_adds_epi16; distance, odd);
+        // All bits of a half, which is -1.
+        let up = both!(_mm256_cmpgt_epi16; distance, self.splat_u32(0));
+        both!(_mm256_sub_epi16; upper, up)
+    }
+    #[inline(always)]
     fn highest(self, a: Self::I) -> u32 {
         // SAFETY: as in `both`.
         unsafe {

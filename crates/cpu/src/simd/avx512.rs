@@ -173,6 +173,17 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         op!(_mm512_cmpgt_epu16_mask(a, _mm512_set1_epi16(most as i16))) == 0
     }
     #[inline(always)]
+    fn round_u16(self, upper: Self::I, below: Self::I) -> Self::I {
+        op!({
+            // Above the middle, or on it and odd: with that 1 the distance from it is positive.
+            let one = _mm512_set1_epi16(1);
+            let distance = _mm512_xor_si512(below, _mm512_set1_epi16(i16::MIN));
+            let distance = _mm512_adds_epi16(distance, _mm512_and_si512(upper, one));
+            let up = _mm512_cmpgt_epi16_mask(distance, _mm512_setzero_si512());
+            _mm512_mask_add_epi16(upper, up, upper, one)
+        })
+    }
+    #[inline(always)]
     fn highest(self, a: Self::I) -> u32 {
         op!(_mm512_reduce_max_epu32(a))
     }

@@ -174,6 +174,21 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    fn round_u16(self, upper: Self::I, below: Self::I) -> Self::I {
+        from_fn(|i| {
+            // SAFETY: as in `all`.
+            unsafe {
+                // Above the middle, or on it and odd: with that 1 the distance from it is positive.
+                let upper = vreinterpretq_u16_u32(upper[i]);
+                let odd = vreinterpretq_s16_u16(vandq_u16(upper, vdupq_n_u16(1)));
+                let distance = veorq_u16(vreinterpretq_u16_u32(below[i]), vdupq_n_u16(1 << 15));
+                let up = vcgtzq_s16(vqaddq_s16(vreinterpretq_s16_u16(distance), odd));
+                // All bits of a half, which is -1.
+                vreinterpretq_u32_u16(vsubq_u16(upper, up))
+            }
+        })
+    }
+    #[inline(always)]
     fn highest(self, a: Self::I) -> u32 {
         // SAFETY: as in `all`.
         unsafe { vmaxvq_u32(vmaxq_u32(vmaxq_u32(a[0], a[1]), vmaxq_u32(a[2], a[3]))) }

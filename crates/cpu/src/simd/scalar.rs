@@ -79,6 +79,7 @@ impl Simd for Scalar {
         max_u16(a: Words, b: Words) -> Words;
         min_u16(a: Words, b: Words) -> Words;
         min_i16(a: Words, b: Words) -> Words;
+        round_u16(upper: Words, below: Words) -> Words;
         highest(a: Words) -> u32;
         and(a: Words, b: Words) -> Words;
         or(a: Words, b: Words) -> Words;
@@ -198,6 +199,12 @@ mod lanes {
         }
         fn at_most_u16(a: &Words, most: u16) -> bool {
             a.iter().all(|&x| x as u16 <= most && (x >> 16) as u16 <= most)
+        }
+        fn round_u16(upper: &Words, below: &Words) -> Words {
+            halves(upper, below, |upper, below| {
+                let up = below > 0x8000 || below == 0x8000 && upper % 2 == 1;
+                upper.wrapping_add(u16::from(up))
+            })
         }
         fn highest(a: &Words) -> u32 { a.iter().fold(0, |m, &x| m.max(x)) }
         fn and(a: &Words, b: &Words) -> Words { from_fn(|i| a[i] & b[i]) }
