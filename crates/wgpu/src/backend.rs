@@ -1,18 +1,19 @@
 use std::sync::Arc;
 
 use swiglu_core::{
-    Accumulation, Accuracy, ActAndMul, Backend, Error, GateUp, GatedActivation, GroupedMatmul,
-    HostWeight, Matmul, QuantOptions, Quantization, Quantize, Quantized, QuantizedMut, Request,
-    Result, Router, Shape, Support, Tensor, TensorMut, check,
+    Accumulation, Accuracy, ActAndMul, Backend, Error, Experts, ExpertsShape, Float, Gate, GateUp,
+    GatedActivation, GroupedMatmul, HostWeight, Matmul, QuantOptions, Quantization, Quantize,
+    Quantized, QuantizedMut, Request, Result, Router, Routes, Shape, Support, Tensor, TensorMut,
+    Tokens, WeightFormat, check,
 };
 
 use crate::activation::{self, check_known};
 use crate::error::PLATFORM;
 use crate::launch::{CodesAndScales, Halves, Matrix, Recorder};
-use crate::pipelines::{Pipelines, QuantizePipelines, TOO_FEW_BUFFERS, UNDECLARED};
+use crate::pipelines::{MoePipelines, Pipelines, QuantizePipelines, TOO_FEW_BUFFERS, UNDECLARED};
 use crate::quant::{self, FusedOptions};
 use crate::weight::{Weight, WeightForm};
-use crate::{Buffer, View, ViewMut, matmul, plans, requests};
+use crate::{Buffer, View, ViewMut, matmul, moe, plans, requests};
 
 /// Gated activations and matmuls on a wgpu device.
 ///
@@ -38,6 +39,14 @@ impl WgpuBackend {
         request: impl FnOnce() -> Request,
     ) -> Result<&QuantizePipelines> {
         match &self.pipelines.quantize {
+            Some(pipelines) => Ok(pipelines),
+            None => Err(Error::unsupported(PLATFORM, request(), TOO_FEW_BUFFERS)),
+        }
+    }
+
+    /// The pipelines of layers of routed experts, or the refusal of a request.
+    fn moe_pipelines(&self, request: impl FnOnce() -> Request) -> Result<&MoePipelines> {
+        match &self.pipelines.moe {
             Some(pipelines) => Ok(pipelines),
             None => Err(Error::unsupported(PLATFORM, request(), TOO_FEW_BUFFERS)),
         }
@@ -80,12 +89,6 @@ fn place(view: &View<'_>, bytes: usize) -> Result<usize> {
         .map_err(|_| Error::argument("view", "an offset within the address space", view.offset()))
 }
 
-/// How a layer of routed experts runs.
-fn expert_by_expert() -> Support {
-    let how = "expert by expert, what lies between the matmuls on the host";
-    Support::Emulated(how.to_owned())
-}
-
 impl Backend for WgpuBackend {
     type Buffer = Buffer;
     type View<'a> = View<'a>;
@@ -115,6 +118,10 @@ impl Backend for WgpuBackend {
             Some(_) => Support::Native,
             None => Support::No(TOO_FEW_BUFFERS.to_owned()),
         };
+        let moe = || match &self.pipelines.moe {
+            Some(_) => Support::Native,
+            None => Support::No(TOO_FEW_BUFFERS.to_owned()),
+        };
         let known = match request {
             Request::Activation { op: a, .. } => op(a),
             Request::ActivationQuant { op: a, .. } => op(a).and(quantize()),
@@ -129,11 +136,11 @@ impl Backend for WgpuBackend {
                 emulated.and(quantize()).and(weight(*w))
             }
             Request::Route { weight: w, .. } | Request::GroupedMatmulSum { weight: w, .. } => {
-                expert_by_expert().and(weight(*w))
+                moe().and(weight(*w))
             }
             Request::GroupedGatedMatmul {
                 op: a, weight: w, ..
-            } => expert_by_expert().and(op(a)).and(weight(*w)),
+            } => moe().and(op(a)).and(weight(*w)),
             _ => Support::No("this request is not known to this backend".to_owned()),
         };
         if !known.runs() {
@@ -147,6 +154,17 @@ impl Backend for WgpuBackend {
             return None;
         }
         plans::plan(&self.pipelines.facts, request, shape)
+    }
+
+    fn scratch(&self, request: &Request, shape: &Shape) -> usize {
+        let facts = &self.pipelines.facts;
+        moe::scratch(facts, request, shape).unwrap_or_else(|| match request {
+            // Codes are widened to bf16.
+            Request::QuantizedMatmul { .. } => {
+                shape.rows.saturating_mul(shape.depth).saturating_mul(2)
+            }
+            _ => 0,
+        })
     }
 
     /// Allocates; the memory holds zeros.
@@ -282,9 +300,113 @@ impl Matmul for WgpuBackend {
     }
 }
 
-impl Router for WgpuBackend {}
+impl Router for WgpuBackend {
+    fn route(
+        &self,
+        gate: &Gate<Weight, Buffer>,
+        x: Tensor<'_, Self>,
+        tokens: Tokens<'_, Self>,
+        scratch: ViewMut<'_>,
+        routes: &mut Routes<Buffer>,
+    ) -> Result<()> {
+        let scratch = scratch.as_view();
+        check::route(self, gate, &x, &tokens, &scratch, routes)?;
+        if x.layout.rows == 0 {
+            return Ok(());
+        }
+        let moe = self.moe_pipelines(|| Request::Route {
+            routing: gate.routing,
+            x: x.float,
+            weight: WeightFormat::Float(Float::BF16),
+        })?;
+        let on = (self.device(), &*self.pipelines, moe);
+        let x = Matrix::of("x", &x);
+        let marks = [tokens.ids, tokens.image, tokens.padding];
+        Ok(self
+            .recorder
+            .record(|pass| moe::route(on, pass, gate, &x, marks, scratch, routes))?)
+    }
+}
 
-impl GroupedMatmul for WgpuBackend {}
+/// Experts lie in few buffers, several in each.
+impl GroupedMatmul for WgpuBackend {
+    fn alloc_experts(&self, shape: ExpertsShape) -> Result<Experts<Weight>> {
+        Ok(moe::alloc(self.device(), shape)?)
+    }
+
+    fn load_expert(
+        &self,
+        experts: &mut Experts<Weight>,
+        gate: HostWeight<'_>,
+        up: HostWeight<'_>,
+        down: HostWeight<'_>,
+    ) -> Result<()> {
+        Ok(moe::load(&self.recorder, experts, [&gate, &up, &down])?)
+    }
+
+    fn expert_bytes(&self, experts: &Experts<Weight>) -> usize {
+        moe::expert_bytes(experts.shape())
+    }
+
+    fn grouped_matmul_act_and_mul(
+        &self,
+        op: &GatedActivation,
+        quant: Option<&Quantization>,
+        x: Tensor<'_, Self>,
+        experts: &Experts<Weight>,
+        routes: &Routes<Buffer>,
+        scratch: ViewMut<'_>,
+        act: TensorMut<'_, Self>,
+    ) -> Result<()> {
+        check::grouped_act_and_mul(self, op, quant, &x, experts, routes, &scratch, &act)?;
+        if x.layout.rows == 0 {
+            return Ok(());
+        }
+        let moe = self.moe_pipelines(|| Request::GroupedGatedMatmul {
+            op: *op,
+            quant: quant.copied(),
+            routing: *routes.routing(),
+            x: x.float,
+            weight: experts.shape().gate_up,
+        })?;
+        let on = (self.device(), &*self.pipelines, moe);
+        let (x, act) = (Matrix::of("x", &x), Matrix::of("act", &act.as_tensor()));
+        let (what, ends, scratch) = ((op, quant), (&x, &act), scratch.as_view());
+        Ok(self
+            .recorder
+            .record(|pass| moe::first_half(on, pass, what, ends, (experts, routes), scratch))?)
+    }
+
+    fn grouped_matmul_sum(
+        &self,
+        quant: Option<&Quantization>,
+        act: Tensor<'_, Self>,
+        experts: &Experts<Weight>,
+        routes: &Routes<Buffer>,
+        shared: Option<Tensor<'_, Self>>,
+        scratch: ViewMut<'_>,
+        y: TensorMut<'_, Self>,
+    ) -> Result<()> {
+        let of = (shared.as_ref(), &scratch);
+        check::grouped_sum(self, quant, &act, experts, routes, of.0, of.1, &y)?;
+        if y.layout.rows == 0 {
+            return Ok(());
+        }
+        let moe = self.moe_pipelines(|| Request::GroupedMatmulSum {
+            quant: quant.copied(),
+            routing: *routes.routing(),
+            weight: experts.shape().down,
+            y: y.float,
+        })?;
+        let on = (self.device(), &*self.pipelines, moe);
+        let (act, y) = (Matrix::of("act", &act), Matrix::of("y", &y.as_tensor()));
+        let shared = shared.as_ref().map(|shared| Matrix::of("shared", shared));
+        let (ends, scratch) = ((&act, shared.as_ref(), &y), scratch.as_view());
+        Ok(self
+            .recorder
+            .record(|pass| moe::second_half(on, pass, ends, (experts, routes), scratch))?)
+    }
+}
 
 impl Quantize for WgpuBackend {
     fn act_and_mul_quant(

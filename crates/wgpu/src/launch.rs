@@ -10,7 +10,10 @@ mod scratch;
 mod window;
 
 pub(crate) use bound::Bound;
-pub(crate) use call::{ActivationCall, MatmulCall, Op, Quant, QuantizeCall, RowsCall, float_code};
+pub(crate) use call::{
+    ActivationCall, ChooseCall, GroupedCall, MatmulCall, Op, Quant, QuantizeCall, RequantizeCall,
+    RowsCall, ScheduleCall, SortCall, SumCall, float_code,
+};
 pub(crate) use dispatch::{Workgroups, bind, dispatch, in_workgroups};
 pub(crate) use matrix::{CodesAndScales, Halves, Matrix};
 pub(crate) use recorder::Recorder;

@@ -36,6 +36,7 @@ mod device;
 mod error;
 mod launch;
 mod matmul;
+mod moe;
 mod pipelines;
 mod plans;
 mod quant;

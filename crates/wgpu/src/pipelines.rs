@@ -7,6 +7,7 @@ mod cooperative;
 mod kernel;
 mod matmul;
 mod matmul_text;
+mod moe;
 mod quantize;
 pub(crate) mod self_test;
 mod shader;
@@ -26,6 +27,7 @@ pub(crate) use matmul::{
     ANY_TOKENS, DeviceFormat, FEW_ANY, FEW_USUAL, GatedKernel, GemvKind, GemvTokens, LaneSums,
     MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
 };
+pub(crate) use moe::{GROUPED_TILE, GroupedKernel, GroupedKind, Half, MoeKernel};
 pub(crate) use quantize::QuantizeKernel;
 pub(crate) use shader::FUNCTIONS;
-pub(crate) use table::{Pipelines, QuantizePipelines, TOO_FEW_BUFFERS, UNDECLARED};
+pub(crate) use table::{MoePipelines, Pipelines, QuantizePipelines, TOO_FEW_BUFFERS, UNDECLARED};

@@ -6,6 +6,7 @@ use crate::activation::{ActivationPlan, ActivationSpans};
 use crate::device::Facts;
 use crate::launch::{Op, RowSpan};
 use crate::matmul::{GatedOperands, GatedPlan, MatmulOperands, MatmulPlan};
+use crate::moe;
 use crate::pipelines::{COOPERATIVE_DEPTH, CooperativeTile};
 use crate::quant::{FusedInput, QuantizePlan};
 use crate::weight::WeightForm;
@@ -24,6 +25,13 @@ pub(crate) fn plan(facts: &Facts, request: &Request, shape: &Shape) -> Option<St
         Request::QuantizedMatmul { weight, y, .. } => {
             let matmul = matmul(facts, [Float::BF16, y], weight, shape)?;
             Some(format!("dequantize to bf16; {matmul}"))
+        }
+        Request::Route { x, weight, .. } => {
+            let logits = matmul(facts, [x, Float::F32], weight, shape)?;
+            Some(format!("{logits}; choose_experts; sort_routes"))
+        }
+        Request::GroupedGatedMatmul { .. } | Request::GroupedMatmulSum { .. } => {
+            moe::plan(facts, request, shape)
         }
         _ => None,
     }

@@ -9,7 +9,8 @@ use crate::error::PLATFORM;
 use crate::launch::Op;
 use crate::pipelines::{
     ActivationKernel, CooperativeFormat, CooperativeKernel, CooperativeTile, DeviceFormat,
-    GatedKernel, GemvKind, GemvTokens, Kernel, MatmulKernel, QuantizeKernel, TileKind,
+    GatedKernel, GemvKind, GemvTokens, GroupedKernel, Half, Kernel, MatmulKernel, MoeKernel,
+    QuantizeKernel, TileKind,
 };
 use crate::weight::WeightForm;
 
@@ -76,19 +77,28 @@ pub(crate) fn each_kernel(
             }
             Ok(())
         }
-        // Expert by expert, what lies between on the host.
-        Request::Route { x, weight, .. } | Request::GroupedGatedMatmul { x, weight, .. } => {
+        Request::Route { x, weight, .. } => {
             for format in device_formats(weight)?.into_iter().flatten() {
                 matmul(x, format, facts, each);
-                matmul(Float::BF16, format, facts, each);
             }
+            each(Kernel::Moe(MoeKernel::Choose));
+            each(Kernel::Moe(MoeKernel::Sort));
             Ok(())
         }
-        Request::GroupedMatmulSum { weight, .. } => {
-            for format in device_formats(weight)?.into_iter().flatten() {
-                matmul(Float::BF16, format, facts, each);
+        Request::GroupedGatedMatmul {
+            op, quant, weight, ..
+        } => {
+            Op::of(&op, Float::BF16)?;
+            if quant.is_some() {
+                for in_place in [false, true] {
+                    each(Kernel::Moe(MoeKernel::Requantize { in_place }));
+                }
             }
-            Ok(())
+            grouped(Half::GateUp, weight, each)
+        }
+        Request::GroupedMatmulSum { weight, .. } => {
+            each(Kernel::Moe(MoeKernel::Sum));
+            grouped(Half::Down, weight, each)
         }
         _ => Err(Error::unsupported(
             PLATFORM,
@@ -152,6 +162,16 @@ fn matmul(x: Float, weight: DeviceFormat, facts: &Facts, each: &mut dyn FnMut(Ke
     }
 }
 
+/// A half of a layer's experts.
+fn grouped(half: Half, weight: WeightFormat, each: &mut dyn FnMut(Kernel)) -> Result<()> {
+    each(Kernel::Moe(MoeKernel::Schedule));
+    for format in device_formats(weight)?.into_iter().flatten() {
+        let kernels = GroupedKernel::of(half, format).map(MoeKernel::Grouped);
+        kernels.map(Kernel::Moe).for_each(&mut *each);
+    }
+    Ok(())
+}
+
 fn gated(
     op: &GatedActivation,
     [x, act]: [Float; 2],
@@ -175,7 +195,7 @@ fn gated(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use swiglu_core::{Quantization, Rounding, ScaleFormat};
+    use swiglu_core::{Quantization, Rounding, Routing, ScaleFormat, Selection};
 
     fn of(request: Request) -> Vec<Kernel> {
         kernels(&[request], &Facts::GPU).unwrap()
@@ -224,6 +244,50 @@ mod tests {
         assert_eq!((count(128), count(100)), (8 + 5, 8 + 5 + 4));
     }
 
+    /// The requests of a layer of experts with quantized inputs.
+    fn of_experts(op: GatedActivation, x: Float, weight: WeightFormat) -> [Request; 3] {
+        let routing = Routing::new(256, 6, 1.5, true, Selection::Score).unwrap();
+        let quant = Some(Quantization::deepseek_v4());
+        [
+            Request::Route {
+                routing,
+                x,
+                weight: WeightFormat::Float(Float::BF16),
+            },
+            Request::GroupedGatedMatmul {
+                op,
+                quant,
+                routing,
+                x,
+                weight,
+            },
+            Request::GroupedMatmulSum {
+                quant,
+                routing,
+                weight,
+                y: x,
+            },
+        ]
+    }
+
+    #[test]
+    fn a_layer_of_experts_in_fp4_binds_eight_buffers_and_takes_kernels_of_fp4_alone() {
+        let all = of_experts(
+            GatedActivation::deepseek_v4(),
+            Float::BF16,
+            WeightFormat::Fp4,
+        );
+        let [route, first, second] = all.map(|request| of(request).len());
+        // The gate's matmul and two kernels; the schedule, four and two of quantized rows, or the sum.
+        assert_eq!((route, first, second), (8 + 5 + 2, 1 + 4 + 2, 1 + 4 + 1));
+        let Needs {
+            storage_buffers,
+            workgroup_bytes,
+            ..
+        } = needs(&of(all[0]));
+        assert_eq!((storage_buffers, workgroup_bytes <= 16 << 10), (8, true));
+    }
+
     #[test]
     fn all_requests_together_take_every_kernel() {
         let mut requests = Vec::new();
@@ -237,11 +301,11 @@ mod tests {
                 requests.push(Request::Activation { op, float });
                 requests.push(Request::ActivationQuant { op, quant, float });
                 requests.push(Request::Quantize { quant, float });
-                let known = WeightFormat::SAMPLES.into_iter();
-                for weight in known.filter(|weight| *weight != WeightFormat::Fp4) {
+                for weight in WeightFormat::SAMPLES {
                     let (x, act) = (float, float);
                     requests.push(Request::Matmul { x, weight, y: act });
                     requests.push(Request::GatedMatmul { op, x, weight, act });
+                    requests.extend(of_experts(op, x, weight));
                 }
             }
         }

@@ -45,6 +45,12 @@ fn weight(format: DeviceFormat, cols: usize) -> HostWeight<'static> {
             };
             HostWeight::owned(shape, format, codes.collect(), scales)
         }
+        DeviceFormat::Fp4 => {
+            let byte = |i: usize| (i * 5 % 251) as u8;
+            let scales = (0..ROWS * cols / 32).map(|i| 126 + (i % 3) as u8);
+            let codes = (0..ROWS * cols / 2).map(byte).collect();
+            HostWeight::owned(shape, WeightFormat::Fp4, codes, scales.collect())
+        }
     };
     made.unwrap()
 }
@@ -74,7 +80,10 @@ fn tiles_of_any_size_and_buffers_are_equal() {
     // Of large tiles' steps 80 columns are an even number, 72 an odd one.
     let cases: Vec<_> = DeviceFormat::ALL
         .into_iter()
-        .flat_map(|format| [80, 72].map(|cols| (format, cols)))
+        .flat_map(|format| match format {
+            DeviceFormat::Fp4 => [64, 96].map(|cols| (format, cols)),
+            _ => [80, 72].map(|cols| (format, cols)),
+        })
         .collect();
     let expected: Vec<_> = cases
         .iter()

@@ -5,8 +5,8 @@
 //!    scales would end within a vector.
 //! 2. Parts that are stacked share one grid of blocks as long as each ends with a block; where one
 //!    does not, a new segment begins.
-//! 3. A segment is cut into chunks that fit a binding. Each brings its scales, as f32, and the rows of
-//!    its first block that lie before it.
+//! 3. A segment is cut into chunks that fit a binding. Each brings its scales, as f32 or, of FP4, as they
+//!    come, and the rows of its first block that lie before it.
 //! 4. For cooperative matrices, powers of two are kept under which rows are exact in f16, where there
 //!    are such.
 //! 5. Where a scale is so small that a driver could take it for zero, all are multiplied by a power
@@ -28,7 +28,7 @@ pub(crate) use lift::Lift;
 const VECTOR_COLUMNS: usize = 16;
 
 /// Host memory that rows are padded in, in bytes.
-const STAGING: usize = 16 << 20;
+pub(crate) const STAGING: usize = 16 << 20;
 
 /// A weight in the memory of a device.
 ///
@@ -100,6 +100,10 @@ impl WeightForm {
                     (DeviceFormat::F32, None, true)
                 }
             }
+            WeightFormat::Fp4 => {
+                let block = [1, WeightFormat::FP4_GROUP];
+                (DeviceFormat::Fp4, Some(block), false)
+            }
             other => {
                 let reason = "its decoding is not known to this backend";
                 return Err(Error::unsupported(PLATFORM, other, reason));
@@ -115,7 +119,7 @@ impl WeightForm {
 
     /// Bytes of a row, padded to whole vectors.
     pub(crate) const fn row_bytes(&self) -> usize {
-        (self.cols * self.format.size()).next_multiple_of(16)
+        self.format.bytes(self.cols).next_multiple_of(16)
     }
 
     /// The rows that fit into one binding.
@@ -139,6 +143,17 @@ impl WeightForm {
         self.cols.div_ceil(block_cols)
     }
 
+    /// Bytes of a row of FP4's scales, padded to whole words.
+    pub(crate) const fn scale_pitch(&self) -> usize {
+        self.scale_cols(WeightFormat::FP4_GROUP).next_multiple_of(4)
+    }
+
+    /// Copies a row of FP4's scales.
+    pub(crate) fn write_scale_bytes(&self, part: &HostWeight<'_>, row: usize, line: &mut [u8]) {
+        let cols = self.scale_cols(WeightFormat::FP4_GROUP);
+        line[..cols].copy_from_slice(&part.scales()[row * cols..][..cols]);
+    }
+
     /// The logarithm of the vectors of a row that share a scale, if that is a power of two; 0 where
     /// there are no scales.
     pub(crate) const fn scale_shift(&self) -> Option<u32> {
@@ -152,7 +167,19 @@ impl WeightForm {
         }
     }
 
-    fn write_row(
+    /// Whether codes times scales are kept, as f32.
+    pub(crate) const fn is_decoded(&self) -> bool {
+        self.decoded
+    }
+
+    /// Whether a code of E4M3 in rows of this form is NaN.
+    pub(crate) fn has_nan_codes(&self, rows: &[u8]) -> bool {
+        let is_nan = |code: &u8| code & 0x7f == 0x7f;
+        self.format == DeviceFormat::E4m3 && rows.iter().any(is_nan)
+    }
+
+    /// Writes a row, whose padding stays.
+    pub(crate) fn write_row(
         &self,
         (part, row): (&HostWeight<'_>, usize),
         lift: Lift,
@@ -165,7 +192,7 @@ impl WeightForm {
                 bytes.copy_from_slice(&lift.lifted_weight(*value).to_le_bytes());
             }
         } else {
-            let bytes = self.cols * self.format.size();
+            let bytes = self.format.bytes(self.cols);
             out[..bytes].copy_from_slice(&part.data()[row * bytes..(row + 1) * bytes]);
         }
     }
@@ -273,8 +300,7 @@ impl Weight {
                     }
                 }
             }
-            let is_nan = |code: &u8| code & 0x7f == 0x7f;
-            self.has_nan_codes |= form.format == DeviceFormat::E4m3 && staging.iter().any(is_nan);
+            self.has_nan_codes |= form.has_nan_codes(&staging);
             device.write_words(data.raw(), from * row_bytes, &staging)?;
         }
         let scales = match form.block {
@@ -282,6 +308,12 @@ impl Weight {
                 Some(row_exponents(device, &exponents)?)
             }
             None => None,
+            Some(_) if form.format == DeviceFormat::Fp4 => {
+                self.exact_in_f16 = false;
+                let made = load_bytes(device, &form, segment, [row, rows])?;
+                self.bytes += made.data.len();
+                Some(made)
+            }
             Some(block) => {
                 let how = (&form, block, self.lift);
                 let made = load_scales(device, how, segment, [row, rows])?;
@@ -312,6 +344,33 @@ fn row_exponents(device: &Device, exponents: &[i32]) -> Result<ChunkScales> {
         // One for each row, and no columns that share a scale.
         block: [1, 0],
         cols: 0,
+        skip: 0,
+        factors: 0,
+        exponents: 0,
+    })
+}
+
+/// The scales of `rows` rows of FP4 from `row` on, as they come.
+fn load_bytes(
+    device: &Device,
+    form: &WeightForm,
+    segment: &Segment<'_, '_>,
+    [row, rows]: [usize; 2],
+) -> Result<ChunkScales> {
+    let pitch = form.scale_pitch();
+    let mut bytes = vec![0; rows * pitch];
+    for (i, line) in bytes.chunks_exact_mut(pitch).enumerate() {
+        if let Some((part, r)) = segment.find(row + i) {
+            form.write_scale_bytes(part, r, line);
+        }
+    }
+    let data = Buffer::allocated(device, bytes.len())?;
+    device.write_words(data.raw(), 0, &bytes)?;
+    let int = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Ok(ChunkScales {
+        data,
+        block: [1, int(WeightFormat::FP4_GROUP)],
+        cols: int(pitch),
         skip: 0,
         factors: 0,
         exponents: 0,
@@ -405,10 +464,11 @@ mod tests {
     }
 
     #[test]
-    fn every_format_of_the_family_but_fp4_is_known() {
+    fn every_format_of_the_family_is_known() {
         for format in WeightFormat::SAMPLES {
-            let known = WeightForm::of(format, 4096).is_ok();
-            assert_eq!(known, format != WeightFormat::Fp4, "{format}");
+            assert!(WeightForm::of(format, 4096).is_ok(), "{format}");
         }
+        let fp4 = WeightForm::of(WeightFormat::Fp4, 160).unwrap();
+        assert_eq!((fp4.row_bytes(), fp4.scale_pitch()), (80, 8));
     }
 }

@@ -9,3 +9,4 @@ fn open() -> Result<WgpuBackend, String> {
 }
 
 swiglu_conformance::suite!(wgpu, open);
+swiglu_conformance::complete!(wgpu_complete, open);

@@ -38,6 +38,8 @@ pub(crate) struct Facts {
     pub(crate) gated: bool,
     /// Whether kernels that quantize can be bound.
     pub(crate) quantizes: bool,
+    /// Whether kernels of a layer of routed experts can be bound.
+    pub(crate) moe: bool,
     /// Whether there are kernels on cooperative matrices.
     pub(crate) cooperative: bool,
     /// The only tiles that they take, where one is tried; by the shape, if none.
@@ -60,6 +62,7 @@ impl Facts {
         native: true,
         gated: false,
         quantizes: false,
+        moe: false,
         cooperative: false,
         cooperative_tile: None,
         least_large_tiles: u32::MAX,
@@ -80,6 +83,7 @@ impl Facts {
         native: true,
         gated: true,
         quantizes: true,
+        moe: true,
         cooperative: true,
         cooperative_tile: None,
         least_large_tiles: 96,

@@ -64,7 +64,7 @@ pub(crate) struct QuantizeCall {
     pub(crate) quant: Quant,
 }
 
-/// quantize_call.wgsl: how elements share scales, and what is done besides.
+/// quant.wgsl: how elements share scales, and what is done besides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Quant {
@@ -119,4 +119,119 @@ pub(crate) struct RowsCall {
     pub(crate) k: u32,
     pub(crate) offset: u32,
     pub(crate) stride: u32,
+}
+
+/// choose_experts.wgsl: the choice of a window of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct ChooseCall {
+    pub(crate) tokens: u32,
+    pub(crate) experts: u32,
+    pub(crate) top_k: u32,
+    pub(crate) scale: f32,
+    pub(crate) normalize: u32,
+    pub(crate) vocabulary: u32,
+    pub(crate) first_token: u32,
+    pub(crate) logits_offset: u32,
+    pub(crate) ids_offset: u32,
+    pub(crate) image_offset: u32,
+    pub(crate) padding_offset: u32,
+    pub(crate) unused: u32,
+    pub(crate) op: Op,
+}
+
+/// sort_routes.wgsl: routes in the order of experts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct SortCall {
+    pub(crate) routes: u32,
+    pub(crate) experts: u32,
+    pub(crate) top_k: u32,
+    pub(crate) unused: u32,
+}
+
+/// schedule_rows.wgsl: what the workgroups of grouped matmuls do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct ScheduleCall {
+    pub(crate) first: u32,
+    pub(crate) experts: u32,
+    pub(crate) few: u32,
+    pub(crate) height: u32,
+    pub(crate) tile: u32,
+    pub(crate) few_items: u32,
+    pub(crate) tile_items: u32,
+    pub(crate) unused: u32,
+}
+
+/// grouped_call.wgsl: matmuls of the experts of one buffer, on windows of x and y.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct GroupedCall {
+    pub(crate) x_float: u32,
+    pub(crate) x_offset: u32,
+    pub(crate) x_stride: u32,
+    pub(crate) x_first: u32,
+    pub(crate) x_rows: u32,
+    pub(crate) k: u32,
+    pub(crate) row_vectors: u32,
+    pub(crate) block_rows: u32,
+    pub(crate) block_cols: u32,
+    pub(crate) scale_cols: u32,
+    pub(crate) scale_shift: u32,
+    pub(crate) result_scale: f32,
+    pub(crate) part_rows: u32,
+    pub(crate) part_scale_rows: u32,
+    pub(crate) first_expert: u32,
+    pub(crate) end_expert: u32,
+    pub(crate) top_k: u32,
+    pub(crate) first_row: u32,
+    pub(crate) rows: u32,
+    pub(crate) y_offset: u32,
+    pub(crate) y_stride: u32,
+    pub(crate) first_col: u32,
+    pub(crate) cols: u32,
+    pub(crate) items: u32,
+    pub(crate) op: Op,
+}
+
+/// sum_routes.wgsl: the sums of a window of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct SumCall {
+    pub(crate) tokens: u32,
+    pub(crate) first_token: u32,
+    pub(crate) pairs: u32,
+    pub(crate) cols: u32,
+    pub(crate) top_k: u32,
+    pub(crate) first_expert: u32,
+    pub(crate) end_expert: u32,
+    pub(crate) stride: u32,
+    pub(crate) outputs_offset: u32,
+    pub(crate) shared_float: u32,
+    pub(crate) shared_offset: u32,
+    pub(crate) shared_stride: u32,
+    pub(crate) y_float: u32,
+    pub(crate) y_offset: u32,
+    pub(crate) y_stride: u32,
+    pub(crate) unused: u32,
+    pub(crate) op: Op,
+}
+
+/// requantize.wgsl: a window of rows to FP8 and back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct RequantizeCall {
+    pub(crate) row_units: u32,
+    pub(crate) rows: u32,
+    pub(crate) d: u32,
+    pub(crate) from_offset: u32,
+    pub(crate) from_stride: u32,
+    pub(crate) to_offset: u32,
+    pub(crate) to_stride: u32,
+    pub(crate) first_row: u32,
+    pub(crate) first_expert: u32,
+    pub(crate) end_expert: u32,
+    pub(crate) op: Op,
+    pub(crate) quant: Quant,
 }

@@ -52,7 +52,7 @@ impl MatmulOperands {
     /// Whether rows, of x and of the weight, are whole vectors.
     fn is_aligned(&self) -> bool {
         let whole = |n: usize| n.is_multiple_of(self.x.per_vector());
-        self.k.is_multiple_of(16 / self.weight.size())
+        self.k.is_multiple_of(self.weight.per_vector())
             && whole(self.x.first)
             && (self.tokens == 1 || whole(self.x.stride() as usize))
     }

@@ -59,7 +59,7 @@ impl CooperativeFormat {
 
     pub(crate) const fn of(format: DeviceFormat) -> Option<Self> {
         match format {
-            DeviceFormat::F32 => None,
+            DeviceFormat::F32 | DeviceFormat::Fp4 => None,
             DeviceFormat::F16 => Some(Self::F16),
             DeviceFormat::BF16 => Some(Self::BF16),
             DeviceFormat::E4m3 => Some(Self::E4m3),

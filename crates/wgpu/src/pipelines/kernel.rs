@@ -6,6 +6,7 @@ use super::matmul::{
     DeviceFormat, GatedKernel, GemvKind, LANES, MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
 };
 use super::matmul_text;
+use super::moe::{GroupedKind, MOE_BUFFERS, MoeKernel};
 use super::quantize::{self, QUANTIZE_BUFFERS, QuantizeKernel};
 use super::shader::Shader;
 use crate::device::{Facts, Needs};
@@ -33,6 +34,8 @@ pub(crate) enum Kernel {
     /// Rows of bf16 as f16, for cooperative matrices.
     RowsAsF16,
     Gated(GatedKernel),
+    /// Of a layer of routed experts.
+    Moe(MoeKernel),
 }
 
 impl Kernel {
@@ -51,6 +54,9 @@ impl Kernel {
         }
         if facts.gated {
             all.extend(GatedKernel::all().map(Self::Gated));
+        }
+        if facts.moe {
+            all.extend(MoeKernel::all().map(Self::Moe));
         }
         if facts.cooperative {
             let any = |kernel| MatmulKernel::Cooperative {
@@ -75,6 +81,7 @@ impl Kernel {
             Self::Matmul(MatmulKernel::Cooperative { kernel, .. }) => kernel.shader(None),
             Self::RowsAsF16 => cooperative::rows_as_f16(),
             Self::Gated(kernel) => matmul_text::gated(tier, kernel),
+            Self::Moe(kernel) => kernel.shader(tier),
         }
     }
 
@@ -106,6 +113,19 @@ impl Kernel {
                     // Once where there is no room for two.
                     MatmulKernel::Tiles(..) => TWO_BUFFERS / 2,
                     MatmulKernel::Cooperative { .. } => 0,
+                },
+            },
+            Self::Moe(kernel) => Needs {
+                storage_buffers: MOE_BUFFERS,
+                invocations: WORKGROUP,
+                workgroup_bytes: match kernel {
+                    MoeKernel::Choose | MoeKernel::Sort | MoeKernel::Schedule => 8 * WORKGROUP + 16,
+                    MoeKernel::Requantize { .. } => QUANTIZE_BYTES,
+                    MoeKernel::Sum => 0,
+                    MoeKernel::Grouped(kernel) => match kernel.kind {
+                        GroupedKind::Tiles => TWO_BUFFERS / 2 + 16,
+                        _ => GEMV_BYTES + 4 * ROWS * 8 + 16,
+                    },
                 },
             },
             Self::Gated(_) | Self::RowsAsF16 => Needs {

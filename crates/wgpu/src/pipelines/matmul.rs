@@ -14,18 +14,34 @@ pub(crate) enum DeviceFormat {
     F16,
     BF16,
     E4m3,
+    /// Codes of E2M1, two in a byte, under a byte of E8M0 for each vector.
+    Fp4,
 }
 
 impl DeviceFormat {
     /// All of them, in the order of their numbers.
-    pub(crate) const ALL: [Self; 4] = [Self::F32, Self::F16, Self::BF16, Self::E4m3];
+    pub(crate) const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::E4m3, Self::Fp4];
 
-    /// Bytes of an element.
-    pub(crate) const fn size(self) -> usize {
+    /// Bits of an element.
+    const fn bits(self) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-            Self::E4m3 => 1,
+            Self::F32 => 32,
+            Self::F16 | Self::BF16 => 16,
+            Self::E4m3 => 8,
+            Self::Fp4 => 4,
+        }
+    }
+
+    /// Elements in a vector of 16 bytes.
+    pub(crate) const fn per_vector(self) -> usize {
+        128 / self.bits()
+    }
+
+    /// Bytes of so many elements, whole ones.
+    pub(crate) const fn bytes(self, elements: usize) -> usize {
+        match self {
+            Self::Fp4 => elements.div_ceil(2),
+            _ => elements.saturating_mul(self.bits() / 8),
         }
     }
 
@@ -34,7 +50,7 @@ impl DeviceFormat {
         match self {
             Self::F32 => Float::F32,
             Self::F16 => Float::F16,
-            Self::BF16 | Self::E4m3 => Float::BF16,
+            Self::BF16 | Self::E4m3 | Self::Fp4 => Float::BF16,
         }
     }
 
@@ -43,6 +59,7 @@ impl DeviceFormat {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => float_code(self.usual_x()),
             Self::E4m3 => 3,
+            Self::Fp4 => 4,
         }
     }
 
@@ -58,6 +75,7 @@ impl fmt::Display for DeviceFormat {
             Self::F16 => "f16",
             Self::BF16 => "bf16",
             Self::E4m3 => "e4m3",
+            Self::Fp4 => "fp4",
         })
     }
 }
@@ -301,10 +319,11 @@ pub(crate) enum GatedFormat {
     F16,
     BF16,
     E4m3,
+    Fp4,
 }
 
 impl GatedFormat {
-    pub(super) const ALL: [Self; 3] = [Self::F16, Self::BF16, Self::E4m3];
+    pub(super) const ALL: [Self; 4] = [Self::F16, Self::BF16, Self::E4m3, Self::Fp4];
 
     const fn of(format: DeviceFormat) -> Option<Self> {
         match format {
@@ -312,6 +331,7 @@ impl GatedFormat {
             DeviceFormat::F16 => Some(Self::F16),
             DeviceFormat::BF16 => Some(Self::BF16),
             DeviceFormat::E4m3 => Some(Self::E4m3),
+            DeviceFormat::Fp4 => Some(Self::Fp4),
         }
     }
 
@@ -320,6 +340,7 @@ impl GatedFormat {
             Self::F16 => DeviceFormat::F16,
             Self::BF16 => DeviceFormat::BF16,
             Self::E4m3 => DeviceFormat::E4m3,
+            Self::Fp4 => DeviceFormat::Fp4,
         }
     }
 }

@@ -14,15 +14,17 @@ use super::shader::{
 use crate::launch::float_code;
 
 pub(super) const CALL: &str = include_str!("../shaders/matmul_call.wgsl");
-const OPERANDS: &str = include_str!("../shaders/matmul_operands.wgsl");
+pub(super) const OPERANDS: &str = include_str!("../shaders/matmul_operands.wgsl");
 const GEMV: &str = include_str!("../shaders/gemv.wgsl");
 const GEMV_STORE: &str = include_str!("../shaders/gemv_store.wgsl");
 const GEMV_GATED: &str = include_str!("../shaders/gemv_gated.wgsl");
-const GEMV_ANY: &str = include_str!("../shaders/gemv_any.wgsl");
+pub(super) const GEMV_ANY: &str = include_str!("../shaders/gemv_any.wgsl");
+const GEMV_ANY_STORE: &str = include_str!("../shaders/gemv_any_store.wgsl");
 const REDUCE_SUBGROUP: &str = include_str!("../shaders/reduce_subgroup.wgsl");
 const REDUCE_ANY_SUBGROUP: &str = include_str!("../shaders/reduce_any_subgroup.wgsl");
 const REDUCE_WORKGROUP: &str = include_str!("../shaders/reduce_workgroup.wgsl");
-const TILED: &str = include_str!("../shaders/matmul_tiles.wgsl");
+pub(super) const TILED: &str = include_str!("../shaders/matmul_tiles.wgsl");
+const TILED_STORE: &str = include_str!("../shaders/matmul_tiles_store.wgsl");
 
 /// The end of a kernel's arguments, and what it becomes where the kernel is told of its subgroup.
 const LAST_ARGUMENT: &str = "    @builtin(local_invocation_index) local: u32,\n) {\n";
@@ -35,7 +37,7 @@ const LANES_ARGUMENT: &str = "    @builtin(local_invocation_index) local: u32,
 /// The shaders' number for a type that the call tells.
 const ANY: u32 = 255;
 
-fn constants(
+pub(super) fn constants(
     (weight, x): (DeviceFormat, Option<Float>),
     aligned: bool,
     tier: Tier,
@@ -43,42 +45,65 @@ fn constants(
     vec![
         ("X_FLOAT", f64::from(x.map_or(ANY, float_code))),
         ("WEIGHT", f64::from(weight.code())),
-        ("QUADS", (4 / weight.size()) as f64),
+        ("QUADS", (weight.per_vector() / 4) as f64),
         ("ALIGNED", flag(aligned)),
         ("E4M3_AS_F16", flag(tier.e4m3_as_f16)),
     ]
 }
 
-/// The text of a matmul: its constants, what all share, and its own parts.
-pub(super) fn text(constants: &[(&str, u32)], own: &[&str]) -> String {
-    let constants: String = constants
-        .iter()
-        .map(|(name, value)| format!("const {name}: u32 = {value}u;\n"))
-        .collect();
-    constants + &[NUMERIC, ELEMENT, OP, CALL].concat() + &own.concat()
+/// Constants as text.
+fn told(constants: &[(&str, u32)]) -> String {
+    let line = |(name, value): &(&str, u32)| format!("const {name}: u32 = {value}u;\n");
+    constants.iter().map(line).collect()
 }
 
-/// The text of a GEMV whose workgroups have [`LANES`] invocations for each of `rows`.
-fn gemv_text(rows: u32, tier: Tier, own: &[&str]) -> String {
+/// The text of a matmul: its constants, what all share, and its own parts.
+pub(super) fn text(constants: &[(&str, u32)], own: &[&str]) -> String {
+    told(constants) + &[NUMERIC, ELEMENT, OP, CALL].concat() + &own.concat()
+}
+
+/// A GEMV whose workgroups have [`LANES`] invocations for each of `rows`: all but its call.
+pub(super) fn gemv_own(rows: u32, tier: Tier, own: &[&str]) -> String {
     let reduce = match tier.sums {
         LaneSums::Subgroup => REDUCE_SUBGROUP,
         LaneSums::AnySubgroup => REDUCE_ANY_SUBGROUP,
         LaneSums::Workgroup => REDUCE_WORKGROUP,
     };
-    let own = [&[OPERANDS, reduce], own].concat();
-    let all = text(&[("LANES", LANES), ("ROWS", rows)], &own);
+    told(&[("LANES", LANES), ("ROWS", rows)]) + OPERANDS + reduce + &own.concat()
+}
+
+/// The text of a GEMV, whose kernel learns how many lanes its subgroup has where sums depend on it.
+pub(super) fn told_of_lanes(text: String, tier: Tier) -> String {
     match tier.sums {
-        LaneSums::AnySubgroup => all.replace(LAST_ARGUMENT, LANES_ARGUMENT),
-        LaneSums::Subgroup | LaneSums::Workgroup => all,
+        LaneSums::AnySubgroup => text.replace(LAST_ARGUMENT, LANES_ARGUMENT),
+        LaneSums::Subgroup | LaneSums::Workgroup => text,
     }
 }
 
-/// The same for up to so many tokens of the usual type.
-fn usual_gemv_text(rows: u32, tier: Tier, tokens: GemvTokens, own: &[&str]) -> String {
+fn gemv_text(rows: u32, tier: Tier, own: &[&str]) -> String {
+    told_of_lanes(text(&[], &[&gemv_own(rows, tier, own)]), tier)
+}
+
+/// What GEMVs of up to so many tokens of the usual type share, with `edit` made to it before it is there for each
+/// token.
+pub(super) fn usual_gemv(tokens: GemvTokens, edit: fn(&str) -> String) -> String {
     let tokens = tokens.count();
-    let count = format!("const TOKENS: u32 = {tokens}u;\n");
-    let of_tokens = repeated("#t", tokens, GEMV);
-    gemv_text(rows, tier, &[&[&count, of_tokens.as_str()], own].concat())
+    told(&[("TOKENS", tokens)]) + &repeated("#t", tokens, &edit(GEMV))
+}
+
+/// A GEMV of them.
+fn usual_gemv_text(rows: u32, tier: Tier, tokens: GemvTokens, own: &[&str]) -> String {
+    let shared = usual_gemv(tokens, str::to_owned);
+    gemv_text(rows, tier, &[&[shared.as_str()], own].concat())
+}
+
+/// The constants of tiles.
+pub(super) fn tile_constants(tier: Tier, kind: TileKind) -> String {
+    told(&[
+        ("TILE", kind.side()),
+        ("DEPTH", kind.depth()),
+        ("BUFFERS", 1 + u32::from(tier.two_buffers)),
+    ])
 }
 
 /// A GEMV.
@@ -92,7 +117,7 @@ pub(super) fn gemv(tier: Tier, weight: DeviceFormat, kind: GemvKind) -> Shader {
         ),
         GemvKind::Any { aligned } => (
             "gemv_any",
-            gemv_text(ROWS, tier, &[GEMV_ANY]),
+            gemv_text(ROWS, tier, &[GEMV_ANY, GEMV_ANY_STORE]),
             None,
             aligned,
         ),
@@ -134,12 +159,8 @@ pub(super) fn tiles(tier: Tier, weight: DeviceFormat, kind: TileKind) -> Shader 
     };
     Shader {
         source: text(
-            &[
-                ("TILE", kind.side()),
-                ("DEPTH", kind.depth()),
-                ("BUFFERS", 1 + u32::from(tier.two_buffers)),
-            ],
-            &[OPERANDS, TILED],
+            &[],
+            &[&tile_constants(tier, kind), OPERANDS, TILED, TILED_STORE],
         ),
         entry: "matmul_tiles",
         constants: constants((weight, x), aligned, tier),

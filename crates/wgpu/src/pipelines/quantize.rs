@@ -9,8 +9,9 @@ use super::shader::{
     WORKGROUP_TEXT, activation_constants,
 };
 
+pub(super) const QUANT: &str = include_str!("../shaders/quant.wgsl");
 pub(super) const CALL: &str = include_str!("../shaders/quantize_call.wgsl");
-const SCALES: &str = include_str!("../shaders/scales.wgsl");
+pub(super) const SCALES: &str = include_str!("../shaders/scales.wgsl");
 const QUANTIZE: &str = include_str!("../shaders/quantize.wgsl");
 const OF_ACTIVATION: &str = include_str!("../shaders/quantize_activation.wgsl");
 const OF_MATRIX: &str = include_str!("../shaders/quantize_matrix.wgsl");
@@ -78,7 +79,7 @@ impl fmt::Display for QuantizeKernel {
 }
 
 fn shared() -> String {
-    [NUMERIC, ELEMENT, OP, CALL, WORKGROUP_TEXT, SCALES].concat()
+    [NUMERIC, ELEMENT, OP, QUANT, CALL, WORKGROUP_TEXT, SCALES].concat()
 }
 
 /// Codes times scales, to any type.

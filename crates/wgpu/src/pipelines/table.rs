@@ -16,6 +16,7 @@ use super::matmul::{
     DeviceFormat, GATED_INVOCATIONS, GatedKernel, GemvKind, MANY_TILES, MatmulKernel, Tier,
     TileKind,
 };
+use super::moe::{MOE_BUFFERS, MoeKernel};
 use super::quantize::{QUANTIZE_BUFFERS, QuantizeKernel};
 use crate::Result;
 use crate::device::{Device, Facts};
@@ -72,6 +73,8 @@ pub(crate) struct Pipelines {
     activation: Table,
     /// None where a device has too few storage buffers.
     pub(crate) quantize: Option<QuantizePipelines>,
+    /// None where a device has too few storage buffers.
+    pub(crate) moe: Option<MoePipelines>,
     /// Three inputs, then an output; none where a device that only activates has too few.
     matmul_bindings: Option<wgpu::BindGroupLayout>,
     gemvs: Table,
@@ -123,6 +126,45 @@ impl QuantizePipelines {
     }
 }
 
+/// The pipelines of layers of routed experts.
+#[derive(Debug)]
+pub(crate) struct MoePipelines {
+    /// Six inputs, then ids and weights.
+    pub(crate) choose: wgpu::BindGroupLayout,
+    /// Ids, then offsets, sorted routes and rows.
+    pub(crate) sort: wgpu::BindGroupLayout,
+    /// Offsets, then the schedule.
+    pub(crate) schedule: wgpu::BindGroupLayout,
+    /// Six inputs, then an output.
+    pub(crate) grouped: wgpu::BindGroupLayout,
+    /// Four inputs, then an output.
+    pub(crate) sum: wgpu::BindGroupLayout,
+    pipelines: Table,
+    /// Bound where there is nothing.
+    pub(crate) unused: wgpu::Buffer,
+    /// What the workgroups of grouped matmuls do.
+    pub(crate) items: Scratch,
+}
+
+impl MoePipelines {
+    fn new(device: &Device, builder: &PipelineBuilder<'_>) -> Result<Self> {
+        Ok(Self {
+            choose: builder.bindings(6, 2)?,
+            sort: builder.bindings(1, 3)?,
+            schedule: builder.bindings(1, 1)?,
+            grouped: builder.bindings(6, 1)?,
+            sum: builder.bindings(4, 1)?,
+            pipelines: Table::of(MoeKernel::PLACES),
+            unused: device.create_buffer(16, wgpu::BufferUsages::STORAGE)?,
+            items: Scratch::default(),
+        })
+    }
+
+    pub(crate) fn get(&self, kernel: MoeKernel) -> Result<&wgpu::ComputePipeline> {
+        self.pipelines.get(kernel.index(), kernel)
+    }
+}
+
 impl Facts {
     /// Those of a device, before any kernel was tried.
     pub(crate) fn of(device: &Device, shared_buffers: bool) -> Self {
@@ -132,6 +174,7 @@ impl Facts {
             native: true,
             gated: device.invocations() >= GATED_INVOCATIONS,
             quantizes: device.storage_buffers() >= QUANTIZE_BUFFERS,
+            moe: device.storage_buffers() >= MOE_BUFFERS,
             cooperative: device.has_cooperative_matrices(),
             cooperative_tile: None,
             // Software has no use for many invocations.
@@ -159,6 +202,7 @@ impl Pipelines {
         let matmul_bindings = multiplies.then(|| builder.bindings(3, 1)).transpose()?;
         let quantizes = facts.quantizes;
         let quantize = quantizes.then(|| QuantizePipelines::new(device, &builder));
+        let moe = facts.moe.then(|| MoePipelines::new(device, &builder));
         let formats = DeviceFormat::ALL.len();
         let mut built = Self {
             facts,
@@ -166,6 +210,7 @@ impl Pipelines {
             activation_bindings: builder.bindings(2, 1)?,
             activation: Table::of(ActivationKernel::ALL.len()),
             quantize: quantize.transpose()?,
+            moe: moe.transpose()?,
             matmul_bindings,
             gemvs: Table::of(formats * GemvKind::ALL.len()),
             tiles: Table::of(formats * TileKind::ALL.len()),
@@ -199,12 +244,18 @@ impl Pipelines {
 
     /// The layout of a kernel's bindings.
     fn bindings(&self, kernel: Kernel) -> Result<&wgpu::BindGroupLayout> {
-        let quantize = self.quantize.as_ref();
+        let (quantize, moe) = (self.quantize.as_ref(), self.moe.as_ref());
         let found = match kernel {
             Kernel::Activation(_) | Kernel::RowsAsF16 => Some(&self.activation_bindings),
             Kernel::Quantize(_) => quantize.map(|q| &q.bindings),
             Kernel::Dequantize => quantize.map(|q| &q.back_bindings),
             Kernel::Matmul(_) | Kernel::Gated(_) => self.matmul_bindings.as_ref(),
+            Kernel::Moe(MoeKernel::Choose) => moe.map(|m| &m.choose),
+            Kernel::Moe(MoeKernel::Sort) => moe.map(|m| &m.sort),
+            Kernel::Moe(MoeKernel::Schedule) => moe.map(|m| &m.schedule),
+            Kernel::Moe(MoeKernel::Requantize { .. }) => Some(&self.activation_bindings),
+            Kernel::Moe(MoeKernel::Grouped(_)) => moe.map(|m| &m.grouped),
+            Kernel::Moe(MoeKernel::Sum) => moe.map(|m| &m.sum),
         };
         found.ok_or_else(|| Error::unsupported(PLATFORM, "this kernel", TOO_FEW_BUFFERS).into())
     }
@@ -226,6 +277,11 @@ impl Pipelines {
             },
             (Kernel::RowsAsF16, _) => self.rows_as_f16 = Some(pipeline),
             (Kernel::Gated(kernel), _) => self.gated.set(kernel.index(), pipeline),
+            (Kernel::Moe(kernel), _) => {
+                if let Some(moe) = &mut self.moe {
+                    moe.pipelines.set(kernel.index(), pipeline);
+                }
+            }
         }
     }
 
@@ -243,6 +299,10 @@ impl Pipelines {
             },
             Kernel::RowsAsF16 => self.rows_as_f16.is_some(),
             Kernel::Gated(kernel) => self.gated.has(kernel.index()),
+            Kernel::Moe(kernel) => {
+                let moe = self.moe.as_ref();
+                moe.is_some_and(|m| m.pipelines.has(kernel.index()))
+            }
         }
     }
 

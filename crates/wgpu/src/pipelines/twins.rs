@@ -11,9 +11,12 @@ use super::cooperative::{self, CooperativeKernel};
 use super::kernel::Kernel;
 use super::matmul::{LaneSums, Tier};
 use super::shader::{OP, Shader};
-use super::{activation, matmul_text, quantize};
+use super::{activation, matmul_text, moe, quantize};
 use crate::device::Facts;
-use crate::launch::{ActivationCall, MatmulCall, Op, Quant, QuantizeCall, RowsCall};
+use crate::launch::{
+    ActivationCall, ChooseCall, GroupedCall, MatmulCall, Op, Quant, QuantizeCall, RequantizeCall,
+    RowsCall, ScheduleCall, SortCall, SumCall,
+};
 
 fn parsed(source: &str, capabilities: Capabilities) -> naga::Module {
     let mut frontend = Frontend::new_with_options(Options {
@@ -148,7 +151,7 @@ fn in_directx(
 
 /// Those of the kernel that binds most.
 fn bindings() -> impl Iterator<Item = naga::ResourceBinding> {
-    (0..quantize::QUANTIZE_BUFFERS).map(|binding| naga::ResourceBinding { group: 0, binding })
+    (0..moe::MOE_BUFFERS).map(|binding| naga::ResourceBinding { group: 0, binding })
 }
 
 #[test]
@@ -156,7 +159,7 @@ fn every_shader_is_valid_in_either_form() {
     let all = all_shaders();
     assert_eq!(
         all.len(),
-        3 * (13 + 5 + 4 * (5 + 3) + 3 * 3 + 3 * 4 + 1) + 2 * 3 * 4
+        3 * (13 + 5 + 5 * (5 + 3) + 4 * 3 + 3 * 4 + 1 + 34) + 2 * 3 * 4
     );
     for shader in all {
         check(&shader, &shader.source);
@@ -197,7 +200,7 @@ macro_rules! twin {
 fn calls_are_laid_out_alike_on_both_sides() {
     let with_op = |call: &str| [OP, call].concat();
     let activation = with_op(activation::CALL);
-    let quantize = with_op(quantize::CALL);
+    let quantize = with_op(&(quantize::QUANT.to_owned() + quantize::CALL));
     // The other text of a matmul's call stores to y.
     let matmul = with_op(matmul_text::CALL);
     let matmul = &matmul[..matmul.find("var<immediate>").unwrap()];
@@ -222,5 +225,28 @@ fn calls_are_laid_out_alike_on_both_sides() {
         block_rows, block_cols, scale_cols, scale_skip, scale_shift, gate_row, up_row, result_scale,
         factors, exponents, op,
     } in matmul);
+    // The other texts go on to kernels.
+    let alone = |call: &str| call[..call.find("var<immediate>").unwrap()].to_owned();
+    twin!(ChooseCall {
+        tokens, experts, top_k, scale, normalize, vocabulary, first_token, logits_offset, ids_offset,
+        image_offset, padding_offset, unused, op,
+    } in &alone(&with_op(moe::CHOOSE)));
+    twin!(SortCall { routes, experts, top_k, unused } in &alone(moe::SORT));
+    twin!(ScheduleCall {
+        first, experts, few, height, tile, few_items, tile_items, unused,
+    } in &alone(moe::SCHEDULE));
+    twin!(GroupedCall {
+        x_float, x_offset, x_stride, x_first, x_rows, k, row_vectors, block_rows, block_cols, scale_cols,
+        scale_shift, result_scale, part_rows, part_scale_rows, first_expert, end_expert, top_k,
+        first_row, rows, y_offset, y_stride, first_col, cols, items, op,
+    } in &alone(&with_op(moe::GROUPED_CALL)));
+    twin!(SumCall {
+        tokens, first_token, pairs, cols, top_k, first_expert, end_expert, stride, outputs_offset,
+        shared_float, shared_offset, shared_stride, y_float, y_offset, y_stride, unused, op,
+    } in &alone(&with_op(moe::SUM)));
+    twin!(RequantizeCall {
+        row_units, rows, d, from_offset, from_stride, to_offset, to_stride, first_row, first_expert,
+        end_expert, op, quant,
+    } in &alone(&with_op(&(quantize::QUANT.to_owned() + moe::REQUANTIZE))));
     twin!(RowsCall { rows, k, offset, stride } in &rows);
 }

@@ -16,31 +16,9 @@ fn value(row: u32, j: u32) -> u32 {
     let code = widen_e4m3(byte_at(codes[at >> 2u], at)).x;
     let place = scale_position(call.quant.first_row + row, j / call.quant.group);
     if call.quant.format == 1u {
-        let stored = byte_at(scales[place >> 2u], place);
-        if stored == 255u || is_nan(code) {
-            return narrow_as(float, nan());
-        }
-        return narrow_scaled(float, Scaled(code, i32(stored) - 127));
+        return decoded(float, code, byte_at(scales[place >> 2u], place));
     }
-    let s = bitcast<f32>(scales[place]);
-    if is_nan(s) || is_nan(code) {
-        return narrow_as(float, nan());
-    }
-    let scaled = unpacked(s);
-    if is_zero_or_infinite(code) || is_zero_or_infinite(scaled.value) {
-        return narrow_as(float, code * s);
-    }
-    // Significands are multiplied: neither product nor remainder leaves the range of f32.
-    let a = bitcast<f32>((bitcast<u32>(code) & 0x807fffffu) | 0x3f800000u);
-    let b = bitcast<f32>((bitcast<u32>(scaled.value) & 0x807fffffu) | 0x3f800000u);
-    let exponent = i32(magnitude(code) >> 23u) + i32(magnitude(scaled.value) >> 23u);
-    let p = exact_product(a, b);
-    var bits = bitcast<u32>(p.x);
-    // Rounding to odd leaves the second rounding, to 16 bits, as good as one.
-    if float != 0u && p.y != 0.0 && (bits & 1u) == 0u {
-        bits += select(0xffffffffu, 1u, is_negative(p.y) == is_negative(p.x));
-    }
-    return narrow_scaled(float, Scaled(bitcast<f32>(bits), exponent + scaled.exponent - 254));
+    return decoded(float, code, scales[place]);
 }
 
 fn store_half(at: u32, bits: u32) {

@@ -1,7 +1,7 @@
 // The element types. 16-bit elements travel in pairs as u32 and are widened and rounded in
 // integers: no feature of the device is needed, and the result is the same on every driver.
 
-// Types are numbered: 0: f32, 1: f16, 2: bf16, 3: e4m3.
+// Types are numbered: 0: f32, 1: f16, 2: bf16, 3: e4m3, 4: e2m1.
 
 // A subnormal first gets an exponent one too large, and with it a leading 1 of 2^-14.
 fn widen_f16(bits: u32) -> f32 {

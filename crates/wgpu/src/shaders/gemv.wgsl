@@ -57,6 +57,33 @@ fn dot_of_sixteens(w: mat4x4<f32>, low: mat2x4<f32>, high: mat2x4<f32>) -> f32 {
     return (dot(w[0], low[0]) + dot(w[1], low[1])) + (dot(w[2], high[0]) + dot(w[3], high[1]));
 }
 
+// The 32 codes of FP4 in a vector.
+struct Codes {
+    a: mat2x4<f32>,
+    b: mat2x4<f32>,
+    c: mat2x4<f32>,
+    d: mat2x4<f32>,
+}
+
+fn codes_of(w: vec4<u32>) -> Codes {
+    return Codes(widen_e2m1(w.x), widen_e2m1(w.y), widen_e2m1(w.z), widen_e2m1(w.w));
+}
+
+fn dots_of_codes(a: Codes, b: Codes, at: u32) -> vec2<f32> {
+    let x0 = eight_of(X_FLOAT, x[at]);
+    let x1 = eight_of(X_FLOAT, x[at + 1u]);
+    let low = vec2(
+        dot_of_eights(a.a, x0) + dot_of_eights(a.b, x1),
+        dot_of_eights(b.a, x0) + dot_of_eights(b.b, x1),
+    );
+    let x2 = eight_of(X_FLOAT, x[at + 2u]);
+    let x3 = eight_of(X_FLOAT, x[at + 3u]);
+    return low + vec2(
+        dot_of_eights(a.c, x2) + dot_of_eights(a.d, x3),
+        dot_of_eights(b.c, x2) + dot_of_eights(b.d, x3),
+    );
+}
+
 fn dots_of_fours(a: vec4<f32>, b: vec4<f32>, at: u32) -> vec2<f32> {
     let quad = bitcast<vec4<f32>>(x[at]);
     return vec2(dot(a, quad), dot(b, quad));
@@ -91,8 +118,16 @@ fn with_terms(
         let wa = sixteen_of_codes(a);
         let wb = sixteen_of_codes(b);
         let scale_at = row_scales + vec2(v >> call.scale_shift);
-        let two = vec2(scales[scale_at.x], scales[scale_at.y]);
+        let two = bitcast<vec2<f32>>(vec2(scales[scale_at.x], scales[scale_at.y]));
         grown.s#t += two * dots_of_sixteens(wa, wb, places.x#t + 2u * v);
+    } else if WEIGHT == 4u {
+        let wa = codes_of(a);
+        let wb = codes_of(b);
+        let of_a = e8m0_at(row_scales.x + v);
+        let of_b = e8m0_at(row_scales.y + v);
+        let first = vec2(of_a.x, of_b.x);
+        let second = vec2(of_a.y, of_b.y);
+        grown.s#t += (first * dots_of_codes(wa, wb, places.x#t + 4u * v)) * second;
     } else {
         let wa = eight_of(WEIGHT, a);
         let wb = eight_of(WEIGHT, b);
@@ -103,10 +138,10 @@ fn with_terms(
 
 // Where a row's scales start.
 fn scales_of(row: u32) -> u32 {
-    if WEIGHT != 3u {
+    if WEIGHT < 3u {
         return 0u;
     }
-    return (row + call.scale_skip) / call.block_rows * call.scale_cols;
+    return scale_start(row);
 }
 
 // Adds up two rows, and leaves the subgroups' sums in the workgroup's memory. Every invocation of
@@ -116,10 +151,10 @@ fn add_up(rows: vec2<u32>, local: u32) {
     let subgroup = local / LANES;
     let starts = rows * call.row_vectors;
     let row_scales = vec2(scales_of(rows.x), scales_of(rows.y));
-    let last = call.tokens - 1u;
+    let last = tokens() - 1u;
     let per_vector = select(8u, 4u, X_FLOAT == 0u);
     var places: Places;
-    places.x#t = (call.x_offset + min(#tu, last) * call.x_stride) / per_vector;
+    places.x#t = x_start(min(#tu, last)) / per_vector;
     var sums: Sums;
     var v = subgroup % PARTS * LANES + lane;
     // Four loads of weights under way at once.

@@ -17,7 +17,7 @@ struct MatmulCall {
     // A scale for so many rows and columns; 0 columns where there are no scales.
     block_rows: u32,
     block_cols: u32,
-    // Scales in a row of scales.
+    // Scales in a row of scales: bytes of FP4's, with their padding.
     scale_cols: u32,
     // Rows of the first block that lie before this buffer.
     scale_skip: u32,
@@ -36,6 +36,20 @@ struct MatmulCall {
 }
 
 var<immediate> call: MatmulCall;
+
+fn tokens() -> u32 {
+    return call.tokens;
+}
+
+// Where a token's row begins, in elements of x.
+fn x_start(token: u32) -> u32 {
+    return call.x_offset + token * call.x_stride;
+}
+
+// Where a row's scales begin.
+fn scale_start(row: u32) -> u32 {
+    return (row + call.scale_skip) / call.block_rows * call.scale_cols;
+}
 
 // Atomic, because two outputs of 16 bits share a word.
 @group(0) @binding(3) var<storage, read_write> y: array<atomic<u32>>;

@@ -2,11 +2,12 @@
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read> scales: array<f32>;
+// Numbers of f32, or bytes of E8M0.
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
 // The type of the weight.
 override WEIGHT: u32;
 
-// Groups of four elements in a vector of the weight: 1, 2 or 4.
+// Groups of four elements in a vector of the weight: 1, 2, 4 or 8.
 override QUADS: u32;
 
 // The type of x, or ANY where the call tells.
@@ -23,7 +24,7 @@ fn x_float() -> u32 {
 // Whether x is in whole vectors: no row of it ends or starts within one.
 override ALIGNED: bool;
 
-// Whether f16 is unpacked by the device, and e4m3 decoded as f16: some drivers take to 0 what is
+// Whether f16 is unpacked by the device, and codes decoded as f16: some drivers take to 0 what is
 // subnormal.
 override E4M3_AS_F16: bool;
 
@@ -47,6 +48,37 @@ fn widen_e4m3_as_f16(codes: u32) -> vec4<f32> {
     return vec4(even.x, uneven.x, even.y, uneven.y) * 256.0;
 }
 
+// The eight codes of E2M1 in a word, times 2^-14. A code's bits are those of an f16 of that, and nearly those of
+// an f32: a subnormal first gets an exponent one too large.
+fn widen_e2m1(codes: u32) -> mat2x4<f32> {
+    if E4M3_AS_F16 {
+        let a = unpack2x16float(((codes << 9u) & 0x0e000e00u) | ((codes << 12u) & 0x80008000u));
+        let b = unpack2x16float(((codes << 5u) & 0x0e000e00u) | ((codes << 8u) & 0x80008000u));
+        let c = unpack2x16float(((codes << 1u) & 0x0e000e00u) | ((codes << 4u) & 0x80008000u));
+        let d = unpack2x16float(((codes >> 3u) & 0x0e000e00u) | (codes & 0x80008000u));
+        return mat2x4(vec4(a.x, b.x, c.x, d.x), vec4(a.y, b.y, c.y, d.y));
+    }
+    return mat2x4(four_of_e2m1(codes), four_of_e2m1(codes >> 16u));
+}
+
+fn four_of_e2m1(codes: u32) -> vec4<f32> {
+    let c = (vec4(codes) >> vec4(0u, 4u, 8u, 12u)) & vec4(0xfu);
+    let m = c & vec4(7u);
+    let small = m < vec4(2u);
+    let wide = (m << vec4(22u)) + select(vec4(112u << 23u), vec4(113u << 23u), small);
+    let value = bitcast<vec4<f32>>(wide) - select(vec4(0.0), vec4(0.00006103515625), small);
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(value) | ((c & vec4(8u)) << vec4(28u)));
+}
+
+// The scale of FP4 at a byte, times 2^14 and what `call.result_scale` undoes, as two factors: neither leaves the
+// range of f32, and multiplied one after another they take no sum out of it that the scale does not.
+fn e8m0_at(at: u32) -> vec2<f32> {
+    let byte = (scales[at >> 2u] >> ((at & 3u) << 3u)) & 0xffu;
+    let exponent = i32(byte) + 14 - i32(bitcast<u32>(call.result_scale) >> 23u);
+    let half = exponent / 2;
+    return vec2(select(power_of_two(half), nan(), byte == 255u), power_of_two(exponent - half));
+}
+
 // Four weights of a vector, without their scale.
 fn weight_quad(v: vec4<u32>, quad: u32) -> vec4<f32> {
     if WEIGHT == 0u {
@@ -58,16 +90,33 @@ fn weight_quad(v: vec4<u32>, quad: u32) -> vec4<f32> {
         }
         return widen_e4m3(v[quad]);
     }
+    if WEIGHT == 4u {
+        let eight = widen_e2m1(v[quad / 2u]);
+        return select(eight[0], eight[1], quad % 2u == 1u);
+    }
     return widen_four(WEIGHT, select(v.xy, v.zw, quad == 1u));
 }
 
-// The scale of the weights from column k on, as far as its block goes.
-fn weight_scale(row: u32, k: u32) -> f32 {
-    if WEIGHT != 3u {
-        return 1.0;
+// The scale of the weights from column k on, as far as its block goes: two factors.
+fn weight_scale(row: u32, k: u32) -> vec2<f32> {
+    if WEIGHT == 3u {
+        return vec2(bitcast<f32>(scales[scale_start(row) + k / call.block_cols]), 1.0);
     }
-    let block_row = (row + call.scale_skip) / call.block_rows;
-    return scales[block_row * call.scale_cols + k / call.block_cols];
+    if WEIGHT == 4u {
+        return e8m0_at(scale_start(row) + k / 32u);
+    }
+    return vec2(1.0);
+}
+
+// Terms of a sum times the scale of their weights.
+fn scaled(terms: vec4<f32>, factors: vec2<f32>) -> vec4<f32> {
+    if WEIGHT == 3u {
+        return terms * factors.x;
+    }
+    if WEIGHT == 4u {
+        return (terms * factors.x) * factors.y;
+    }
+    return terms;
 }
 
 fn x_element(position: u32) -> f32 {
@@ -80,7 +129,7 @@ fn x_element(position: u32) -> f32 {
 
 // Four elements of x from k on, a multiple of four; zeros beyond the row, if rows are not aligned.
 fn x_quad(token: u32, k: u32) -> vec4<f32> {
-    let at = call.x_offset + token * call.x_stride + k;
+    let at = x_start(token) + k;
     if ALIGNED {
         if x_float() == 0u {
             return bitcast<vec4<f32>>(x[at >> 2u]);

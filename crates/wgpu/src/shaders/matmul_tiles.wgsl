@@ -73,7 +73,7 @@ struct Own {
 struct Raw {
     x: vec4<u32>,
     w: vec4<u32>,
-    scale: f32,
+    scale: vec2<f32>,
 }
 
 fn fetch(own: Own, k: u32) -> Raw {
@@ -100,11 +100,7 @@ fn x_of(raw: Raw, k: u32) -> vec4<f32> {
 }
 
 fn w_of(raw: Raw, k: u32) -> vec4<f32> {
-    let quad = weight_quad(raw.w, (k / 4u) % QUADS);
-    if WEIGHT != 3u {
-        return quad;
-    }
-    return quad * raw.scale;
+    return scaled(weight_quad(raw.w, (k / 4u) % QUADS), raw.scale);
 }
 
 fn bring(buffer: u32, own: Own, raw: Raw, k: u32) {
@@ -150,53 +146,4 @@ fn advanced(sums: Sums, own: Own, at: vec2<u32>, buffer: u32, next: u32) -> Sums
     bring(BUFFERS - 1u - buffer, own, raw, k);
     workgroupBarrier();
     return grown;
-}
-
-@compute @workgroup_size(256)
-fn matmul_tiles(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let first_row = group.x * TILE;
-    let first_token = group.y * TILE;
-    let at = place_in_tile(local);
-    // Four elements of a token and of a row at each step; neighbours bring what lies beside them.
-    let place = local / (DEPTH / 4u);
-    let token = min(first_token + place, call.tokens - 1u);
-    let row = min(first_row + place, call.rows - 1u);
-    let own = Own(
-        place,
-        token,
-        row,
-        call.x_offset + token * call.x_stride,
-        row * call.row_vectors,
-        local % (DEPTH / 4u) * 4u,
-    );
-    var sums: Sums;
-    bring(0u, own, fetch(own, own.k), own.k);
-    workgroupBarrier();
-    // Two steps in turn, so that the buffers are constants.
-    for (var step = 0u; step < call.k; step += 2u * DEPTH) {
-        sums = advanced(sums, own, at, 0u, step + DEPTH);
-        if step + DEPTH >= call.k {
-            break;
-        }
-        sums = advanced(sums, own, at, BUFFERS - 1u, step + 2u * DEPTH);
-    }
-    let t = first_token + 4u * at.y;
-    let r = first_row + 4u * at.x;
-    store_block(t, r, sums.s00);
-    if GROUPS == 2u {
-        store_block(t, r + 4u * NEXT.x, sums.s01);
-        store_block(t + 4u * NEXT.y, r, sums.s10);
-        store_block(t + 4u * NEXT.y, r + 4u * NEXT.x, sums.s11);
-    }
-}
-
-fn store_block(token: u32, row: u32, sums: mat4x4<f32>) {
-    let scaled = sums * call.result_scale;
-    store_quad(token, row, scaled[0]);
-    store_quad(token + 1u, row, scaled[1]);
-    store_quad(token + 2u, row, scaled[2]);
-    store_quad(token + 3u, row, scaled[3]);
 }

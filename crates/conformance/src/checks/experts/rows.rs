@@ -1,6 +1,6 @@
 use swiglu_core::{
-    Float, GatedActivation, Request, Routes, Routing, RowLayout, Selection, Shape, Tensor,
-    TensorMut, Tokens, WeightFormat, bf16, reference,
+    Accumulation, Float, GatedActivation, Request, Routes, Routing, RowLayout, Selection, Shape,
+    Tensor, TensorMut, Tokens, WeightFormat, bf16, reference,
 };
 
 use super::{FORMATS, modes, runs};
@@ -22,10 +22,11 @@ fn same(what: &str, a: &LayerOutcome, b: &LayerOutcome) -> Result<(), Failure> {
     Err(Failure::new(what))
 }
 
-/// A matmul of many experts is, to the bit, one matmul after another of each expert's rows.
+/// A matmul of many experts is, to the bit, one matmul after another of each expert's rows. Where matrix units may
+/// multiply one of them and not the other, a few outputs may be others by a rounding.
 ///
 /// # Errors
-/// The first output that is another.
+/// The first output that is another, or too many.
 pub fn grouped_matmuls_equal_separate_ones<B: FullBackend>(h: &Harness<B>) -> Result<(), Failure> {
     let skips = &mut Skips::new(h, "grouped_matmuls_equal_separate_ones");
     for format in FORMATS {
@@ -42,6 +43,7 @@ pub fn grouped_matmuls_equal_separate_ones<B: FullBackend>(h: &Harness<B>) -> Re
         let data = case.data()?;
         let layer = data.load(h, &case, 0..5)?;
         let (hidden, i) = (case.hidden, case.intermediate);
+        let mut differences = Differences::of(h);
         for tokens in [1, 3, 17, 40] {
             let x = case.rows(tokens, 31);
             let ids: Vec<i32> = (0..tokens).map(|t| (t * t % 4) as i32).collect();
@@ -73,7 +75,8 @@ pub fn grouped_matmuls_equal_separate_ones<B: FullBackend>(h: &Harness<B>) -> Re
                         let w = weights[t];
                         let want = reference::gated_routed(&case.op, pairs[j], pairs[i + j], w);
                         let a = act[n * i + j];
-                        if swiglu_core::Element::ulps_between(a, want) > 1 {
+                        let same = swiglu_core::Element::ulps_between(a, want) <= 1;
+                        if !differences.take(same, a, want, act) {
                             let problem = format!("act {j} of token {t}: got {a}, expected {want}");
                             return Err(Failure::new(problem).within(format));
                         }
@@ -85,15 +88,46 @@ pub fn grouped_matmuls_equal_separate_ones<B: FullBackend>(h: &Harness<B>) -> Re
                     let y = &got.y[t * hidden..][..hidden];
                     // A sum with +0 takes -0 to +0.
                     let zero = |v: &bf16| if v.to_f32() == 0.0 { 0 } else { v.to_bits() };
-                    if !y.iter().map(zero).eq(o.iter().map(zero)) {
-                        let problem = format!("token {t} of expert {e}, of {tokens} tokens");
-                        return Err(Failure::new(problem).within(format));
+                    for (got, want) in y.iter().zip(o) {
+                        let same = zero(got) == zero(want);
+                        if !differences.take(same, *got, *want, o) {
+                            let problem = format!("token {t} of expert {e}, of {tokens} tokens");
+                            return Err(Failure::new(problem).within(format));
+                        }
                     }
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Outputs that are not the same by two kernels.
+struct Differences {
+    /// Whether both add up in one order.
+    ordered: bool,
+    outputs: usize,
+    others: usize,
+}
+
+impl Differences {
+    fn of<B: FullBackend>(h: &Harness<B>) -> Self {
+        Self {
+            ordered: h.accuracy.accumulation == Accumulation::Ordered,
+            outputs: 0,
+            others: 0,
+        }
+    }
+
+    /// Whether an output may be what it is, among `all` of its rows: the same, or one of few where matrix units
+    /// multiply.
+    fn take(&mut self, same: bool, got: bf16, want: bf16, all: &[bf16]) -> bool {
+        self.outputs += 1;
+        self.others += usize::from(!same);
+        let largest = all.iter().map(|v| v.to_f32().abs()).fold(0.0, f32::max);
+        let near = (got.to_f32() - want.to_f32()).abs() <= largest / 128.0;
+        same || !self.ordered && near && self.others <= 8 + self.outputs / 50
+    }
 }
 
 fn multiply<B: FullBackend>(

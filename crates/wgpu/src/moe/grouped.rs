@@ -1,0 +1,512 @@
+//! The two halves of a layer's experts as dispatches.
+//!
+//! ## Method
+//! 1. Items are made of the rows of experts, into memory that all calls share.
+//! 2. For each buffer of experts there is a dispatch for those with few rows and one for those with many, each as
+//!    often as there are windows of x and of y. In the second half both are windows of the same rows.
+
+use std::ops::Range;
+
+use swiglu_core::{
+    Error, Experts, Float, GatedActivation, Quantization, Routes, RowLayout, ScaleFormat,
+};
+
+use super::experts::Stack;
+use super::plan::{GroupedOperands, GroupedPlan, columns_at_a_time};
+use crate::device::Device;
+use crate::launch::{
+    Columns, GroupedCall, Matrix, Op, Quant, RequantizeCall, ScheduleCall, SumCall, Window, bind,
+    check_apart, dispatch, float_code, in_workgroups,
+};
+use crate::pipelines::{
+    GROUPED_TILE, GroupedKernel, GroupedKind, Half, MoeKernel, MoePipelines, Pipelines, WORKGROUP,
+};
+use crate::weight::Weight;
+use crate::{Buffer, Result, View};
+
+/// Where calls are recorded for, and with what.
+pub(super) type On<'a> = (&'a Device, &'a Pipelines, &'a MoePipelines);
+
+/// The shaders' number for what there is not.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Elements of a row that a workgroup quantizes.
+const PER_WORKGROUP: usize = 8 * WORKGROUP as usize;
+
+pub(super) fn int(n: usize) -> Result<u32> {
+    let too_many = |_| Error::argument("x", "fewer than 2^32 rows and columns", n);
+    Ok(u32::try_from(n).map_err(too_many)?)
+}
+
+/// bf16 rows without gaps in scratch memory.
+const fn in_scratch(view: View<'_>, rows: usize, cols: usize) -> Matrix<'_> {
+    Matrix {
+        name: "scratch",
+        view,
+        float: Float::BF16,
+        layout: RowLayout::contiguous(rows, cols),
+    }
+}
+
+/// Items in the memory that calls share, and where their lists begin.
+struct Items {
+    memory: wgpu::Buffer,
+    few: u32,
+    tiles: u32,
+}
+
+/// Records what makes items of the rows of a range of experts.
+fn record_items(
+    (device, pipelines, moe): On<'_>,
+    pass: &mut wgpu::ComputePass<'_>,
+    plan: &GroupedPlan,
+    (experts, routes): (&Range<usize>, &Routes<Buffer>),
+) -> Result<Items> {
+    let count = experts.len();
+    let few = count + 1;
+    let tiles = few + plan.few_items(count);
+    let bytes = 16 * (tiles + plan.tile_items(count)) as u64;
+    if bytes > pipelines.facts.bindings.bytes {
+        let expected = "items of rows that fit a binding";
+        return Err(Error::argument("x", expected, format!("{bytes} bytes")).into());
+    }
+    let memory = moe.items.of(device, bytes)?;
+    let call = ScheduleCall {
+        first: int(experts.start)?,
+        experts: int(count)?,
+        few: int(plan.most_few)?,
+        height: plan.few.height(),
+        tile: GROUPED_TILE,
+        few_items: int(few)?,
+        tile_items: int(tiles)?,
+        unused: 0,
+    };
+    let bindings = [
+        routes.offsets.raw().as_entire_buffer_binding(),
+        Window::first(&memory, bytes).binding(),
+    ];
+    let group = bind(device, &moe.schedule, bindings)?;
+    let pipeline = moe.get(MoeKernel::Schedule)?;
+    dispatch(pass, pipeline, &group, &call, [1, 1, 1]);
+    Ok(Items {
+        memory,
+        few: call.few_items,
+        tiles: call.tile_items,
+    })
+}
+
+/// A half of a layer's experts.
+struct GroupedHalf<'a> {
+    half: Half,
+    stack: Stack,
+    buffers: &'a [Weight],
+    range: &'a Range<usize>,
+    routes: &'a Routes<Buffer>,
+    x: Columns<'a>,
+    x_float: Float,
+    /// Tokens, or rows.
+    x_rows: usize,
+    y: Columns<'a>,
+    /// Which columns are made, and where they go: the first column of y.
+    cols: Range<usize>,
+    op: Op,
+}
+
+impl GroupedHalf<'_> {
+    fn plan(&self, pipelines: &Pipelines, tokens: usize) -> GroupedPlan {
+        let vectors = self.x.rows.starts_vectors();
+        let usual = self.stack.is_usual(self.x_float)
+            && vectors
+            && !self.buffers.iter().any(|buffer| buffer.has_nan_codes);
+        GroupedPlan::new(
+            &pipelines.facts,
+            &GroupedOperands {
+                tokens,
+                rows: self.routes.count(),
+                usual,
+            },
+        )
+    }
+
+    fn record(
+        &self,
+        on: On<'_>,
+        pass: &mut wgpu::ComputePass<'_>,
+        plan: &GroupedPlan,
+        items: &Items,
+    ) -> Result<()> {
+        let (_, pipelines, _) = on;
+        let limits = &pipelines.facts.bindings;
+        let per_buffer = self.stack.per_buffer(limits.bytes)?;
+        let rows = self.routes.count();
+        let of_x = self.x.rows.rows_per_window(limits).max(1);
+        let of_y = self.y.rows.rows_per_window(limits).max(1);
+        let both = of_x.min(of_y);
+        for (number, buffer) in self.buffers.iter().enumerate() {
+            let first = number * per_buffer;
+            let experts = first..self.range.len().min(first + per_buffer);
+            for (kind, list, count) in [
+                (plan.few, items.few, plan.few_items(experts.len())),
+                (
+                    GroupedKind::Tiles,
+                    items.tiles,
+                    plan.tile_items(experts.len()),
+                ),
+            ] {
+                if count == 0 {
+                    continue;
+                }
+                let one = OneDispatch {
+                    kernel: GroupedKernel {
+                        half: self.half,
+                        weight: self.stack.form.format,
+                        kind,
+                    },
+                    buffer,
+                    experts: experts.clone(),
+                    list,
+                    count,
+                };
+                match self.half {
+                    Half::GateUp => {
+                        for row in (0..rows).step_by(of_y) {
+                            for token in (0..self.x_rows).step_by(of_x) {
+                                let x = token..self.x_rows.min(token + of_x);
+                                let y = row..rows.min(row + of_y);
+                                self.dispatch(on, pass, items, &one, [x, y])?;
+                            }
+                        }
+                    }
+                    Half::Down => {
+                        for row in (0..rows).step_by(both) {
+                            let own = row..rows.min(row + both);
+                            self.dispatch(on, pass, items, &one, [own.clone(), own])?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Records one dispatch on windows of x and y.
+    fn dispatch(
+        &self,
+        (device, pipelines, moe): On<'_>,
+        pass: &mut wgpu::ComputePass<'_>,
+        items: &Items,
+        one: &OneDispatch<'_>,
+        [x_rows, y_rows]: [Range<usize>; 2],
+    ) -> Result<()> {
+        let limits = &pipelines.facts.bindings;
+        let [chunk] = one.buffer.chunks.as_slice() else {
+            return Ok(());
+        };
+        let x = self.x.window(limits, x_rows.start, x_rows.len())?;
+        let y = self.y.window(limits, y_rows.start, y_rows.len())?;
+        let form = &self.stack.form;
+        let mut call = GroupedCall {
+            x_float: float_code(self.x_float),
+            x_offset: x.offset,
+            x_stride: self.x.rows.stride(),
+            x_first: int(x_rows.start)?,
+            x_rows: int(x_rows.len())?,
+            k: int(form.cols)?,
+            row_vectors: int(form.row_bytes() / 16)?,
+            block_rows: 1,
+            scale_shift: form.scale_shift().unwrap_or(0),
+            result_scale: one.buffer.lift.undone(),
+            part_rows: int(self.stack.part_rows)?,
+            part_scale_rows: int(self.stack.scale_rows)?,
+            first_expert: int(one.experts.start)?,
+            end_expert: int(one.experts.end)?,
+            top_k: int(self.routes.routing().top_k())?,
+            first_row: int(y_rows.start)?,
+            rows: int(y_rows.len())?,
+            y_offset: y.offset,
+            y_stride: self.y.rows.stride(),
+            first_col: int(self.cols.start)?,
+            cols: int(self.cols.len())?,
+            items: one.list,
+            op: self.op,
+            ..GroupedCall::default()
+        };
+        if let Some(scales) = &chunk.scales {
+            [call.block_rows, call.block_cols] = scales.block;
+            call.scale_cols = scales.cols;
+        }
+        let scales = chunk.scales.as_ref().map_or(&chunk.data, |s| &s.data);
+        let bindings = [
+            x.binding(),
+            chunk.data.raw().as_entire_buffer_binding(),
+            scales.raw().as_entire_buffer_binding(),
+            items.memory.as_entire_buffer_binding(),
+            self.routes.sorted.raw().as_entire_buffer_binding(),
+            self.routes.weights.raw().as_entire_buffer_binding(),
+            y.binding(),
+        ];
+        let group = bind(device, &moe.grouped, bindings)?;
+        let across = call.cols.div_ceil(one.kernel.outputs());
+        if across > limits.workgroups {
+            let most = limits.workgroups.saturating_mul(one.kernel.outputs());
+            let expected = format!("at most {most} rows of a weight");
+            return Err(Error::argument("experts", expected, call.cols).into());
+        }
+        let [down, deep] = in_workgroups(limits, int(one.count)?);
+        let pipeline = moe.get(MoeKernel::Grouped(one.kernel))?;
+        dispatch(pass, pipeline, &group, &call, [across, down, deep]);
+        Ok(())
+    }
+}
+
+/// What a dispatch does, whatever its windows.
+struct OneDispatch<'a> {
+    kernel: GroupedKernel,
+    buffer: &'a Weight,
+    /// Counted from the first that is loaded.
+    experts: Range<usize>,
+    /// Where its items begin, and as many as there can be.
+    list: u32,
+    count: usize,
+}
+
+/// The rows that a requantization takes: all, or those of a range of experts.
+type Own<'a> = Option<(&'a Range<usize>, &'a Buffer)>;
+
+/// Records rows to FP8 and back to bf16, from another matrix or in place.
+fn requantize(
+    (device, pipelines, moe): On<'_>,
+    pass: &mut wgpu::ComputePass<'_>,
+    quant: &Quantization,
+    (from, to): (Option<&Matrix<'_>>, &Matrix<'_>),
+    own: Own<'_>,
+) -> Result<()> {
+    let limits = &pipelines.facts.bindings;
+    let (all_rows, d) = (to.layout.rows, to.layout.cols);
+    if d == 0 {
+        return Ok(());
+    }
+    let columns = to.columns()?;
+    let source = from.map(Matrix::columns).transpose()?;
+    let float = from.map_or(Float::BF16, |from| from.float);
+    let mut call = RequantizeCall {
+        row_units: int(d.div_ceil(PER_WORKGROUP))?,
+        d: int(d)?,
+        from_stride: source.as_ref().unwrap_or(&columns).rows.stride(),
+        to_stride: columns.rows.stride(),
+        first_expert: NONE,
+        end_expert: NONE,
+        quant: Quant {
+            group: int(quant.group())?,
+            groups: int(quant.groups(d))?,
+            format: match quant.format() {
+                ScaleFormat::F32 => 0,
+                ScaleFormat::E8M0 => 1,
+            },
+            floor: quant.floor(),
+            rounded_to: float_code(float),
+            ..Quant::default()
+        },
+        ..RequantizeCall::default()
+    };
+    if let Some((experts, _)) = own {
+        (call.first_expert, call.end_expert) = (int(experts.start)?, int(experts.end)?);
+    }
+    let in_place = from.is_none();
+    let pipeline = moe.get(MoeKernel::Requantize { in_place })?;
+    let of_source = source.map_or(usize::MAX, |s| s.rows.rows_per_window(limits));
+    let per_dispatch = columns.rows.rows_per_window(limits).min(of_source).max(1);
+    for row in (0..all_rows).step_by(per_dispatch) {
+        let rows = per_dispatch.min(all_rows - row);
+        let to = columns.window(limits, row, rows)?;
+        let source = source.map(|s| s.window(limits, row, rows)).transpose()?;
+        call.rows = int(rows)?;
+        call.first_row = int(row)?;
+        call.from_offset = source.map_or(to.offset, |source| source.offset);
+        call.to_offset = to.offset;
+        let unused = || moe.unused.as_entire_buffer_binding();
+        let bindings = [
+            source.map_or_else(unused, |source| source.binding()),
+            own.map_or_else(unused, |(_, offsets)| {
+                offsets.raw().as_entire_buffer_binding()
+            }),
+            to.binding(),
+        ];
+        let group = bind(device, &pipelines.activation_bindings, bindings)?;
+        let [x, y] = in_workgroups(limits, call.rows.saturating_mul(call.row_units));
+        dispatch(pass, pipeline, &group, &call, [x, y, 1]);
+    }
+    Ok(())
+}
+
+/// Records the first half, x \[T, H\] to act \[T · k, I\].
+pub(crate) fn first_half(
+    on: On<'_>,
+    pass: &mut wgpu::ComputePass<'_>,
+    (op, quant): (&GatedActivation, Option<&Quantization>),
+    (x, act): (&Matrix<'_>, &Matrix<'_>),
+    (experts, routes): (&Experts<Weight>, &Routes<Buffer>),
+    scratch: View<'_>,
+) -> Result<()> {
+    let (_, pipelines, _) = on;
+    let facts = &pipelines.facts;
+    check_apart(facts, (act.name, act.view), x.view)?;
+    let shape = experts.shape();
+    let [stack, _] = Stack::of(shape)?;
+    let tokens = x.layout.rows;
+    if shape.range.is_empty() || shape.intermediate == 0 {
+        return Ok(());
+    }
+    let widened = in_scratch(scratch, tokens, shape.hidden);
+    let x = match quant {
+        None => x,
+        Some(quant) => {
+            check_apart(facts, (widened.name, widened.view), x.view)?;
+            check_apart(facts, (act.name, act.view), widened.view)?;
+            requantize(on, pass, quant, (Some(x), &widened), None)?;
+            &widened
+        }
+    };
+    let half = GroupedHalf {
+        half: Half::GateUp,
+        stack,
+        buffers: &experts.gate_up,
+        range: &shape.range,
+        routes,
+        x: x.columns()?,
+        x_float: x.float,
+        x_rows: tokens,
+        y: act.columns()?,
+        cols: 0..shape.intermediate,
+        op: Op::of(op, Float::BF16)?,
+    };
+    let plan = half.plan(pipelines, tokens);
+    let items = record_items(on, pass, &plan, (&shape.range, routes))?;
+    half.record(on, pass, &plan, &items)?;
+    if let Some(quant) = quant {
+        let own = Some((&shape.range, &routes.offsets));
+        requantize(on, pass, quant, (None, act), own)?;
+    }
+    Ok(())
+}
+
+/// Records the second half and the sums, act \[T · k, I\] and shared \[T, H\] to y \[T, H\].
+pub(crate) fn second_half(
+    on: On<'_>,
+    pass: &mut wgpu::ComputePass<'_>,
+    (act, shared, y): (&Matrix<'_>, Option<&Matrix<'_>>, &Matrix<'_>),
+    (experts, routes): (&Experts<Weight>, &Routes<Buffer>),
+    scratch: View<'_>,
+) -> Result<()> {
+    let (_, pipelines, _) = on;
+    let facts = &pipelines.facts;
+    let read = [Some(act.view), shared.map(|s| s.view), Some(scratch)];
+    for other in read.into_iter().flatten() {
+        check_apart(facts, (y.name, y.view), other)?;
+    }
+    check_apart(facts, ("scratch", scratch), act.view)?;
+    let shape = experts.shape();
+    let [_, stack] = Stack::of(shape)?;
+    let rows = routes.count();
+    if shape.hidden == 0 {
+        return Ok(());
+    }
+    let at_a_time = columns_at_a_time(facts, rows, shape.hidden);
+    for first in (0..shape.hidden).step_by(at_a_time) {
+        let cols = first..shape.hidden.min(first + at_a_time);
+        let outputs = in_scratch(scratch, rows, cols.len());
+        if !shape.range.is_empty() {
+            let half = GroupedHalf {
+                half: Half::Down,
+                stack,
+                buffers: &experts.down,
+                range: &shape.range,
+                routes,
+                x: act.columns()?,
+                x_float: act.float,
+                x_rows: rows,
+                y: outputs.columns()?,
+                cols: cols.clone(),
+                op: Op::default(),
+            };
+            let plan = half.plan(pipelines, routes.tokens());
+            let items = record_items(on, pass, &plan, (&shape.range, routes))?;
+            half.record(on, pass, &plan, &items)?;
+        }
+        sum(
+            on,
+            pass,
+            (&outputs, shared, y),
+            cols,
+            (&shape.range, routes),
+        )?;
+    }
+    Ok(())
+}
+
+/// Records the sums of some columns.
+fn sum(
+    (device, pipelines, moe): On<'_>,
+    pass: &mut wgpu::ComputePass<'_>,
+    (outputs, shared, y): (&Matrix<'_>, Option<&Matrix<'_>>, &Matrix<'_>),
+    cols: Range<usize>,
+    (range, routes): (&Range<usize>, &Routes<Buffer>),
+) -> Result<()> {
+    let limits = &pipelines.facts.bindings;
+    let from = outputs.columns()?;
+    let to = y.columns()?.part(cols.start, cols.len());
+    let shared = match shared {
+        None => None,
+        Some(shared) => Some((
+            shared.columns()?.part(cols.start, cols.len()),
+            float_code(shared.float),
+        )),
+    };
+    let outputs = from.window(limits, 0, outputs.layout.rows)?;
+    let pairs = cols.len().div_ceil(2);
+    let mut call = SumCall {
+        pairs: int(pairs)?,
+        cols: int(cols.len())?,
+        top_k: int(routes.routing().top_k())?,
+        first_expert: int(range.start)?,
+        end_expert: int(range.end)?,
+        stride: from.rows.stride(),
+        outputs_offset: outputs.offset,
+        shared_float: shared.map_or(NONE, |(_, float)| float),
+        shared_stride: shared.map_or(0, |(columns, _)| columns.rows.stride()),
+        y_float: float_code(y.float),
+        y_stride: to.rows.stride(),
+        ..SumCall::default()
+    };
+    let of_shared = shared.map_or(usize::MAX, |(s, _)| s.rows.rows_per_window(limits));
+    // Fewer than 2^32 pairs.
+    let countable = (u32::MAX as usize - WORKGROUP as usize) / pairs.max(1);
+    let per_dispatch = to.rows.rows_per_window(limits).min(of_shared);
+    let per_dispatch = per_dispatch.min(countable).max(1);
+    let pipeline = moe.get(MoeKernel::Sum)?;
+    for token in (0..y.layout.rows).step_by(per_dispatch) {
+        let tokens = per_dispatch.min(y.layout.rows - token);
+        let to = to.window(limits, token, tokens)?;
+        let shared = match shared {
+            None => None,
+            Some((columns, _)) => Some(columns.window(limits, token, tokens)?),
+        };
+        call.tokens = int(tokens)?;
+        call.first_token = int(token)?;
+        call.y_offset = to.offset;
+        call.shared_offset = shared.map_or(0, |shared| shared.offset);
+        let unused = || moe.unused.as_entire_buffer_binding();
+        let bindings = [
+            outputs.binding(),
+            routes.rows.raw().as_entire_buffer_binding(),
+            routes.offsets.raw().as_entire_buffer_binding(),
+            shared.map_or_else(unused, |shared| shared.binding()),
+            to.binding(),
+        ];
+        let group = bind(device, &moe.sum, bindings)?;
+        let units = call.tokens * call.pairs;
+        let [x, y] = in_workgroups(limits, units.div_ceil(WORKGROUP));
+        dispatch(pass, pipeline, &group, &call, [x, y, 1]);
+    }
+    Ok(())
+}

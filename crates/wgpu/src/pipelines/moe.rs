@@ -1,0 +1,316 @@
+//! The kernels of a layer of routed experts: the choice, the two halves of the experts, and the sum.
+
+use std::fmt;
+
+use swiglu_core::Float;
+
+use super::matmul::{DeviceFormat, GemvTokens, ROWS, Tier, TileKind};
+use super::matmul_text::{self, GEMV_ANY, OPERANDS, TILED};
+use super::quantize::{QUANT, SCALES};
+use super::shader::{
+    ELEMENT, FUNCTIONS_TEXT, NUMERIC, OP, OPERATION, Shader, WORKGROUP_TEXT, activation_constants,
+};
+
+pub(super) const CHOOSE: &str = include_str!("../shaders/choose_experts.wgsl");
+pub(super) const SORT: &str = include_str!("../shaders/sort_routes.wgsl");
+pub(super) const SCHEDULE: &str = include_str!("../shaders/schedule_rows.wgsl");
+pub(super) const GROUPED_CALL: &str = include_str!("../shaders/grouped_call.wgsl");
+pub(super) const SUM: &str = include_str!("../shaders/sum_routes.wgsl");
+pub(super) const REQUANTIZE: &str = include_str!("../shaders/requantize.wgsl");
+const REQUANTIZE_FROM: &str = include_str!("../shaders/requantize_from.wgsl");
+const REQUANTIZE_IN_PLACE: &str = include_str!("../shaders/requantize_in_place.wgsl");
+const GROUPED_ACTIVATION: &str = include_str!("../shaders/grouped_activation.wgsl");
+const GROUPED_PLAIN: &str = include_str!("../shaders/grouped_plain.wgsl");
+const GROUPED_STORE: &str = include_str!("../shaders/grouped_store.wgsl");
+const GROUPED_GEMV: &str = include_str!("../shaders/grouped_gemv.wgsl");
+const GROUPED_ANY: &str = include_str!("../shaders/grouped_any.wgsl");
+const GROUPED_TILES: &str = include_str!("../shaders/grouped_tiles.wgsl");
+
+/// Storage buffers of the kernel that chooses, which binds most.
+pub(super) const MOE_BUFFERS: u32 = 8;
+
+/// Tiles of grouped matmuls.
+const TILES: TileKind = TileKind::Small { aligned: true };
+
+/// Rows of a tile.
+pub(crate) const GROUPED_TILE: u32 = TILES.side();
+
+/// A kernel of a layer of routed experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MoeKernel {
+    /// Experts and weights of tokens, from logits.
+    Choose,
+    /// Routes in the order of experts.
+    Sort,
+    /// The rows of experts as items for workgroups.
+    Schedule,
+    /// Rows to FP8 and back, from elsewhere or in place.
+    Requantize { in_place: bool },
+    /// The sums of tokens.
+    Sum,
+    /// Matmuls of many experts.
+    Grouped(GroupedKernel),
+}
+
+/// A matmul of many experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GroupedKernel {
+    pub(crate) half: Half,
+    pub(crate) weight: DeviceFormat,
+    pub(crate) kind: GroupedKind,
+}
+
+/// A half of a layer of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Half {
+    /// Gate, up and the activation.
+    GateUp,
+    Down,
+}
+
+/// What a grouped matmul takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GroupedKind {
+    /// One row of an expert of bf16 in whole vectors.
+    One,
+    /// Up to eight such rows.
+    Eight,
+    /// Up to four rows of any type and place.
+    Any,
+    /// Up to [`GROUPED_TILE`] rows of bf16 in whole vectors.
+    Tiles,
+}
+
+impl GroupedKind {
+    const ALL: [Self; 4] = [Self::One, Self::Eight, Self::Any, Self::Tiles];
+
+    /// Rows of an item.
+    pub(crate) const fn height(self) -> u32 {
+        match self {
+            Self::One => 1,
+            Self::Eight => 8,
+            Self::Any => 4,
+            Self::Tiles => GROUPED_TILE,
+        }
+    }
+
+    /// Whether it is made for weights of a format: x of experts is bf16, which is not the usual type of others.
+    pub(crate) fn takes(self, weight: DeviceFormat) -> bool {
+        self == Self::Any || weight.usual_x() == Float::BF16
+    }
+}
+
+impl GroupedKernel {
+    /// All of them.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let halves = [Half::GateUp, Half::Down].into_iter();
+        halves.flat_map(|half| {
+            DeviceFormat::ALL
+                .into_iter()
+                .flat_map(move |w| Self::of(half, w))
+        })
+    }
+
+    /// Those of a half by weights of a format.
+    pub(crate) fn of(half: Half, weight: DeviceFormat) -> impl Iterator<Item = Self> {
+        let kinds = GroupedKind::ALL.into_iter();
+        let kinds = kinds.filter(move |kind| kind.takes(weight));
+        kinds.map(move |kind| Self { half, weight, kind })
+    }
+
+    /// Its place among [`Self::PLACES`].
+    const fn index(self) -> usize {
+        let kinds = GroupedKind::ALL.len();
+        (self.half as usize * DeviceFormat::ALL.len() + self.weight as usize) * kinds
+            + self.kind as usize
+    }
+
+    const PLACES: usize = 2 * DeviceFormat::ALL.len() * GroupedKind::ALL.len();
+
+    /// Columns of its results that a workgroup makes.
+    pub(crate) const fn outputs(self) -> u32 {
+        let rows = match self.kind {
+            GroupedKind::One | GroupedKind::Eight | GroupedKind::Any => ROWS,
+            GroupedKind::Tiles => GROUPED_TILE,
+        };
+        match self.half {
+            Half::GateUp => rows / 2,
+            Half::Down => rows,
+        }
+    }
+
+    fn shader(self, tier: Tier) -> Shader {
+        let gated = self.half == Half::GateUp;
+        let list = u32::from(self.kind == GroupedKind::Tiles);
+        let flags = format!(
+            "const GATED: bool = {gated};\nconst LIST: u32 = {list}u;\nconst OUTPUTS: u32 = {}u;\n",
+            self.outputs()
+        );
+        let mut own = vec![GROUPED_STORE];
+        let mut constants = match self.kind {
+            GroupedKind::Any => matmul_text::constants((self.weight, None), false, tier),
+            _ => matmul_text::constants((self.weight, Some(Float::BF16)), true, tier),
+        };
+        if gated {
+            own.extend([FUNCTIONS_TEXT, OPERATION, GROUPED_ACTIVATION]);
+            constants.extend(activation_constants(Float::BF16, false));
+        } else {
+            own.push(GROUPED_PLAIN);
+        }
+        let gemv = |tokens| {
+            let text = matmul_text::usual_gemv(tokens, only_present);
+            matmul_text::gemv_own(ROWS, tier, &[&text])
+        };
+        let (entry, text) = match self.kind {
+            GroupedKind::One => ("grouped_gemv", gemv(GemvTokens::One)),
+            GroupedKind::Eight => ("grouped_gemv", gemv(GemvTokens::Eight)),
+            GroupedKind::Any => (
+                "grouped_any",
+                matmul_text::gemv_own(ROWS, tier, &[GEMV_ANY]),
+            ),
+            GroupedKind::Tiles => (
+                "grouped_tiles",
+                matmul_text::tile_constants(tier, TILES) + &[OPERANDS, TILED].concat(),
+            ),
+        };
+        own.push(match self.kind {
+            GroupedKind::One | GroupedKind::Eight => GROUPED_GEMV,
+            GroupedKind::Any => GROUPED_ANY,
+            GroupedKind::Tiles => GROUPED_TILES,
+        });
+        let shared = [NUMERIC, ELEMENT, OP, GROUPED_CALL].concat();
+        let source = flags + &shared + &text + &own.concat();
+        let source = match self.kind {
+            GroupedKind::Tiles => source,
+            _ => matmul_text::told_of_lanes(source, tier),
+        };
+        Shader {
+            source,
+            entry,
+            constants,
+            checked: false,
+        }
+    }
+}
+
+/// The text of a GEMV that leaves out rows which an item does not have.
+fn only_present(gemv: &str) -> String {
+    let line = |line: &str| match line.contains("grown.s#t +=") {
+        true => format!("if #tu < item.count {{ {line} }}\n"),
+        false => format!("{line}\n"),
+    };
+    gemv.lines().map(line).collect()
+}
+
+impl MoeKernel {
+    /// All of them, by [`Self::index`] where they are not grouped matmuls.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let others = [
+            Self::Choose,
+            Self::Sort,
+            Self::Schedule,
+            Self::Requantize { in_place: false },
+            Self::Requantize { in_place: true },
+            Self::Sum,
+        ];
+        others
+            .into_iter()
+            .chain(GroupedKernel::all().map(Self::Grouped))
+    }
+
+    /// Its place among [`Self::PLACES`].
+    pub(super) const fn index(self) -> usize {
+        match self {
+            Self::Choose => 0,
+            Self::Sort => 1,
+            Self::Schedule => 2,
+            Self::Requantize { in_place: false } => 3,
+            Self::Requantize { in_place: true } => 4,
+            Self::Sum => 5,
+            Self::Grouped(kernel) => 6 + kernel.index(),
+        }
+    }
+
+    pub(super) const PLACES: usize = 6 + GroupedKernel::PLACES;
+
+    pub(super) fn shader(self, tier: Tier) -> Shader {
+        let (entry, own) = match self {
+            Self::Grouped(kernel) => return kernel.shader(tier),
+            Self::Choose => ("choose_experts", [NUMERIC, ELEMENT, OP, CHOOSE].concat()),
+            Self::Sort => ("sort_routes", SORT.to_owned()),
+            Self::Schedule => ("schedule_rows", SCHEDULE.to_owned()),
+            Self::Requantize { in_place } => {
+                let from = if in_place {
+                    REQUANTIZE_IN_PLACE
+                } else {
+                    REQUANTIZE_FROM
+                };
+                let shared = [NUMERIC, ELEMENT, OP, QUANT, SCALES];
+                ("requantize", shared.concat() + REQUANTIZE + from)
+            }
+            Self::Sum => ("sum_routes", [NUMERIC, ELEMENT, OP, SUM].concat()),
+        };
+        Shader {
+            source: WORKGROUP_TEXT.to_owned() + &own,
+            entry,
+            constants: Vec::new(),
+            checked: true,
+        }
+    }
+}
+
+impl fmt::Display for MoeKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Choose => f.write_str("choose_experts"),
+            Self::Sort => f.write_str("sort_routes"),
+            Self::Schedule => f.write_str("schedule_rows"),
+            Self::Requantize { in_place: false } => f.write_str("requantize"),
+            Self::Requantize { in_place: true } => f.write_str("requantize(in place)"),
+            Self::Sum => f.write_str("sum_routes"),
+            Self::Grouped(kernel) => write!(f, "{kernel}"),
+        }
+    }
+}
+
+impl fmt::Display for GroupedKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { half, weight, kind } = self;
+        let and = match half {
+            Half::GateUp => " and activation",
+            Half::Down => "",
+        };
+        let rows = kind.height();
+        match kind {
+            GroupedKind::One | GroupedKind::Eight => {
+                write!(f, "grouped_gemv(bf16 by {weight}{and}, {rows} rows)")
+            }
+            GroupedKind::Any => write!(f, "grouped_any(by {weight}{and}, {rows} rows)"),
+            GroupedKind::Tiles => {
+                write!(f, "grouped_tiles({rows} x {rows}, bf16 by {weight}{and})")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_has_a_place_of_its_own() {
+        let mut places: Vec<_> = MoeKernel::all().map(MoeKernel::index).collect();
+        let count = places.len();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!((places.len(), count), (34, 34));
+        assert!(places.iter().all(|&place| place < MoeKernel::PLACES));
+    }
+
+    #[test]
+    fn every_term_of_a_row_that_may_be_missing_is_asked_for() {
+        let text = only_present(include_str!("../shaders/gemv.wgsl"));
+        let terms = text.matches("grown.s#t +=").count();
+        assert_eq!((terms, text.matches("#tu < item.count").count()), (4, 4));
+    }
+}
