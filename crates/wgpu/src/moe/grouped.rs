@@ -51,6 +51,7 @@ const fn in_scratch(view: View<'_>, rows: usize, cols: usize) -> Matrix<'_> {
 /// Items in the memory that calls share, and where their lists begin.
 struct Items {
     memory: wgpu::Buffer,
+    bytes: u64,
     few: u32,
     tiles: u32,
 }
@@ -90,6 +91,7 @@ fn record_items(
     dispatch(pass, pipeline, &group, &call, [1, 1, 1]);
     Ok(Items {
         memory,
+        bytes,
         few: call.few_items,
         tiles: call.tile_items,
     })
@@ -240,7 +242,7 @@ impl GroupedHalf<'_> {
             x.binding(),
             chunk.data.raw().as_entire_buffer_binding(),
             scales.raw().as_entire_buffer_binding(),
-            items.memory.as_entire_buffer_binding(),
+            Window::first(&items.memory, items.bytes).binding(),
             self.routes.sorted.raw().as_entire_buffer_binding(),
             self.routes.weights.raw().as_entire_buffer_binding(),
             y.binding(),

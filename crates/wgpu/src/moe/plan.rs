@@ -125,10 +125,7 @@ pub(super) fn columns_at_a_time(facts: &Facts, rows: usize, cols: usize) -> usiz
 /// The bytes of scratch memory that a call takes.
 pub(crate) fn scratch(facts: &Facts, request: &Request, shape: &Shape) -> Option<usize> {
     let Shape { rows, cols, depth } = *shape;
-    let bytes = |rows: usize, cols: usize, size: usize| {
-        let all = rows.saturating_mul(cols).saturating_mul(size);
-        all.checked_next_multiple_of(16).unwrap_or(usize::MAX)
-    };
+    let bytes = |rows: usize, cols: usize, size| rows.saturating_mul(cols).saturating_mul(size);
     match request {
         Request::Route { .. } => Some(bytes(rows, cols, 4)),
         // x as it is multiplied.
