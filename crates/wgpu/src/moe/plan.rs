@@ -78,8 +78,11 @@ impl GroupedPlan {
 
     /// Items that experts with few rows can have.
     pub(super) fn few_items(&self, experts: usize) -> usize {
-        let of_expert = self.most_few.div_ceil(self.few.height() as usize);
-        self.rows.min(experts.saturating_mul(of_expert))
+        let height = self.few.height() as usize;
+        let of_expert = self.most_few.div_ceil(height);
+        // Each expert has one that is not full.
+        let full = self.rows / height + experts;
+        self.rows.min(experts.saturating_mul(of_expert)).min(full)
     }
 
     /// Items that experts with more rows can have.
@@ -205,5 +208,130 @@ impl Stack {
             && kernel.kind.takes(kernel.weight)
             && self.form.cols.is_multiple_of(self.form.format.per_vector())
             && self.form.scale_shift().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swiglu_core::{GatedActivation, Routing, Selection, WeightFormat};
+
+    /// V4-Flash's layer in some format on T tokens.
+    fn shown(facts: &Facts, weight: WeightFormat, x: Float, tokens: usize) -> [String; 2] {
+        let routing = Routing::new(256, 6, 1.5, true, Selection::Score).unwrap();
+        let first = Request::GroupedGatedMatmul {
+            op: GatedActivation::deepseek_v4(),
+            quant: None,
+            routing,
+            x,
+            weight,
+        };
+        let second = Request::GroupedMatmulSum {
+            quant: None,
+            routing,
+            weight,
+            y: Float::BF16,
+        };
+        let shape = |cols, depth| Shape {
+            rows: tokens,
+            cols,
+            depth,
+        };
+        [
+            plan(facts, &first, &shape(4096, 4096)).unwrap(),
+            plan(facts, &second, &shape(4096, 2048)).unwrap(),
+        ]
+    }
+
+    #[test]
+    fn few_rows_go_to_gemvs_and_many_to_tiles_too() {
+        let (fp4, bf16) = (WeightFormat::Fp4, Float::BF16);
+        let tiles = "beyond 32 rows of an expert grouped_tiles(64 x 64)";
+        let one = "grouped_gemv(1 rows)";
+        let eight = format!("grouped_gemv(8 rows), {tiles}");
+        for (facts, weight, x, tokens, expected) in [
+            (
+                Facts::GPU,
+                fp4,
+                bf16,
+                1,
+                [
+                    format!("{one} and activation, experts in 2 buffers"),
+                    format!("{one}; sum_routes"),
+                ],
+            ),
+            (
+                Facts::GPU,
+                WeightFormat::DEEPSEEK_V4,
+                bf16,
+                64,
+                [
+                    format!("{eight} and activation, experts in 3 buffers"),
+                    format!("{eight}; sum_routes, experts in 2 buffers"),
+                ],
+            ),
+            (
+                Facts::GPU,
+                fp4,
+                Float::F32,
+                8192,
+                [
+                    "grouped_any(4 rows) and activation, experts in 2 buffers".to_owned(),
+                    format!("4 x ({eight}; sum_routes)"),
+                ],
+            ),
+        ] {
+            assert_eq!(
+                shown(&facts, weight, x, tokens),
+                expected,
+                "{weight} {tokens}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_rows_make_more_items_than_there_is_room_for() {
+        let mut state = 1_u32;
+        let mut below = |bound: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as usize % bound
+        };
+        let software = Facts {
+            software: true,
+            ..Facts::GPU
+        };
+        for case in 0..2000 {
+            let experts = 1 + below(40);
+            let most = [2, 9, 40, 200][case % 4];
+            let rows: Vec<usize> = (0..experts).map(|_| below(most)).collect();
+            let count: usize = rows.iter().sum();
+            for (facts, usual) in [(Facts::GPU, true), (software, true), (Facts::GPU, false)] {
+                for tokens in [1, 50] {
+                    let operands = GroupedOperands {
+                        tokens,
+                        rows: count,
+                        usual,
+                    };
+                    let plan = GroupedPlan::new(&facts, &operands);
+                    let height = plan.few.height() as usize;
+                    let (few, many): (Vec<usize>, Vec<usize>) =
+                        rows.iter().partition(|&&rows| rows <= plan.most_few);
+                    let items = few.iter().map(|rows| rows.div_ceil(height)).sum::<usize>();
+                    assert!(items <= plan.few_items(experts), "{rows:?} {operands:?}");
+                    let tile = GROUPED_TILE as usize;
+                    let items = many.iter().map(|rows| rows.div_ceil(tile)).sum::<usize>();
+                    assert!(items <= plan.tile_items(experts), "{rows:?} {operands:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn outputs_are_made_as_many_columns_at_a_time_as_fit() {
+        let least = Facts::LEAST;
+        assert_eq!(columns_at_a_time(&least, 6, 7168), 7168);
+        assert_eq!(columns_at_a_time(&least, 6 * 4096, 7168), 2688);
+        assert_eq!(columns_at_a_time(&least, 1 << 20, 7168), 64);
+        assert_eq!(columns_at_a_time(&least, 6, 50), 50);
     }
 }

@@ -9,8 +9,8 @@
 //!    gives one result.
 
 use swiglu_core::{
-    ActAndMul, Backend, E4M3, E8M0, Element, Float, GatedActivation, HostWeight, Matmul, Request,
-    RowLayout, ScaleFormat, Tensor, TensorMut, WeightFormat, bf16, f16, reference,
+    ActAndMul, Backend, E2M1, E4M3, E8M0, Element, Float, GatedActivation, HostWeight, Matmul,
+    Request, RowLayout, ScaleFormat, Tensor, TensorMut, WeightFormat, bf16, f16, reference,
 };
 
 use super::matmul::{FEW_USUAL, GemvTokens};
@@ -72,6 +72,7 @@ pub(crate) fn run<B: Matmul + ActAndMul>(backend: &B) -> Result<()> {
     integers::<_, f16>(backend)?;
     integers::<_, bf16>(backend)?;
     fp8(backend)?;
+    fp4(backend)?;
     relu::<_, f32>(backend)?;
     relu::<_, f16>(backend)?;
     relu::<_, bf16>(backend)
@@ -380,4 +381,34 @@ fn fp8_by<B: Matmul, T: Element>(backend: &B, format: WeightFormat) -> Result<()
     let got = multiplied(backend, (&x.0, x.1), &loaded, codes.len())?;
     let wanted: Vec<f32> = codes.iter().map(|code| E4M3(*code).to_f32()).collect();
     expect("the decoding of e4m3", &got, &wanted)
+}
+
+/// Every code of E2M1, at an even column and at an odd one, comes out as its value.
+fn fp4<B: Matmul>(backend: &B) -> Result<()> {
+    const CODES: usize = 16;
+    const COLS: usize = WeightFormat::FP4_GROUP;
+    if !multiplies(backend, Float::BF16, WeightFormat::Fp4) {
+        return Ok(());
+    }
+    // A row for each code in the lower half of a byte, and one in the upper half; all other codes are 0.
+    let mut weight = vec![0; 2 * CODES * COLS / 2];
+    for (row, bytes) in weight.chunks_exact_mut(COLS / 2).enumerate() {
+        bytes[row % (COLS / 2)] = ((row % CODES) << (4 * (row / CODES))) as u8;
+    }
+    let ones = vec![E8M0::ONE.0; 2 * CODES];
+    let shape = [2 * CODES, COLS];
+    let host = HostWeight::new(shape, WeightFormat::Fp4, &weight, &ones)?;
+    let loaded = backend.load_weight(&[host])?;
+    let wanted: Vec<f32> = (0..2 * CODES)
+        .map(|row| E2M1((row % CODES) as u8).to_f32())
+        .collect();
+    for tokens in [1, FEW_USUAL + 1] {
+        let x = vec![bf16::ONE; tokens * COLS];
+        let layout = RowLayout::contiguous(tokens, COLS);
+        let got = multiplied(backend, (&x, layout), &loaded, shape[0])?;
+        for row in got.chunks_exact(shape[0]) {
+            expect("the decoding of e2m1", row, &wanted)?;
+        }
+    }
+    Ok(())
 }
