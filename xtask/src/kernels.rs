@@ -53,7 +53,7 @@ const PACKAGES: [&str; 4] = [
 const NVRTC: &str = include_str!("nvrtc.py");
 
 /// The folder of each source in `crates/cuda/kernels`, and its name.
-const SOURCES: [(&str, &str); 8] = [
+const SOURCES: [(&str, &str); 12] = [
     ("activation", "activation"),
     ("quant", "act_quant"),
     ("matmul", "matmul"),
@@ -62,6 +62,10 @@ const SOURCES: [(&str, &str); 8] = [
     ("matmul", "decode"),
     ("quant", "quantize"),
     ("ranks", "round"),
+    ("moe", "route"),
+    ("moe", "experts"),
+    ("moe", "experts_tiles"),
+    ("moe", "rows"),
 ];
 
 /// The list that is written before the sources are compiled.

@@ -47,6 +47,13 @@ __device__ __forceinline__ const float* scales_of(const MatmulParams& p, uint32_
     return p.scales + (uint64_t)p.scale_rows[n] * p.scale_columns;
 }
 
+// 16 bytes into shared memory, of which those from `bytes` on are zeros.
+__device__ __forceinline__ void copy16(void* to, const void* from, uint32_t bytes) {
+    const uint32_t shared = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+        :: "r"(shared), "l"(from), "r"(bytes) : "memory");
+}
+
 // Of the blocks whose warps share k.
 constexpr uint32_t WARPS = 8;
 

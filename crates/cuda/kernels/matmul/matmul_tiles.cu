@@ -16,13 +16,6 @@ template <typename X, typename W> __device__ constexpr uint32_t stages() {
     return most < 8 ? most : 8;
 }
 
-// 16 bytes into shared memory, of which those from `bytes` on are zeros.
-__device__ __forceinline__ void copy16(void* to, const void* from, uint32_t bytes) {
-    const uint32_t shared = (uint32_t)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-        :: "r"(shared), "l"(from), "r"(bytes) : "memory");
-}
-
 // A stage of TILE rows, of which the last one stands in for those beyond it. A row's pieces of 16 bytes
 // lie side by side: eight threads that read two rows meet every bank once.
 template <typename T>
