@@ -2,21 +2,25 @@
 
 use cudarc::driver::{result, sys};
 use swiglu_core::{
-    Accuracy, ActAndMul, Backend, Error as CoreError, Float, GateUp, GatedActivation,
-    GroupedMatmul, HostWeight, Matmul, QuantOptions, Quantization, Quantize, Quantized,
-    QuantizedMut, Request, Router, Shape, Support, Tensor, TensorMut, check,
+    Accuracy, ActAndMul, Backend, Error as CoreError, Float, GateUp, GatedActivation, HostWeight,
+    Matmul, Quantization, Quantized, Request, Routing, Shape, Support, Tensor, TensorMut,
+    WeightFormat, check,
 };
 
 use crate::{
-    activation::{Batches, RawActCall, RawGateUp},
+    activation::{RawActCall, RawGateUp},
     buffer::CudaBuffer,
     error::{Doing, Error, PLATFORM},
     matmul::Route,
+    moe::{MOST_EXPERTS, Moe},
     open::CudaBackend,
-    quant::{RawQuantCall, RawQuantized},
+    quant::RawQuantized,
     view::{DeviceView, DeviceViewMut, RawMatrix},
     weight::{self, CudaWeight, LoadOptions, to_device},
 };
+
+mod moe;
+mod quantize;
 
 fn fits(what: &'static str, room: usize, data: usize) -> swiglu_core::Result<()> {
     if data <= room {
@@ -24,6 +28,14 @@ fn fits(what: &'static str, room: usize, data: usize) -> swiglu_core::Result<()>
     }
     let expected = format!("at most the {what}'s {room} bytes");
     Err(CoreError::argument("data", expected, data))
+}
+
+/// Whether experts of this format run, so many of them.
+fn experts_support(format: WeightFormat, routing: &Routing) -> Support {
+    if routing.experts() > MOST_EXPERTS {
+        return Support::No(format!("more than {MOST_EXPERTS} experts"));
+    }
+    weight::expert_support(format)
 }
 
 const fn matrix(tensor: &Tensor<'_, CudaBackend>) -> RawMatrix {
@@ -143,12 +155,16 @@ impl Backend for CudaBackend {
                     Support::Emulated("codes are widened before the matmul".to_owned())
                 })
             }
-            Request::Route { weight, .. } | Request::GroupedMatmulSum { weight, .. } => {
-                weight::expert_by_expert(*weight)
-            }
-            Request::GroupedGatedMatmul { op, weight, .. } => {
-                weight::expert_by_expert(*weight).and(self.activations.supports(op))
-            }
+            Request::Route { weight, .. } => weight::support(*weight),
+            Request::GroupedMatmulSum {
+                weight, routing, ..
+            } => experts_support(*weight, routing),
+            Request::GroupedGatedMatmul {
+                op,
+                weight,
+                routing,
+                ..
+            } => experts_support(*weight, routing).and(self.activations.supports(op)),
             _ => Support::No("a request that is not known to this backend".to_owned()),
         }
     }
@@ -176,8 +192,21 @@ impl Backend for CudaBackend {
                 let act = self.activations.describe(op, *act, &half, self.options)?;
                 Some(format!("{matmul}; {act}"))
             }
+            Request::Route { .. }
+            | Request::GroupedGatedMatmul { .. }
+            | Request::GroupedMatmulSum { .. } => Moe::plan(request, shape, self.matmuls.facts()),
             // Those that are not known here have none.
             _ => self.matmuls.plan(request, shape),
+        }
+    }
+
+    fn scratch(&self, request: &Request, shape: &Shape) -> usize {
+        match request {
+            // Codes, widened.
+            Request::QuantizedMatmul { .. } => {
+                shape.rows.saturating_mul(shape.depth).saturating_mul(2)
+            }
+            _ => Moe::scratch(request, shape),
         }
     }
 
@@ -281,74 +310,6 @@ impl ActAndMul for CudaBackend {
         Ok(())
     }
 }
-
-impl Quantize for CudaBackend {
-    fn act_and_mul_quant(
-        &self,
-        op: &GatedActivation,
-        quant: &Quantization,
-        input: GateUp<'_, Self>,
-        output: QuantizedMut<'_, Self>,
-        extra: QuantOptions<'_, Self>,
-    ) -> swiglu_core::Result<()> {
-        check::act_quant(op, quant, &input, &output, &extra)?;
-        let call = RawQuantCall {
-            input: gate_up(&input),
-            output: quantized(&output.as_quantized()),
-            route: extra.route.map(|route| route.address()),
-            batches: extra.batch.map(|batch| Batches {
-                rows: batch.rows,
-                counts: batch.counts.address(),
-            }),
-            hits: extra.hits.map(|hits| hits.address()),
-        };
-        let (stream, options) = (self.stream.cu_stream(), self.options);
-        // SAFETY: as `act_and_mul`.
-        unsafe {
-            self.quantizers
-                .enqueue_fused(stream, op, quant, &call, options)
-        }?;
-        Ok(())
-    }
-
-    fn quantize(
-        &self,
-        quant: &Quantization,
-        input: Tensor<'_, Self>,
-        output: QuantizedMut<'_, Self>,
-    ) -> swiglu_core::Result<()> {
-        check::quantize(quant, &input, &output)?;
-        let (stream, options) = (self.stream.cu_stream(), self.options);
-        let (input, output) = (matrix(&input), quantized(&output.as_quantized()));
-        // SAFETY: as `act_and_mul`.
-        unsafe {
-            self.quantizers
-                .enqueue_quantize(stream, quant, &input, &output, options)
-        }?;
-        Ok(())
-    }
-
-    fn dequantize(
-        &self,
-        quant: &Quantization,
-        input: Quantized<'_, Self>,
-        output: TensorMut<'_, Self>,
-    ) -> swiglu_core::Result<()> {
-        check::dequantize(quant, &input, &output)?;
-        let (stream, options) = (self.stream.cu_stream(), self.options);
-        let (input, output) = (quantized(&input), matrix(&output.as_tensor()));
-        // SAFETY: as `act_and_mul`.
-        unsafe {
-            self.quantizers
-                .enqueue_dequantize(stream, quant, &input, &output, options)
-        }?;
-        Ok(())
-    }
-}
-
-impl Router for CudaBackend {}
-
-impl GroupedMatmul for CudaBackend {}
 
 impl Matmul for CudaBackend {
     type Weight = CudaWeight;

@@ -46,6 +46,7 @@ mod error;
 mod launch;
 mod loader;
 mod matmul;
+mod moe;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod open;

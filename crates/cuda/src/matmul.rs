@@ -12,4 +12,6 @@ mod scratch;
 mod step;
 
 pub(crate) use call::Matmuls;
+pub(crate) use parameters::y_type;
+pub(crate) use plan::MatmulFacts;
 pub use plan::Route;

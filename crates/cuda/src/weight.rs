@@ -1,7 +1,7 @@
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use cudarc::driver::{CudaStream, result};
-use swiglu_core::{Error as CoreError, Float, HostWeight, Support, WeightFormat};
+use swiglu_core::{Error as CoreError, Float, HostWeight, Support, WeightFormat, bf16};
 
 use crate::{
     buffer::CudaBuffer,
@@ -10,8 +10,12 @@ use crate::{
 };
 
 pub(crate) mod packing;
+pub(crate) mod stack;
 
-/// How a weight's elements lie on the device. Its scales are f32s there, whatever they were.
+use stack::ExpertStack;
+
+/// How the elements of a weight that is multiplied by itself lie on the device. Its scales are f32s there, whatever
+/// they were; FP4 becomes bf16 when it is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum WeightType {
     F32,
@@ -39,6 +43,7 @@ impl WeightType {
         match format {
             WeightFormat::Float(float) => Ok(Self::of(float)),
             WeightFormat::Fp8 { .. } => Ok(Self::E4m3),
+            WeightFormat::Fp4 => Ok(Self::Bf16),
             other => Err(CoreError::unsupported(PLATFORM, other, NO_KERNEL).into()),
         }
     }
@@ -68,13 +73,17 @@ const NO_KERNEL: &str = "no kernel multiplies by this format";
 /// Whether a weight of this format runs.
 pub(crate) fn support(format: WeightFormat) -> Support {
     match WeightType::from_format(format) {
+        Ok(_) if format == WeightFormat::Fp4 => {
+            Support::Emulated("decoded to bf16 when it is loaded".to_owned())
+        }
         Ok(_) => Support::Native,
         Err(_) => Support::No(NO_KERNEL.to_owned()),
     }
 }
 
 /// A weight on the device, its parts one below the other: as it was stored, or in the order in which
-/// kernels for few tokens stream it. There is one copy of it.
+/// kernels for few tokens stream it. There is one copy of it. Those of routed experts are one, which only grouped
+/// matmuls read.
 #[derive(Debug)]
 pub struct CudaWeight {
     pub(crate) rows: usize,
@@ -84,6 +93,8 @@ pub struct CudaWeight {
     /// How `data` is packed; none where rows follow one another.
     pub(crate) packing: Option<Packing>,
     pub(crate) scales: Option<WeightScales>,
+    /// How experts lie in it, each of `rows` rows; none of a weight by itself.
+    pub(crate) stack: Option<ExpertStack>,
 }
 
 /// How weights are brought to the device.
@@ -117,10 +128,27 @@ fn keeps_codes_exact(scale: f32) -> bool {
     bits & 0x807f_ffff == 0 && (1e-36..1e35).contains(&scale)
 }
 
-/// How a layer of routed experts stored so runs.
-pub(crate) fn expert_by_expert(format: WeightFormat) -> Support {
-    let how = "expert by expert, what lies between the matmuls on the host";
-    Support::Emulated(how.to_owned()).and(support(format))
+/// Whether routed experts of this format run.
+pub(crate) fn expert_support(format: WeightFormat) -> Support {
+    match stack::ExpertFormat::from_format(format) {
+        Ok(_) => Support::Native,
+        Err(_) => Support::No(NO_KERNEL.to_owned()),
+    }
+}
+
+/// FP4 as bf16, which holds every code times its scale; others as they are.
+fn decoded<'a>(part: &HostWeight<'a>) -> Result<HostWeight<'a>> {
+    if part.format() != WeightFormat::Fp4 {
+        return Ok(part.clone());
+    }
+    let (rows, cols) = (part.rows(), part.cols());
+    let (mut data, mut line) = (Vec::with_capacity(2 * rows * cols), vec![0.0; cols]);
+    for row in 0..rows {
+        part.decode_row(row, &mut line);
+        data.extend(line.iter().flat_map(|&w| bf16::from_f64(w).to_le_bytes()));
+    }
+    let format = WeightFormat::Float(Float::BF16);
+    Ok(HostWeight::owned([rows, cols], format, data, Vec::new())?)
 }
 
 /// Copies `data` to the buffer, `at` bytes from its start, and waits until it is there.
@@ -159,6 +187,17 @@ impl CudaWeight {
         options: LoadOptions,
     ) -> Result<Self> {
         HostWeight::check_parts(parts)?;
+        let is_fp4 = parts[0].format() == WeightFormat::Fp4;
+        let parts: Cow<'_, [HostWeight<'_>]> = if is_fp4 {
+            parts
+                .iter()
+                .map(decoded)
+                .collect::<Result<Vec<_>>>()?
+                .into()
+        } else {
+            parts.into()
+        };
+        let parts = &*parts;
         let rows = parts.iter().map(HostWeight::rows).sum::<usize>();
         let (cols, format) = (parts[0].cols(), parts[0].format());
         let elements = WeightType::from_format(format)?;
@@ -194,10 +233,15 @@ impl CudaWeight {
             data,
             packing,
             scales,
+            stack: None,
         })
     }
 
+    /// The bytes that a matmul reads: of experts those of one.
     pub(crate) fn bytes(&self) -> usize {
+        if let Some(stack) = &self.stack {
+            return stack.expert_bytes();
+        }
         // A packed weight has its scales among its codes.
         if self.packing.is_some() {
             return self.data.len();
@@ -238,19 +282,28 @@ fn with_nan_rows(
     }
 }
 
+/// The scales of the parts' blocks, one below the other, and the row of scales of each row of the weight.
+fn scales_of_parts(parts: &[HostWeight<'_>]) -> (Vec<f32>, Vec<u32>) {
+    let (mut values, mut rows) = (Vec::new(), Vec::new());
+    for part in parts {
+        let Some((_, block)) = part.format().scaling() else {
+            continue;
+        };
+        let first = values.len() / part.cols().div_ceil(block[1]);
+        rows.extend((0..part.rows()).map(|r| (first + r / block[0]) as u32));
+        let scale = |row: usize| {
+            let columns = (0..part.cols()).step_by(block[1]);
+            columns.map(move |column| part.scale(row, column))
+        };
+        values.extend((0..part.rows()).step_by(block[0]).flat_map(scale));
+    }
+    (values, rows)
+}
+
 impl WeightScales {
     fn load(stream: &Arc<CudaStream>, parts: &[HostWeight<'_>], block: [usize; 2]) -> Result<Self> {
         let columns = parts[0].cols().div_ceil(block[1]);
-        let (mut values, mut rows) = (Vec::<f32>::new(), Vec::<u32>::new());
-        for part in parts {
-            let first = values.len() / columns;
-            rows.extend((0..part.rows()).map(|r| (first + r / block[0]) as u32));
-            let scale = |row: usize| {
-                let columns = (0..part.cols()).step_by(block[1]);
-                columns.map(move |column| part.scale(row, column))
-            };
-            values.extend((0..part.rows()).step_by(block[0]).flat_map(scale));
-        }
+        let (mut values, mut rows) = scales_of_parts(parts);
         let exact_in_bf16 = values.iter().all(|&s| keeps_codes_exact(s));
         let (last, others) = (parts.len() - 1, |p: &HostWeight<'_>| {
             p.rows().is_multiple_of(128)
@@ -278,9 +331,10 @@ mod tests {
     use swiglu_core::ScaleFormat;
 
     #[test]
-    fn every_format_of_the_samples_but_fp4_has_a_type_of_its_size() {
+    fn every_format_of_the_samples_has_a_type_of_its_size_and_fp4_is_bf16() {
         let fp4 = WeightFormat::Fp4;
-        assert!(WeightType::from_format(fp4).is_err() && !support(fp4).runs());
+        assert_eq!(WeightType::from_format(fp4).unwrap(), WeightType::Bf16);
+        assert!(matches!(support(fp4), Support::Emulated(_)));
         for format in WeightFormat::SAMPLES.into_iter().filter(|f| *f != fp4) {
             let elements = WeightType::from_format(format).unwrap();
             assert_eq!(8 * elements.size(), format.bits(), "{format}");
@@ -291,6 +345,17 @@ mod tests {
             block: [3, 5],
         };
         assert_eq!(WeightType::from_format(fp8).unwrap(), WeightType::E4m3);
+    }
+
+    #[test]
+    fn fp4_is_decoded_to_bf16_without_loss() {
+        let codes: Vec<u8> = (0..2 * 16).map(|i| 17 * (i % 16)).collect();
+        let scales = [0, 252];
+        let weight = HostWeight::new([2, 32], WeightFormat::Fp4, &codes, &scales).unwrap();
+        let bf16 = decoded(&weight).unwrap();
+        for (row, col) in (0..2).flat_map(|r| (0..32).map(move |c| (r, c))) {
+            assert_eq!(bf16.get(row, col), weight.get(row, col), "[{row}, {col}]");
+        }
     }
 
     #[test]

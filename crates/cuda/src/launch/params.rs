@@ -167,6 +167,108 @@ pub(crate) struct DecodeParams {
     pub(crate) scalars: Scalars,
 }
 
+/// `ExpertsParams` of `moe/experts.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct ExpertsParams {
+    pub(crate) x: u64,
+    pub(crate) w: u64,
+    pub(crate) scales: u64,
+    pub(crate) scale_rows: u64,
+    pub(crate) y: u64,
+    pub(crate) offsets: u64,
+    pub(crate) sorted: u64,
+    pub(crate) weights: u64,
+    pub(crate) x_stride: u64,
+    pub(crate) y_stride: u64,
+    pub(crate) w_stride: u64,
+    pub(crate) scale_stride: u64,
+    pub(crate) scale_row_stride: u64,
+    pub(crate) outputs: u32,
+    pub(crate) k: u32,
+    pub(crate) first: u32,
+    pub(crate) experts: u32,
+    pub(crate) top_k: u32,
+    pub(crate) scale_columns: u32,
+    pub(crate) by_block: Divisor,
+    pub(crate) pieces: u32,
+    pub(crate) by_pieces: Divisor,
+    pub(crate) format: u32,
+    pub(crate) x_type: u32,
+    pub(crate) form: u32,
+    pub(crate) scalars: Scalars,
+}
+
+/// `WidenParams` of `moe/rows.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct WidenParams {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) offsets: u64,
+    pub(crate) from_stride: u64,
+    pub(crate) to_stride: u64,
+    pub(crate) rows: u32,
+    pub(crate) columns: u32,
+    pub(crate) groups: u32,
+    pub(crate) by_groups: Divisor,
+    pub(crate) group: u32,
+    pub(crate) first: u32,
+    pub(crate) experts: u32,
+    pub(crate) power_of_two: u32,
+    pub(crate) from_type: u32,
+    pub(crate) floor: f32,
+}
+
+/// `SumParams` of `moe/rows.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct SumParams {
+    pub(crate) outputs: u64,
+    pub(crate) shared: u64,
+    pub(crate) y: u64,
+    pub(crate) offsets: u64,
+    pub(crate) rows: u64,
+    pub(crate) shared_stride: u64,
+    pub(crate) y_stride: u64,
+    pub(crate) tokens: u32,
+    pub(crate) columns: u32,
+    pub(crate) top_k: u32,
+    pub(crate) first: u32,
+    pub(crate) experts: u32,
+    pub(crate) shared_type: u32,
+    pub(crate) y_type: u32,
+}
+
+/// `RouteParams` of `moe/route.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct RouteParams {
+    pub(crate) x: u64,
+    pub(crate) w: u64,
+    pub(crate) logits: u64,
+    pub(crate) bias: u64,
+    pub(crate) bias_vl: u64,
+    pub(crate) table: u64,
+    pub(crate) token_ids: u64,
+    pub(crate) image: u64,
+    pub(crate) padding: u64,
+    pub(crate) ids: u64,
+    pub(crate) weights: u64,
+    pub(crate) offsets: u64,
+    pub(crate) sorted: u64,
+    pub(crate) rows: u64,
+    pub(crate) x_stride: u64,
+    pub(crate) tokens: u32,
+    pub(crate) hidden: u32,
+    pub(crate) experts: u32,
+    pub(crate) top_k: u32,
+    pub(crate) by_top_k: Divisor,
+    pub(crate) vocabulary: u32,
+    pub(crate) normalize: u32,
+    pub(crate) scale: f32,
+}
+
 #[cfg(test)]
 mod tests {
     use std::mem::offset_of;
@@ -219,6 +321,29 @@ mod tests {
         twin!("matmul/decode.cuh", DecodeParams, 96, {
             w: 0, x: 8, y: 16, x_stride: 24, y_stride: 32, packing: 40, t: 56, k: 60, y_type: 64,
             clamped: 68, eager: 72, scalars: 76,
+        });
+        twin!("moe/experts.cuh", ExpertsParams, 176, {
+            x: 0, w: 8, scales: 16, scale_rows: 24, y: 32, offsets: 40, sorted: 48, weights: 56,
+            x_stride: 64, y_stride: 72, w_stride: 80, scale_stride: 88, scale_row_stride: 96,
+            outputs: 104, k: 108, first: 112, experts: 116, top_k: 120, scale_columns: 124,
+            by_block: 128, pieces: 136, by_pieces: 140, format: 148, x_type: 152, form: 156,
+            scalars: 160,
+        });
+        twin!("moe/rows.cu", WidenParams, 88, {
+            from: 0, to: 8, offsets: 16, from_stride: 24, to_stride: 32, rows: 40, columns: 44,
+            groups: 48, by_groups: 52, group: 60, first: 64, experts: 68, power_of_two: 72,
+            from_type: 76, floor: 80,
+        });
+        twin!("moe/rows.cu", SumParams, 88, {
+            outputs: 0, shared: 8, y: 16, offsets: 24, rows: 32, shared_stride: 40, y_stride: 48,
+            tokens: 56, columns: 60, top_k: 64, first: 68, experts: 72, shared_type: 76,
+            y_type: 80,
+        });
+        twin!("moe/route.cu", RouteParams, 160, {
+            x: 0, w: 8, logits: 16, bias: 24, bias_vl: 32, table: 40, token_ids: 48, image: 56,
+            padding: 64, ids: 72, weights: 80, offsets: 88, sorted: 96, rows: 104, x_stride: 112,
+            tokens: 120, hidden: 124, experts: 128, top_k: 132, by_top_k: 136, vocabulary: 144,
+            normalize: 148, scale: 152,
         });
         #[cfg(feature = "nccl")]
         twin!("ranks/round.cu", RoundParams, 40, {

@@ -146,8 +146,12 @@ impl Matmuls {
         self.loaded.rooms.enlarge(bytes, memory)
     }
 
-    /// Checks that a weight lies in the context that the kernels were loaded into.
+    /// Checks that a weight is one by itself and lies in the context that the kernels were loaded into.
     fn check_weight(&self, weight: &CudaWeight) -> Result<()> {
+        if weight.stack.is_some() {
+            let expected = "a weight by itself";
+            return Err(CoreError::argument("weight", expected, "routed experts").into());
+        }
         if weight.data.context().cu_ctx() == self.loaded.context.cu_ctx() {
             return Ok(());
         }

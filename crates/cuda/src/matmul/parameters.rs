@@ -12,7 +12,7 @@ use crate::{
 pub(super) const THREADS: u32 = 256;
 
 /// `YType` of `matmul.cuh`.
-pub(super) const fn y_type(float: Float) -> u32 {
+pub(crate) const fn y_type(float: Float) -> u32 {
     match float {
         Float::F32 => 0,
         Float::F16 => 1,

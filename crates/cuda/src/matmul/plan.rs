@@ -145,6 +145,11 @@ impl MatmulProblem {
         facts: &MatmulFacts,
     ) -> Option<Self> {
         let (n, k) = (shape.cols, shape.depth);
+        // FP4 is decoded when it is loaded.
+        let format = match format {
+            WeightFormat::Fp4 => WeightFormat::Float(Float::BF16),
+            format => format,
+        };
         n.checked_mul(k.checked_mul(4)?)?;
         let scales = format.scaling().map(|(scales, block)| ScalesShape {
             columns: k.div_ceil(block[1].max(1)),

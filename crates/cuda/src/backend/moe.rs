@@ -1,0 +1,132 @@
+use swiglu_core::{
+    Experts, ExpertsShape, Gate, GatedActivation, GroupedMatmul, HostWeight, Quantization, Router,
+    Routes, Tensor, TensorMut, Tokens, check,
+};
+
+use super::matrix;
+use crate::{
+    buffer::CudaBuffer,
+    moe::Marks,
+    open::CudaBackend,
+    view::{DeviceView, DeviceViewMut},
+    weight::{CudaWeight, stack::not_stacked},
+};
+
+fn address(view: Option<DeviceView<'_>>) -> u64 {
+    view.map_or(0, |view| view.address())
+}
+
+impl Router for CudaBackend {
+    /// Two launches for up to 16 tokens, three for more, and nothing comes to the host.
+    fn route(
+        &self,
+        gate: &Gate<CudaWeight, CudaBuffer>,
+        x: Tensor<'_, Self>,
+        tokens: Tokens<'_, Self>,
+        scratch: DeviceViewMut<'_>,
+        routes: &mut Routes<CudaBuffer>,
+    ) -> swiglu_core::Result<()> {
+        check::route(self, gate, &x, &tokens, &scratch.as_view(), routes)?;
+        let marks = Marks {
+            token_ids: address(tokens.ids),
+            image: address(tokens.image),
+            padding: address(tokens.padding),
+        };
+        let (stream, scratch) = (self.stream.cu_stream(), scratch.address());
+        let x = matrix(&x);
+        // SAFETY: the call has been checked against the views, whose memory lives until the stream
+        // has run it; `routes` has room for as many tokens.
+        unsafe {
+            self.moe
+                .route(stream, &self.matmuls, gate, &x, &marks, scratch, routes)
+        }?;
+        Ok(())
+    }
+}
+
+impl GroupedMatmul for CudaBackend {
+    /// All experts are one weight for each half, in the formats that they are stored in.
+    fn alloc_experts(&self, shape: ExpertsShape) -> swiglu_core::Result<Experts<CudaWeight>> {
+        let (count, hidden, i) = (shape.count(), shape.hidden, shape.intermediate);
+        let stack = |parts, shape, format| {
+            CudaWeight::alloc_stack(&self.stream, count, parts, shape, format)
+        };
+        let gate_up = stack(2, [i, hidden], shape.gate_up)?;
+        let down = stack(1, [hidden, i], shape.down)?;
+        let mut experts = Experts::new(shape);
+        experts.gate_up.push(gate_up);
+        experts.down.push(down);
+        Ok(experts)
+    }
+
+    fn load_expert(
+        &self,
+        experts: &mut Experts<CudaWeight>,
+        gate: HostWeight<'_>,
+        up: HostWeight<'_>,
+        down: HostWeight<'_>,
+    ) -> swiglu_core::Result<()> {
+        let place = experts.loaded();
+        experts.count_next(&gate, &up, &down)?;
+        let (stream, stacks) = (&self.stream, (&experts.gate_up[..], &experts.down[..]));
+        let ([both], [second]) = stacks else {
+            return Err(not_stacked().into());
+        };
+        both.load_into_stack(stream, place, &[gate, up])?;
+        second.load_into_stack(stream, place, &[down])?;
+        Ok(())
+    }
+
+    fn grouped_matmul_act_and_mul(
+        &self,
+        op: &GatedActivation,
+        quant: Option<&Quantization>,
+        x: Tensor<'_, Self>,
+        experts: &Experts<CudaWeight>,
+        routes: &Routes<CudaBuffer>,
+        scratch: DeviceViewMut<'_>,
+        act: TensorMut<'_, Self>,
+    ) -> swiglu_core::Result<()> {
+        check::grouped_act_and_mul(self, op, quant, &x, experts, routes, &scratch, &act)?;
+        let (stream, scratch) = (self.stream.cu_stream(), scratch.address());
+        let (facts, x, act) = (self.matmuls.facts(), matrix(&x), matrix(&act.as_tensor()));
+        // SAFETY: as `route`.
+        unsafe {
+            self.moe
+                .gated(stream, facts, op, quant, &x, experts, routes, scratch, &act)
+        }?;
+        Ok(())
+    }
+
+    fn grouped_matmul_sum(
+        &self,
+        quant: Option<&Quantization>,
+        act: Tensor<'_, Self>,
+        experts: &Experts<CudaWeight>,
+        routes: &Routes<CudaBuffer>,
+        shared: Option<Tensor<'_, Self>>,
+        scratch: DeviceViewMut<'_>,
+        y: TensorMut<'_, Self>,
+    ) -> swiglu_core::Result<()> {
+        check::grouped_sum(
+            self,
+            quant,
+            &act,
+            experts,
+            routes,
+            shared.as_ref(),
+            &scratch,
+            &y,
+        )?;
+        let (stream, scratch) = (self.stream.cu_stream(), scratch.address());
+        let (facts, act, y) = (self.matmuls.facts(), matrix(&act), matrix(&y.as_tensor()));
+        let shared = shared.as_ref().map(matrix);
+        let shared = shared.as_ref();
+        // SAFETY: as `route`.
+        unsafe {
+            self.moe
+                .sum(stream, facts, &act, experts, routes, shared, scratch, &y)
+        }?;
+        Ok(())
+    }
+}

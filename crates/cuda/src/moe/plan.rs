@@ -1,0 +1,306 @@
+//! Which kernels a layer of routed experts runs: a pure function of its shape, its types, where x lies, and the device.
+//!
+//! ## Method
+//! 1. Logits of few tokens in bf16 have a kernel of their own; others are a matmul. Few tokens are then chosen for and
+//!    sorted by one block.
+//! 2. Experts with few rows on average: the kernels that stream weights, for tiles of 8 or 32 rows. More rows: tiles of
+//!    128 rows of a weight by 64. How many an expert really has is known to the device alone, so that each of these takes
+//!    any number, an expert's rows in several tiles.
+//! 3. Ordered sums, other types, and what is not in whole 16-byte vectors: the kernel of any rows.
+//! 4. A launch has the blocks that the device holds at once, or as many as there can be work for.
+
+use std::fmt;
+
+use swiglu_core::{Accumulation, Float};
+
+use crate::{
+    matmul::MatmulFacts,
+    weight::{WeightType, stack::ExpertFormat},
+};
+
+/// Experts that are here, at most: each block keeps a word for each.
+pub(crate) const MOST_EXPERTS: usize = 4096;
+
+/// Tokens whose logits are read off a weight for eight at a time.
+const FEW_TOKENS: usize = 64;
+
+/// Tokens of `TOKENS` in route.cu.
+const LOGITS_TOKENS: usize = 8;
+
+/// Tokens that one block chooses for and sorts.
+const TOGETHER: usize = 16;
+
+/// Threads of a block of each kernel of experts.
+pub(super) const THREADS: u32 = 256;
+
+/// How logits are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Logits {
+    /// `route_logits`, of so many blocks.
+    Own([u32; 2]),
+    /// A matmul to f32.
+    Matmul,
+}
+
+/// What the plan of a router depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RouteProblem {
+    pub(super) tokens: usize,
+    pub(super) hidden: usize,
+    pub(super) experts: usize,
+    pub(super) x: Float,
+    pub(super) gate: WeightType,
+    /// Whether rows of x begin at multiples of 16 bytes, and the gate's follow one another.
+    pub(super) in_vectors: bool,
+}
+
+/// How tokens choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RoutePlan {
+    pub(super) logits: Logits,
+    /// Whether one block chooses and sorts; else blocks of `route_choose` and of `route_sort`.
+    pub(super) apart: Option<[u32; 2]>,
+}
+
+impl RoutePlan {
+    pub(super) fn new(problem: &RouteProblem, facts: &MatmulFacts) -> Self {
+        let RouteProblem {
+            tokens, experts, ..
+        } = *problem;
+        let bf16 = problem.x == Float::BF16 && problem.gate == WeightType::Bf16;
+        let vectors = problem.in_vectors && problem.hidden.is_multiple_of(8);
+        let any_order = facts.accumulation != Accumulation::Ordered;
+        let own = bf16 && vectors && any_order && tokens <= FEW_TOKENS;
+        // A warp takes a token, or an expert, of which there is one more for none.
+        let warps = |count: usize| count.div_ceil(4) as u32;
+        Self {
+            logits: if own {
+                Logits::Own([experts as u32, tokens.div_ceil(LOGITS_TOKENS) as u32])
+            } else {
+                Logits::Matmul
+            },
+            apart: (tokens > TOGETHER).then(|| [warps(tokens), warps(experts + 1)]),
+        }
+    }
+}
+
+impl fmt::Display for RoutePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.logits {
+            Logits::Own([x, y]) => write!(f, "route_logits: {x} x {y} blocks")?,
+            Logits::Matmul => f.write_str("a matmul")?,
+        }
+        match self.apart {
+            None => f.write_str("; route_choose_and_sort: 1 block"),
+            Some([choose, sort]) => write!(
+                f,
+                "; route_choose: {choose} blocks; route_sort: {sort} blocks"
+            ),
+        }
+    }
+}
+
+/// A half of the experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Half {
+    /// The first, with the activation.
+    Gated,
+    /// The second.
+    Down,
+}
+
+impl Half {
+    pub(super) const ALL: [Self; 2] = [Self::Gated, Self::Down];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Gated => "gated",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// A kernel of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ExpertsKernel {
+    /// Tiles of 8 rows, weights streamed.
+    Rows8,
+    /// Of 32.
+    Rows32,
+    /// Tiles of 64 rows by 128 of the weight, through shared memory.
+    Tiles,
+    /// f32 fused multiply-adds in the order of k, of any types at any place.
+    Any,
+}
+
+impl ExpertsKernel {
+    /// Those of each of [`FORMATS`].
+    pub(super) const OF_FORMAT: [Self; 3] = [Self::Rows8, Self::Rows32, Self::Tiles];
+
+    /// The kernel's name.
+    pub(super) fn name(self, half: Half, format: ExpertFormat) -> String {
+        let (half, format) = (half.name(), format.name());
+        match self {
+            Self::Rows8 => format!("experts_{half}_8_rows_{format}"),
+            Self::Rows32 => format!("experts_{half}_32_rows_{format}"),
+            Self::Tiles => format!("experts_{half}_tiles_{format}"),
+            Self::Any => format!("experts_{half}_any"),
+        }
+    }
+
+    /// Rows of x of a tile.
+    const fn rows(self) -> usize {
+        match self {
+            Self::Rows8 | Self::Any => 8,
+            Self::Rows32 => 32,
+            Self::Tiles => 64,
+        }
+    }
+
+    /// Outputs of an item: groups are half a gate and half an up in the first half.
+    const fn outputs(self, half: Half) -> usize {
+        let gated = matches!(half, Half::Gated);
+        match self {
+            Self::Rows8 | Self::Rows32 => {
+                if gated {
+                    8
+                } else {
+                    16
+                }
+            }
+            Self::Tiles => {
+                if gated {
+                    64
+                } else {
+                    128
+                }
+            }
+            Self::Any => 32,
+        }
+    }
+
+    /// Blocks that a multiprocessor holds.
+    const fn resident(self) -> usize {
+        match self {
+            Self::Rows8 => 3,
+            Self::Rows32 | Self::Tiles => 2,
+            Self::Any => 4,
+        }
+    }
+
+    /// Bytes of dynamic shared memory of a block: a word for each expert, and of tiles `STAGES` of `experts_tiles.cu`.
+    pub(super) const fn shared(self, format: ExpertFormat, experts: usize) -> u32 {
+        let stages = match self {
+            Self::Tiles => 6 * 32 * (128 * format.bits() / 8 + 64 * 2),
+            Self::Rows8 | Self::Rows32 | Self::Any => 0,
+        };
+        (stages + 4 * experts) as u32
+    }
+
+    /// Columns of which a block of FP8's scales must be a multiple.
+    const fn step(self) -> usize {
+        match self {
+            Self::Rows8 | Self::Rows32 => 64,
+            Self::Tiles => 32,
+            Self::Any => 1,
+        }
+    }
+}
+
+/// The formats that have kernels on tensor cores.
+pub(super) const FORMATS: [ExpertFormat; 3] =
+    [ExpertFormat::E2m1, ExpertFormat::E4m3, ExpertFormat::Bf16];
+
+/// What the plan of a half depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ExpertsProblem {
+    pub(super) half: Half,
+    /// T · k.
+    pub(super) routes: usize,
+    /// All experts that tokens choose from.
+    pub(super) all_experts: usize,
+    /// Those that are here.
+    pub(super) experts: usize,
+    /// Of a row: I, or H.
+    pub(super) outputs: usize,
+    /// H, or I.
+    pub(super) k: usize,
+    pub(super) x: Float,
+    pub(super) format: ExpertFormat,
+    /// FP8: the columns of a block of scales, where a row has several.
+    pub(super) block_columns: Option<usize>,
+    /// Whether rows of x begin at multiples of 16 bytes.
+    pub(super) x_aligned: bool,
+}
+
+impl ExpertsProblem {
+    /// Whether a kernel takes it.
+    fn fits(&self, kernel: ExpertsKernel, facts: &MatmulFacts) -> bool {
+        let row_bytes = self.k * self.format.bits() / 8;
+        let vectors = self.x == Float::BF16 && self.x_aligned && self.k.is_multiple_of(8);
+        let whole = row_bytes.is_multiple_of(16) && vectors;
+        let blocks = self
+            .block_columns
+            .is_none_or(|b| b.is_multiple_of(kernel.step()));
+        let any_order = facts.accumulation != Accumulation::Ordered;
+        kernel == ExpertsKernel::Any
+            || (FORMATS.contains(&self.format) && whole && blocks && any_order)
+    }
+
+    /// The kernels for so many rows of an expert, the best first.
+    fn kernels(&self) -> &'static [ExpertsKernel] {
+        use ExpertsKernel::{Any, Rows8, Rows32, Tiles};
+        // The same on every rank: all experts count.
+        match self.routes.div_ceil(self.all_experts.max(1)) {
+            0..=4 => &[Rows8, Any],
+            5..=16 => &[Rows32, Any],
+            _ => &[Tiles, Any],
+        }
+    }
+
+    /// Tiles that there are at most: one for each expert with a row, and one more for so many rows.
+    fn most_tiles(&self, rows: usize) -> usize {
+        let touched = self.routes.min(self.experts);
+        touched + (self.routes - touched) / rows
+    }
+}
+
+/// How a half of the experts runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ExpertsPlan {
+    pub(super) kernel: ExpertsKernel,
+    pub(super) half: Half,
+    pub(super) format: ExpertFormat,
+    pub(super) blocks: u32,
+    /// Items of a tile of rows.
+    pub(super) pieces: u32,
+}
+
+impl ExpertsPlan {
+    /// The plan of a call; none for more experts than blocks keep words for, or more items than 31 bits count.
+    pub(super) fn new(problem: &ExpertsProblem, facts: &MatmulFacts) -> Option<Self> {
+        let kernels = problem.kernels().iter();
+        let kernel = *kernels.into_iter().find(|k| problem.fits(**k, facts))?;
+        let pieces = problem.outputs.div_ceil(kernel.outputs(problem.half));
+        let items = problem.most_tiles(kernel.rows()).checked_mul(pieces)?;
+        let resident = kernel.resident() * facts.multiprocessors.max(1) as usize;
+        let fits = problem.experts <= MOST_EXPERTS && items < 1 << 31;
+        fits.then(|| Self {
+            kernel,
+            half: problem.half,
+            format: problem.format,
+            blocks: items.min(resident) as u32,
+            pieces: pieces as u32,
+        })
+    }
+}
+
+impl fmt::Display for ExpertsPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.kernel.name(self.half, self.format);
+        write!(f, "{name}: {} blocks", self.blocks)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+use super::*;
+use crate::launch::driver::Capability;
+
+fn facts(accumulation: Accumulation) -> MatmulFacts {
+    MatmulFacts {
+        capability: Capability { major: 9, minor: 0 },
+        multiprocessors: 132,
+        library: None,
+        accumulation,
+    }
+}
+
+/// The first half of V4-Flash.
+fn flash(tokens: usize) -> ExpertsProblem {
+    ExpertsProblem {
+        half: Half::Gated,
+        routes: 6 * tokens,
+        all_experts: 256,
+        experts: 256,
+        outputs: 2048,
+        k: 4096,
+        x: Float::BF16,
+        format: ExpertFormat::E2m1,
+        block_columns: None,
+        x_aligned: true,
+    }
+}
+
+fn kernel(problem: &ExpertsProblem) -> ExpertsKernel {
+    let plan = ExpertsPlan::new(problem, &facts(Accumulation::MatrixUnit));
+    plan.unwrap().kernel
+}
+
+#[test]
+fn the_kernel_follows_from_the_rows_that_an_expert_has_on_average() {
+    use ExpertsKernel::{Any, Rows8, Rows32, Tiles};
+    for (tokens, expected) in [
+        (1, Rows8),
+        (64, Rows8),
+        (170, Rows8),
+        (171, Rows32),
+        (682, Rows32),
+        (683, Tiles),
+        (4096, Tiles),
+    ] {
+        assert_eq!(kernel(&flash(tokens)), expected, "{tokens} tokens");
+    }
+    // A rank with a part of the experts runs the same.
+    let part = ExpertsProblem {
+        experts: 8,
+        ..flash(64)
+    };
+    assert_eq!(kernel(&part), Rows8);
+    for (what, problem) in [
+        (
+            "x in f32",
+            ExpertsProblem {
+                x: Float::F32,
+                ..flash(1)
+            },
+        ),
+        (
+            "x between vectors",
+            ExpertsProblem {
+                x_aligned: false,
+                ..flash(1)
+            },
+        ),
+        (
+            "weights in f16",
+            ExpertsProblem {
+                format: ExpertFormat::F16,
+                ..flash(1)
+            },
+        ),
+        (
+            "rows of no whole vectors",
+            ExpertsProblem {
+                k: 4088,
+                ..flash(1)
+            },
+        ),
+    ] {
+        assert_eq!(kernel(&problem), Any, "{what}");
+    }
+    let ordered = ExpertsPlan::new(&flash(1), &facts(Accumulation::Ordered));
+    assert_eq!(ordered.unwrap().kernel, Any);
+}
+
+#[test]
+fn blocks_of_scales_are_whole_steps() {
+    let of = |tokens, block_columns| {
+        kernel(&ExpertsProblem {
+            format: ExpertFormat::E4m3,
+            block_columns,
+            ..flash(tokens)
+        })
+    };
+    assert_eq!(of(1, Some(128)), ExpertsKernel::Rows8);
+    assert_eq!(of(1, None), ExpertsKernel::Rows8);
+    assert_eq!(of(1, Some(32)), ExpertsKernel::Any);
+    assert_eq!(of(4096, Some(32)), ExpertsKernel::Tiles);
+    assert_eq!(of(4096, Some(48)), ExpertsKernel::Any);
+}
+
+#[test]
+fn a_launch_has_no_more_blocks_than_work_or_room() {
+    let plan =
+        |problem: &ExpertsProblem| ExpertsPlan::new(problem, &facts(Accumulation::MatrixUnit));
+    // Six experts, 2048 outputs by eight.
+    let one = plan(&flash(1)).unwrap();
+    assert_eq!((one.pieces, one.blocks), (256, 3 * 132));
+    let few = ExpertsProblem {
+        routes: 1,
+        outputs: 96,
+        ..flash(1)
+    };
+    assert_eq!(plan(&few).unwrap().blocks, 12);
+    assert_eq!(flash(64).most_tiles(8), 256 + (384 - 256) / 8);
+    assert_eq!(flash(1).most_tiles(8), 6);
+    let none = ExpertsProblem {
+        experts: MOST_EXPERTS + 1,
+        ..flash(1)
+    };
+    assert_eq!(plan(&none), None);
+    let many = ExpertsProblem {
+        routes: i32::MAX as usize,
+        outputs: 1 << 20,
+        ..flash(1)
+    };
+    assert_eq!(plan(&many), None);
+}
+
+#[test]
+fn shared_memory_fits_and_is_that_of_the_kernels() {
+    let source = include_str!("../../../kernels/moe/experts_tiles.cu");
+    let constants = "W_TILE = 128, X_TILE = 64, DEPTH = 32, STAGES = 6";
+    assert!(source.contains(constants));
+    for format in FORMATS {
+        for kernel in ExpertsKernel::OF_FORMAT {
+            // What a block may have on the smallest device.
+            assert!(
+                kernel.shared(format, MOST_EXPERTS) <= 99 * 1024,
+                "{kernel:?}"
+            );
+        }
+        let without = ExpertsKernel::Rows8.shared(format, MOST_EXPERTS);
+        assert!(
+            without <= 48 * 1024 - 10_000,
+            "with the kernels' own variables"
+        );
+    }
+}
+
+#[test]
+fn routers_of_few_tokens_take_two_launches() {
+    let problem = |tokens| RouteProblem {
+        tokens,
+        hidden: 4096,
+        experts: 256,
+        x: Float::BF16,
+        gate: WeightType::Bf16,
+        in_vectors: true,
+    };
+    let matrix_unit = facts(Accumulation::MatrixUnit);
+    let text = |problem: &RouteProblem| RoutePlan::new(problem, &matrix_unit).to_string();
+    let one = "route_logits: 256 x 1 blocks; route_choose_and_sort: 1 block";
+    assert_eq!(text(&problem(1)), one);
+    let more = "route_logits: 256 x 3 blocks; route_choose: 5 blocks; route_sort: 65 blocks";
+    assert_eq!(text(&problem(17)), more);
+    let many = "a matmul; route_choose: 17 blocks; route_sort: 65 blocks";
+    assert_eq!(text(&problem(65)), many);
+    let others = [
+        RouteProblem {
+            x: Float::F32,
+            ..problem(1)
+        },
+        RouteProblem {
+            gate: WeightType::E4m3,
+            ..problem(1)
+        },
+        RouteProblem {
+            in_vectors: false,
+            ..problem(1)
+        },
+        RouteProblem {
+            hidden: 4092,
+            ..problem(1)
+        },
+    ];
+    for other in others {
+        assert_eq!(
+            RoutePlan::new(&other, &matrix_unit).logits,
+            Logits::Matmul,
+            "{other:?}"
+        );
+    }
+    let ordered = RoutePlan::new(&problem(1), &facts(Accumulation::Ordered));
+    assert_eq!(ordered.logits, Logits::Matmul);
+}
