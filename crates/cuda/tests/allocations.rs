@@ -6,9 +6,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use swiglu_core::{
-    Accumulation, ActAndMul, Float, GateUp, GatedActivation, HostWeight, Matmul, QuantOptions,
-    Quantization, Quantize, Quantized, QuantizedMut, RowLayout, ScaleLayout, ScaleOrder, Tensor,
-    TensorMut, WeightFormat,
+    Accumulation, ActAndMul, ExpertsShape, Float, GateUp, GatedActivation, GroupedMatmul, HostGate,
+    HostWeight, Matmul, QuantOptions, Quantization, Quantize, Quantized, QuantizedMut, Router,
+    Routes, Routing, RowLayout, ScaleLayout, ScaleOrder, Selection, Tensor, TensorMut, Tokens,
+    WeightFormat,
 };
 use swiglu_cuda::{CudaBackend, CudaBuffer, CudaWeight};
 
@@ -183,6 +184,74 @@ fn a_second_call_of_a_shape_allocates_nothing() {
                 second_call_allocates_nothing(&what, || forward(&backend, rows, weights, &mut m));
             }
             second_call_allocates_nothing(&what, || forward_on_codes(&backend, &gate_up, &mut m));
+        }
+    }
+}
+
+/// Rows of bf16 without gaps.
+fn read_rows(buffer: &CudaBuffer, rows: usize, cols: usize) -> Tensor<'_, CudaBackend> {
+    Tensor::contiguous(buffer.into(), Float::BF16, rows, cols)
+}
+
+fn write_rows(buffer: &mut CudaBuffer, rows: usize, cols: usize) -> TensorMut<'_, CudaBackend> {
+    TensorMut::contiguous(buffer.into(), Float::BF16, rows, cols)
+}
+
+/// A router and both halves of its experts, of so many tokens, with x quantized or not.
+#[test]
+fn a_second_pass_of_routed_experts_allocates_nothing() {
+    let Some((mut backend, _turn)) = open("allocations") else {
+        return;
+    };
+    let op = GatedActivation::deepseek_v4();
+    let routing = Routing::new(4, 2, 1.5, true, Selection::Score).unwrap();
+    let format = WeightFormat::Fp4;
+    let host = |n: usize, k: usize| {
+        let data = vec![0x38; n * format.row_bytes(k)];
+        HostWeight::owned([n, k], format, data, vec![120; n * k / 32]).unwrap()
+    };
+    let shape = ExpertsShape {
+        range: 0..4,
+        hidden: H,
+        intermediate: I,
+        gate_up: format,
+        down: format,
+    };
+    let mut experts = backend.alloc_experts(shape).unwrap();
+    for _ in 0..4 {
+        let (gate, up, down) = (host(I, H), host(I, H), host(H, I));
+        backend.load_expert(&mut experts, gate, up, down).unwrap();
+    }
+    let bf16 = WeightFormat::Float(Float::BF16);
+    let gate = HostWeight::owned([4, H], bf16, vec![0; 4 * H * 2], Vec::new()).unwrap();
+    let gate = HostGate::new(routing, gate, Some(vec![0.0; 4]), None, None).unwrap();
+    let gate = backend.load_gate(&gate).unwrap();
+    let zeros = |bytes: usize| common::filled(&backend, &vec![0; bytes]);
+    let (x, mut act, mut y) = (zeros(2 * T * H), zeros(2 * 2 * T * I), zeros(2 * T * H));
+    // Logits, x quantized, or what experts give: all are less.
+    let mut scratch = zeros(2 * 2 * T * H + 1024);
+    for accumulation in [Accumulation::MatrixUnit, Accumulation::Ordered] {
+        backend = backend.with_accumulation(accumulation);
+        for (rows, quant) in [1, 20, T]
+            .into_iter()
+            .flat_map(|rows| [None, Some(Quantization::deepseek_v4())].map(|quant| (rows, quant)))
+        {
+            let quant = quant.as_ref();
+            let mut routes = Routes::new(&backend, &routing, rows).unwrap();
+            second_call_allocates_nothing(&format!("{accumulation}, {rows} rows"), || {
+                let from = read_rows(&x, rows, H);
+                let tokens = Tokens::default();
+                backend.route(&gate, from, tokens, (&mut scratch).into(), &mut routes)?;
+                let from = read_rows(&x, rows, H);
+                let to = write_rows(&mut act, 2 * rows, I);
+                let (memory, routes) = ((&mut scratch).into(), &routes);
+                backend
+                    .grouped_matmul_act_and_mul(&op, quant, from, &experts, routes, memory, to)?;
+                let from = read_rows(&act, 2 * rows, I);
+                let to = write_rows(&mut y, rows, H);
+                let memory = (&mut scratch).into();
+                backend.grouped_matmul_sum(quant, from, &experts, routes, None, memory, to)
+            });
         }
     }
 }

@@ -1,0 +1,183 @@
+//! Routed experts of V4-Flash in FP4, weights cold: in a graph, each pass routed in another way.
+
+use swiglu_bench::{Report, figure};
+use swiglu_conformance::MlpShape;
+use swiglu_core::{
+    Backend, Experts, ExpertsShape, GatedActivation, GroupedMatmul, HostGate, HostRoutes,
+    HostWeight, Request, Router, Routes, Routing, Selection, Shape, Tokens, WeightFormat, bf16,
+};
+use swiglu_cuda::{CudaBuffer, CudaWeight};
+
+use crate::gpu::{Failure, Gpu};
+use crate::matmuls::{BF16, In, Out, numbers};
+
+const H: usize = MlpShape::FLASH.hidden;
+const I: usize = MlpShape::FLASH.intermediate;
+const FP4: WeightFormat = WeightFormat::Fp4;
+/// Fewer than the layer's 256, and several times what the L2 holds: few tokens touch as many, and more
+/// tokens touch all.
+const EXPERTS: usize = 64;
+const TOP_K: usize = 6;
+const TOKENS: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 256, 1024];
+/// Ways in which tokens are routed, which take turns.
+const ROUTINGS: usize = 16;
+
+fn weight(random: &mut fastrand::Rng, shape: [usize; 2]) -> Result<HostWeight<'static>, Failure> {
+    let mut data = vec![0; shape[0] * FP4.row_bytes(shape[1])];
+    random.fill(&mut data);
+    let [rows, cols] = FP4.scale_grid(shape)?;
+    Ok(HostWeight::owned(shape, FP4, data, vec![121; rows * cols])?)
+}
+
+fn load(gpu: &Gpu) -> Result<Experts<CudaWeight>, Failure> {
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut experts = gpu.backend.alloc_experts(ExpertsShape {
+        range: 0..EXPERTS,
+        hidden: H,
+        intermediate: I,
+        gate_up: FP4,
+        down: FP4,
+    })?;
+    let (gate, up) = (weight(&mut random, [I, H])?, weight(&mut random, [I, H])?);
+    let down = weight(&mut random, [H, I])?;
+    for _ in 0..EXPERTS {
+        let (gate, up, down) = (gate.clone(), up.clone(), down.clone());
+        gpu.backend.load_expert(&mut experts, gate, up, down)?;
+    }
+    Ok(experts)
+}
+
+/// Routes of so many tokens, and how many experts they touch on average.
+fn routes(
+    gpu: &Gpu,
+    routing: &Routing,
+    tokens: usize,
+) -> Result<(Vec<Routes<CudaBuffer>>, f64), Failure> {
+    let mut random = fastrand::Rng::with_seed(2);
+    let mut all: Vec<i32> = (0..EXPERTS as i32).collect();
+    let (mut routes, mut touched) = (Vec::new(), 0);
+    for _ in 0..ROUTINGS {
+        let mut ids = Vec::new();
+        for _ in 0..tokens {
+            random.shuffle(&mut all);
+            ids.extend_from_slice(&all[..TOP_K]);
+        }
+        let weights: Vec<f32> = ids.iter().map(|_| random.f32()).collect();
+        let host = HostRoutes::new(routing, &ids, &weights)?;
+        touched += host.offsets.windows(2).filter(|w| w[0] < w[1]).count();
+        let mut on = Routes::new(&gpu.backend, routing, tokens)?;
+        on.upload(&gpu.backend, &ids, &weights)?;
+        routes.push(on);
+    }
+    Ok((routes, touched as f64 / ROUTINGS as f64))
+}
+
+/// The router by itself, both halves, and all of it.
+pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
+    let (op, b) = (GatedActivation::deepseek_v4(), &gpu.backend);
+    let routing = Routing::new(EXPERTS, TOP_K, 1.5, true, Selection::Score)?;
+    let experts = load(gpu)?;
+    let gate = vec![bf16::ONE; EXPERTS * H];
+    let bf16s = WeightFormat::Float(BF16);
+    let gate = HostWeight::new([EXPERTS, H], bf16s, bytemuck::cast_slice(&gate), &[])?;
+    let gate = HostGate::new(routing, gate, Some(vec![0.0; EXPERTS]), None, None)?;
+    let gate = b.load_gate(&gate)?;
+    for t in TOKENS {
+        let (routes, touched) = routes(gpu, &routing, t)?;
+        let mut chosen = Routes::new(b, &routing, t)?;
+        let x = numbers(gpu, t * H)?;
+        let (mut act, mut y) = (b.alloc(2 * t * TOP_K * I)?, b.alloc(2 * t * H)?);
+        let shape = |cols, depth| Shape {
+            rows: t,
+            cols,
+            depth,
+        };
+        let requests = [
+            (
+                Request::Route {
+                    routing,
+                    x: BF16,
+                    weight: bf16s,
+                },
+                shape(EXPERTS, H),
+            ),
+            (
+                Request::GroupedGatedMatmul {
+                    op,
+                    quant: None,
+                    routing,
+                    x: BF16,
+                    weight: FP4,
+                },
+                shape(2 * I, H),
+            ),
+            (
+                Request::GroupedMatmulSum {
+                    quant: None,
+                    routing,
+                    weight: FP4,
+                    y: BF16,
+                },
+                shape(H, I),
+            ),
+        ];
+        let bytes = requests
+            .iter()
+            .map(|(request, shape)| b.scratch(request, shape));
+        let mut scratch = b.alloc(bytes.max().unwrap_or_default())?;
+        let mut parts = |place: usize, parts: [bool; 3]| -> Result<(), Failure> {
+            let x = || In::contiguous((&x).into(), BF16, t, H);
+            let routes = &routes[place];
+            if parts[0] {
+                let tokens = Tokens::default();
+                b.route(&gate, x(), tokens, (&mut scratch).into(), &mut chosen)?;
+            }
+            if parts[1] {
+                let to = Out::contiguous((&mut act).into(), BF16, t * TOP_K, I);
+                let scratch = (&mut scratch).into();
+                b.grouped_matmul_act_and_mul(&op, None, x(), &experts, routes, scratch, to)?;
+            }
+            if parts[2] {
+                let from = In::contiguous((&act).into(), BF16, t * TOP_K, I);
+                let to = Out::contiguous((&mut y).into(), BF16, t, H);
+                let scratch = (&mut scratch).into();
+                b.grouped_matmul_sum(None, from, &experts, routes, None, scratch, to)?;
+            }
+            Ok(())
+        };
+        let all = [
+            [true, false, false],
+            [false, true, false],
+            [false, false, true],
+            [true; 3],
+        ];
+        let of_expert = b.expert_bytes(&experts) as f64;
+        let mut times = [0.0; 4];
+        for (time, which) in times.iter_mut().zip(all) {
+            parts(0, which)?;
+            let case = gpu.case(ROUTINGS, (touched * of_expert) as usize, |place| {
+                parts(place, which)
+            })?;
+            *time = gpu.medians(vec![case], 11)?[0];
+        }
+        let [route, first, second, whole] = times;
+        let plans = requests
+            .iter()
+            .filter_map(|(request, shape)| b.plan(request, shape));
+        report.note(&format!("T={t}: {}", plans.collect::<Vec<_>>().join(" | ")));
+        let figures = [
+            figure("experts touched", "", touched),
+            figure(
+                "floor: their weights at 4.39 TB/s",
+                "us",
+                touched * of_expert / 4.39e6,
+            ),
+            figure("router", "us", route),
+            figure("gate_up and activation", "us", first),
+            figure("down and sum", "us", second),
+            figure("all three, in a graph", "us", whole),
+        ];
+        report.case("routed experts, fp4", &format!("v4-flash T={t}"), &figures);
+    }
+    Ok(())
+}

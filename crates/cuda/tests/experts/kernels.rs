@@ -1,0 +1,170 @@
+//! The kernels of experts against one another and against themselves.
+
+use half::bf16;
+use swiglu_core::{
+    Accumulation, Backend, Experts, ExpertsShape, Float, GroupedMatmul, Matmul, Quantization,
+    Tensor, TensorMut, WeightFormat,
+};
+use swiglu_cuda::CudaBackend;
+
+use crate::common::{filled, open};
+use crate::layer::{FORMATS, HostLayer, Layer, Pass};
+
+/// More k than a block reads at once, and of no whole number of what it reads.
+const SIDES: [usize; 2] = [4352, 1120];
+const EXPERTS: usize = 4;
+const TOP_K: usize = 2;
+
+/// Tokens, and the kernels that their rows go to.
+const CASES: [(usize, &str); 3] = [(1, "8_rows"), (24, "32_rows"), (60, "tiles")];
+
+/// Two experts of each token; now and then one, or none.
+fn ids(tokens: usize) -> Vec<i32> {
+    let of = |t: usize| match t % 7 {
+        3 => [-1, (t % EXPERTS) as i32],
+        5 => [-1, -1],
+        _ => [0, 1].map(|slot| ((t * t + 3 * slot + slot * t) % EXPERTS) as i32),
+    };
+    (0..tokens).flat_map(of).collect()
+}
+
+fn weights(tokens: usize) -> Vec<f32> {
+    (0..tokens * TOP_K)
+        .map(|r| 0.3 + 0.01 * (r % 50) as f32)
+        .collect()
+}
+
+fn run(
+    backend: &CudaBackend,
+    (host, layer): (&HostLayer, &Layer),
+    quant: Option<Quantization>,
+    ids: &[i32],
+) -> (Vec<bf16>, Vec<f32>) {
+    let tokens = ids.len() / TOP_K;
+    let mut pass = Pass::new(backend, host, quant, tokens);
+    pass.set_x(backend, &host.rows(tokens, 3));
+    pass.routes.upload(backend, ids, &weights(tokens)).unwrap();
+    pass.experts(backend, layer).unwrap();
+    (pass.acts(backend), pass.sums(backend))
+}
+
+/// How far rows are from others, by norm; rows that nobody wrote are NaN in both.
+fn farthest(got: &[f32], want: &[f32], cols: usize) -> f64 {
+    let rows = got.chunks_exact(cols).zip(want.chunks_exact(cols));
+    let far = |(got, want): (&[f32], &[f32])| {
+        if want.iter().all(|w| w.is_nan()) {
+            assert!(got.iter().all(|g| g.is_nan()));
+            return 0.0;
+        }
+        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+        let size = norm(&mut want.iter().map(|&w| f64::from(w)));
+        let off = norm(&mut got.iter().zip(want).map(|(g, w)| f64::from(g - w)));
+        if size == 0.0 { off } else { off / size }
+    };
+    rows.map(far)
+        .fold(0.0, |most, far| if far <= most { most } else { far })
+}
+
+#[test]
+fn kernels_on_tensor_cores_agree_with_the_ordered_one() {
+    let Some((mut backend, _turn)) = open("experts") else {
+        return;
+    };
+    for format in FORMATS {
+        let host = HostLayer::new(SIDES, (EXPERTS, TOP_K), format);
+        let layer = host.load(&backend);
+        for ((tokens, kernel), quant) in CASES
+            .into_iter()
+            .flat_map(|case| [(case, None), (case, Some(Quantization::deepseek_v4()))])
+        {
+            let ids = ids(tokens);
+            backend = backend.with_accumulation(Accumulation::MatrixUnit);
+            let [_, first, second] = host.requests(quant);
+            let [_, of_first, of_second] = host.shapes(tokens);
+            for (request, shape) in [(first, of_first), (second, of_second)] {
+                let plan = backend.plan(&request, &shape).unwrap();
+                assert!(plan.contains(kernel), "{tokens} tokens: {plan}");
+            }
+            let (act, sums) = run(&backend, (&host, &layer), quant, &ids);
+            backend = backend.with_accumulation(Accumulation::Ordered);
+            let (want, want_sums) = run(&backend, (&host, &layer), quant, &ids);
+            let wide = |act: &[bf16]| act.iter().map(|a| a.to_f32()).collect::<Vec<_>>();
+            let what = format!("{format}, {tokens} tokens, {quant:?}");
+            let far = farthest(&wide(&act), &wide(&want), SIDES[1]);
+            assert!(far < 2e-3, "{what}: act {far}");
+            let far = farthest(&sums, &want_sums, SIDES[0]);
+            assert!(far < 4e-3, "{what}: sums {far}");
+            assert!(sums.iter().all(|s| s.is_finite()), "{what}");
+        }
+    }
+}
+
+/// Experts by themselves, the tokens of others having none, run the same kernel.
+#[test]
+fn experts_together_equal_experts_alone() {
+    let Some((mut backend, _turn)) = open("experts") else {
+        return;
+    };
+    for format in FORMATS {
+        let host = HostLayer::new([416, 352], (EXPERTS, TOP_K), format);
+        let layer = host.load(&backend);
+        for class in [Accumulation::MatrixUnit, Accumulation::Ordered] {
+            backend = backend.with_accumulation(class);
+            for (tokens, _) in CASES {
+                let ids = ids(tokens);
+                let (all, _) = run(&backend, (&host, &layer), None, &ids);
+                let mut row = 0;
+                for e in 0..EXPERTS as i32 {
+                    let own: Vec<i32> =
+                        ids.iter().map(|&id| if id == e { e } else { -1 }).collect();
+                    let count = own.iter().filter(|&&id| id == e).count();
+                    let (alone, _) = run(&backend, (&host, &layer), None, &own);
+                    let i = host.intermediate;
+                    let bits = |act: &[bf16]| act.iter().map(|a| a.to_bits()).collect::<Vec<_>>();
+                    assert!(
+                        bits(&alone[..count * i]) == bits(&all[row * i..(row + count) * i]),
+                        "{format}, {class}, {tokens} tokens, expert {e}"
+                    );
+                    row += count;
+                }
+                assert!(all[row * host.intermediate..].iter().all(|a| a.is_nan()));
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_are_no_weights_by_themselves() {
+    let Some((backend, _turn)) = open("experts") else {
+        return;
+    };
+    let host = HostLayer::new([160, 96], (2, 1), WeightFormat::Fp4);
+    let layer = host.load(&backend);
+    // 17 bytes for 32 weights.
+    let bytes = 3 * 160 * 96 * 17 / 32;
+    assert_eq!(backend.expert_bytes(&layer.experts), bytes);
+    let x = filled(&backend, &[0; 2 * 160]);
+    let mut y = filled(&backend, &[0; 2 * 192]);
+    let from = Tensor::contiguous((&x).into(), Float::BF16, 1, 160);
+    let to = TensorMut::contiguous((&mut y).into(), Float::BF16, 1, 192);
+    let error = backend
+        .matmul(from, &layer.experts.gate_up[0], to)
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("weight: expected a weight by itself"),
+        "{error}"
+    );
+
+    let shape: ExpertsShape = layer.experts.shape().clone();
+    let mut without_memory = Experts::new(shape);
+    let [gate, up, down] = host.expert(0);
+    let error = backend
+        .load_expert(&mut without_memory, gate, up, down)
+        .unwrap_err();
+    assert!(
+        error.to_string().starts_with("experts: expected those of"),
+        "{error}"
+    );
+}
