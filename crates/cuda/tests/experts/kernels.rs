@@ -2,8 +2,8 @@
 
 use half::bf16;
 use swiglu_core::{
-    Accumulation, Backend, Experts, ExpertsShape, Float, GroupedMatmul, Matmul, Quantization,
-    Tensor, TensorMut, WeightFormat,
+    Accumulation, Backend, Experts, ExpertsShape, Float, GroupedMatmul, HostWeight, Matmul,
+    Quantization, Tensor, TensorMut, WeightFormat,
 };
 use swiglu_cuda::CudaBackend;
 
@@ -128,6 +128,67 @@ fn experts_together_equal_experts_alone() {
                     row += count;
                 }
                 assert!(all[row * host.intermediate..].iter().all(|a| a.is_nan()));
+            }
+        }
+    }
+}
+
+/// Rows of 512 codes, each byte once, under each scale that bf16 holds all products with, and under NaN: what a row of x
+/// with a single 1 picks out is the table's value.
+#[test]
+fn every_code_times_every_scale() {
+    let Some((mut backend, _turn)) = open("experts") else {
+        return;
+    };
+    let bytes: Vec<u8> = (0..256).flat_map(|_| 0..=255).collect();
+    // 253 and 254 take codes beyond bf16, and are left out: 0 times infinity is NaN.
+    let scale_of = |row: usize| if row < 253 { row as u8 } else { 255 };
+    let scales: Vec<u8> = (0..256).flat_map(|row| [scale_of(row); 16]).collect();
+    let down = HostWeight::owned([256, 512], WeightFormat::Fp4, bytes, scales).unwrap();
+    let zeros = HostWeight::owned(
+        [512, 256],
+        WeightFormat::Fp4,
+        vec![0; 512 * 128],
+        vec![127; 512 * 8],
+    );
+    let zeros = zeros.unwrap();
+    let host = HostLayer::of_experts(
+        [256, 512],
+        WeightFormat::Fp4,
+        vec![[zeros.clone(), zeros, down.clone()]],
+    );
+    let layer = host.load(&backend);
+    for class in [Accumulation::MatrixUnit, Accumulation::Ordered] {
+        backend = backend.with_accumulation(class);
+        // Tiles, 32 rows and 8 rows.
+        for tokens in [512, 16, 4] {
+            for first in (0..512).step_by(tokens) {
+                let mut act = vec![bf16::ZERO; tokens * 512];
+                for (t, row) in act.chunks_exact_mut(512).enumerate() {
+                    row[first + t] = bf16::ONE;
+                }
+                let mut pass = Pass::new(&backend, &host, None, tokens);
+                let ids = vec![0; tokens];
+                pass.routes
+                    .upload(&backend, &ids, &vec![1.0; tokens])
+                    .unwrap();
+                backend
+                    .upload(&mut pass.act, bytemuck::cast_slice(&act))
+                    .unwrap();
+                pass.second_half(&backend, &layer).unwrap();
+                for (t, sums) in pass.sums(&backend).chunks_exact(256).enumerate() {
+                    for (row, &got) in sums.iter().enumerate() {
+                        let want = down.get(row, first + t) as f32;
+                        // Tensor cores may take subnormal numbers for zero.
+                        let lost = got == 0.0 && want.abs() < f32::MIN_POSITIVE;
+                        let same = got == want || (got.is_nan() && want.is_nan());
+                        assert!(
+                            same || lost,
+                            "{class}, [{row}, {}]: {got}, not {want}",
+                            first + t
+                        );
+                    }
+                }
             }
         }
     }

@@ -84,6 +84,23 @@ impl HostLayer {
         }
     }
 
+    /// A layer of these experts, one of them a token.
+    pub fn of_experts(
+        [hidden, intermediate]: [usize; 2],
+        format: WeightFormat,
+        experts: Vec<[HostWeight<'static>; 3]>,
+    ) -> Self {
+        let count = experts.len();
+        Self {
+            hidden,
+            intermediate,
+            routing: Routing::new(count, 1, 1.0, true, Selection::Score).unwrap(),
+            format,
+            gate: vec![bf16::ZERO; count * hidden],
+            experts,
+        }
+    }
+
     /// Gate, up and down of an expert.
     pub fn expert(&self, e: usize) -> [HostWeight<'static>; 3] {
         self.experts[e].clone()
@@ -228,6 +245,12 @@ impl<'a> Pass<'a> {
         let act = TensorMut::contiguous((&mut self.act).into(), Float::BF16, rows, i);
         let scratch = (&mut self.scratch).into();
         backend.grouped_matmul_act_and_mul(&op, quant, x, experts, &self.routes, scratch, act)?;
+        self.second_half(backend, layer)
+    }
+
+    pub fn second_half(&mut self, backend: &CudaBackend, layer: &Layer) -> swiglu_core::Result<()> {
+        let (tokens, hidden, i) = (self.tokens, self.host.hidden, self.host.intermediate);
+        let (rows, quant, experts) = (self.routes.count(), self.quant.as_ref(), &layer.experts);
         let act = Tensor::contiguous((&self.act).into(), Float::BF16, rows, i);
         let y = TensorMut::contiguous((&mut self.y).into(), Float::F32, tokens, hidden);
         let scratch = (&mut self.scratch).into();
