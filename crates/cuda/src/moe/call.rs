@@ -222,6 +222,11 @@ impl Moe {
         self.check_weight("experts", weight)?;
         let stack = weight.stack.as_ref().ok_or_else(not_stacked)?;
         let (routing, shape) = (routes.routing(), experts.shape());
+        let halves = if activation.is_some() { 2 } else { 1 };
+        let whole = weight.data.len() >= shape.count() * stack.stride;
+        if [weight.rows, weight.cols] != [halves * y.layout.cols, x.layout.cols] || !whole {
+            return Err(not_stacked());
+        }
         let scales = stack.scales.as_ref();
         let by_blocks = scales.filter(|s| s.rows.is_some());
         let several = by_blocks.filter(|s| s.columns > 1);
