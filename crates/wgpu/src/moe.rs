@@ -13,6 +13,7 @@
 
 mod experts;
 mod grouped;
+mod passes;
 mod plan;
 mod route;
 

@@ -2,7 +2,7 @@
 
 use swiglu_core::{Float, Gate, Routes, RowLayout};
 
-use super::grouped::{NONE, On, int};
+use super::passes::{NONE, On, int};
 use crate::device::BindingLimits;
 use crate::launch::{
     ChooseCall, Matrix, SortCall, Window, bind, dispatch, in_workgroups, whole_view,
