@@ -373,7 +373,7 @@ impl Matmul for CudaBackend {
         Ok(())
     }
 
-    /// Multiplies what [`Quantize::dequantize`] writes to `scratch` as bf16: sums are those of
+    /// Multiplies what [`swiglu_core::Quantize::dequantize`] writes to `scratch` as bf16: sums are those of
     /// [`Matmul::matmul`].
     ///
     /// With [`swiglu_core::Accumulation::Fp8TensorCore`], on Hopper with cublasLt from 12.9 on,
