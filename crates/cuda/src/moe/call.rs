@@ -47,7 +47,8 @@ fn in_scratch(scratch: u64, rows: usize, cols: usize) -> RawMatrix {
     }
 }
 
-fn address(buffer: Option<&CudaBuffer>) -> u64 {
+/// Where a buffer begins, 0 where there is none.
+pub(super) fn address(buffer: Option<&CudaBuffer>) -> u64 {
     buffer.map_or(0, CudaBuffer::address)
 }
 

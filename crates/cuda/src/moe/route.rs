@@ -4,7 +4,7 @@ use cudarc::driver::sys;
 use swiglu_core::{Float, Gate, Routes, RowLayout};
 
 use super::{
-    call::{Moe, rows_aligned, side},
+    call::{Moe, address, rows_aligned, side},
     plan::{Logits, RoutePlan, RouteProblem},
 };
 use crate::{
@@ -22,10 +22,6 @@ pub(crate) struct Marks {
     pub(crate) token_ids: u64,
     pub(crate) image: u64,
     pub(crate) padding: u64,
-}
-
-fn address(buffer: Option<&CudaBuffer>) -> u64 {
-    buffer.map_or(0, CudaBuffer::address)
 }
 
 impl Moe {

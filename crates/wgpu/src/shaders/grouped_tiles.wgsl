@@ -28,17 +28,7 @@ fn grouped_tiles(
         row * call.row_vectors,
         local % (DEPTH / 4u) * 4u,
     );
-    var sums: Sums;
-    bring(0u, own, fetch(own, own.k), own.k);
-    workgroupBarrier();
-    // Two steps in turn, so that the buffers are constants.
-    for (var step = 0u; step < call.k; step += 2u * DEPTH) {
-        sums = advanced(sums, own, at, 0u, step + DEPTH);
-        if step + DEPTH >= call.k {
-            break;
-        }
-        sums = advanced(sums, own, at, BUFFERS - 1u, step + 2u * DEPTH);
-    }
+    let sums = multiplied(own, at);
     let scaled = sums.s00 * call.result_scale;
     outputs = array(
         scaled[0].x, scaled[0].y, scaled[0].z, scaled[0].w,

@@ -147,3 +147,20 @@ fn advanced(sums: Sums, own: Own, at: vec2<u32>, buffer: u32, next: u32) -> Sums
     workgroupBarrier();
     return grown;
 }
+
+// All steps of a tile: what an invocation brings, and its place in the tile. Every invocation of the
+// workgroup must call it.
+fn multiplied(own: Own, at: vec2<u32>) -> Sums {
+    var sums: Sums;
+    bring(0u, own, fetch(own, own.k), own.k);
+    workgroupBarrier();
+    // Two steps in turn, so that the buffers are constants.
+    for (var step = 0u; step < call.k; step += 2u * DEPTH) {
+        sums = advanced(sums, own, at, 0u, step + DEPTH);
+        if step + DEPTH >= call.k {
+            break;
+        }
+        sums = advanced(sums, own, at, BUFFERS - 1u, step + 2u * DEPTH);
+    }
+    return sums;
+}

@@ -20,17 +20,7 @@ fn matmul_tiles(
         row * call.row_vectors,
         local % (DEPTH / 4u) * 4u,
     );
-    var sums: Sums;
-    bring(0u, own, fetch(own, own.k), own.k);
-    workgroupBarrier();
-    // Two steps in turn, so that the buffers are constants.
-    for (var step = 0u; step < call.k; step += 2u * DEPTH) {
-        sums = advanced(sums, own, at, 0u, step + DEPTH);
-        if step + DEPTH >= call.k {
-            break;
-        }
-        sums = advanced(sums, own, at, BUFFERS - 1u, step + 2u * DEPTH);
-    }
+    let sums = multiplied(own, at);
     let t = first_token + 4u * at.y;
     let r = first_row + 4u * at.x;
     store_block(t, r, sums.s00);
