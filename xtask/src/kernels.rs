@@ -53,7 +53,7 @@ const PACKAGES: [&str; 4] = [
 const NVRTC: &str = include_str!("nvrtc.py");
 
 /// The folder of each source in `crates/cuda/kernels`, and its name.
-const SOURCES: [(&str, &str); 12] = [
+const SOURCES: [(&str, &str); 13] = [
     ("activation", "activation"),
     ("quant", "act_quant"),
     ("matmul", "matmul"),
@@ -64,6 +64,7 @@ const SOURCES: [(&str, &str); 12] = [
     ("ranks", "round"),
     ("moe", "route"),
     ("moe", "experts"),
+    ("moe", "experts_packed"),
     ("moe", "experts_tiles"),
     ("moe", "rows"),
 ];

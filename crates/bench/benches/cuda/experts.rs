@@ -1,24 +1,27 @@
-//! Routed experts of V4-Flash in FP4, weights cold: in a graph, each pass routed in another way.
+//! A layer of V4-Flash, its experts in FP4 and the shared one in FP8, weights cold: in a graph, each pass routed in
+//! another way.
 
 use swiglu_bench::{Report, figure};
 use swiglu_conformance::MlpShape;
 use swiglu_core::{
     Backend, Experts, ExpertsShape, GatedActivation, GroupedMatmul, HostGate, HostRoutes,
-    HostWeight, Request, Router, Routes, Routing, Selection, Shape, Tokens, WeightFormat, bf16,
+    HostWeight, Matmul, Request, Router, Routes, Routing, Selection, Shape, Tokens, WeightFormat,
+    bf16,
 };
 use swiglu_cuda::{CudaBuffer, CudaWeight};
 
 use crate::gpu::{Failure, Gpu};
-use crate::matmuls::{BF16, In, Out, numbers};
+use crate::matmuls::{BF16, In, Out, numbers, weights};
+use crate::steps::gate_ups;
 
 const H: usize = MlpShape::FLASH.hidden;
 const I: usize = MlpShape::FLASH.intermediate;
 const FP4: WeightFormat = WeightFormat::Fp4;
-/// Fewer than the layer's 256, and several times what the L2 holds: few tokens touch as many, and more
-/// tokens touch all.
-const EXPERTS: usize = 64;
+const EXPERTS: usize = 256;
 const TOP_K: usize = 6;
-const TOKENS: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 256, 1024];
+const TOKENS: [usize; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096];
+/// Bytes a microsecond that a kernel reads of an H200's memory.
+const READ: f64 = 4.39e6;
 /// Ways in which tokens are routed, which take turns.
 const ROUTINGS: usize = 16;
 
@@ -72,7 +75,7 @@ fn routes(
     Ok((routes, touched as f64 / ROUTINGS as f64))
 }
 
-/// The router by itself, both halves, and all of it.
+/// The parts of a layer by themselves, and all of it.
 pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     let (op, b) = (GatedActivation::deepseek_v4(), &gpu.backend);
     let routing = Routing::new(EXPERTS, TOP_K, 1.5, true, Selection::Score)?;
@@ -82,11 +85,16 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     let gate = HostWeight::new([EXPERTS, H], bf16s, bytemuck::cast_slice(&gate), &[])?;
     let gate = HostGate::new(routing, gate, Some(vec![0.0; EXPERTS]), None, None)?;
     let gate = b.load_gate(&gate)?;
+    let shared_gate_up = gate_ups(gpu, &MlpShape::FLASH)?;
+    let shared_down = weights(gpu, [H, I], MlpShape::FLASH.weight())?;
+    let of_shared = 3 * H * I + 2 * EXPERTS * H;
     for t in TOKENS {
         let (routes, touched) = routes(gpu, &routing, t)?;
         let mut chosen = Routes::new(b, &routing, t)?;
         let x = numbers(gpu, t * H)?;
         let (mut act, mut y) = (b.alloc(2 * t * TOP_K * I)?, b.alloc(2 * t * H)?);
+        let (mut wide, mut between) = (b.alloc(2 * t * 2 * I)?, b.alloc(2 * t * I)?);
+        let mut of_shared_expert = b.alloc(2 * t * H)?;
         let shape = |cols, depth| Shape {
             rows: t,
             cols,
@@ -125,12 +133,21 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
             .iter()
             .map(|(request, shape)| b.scratch(request, shape));
         let mut scratch = b.alloc(bytes.max().unwrap_or_default())?;
-        let mut parts = |place: usize, parts: [bool; 3]| -> Result<(), Failure> {
+        let mut parts = |place: usize, parts: [bool; 4]| -> Result<(), Failure> {
             let x = || In::contiguous((&x).into(), BF16, t, H);
             let routes = &routes[place];
             if parts[0] {
                 let tokens = Tokens::default();
                 b.route(&gate, x(), tokens, (&mut scratch).into(), &mut chosen)?;
+            }
+            if parts[3] {
+                let copy = place % shared_gate_up.len();
+                let wide = Out::contiguous((&mut wide).into(), BF16, t, 2 * I);
+                let to = Out::contiguous((&mut between).into(), BF16, t, I);
+                b.matmul_act_and_mul(&op, x(), &shared_gate_up[copy], wide, to)?;
+                let from = In::contiguous((&between).into(), BF16, t, I);
+                let to = Out::contiguous((&mut of_shared_expert).into(), BF16, t, H);
+                b.matmul(from, &shared_down[copy], to)?;
             }
             if parts[1] {
                 let to = Out::contiguous((&mut act).into(), BF16, t * TOP_K, I);
@@ -141,18 +158,21 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
                 let from = In::contiguous((&act).into(), BF16, t * TOP_K, I);
                 let to = Out::contiguous((&mut y).into(), BF16, t, H);
                 let scratch = (&mut scratch).into();
-                b.grouped_matmul_sum(None, from, &experts, routes, None, scratch, to)?;
+                let shared = In::contiguous((&of_shared_expert).into(), BF16, t, H);
+                let shared = Some(shared).filter(|_| parts[3]);
+                b.grouped_matmul_sum(None, from, &experts, routes, shared, scratch, to)?;
             }
             Ok(())
         };
         let all = [
-            [true, false, false],
-            [false, true, false],
-            [false, false, true],
-            [true; 3],
+            [true, false, false, false],
+            [false, true, false, false],
+            [false, false, true, false],
+            [false, false, false, true],
+            [true; 4],
         ];
         let of_expert = b.expert_bytes(&experts) as f64;
-        let mut times = [0.0; 4];
+        let mut times = [0.0; 5];
         for (time, which) in times.iter_mut().zip(all) {
             parts(0, which)?;
             let case = gpu.case(ROUTINGS, (touched * of_expert) as usize, |place| {
@@ -160,24 +180,25 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
             })?;
             *time = gpu.medians(vec![case], 11)?[0];
         }
-        let [route, first, second, whole] = times;
+        let [route, first, second, shared, whole] = times;
+        let bytes = touched * of_expert + of_shared as f64;
+        let operations = (2 * t * (TOP_K + 1) * 3 * H * I) as f64;
         let plans = requests
             .iter()
             .filter_map(|(request, shape)| b.plan(request, shape));
         report.note(&format!("T={t}: {}", plans.collect::<Vec<_>>().join(" | ")));
         let figures = [
-            figure("experts touched", "", touched),
-            figure(
-                "floor: their weights at 4.39 TB/s",
-                "us",
-                touched * of_expert / 4.39e6,
-            ),
+            figure("experts touched", "experts", touched),
+            figure("floor: weights at 4.39 TB/s", "us", bytes / READ),
             figure("router", "us", route),
             figure("gate_up and activation", "us", first),
             figure("down and sum", "us", second),
-            figure("all three, in a graph", "us", whole),
+            figure("shared expert", "us", shared),
+            figure("the layer, in a graph", "us", whole),
+            figure("floor / time", "ratio", bytes / READ / whole),
+            figure("useful work", "TFLOP/s", operations / whole / 1e6),
         ];
-        report.case("routed experts, fp4", &format!("v4-flash T={t}"), &figures);
+        report.case("layer, fp4 experts", &format!("v4-flash T={t}"), &figures);
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 // 3. Of FP8 the sum over a block of scales is multiplied by the scale and added in f32.
 // 4. The warps' sums are added in an order that does not change, and stored (experts.cuh).
 #include "experts.cuh"
+#include "packed.cuh"
 
 // TILES times 8 rows of x; DEPTH steps of w are read before the first is multiplied.
 template <bool GATED, typename W, int TILES, int DEPTH>
@@ -119,7 +120,15 @@ HALVES(e4m3, 32, 2, 2)
 HALVES(bf16, 8, 3, 4)
 HALVES(bf16, 32, 2, 2)
 
+// A code of E2M1 times its scale's byte.
+__device__ __forceinline__ float e2m1_value(uint32_t code, uint32_t scale) {
+    // 0, 0.5, 1, 1.5, 2, 3, 4, 6: as the end of an exponent and the first of a mantissa.
+    const float value = __uint_as_float((code & 7) << 22) * 0x1p126f;
+    return (code & 8 ? -value : value) * power(scale);
+}
+
 // One number of a weight, of any format: code times scale, in f32.
+template <bool GATED>
 __device__ __forceinline__ float any_weight(const ExpertsParams& p, uint32_t expert, uint32_t row, uint32_t k) {
     const uint8_t* const w = p.w + expert * p.w_stride;
     const uint64_t at = (uint64_t)row * p.k + k;
@@ -128,12 +137,15 @@ __device__ __forceinline__ float any_weight(const ExpertsParams& p, uint32_t exp
         case W_F16: return widen(((const f16*)w)[at]);
         case W_BF16: return widen(((const bf16*)w)[at]);
         case W_E4M3: return widen(((const e4m3*)w)[at]) * fp8_scales(p, expert, row)[p.by_block.quotient(k)];
+        case W_E2M1: return e2m1_value(w[at / 2] >> 4 * (at % 2) & 15, fp4_scales(p, expert, row)[k / 32]);
         default: {
-            const uint32_t code = w[at / 2] >> 4 * (at % 2) & 15, magnitude = code & 7;
-            // 0, 0.5, 1, 1.5, 2, 3, 4, 6: as the end of an exponent and the first of a mantissa.
-            const float value = __uint_as_float(magnitude << 22) * 0x1p126f;
-            const float scale = power(fp4_scales(p, expert, row)[k / 32]);
-            return (code & 8 ? -value : value) * scale;
+            const bool up = GATED && row >= p.outputs;
+            const uint32_t j = up ? row - p.outputs : row, group_rows = GATED ? 8 : 16;
+            const uint32_t in_group = j % group_rows + (up ? 8 : 0);
+            const uint64_t unit = (uint64_t)(j / group_rows) * (p.k / PACKED_K) + k / PACKED_K;
+            const uint8_t* const from = w + unit * PACKED_UNIT;
+            const uint32_t word = *(const uint32_t*)(from + packed_word(in_group, k));
+            return e2m1_value(unpack_code(word, k % 8), from[packed_scale(in_group, k)] - PACKED_BIAS & 255);
         }
     }
 }
@@ -161,7 +173,7 @@ template <bool GATED> __device__ __forceinline__ void any_rows(const ExpertsPara
             for (uint32_t i = threadIdx.x; i < HALVES * OUTPUTS * DEPTH; i += EXPERT_THREADS) {
                 const uint32_t c = i % DEPTH, n = i / DEPTH % OUTPUTS, half = i / DEPTH / OUTPUTS;
                 const uint32_t row = min(n0 + n, p.outputs - 1) + half * p.outputs;
-                if (c < depth) ws[half][n][c] = any_weight(p, tile.expert, row, k0 + c);
+                if (c < depth) ws[half][n][c] = any_weight<GATED>(p, tile.expert, row, k0 + c);
             }
             const uint32_t c = threadIdx.x % DEPTH, row = threadIdx.x / DEPTH;
             if (c < depth && row < tile.rows) xs[row][c] = any_x<GATED>(p, x_row<GATED>(p, tile.row + row) + k0 + c);

@@ -17,13 +17,14 @@
 #include "../matmul/matmul.cuh"
 
 // How experts are stored: the twin of `ExpertFormat` in src/moe/weight.rs.
-enum ExpertFormat : uint32_t { W_F32, W_F16, W_BF16, W_E4M3, W_E2M1 };
+enum ExpertFormat : uint32_t { W_F32, W_F16, W_BF16, W_E4M3, W_E2M1, W_PACKED };
 
 // The twin of `ExpertsParams` in src/launch/params.rs.
 struct ExpertsParams {
     const void* x;               // the first half: [T, H]; the second: [rows, I] of bf16
     const uint8_t* w;            // of the first expert
-    const void* scales;          // FP4: a byte for each 32 of k of a row; FP8: f32 [scale rows, scale_columns]
+    const void* scales;          // FP4: a byte for each 32 of k of a row; FP8: f32 [scale rows, scale_columns];
+                                 // packed FP4: a byte for each expert, its mark (packed.cuh)
     const uint32_t* scale_rows;  // FP8: the row of scales of each row of w
     bf16* y;                     // [rows, outputs]
     const int32_t* offsets;
@@ -76,12 +77,12 @@ constexpr uint32_t EXPERT_THREADS = 32 * WARPS;
 
 // Adds up the tiles of the experts: ends[e] becomes how many there are up to e, with it. Returns how many there
 // are. All threads of the block take part.
-template <uint32_t ROWS>
+template <uint32_t ROWS, uint32_t THREADS = EXPERT_THREADS>
 __device__ __forceinline__ uint32_t count_tiles(const ExpertsParams& p, uint32_t* ends) {
-    __shared__ uint32_t of_warp[WARPS];
+    __shared__ uint32_t of_warp[THREADS / 32];
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t before = 0;
-    for (uint32_t base = 0; base < p.experts; base += EXPERT_THREADS) {
+    for (uint32_t base = 0; base < p.experts; base += THREADS) {
         const uint32_t e = base + threadIdx.x;
         uint32_t sum = 0;
         if (e < p.experts) {
@@ -96,7 +97,7 @@ __device__ __forceinline__ uint32_t count_tiles(const ExpertsParams& p, uint32_t
         if (lane == 31) of_warp[warp] = sum;
         __syncthreads();
         uint32_t all = 0;
-        for (uint32_t i = 0; i < WARPS; ++i) {
+        for (uint32_t i = 0; i < THREADS / 32; ++i) {
             if (i < warp) sum += of_warp[i];
             all += of_warp[i];
         }

@@ -68,17 +68,23 @@ route_logits(const __grid_constant__ RouteParams p) {
     __shared__ float of_warp[THREADS / 32][TOKENS];
     const uint32_t expert = blockIdx.x, token0 = blockIdx.y * TOKENS;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const uint32_t tokens = min(TOKENS, p.tokens - token0);
     let_next_start();
     float sum[TOKENS] = {};
+    const auto read_w = [&](uint32_t k) {
+        return load<bf16, N>(p.w, (uint64_t)expert * p.hidden + min(k, p.hidden - N));
+    };
+    // The first of w come while the kernel before this one writes x, the next ones while these are multiplied.
+    Vector<bf16, N> next = read_w(threadIdx.x * N);
+    wait_for_last();
     for (uint32_t k = threadIdx.x * N; k < p.hidden; k += THREADS * N) {
         float w[N], x[N];
-        widen_all(load<bf16, N>(p.w, (uint64_t)expert * p.hidden + k), w);
-        // The first of w come while the kernel before this one writes x.
-        wait_for_last();
+        widen_all(next, w);
+        next = read_w(k + THREADS * N);
 #pragma unroll
         for (uint32_t t = 0; t < TOKENS; ++t) {
-            // Beyond the last token the last one stands in, and its logits are not stored.
-            widen_all(load<bf16, N>(p.x, min(token0 + t, p.tokens - 1) * p.x_stride + k), x);
+            if (t >= tokens) break;
+            widen_all(load<bf16, N>(p.x, (token0 + t) * p.x_stride + k), x);
 #pragma unroll
             for (int i = 0; i < N; ++i) sum[t] = fmaf(x[i], w[i], sum[t]);
         }
@@ -91,9 +97,7 @@ route_logits(const __grid_constant__ RouteParams p) {
     }
     __syncthreads();
     const uint32_t t = threadIdx.x;
-    if (t >= TOKENS || token0 + t >= p.tokens) return;
-    // A thread without a part of the rows has not waited yet.
-    wait_for_last();
+    if (t >= tokens) return;
     float all = 0.0f;
     for (uint32_t i = 0; i < THREADS / 32; ++i) all += of_warp[i][t];
     p.logits[(uint64_t)(token0 + t) * p.experts + expert] = all;
@@ -112,6 +116,49 @@ __device__ __forceinline__ uint32_t ordered(float x) {
     if (x != x) return ALL;
     const uint32_t bits = x == 0.0f ? 0 : __float_as_uint(x);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// Experts whose places in the order a warp keeps in registers, so many a lane.
+constexpr uint32_t KEPT = 16;
+
+// The k best experts of a warp's token, by score and then by number. `key` gives an expert's place in the order.
+template <typename F> __device__ __forceinline__ void best(const RouteParams& p, const F& key, int32_t* ids) {
+    const uint32_t lane = threadIdx.x % 32;
+    if (p.experts <= 32 * KEPT) {
+        // 0 is what has been chosen, and what is no expert: every number is above it.
+        uint32_t keys[KEPT];
+#pragma unroll
+        for (uint32_t j = 0; j < KEPT; ++j) keys[j] = lane + 32 * j < p.experts ? key(lane + 32 * j) : 0;
+        for (uint32_t i = 0; i < p.top_k; ++i) {
+            uint32_t most = 0, place = 0;
+#pragma unroll
+            for (uint32_t j = 0; j < KEPT; ++j) {
+                if (keys[j] > most) most = keys[j], place = j;
+            }
+            const uint32_t top = __reduce_max_sync(ALL, most);
+            const uint32_t id = __reduce_min_sync(ALL, most == top ? lane + 32 * place : ALL);
+            if (lane == 0) ids[i] = (int32_t)id;
+#pragma unroll
+            for (uint32_t j = 0; j < KEPT; ++j) {
+                if (id == lane + 32 * j) keys[j] = 0;
+            }
+        }
+        return;
+    }
+    // What was chosen last; before the first all come after it.
+    uint32_t last_key = ALL;
+    int32_t last = -1;
+    for (uint32_t i = 0; i < p.top_k; ++i) {
+        uint32_t most = 0, place = ALL;
+        for (uint32_t e = lane; e < p.experts; e += 32) {
+            const uint32_t of = key(e);
+            const bool after = of < last_key || (of == last_key && (int32_t)e > last);
+            if (after && of > most) most = of, place = e;
+        }
+        last_key = __reduce_max_sync(ALL, most);
+        last = (int32_t)__reduce_min_sync(ALL, most == last_key ? place : ALL);
+        if (lane == 0) ids[i] = last;
+    }
 }
 
 // A warp lets a token choose.
@@ -138,24 +185,15 @@ __device__ __forceinline__ void choose(const RouteParams& p, uint32_t token) {
         for (uint32_t i = lane; i < p.top_k; i += 32) ids[i] = row[i];
     } else {
         const float* const bias = image ? p.bias_vl : p.bias;
-        // What was chosen last; before the first all come after it.
-        uint32_t last_key = ALL;
-        int32_t last = -1;
-        for (uint32_t i = 0; i < p.top_k; ++i) {
-            uint32_t key = 0, best = ALL;
-            for (uint32_t e = lane; e < p.experts; e += 32) {
-                const uint32_t of = ordered(scores[e] + (bias != nullptr ? bias[e] : 0.0f));
-                const bool after = of < last_key || (of == last_key && (int32_t)e > last);
-                if (after && of > key) key = of, best = e;
-            }
-            last_key = __reduce_max_sync(ALL, key);
-            last = (int32_t)__reduce_min_sync(ALL, key == last_key ? best : ALL);
-            if (lane == 0) ids[i] = last;
-        }
+        best(p, [&](uint32_t e) { return ordered(scores[e] + (bias != nullptr ? bias[e] : 0.0f)); }, ids);
     }
     __syncwarp();
     double sum = 1e-20;
-    for (uint32_t i = 0; i < p.top_k; ++i) sum += scores[ids[i]];
+    for (uint32_t first = 0; first < p.top_k; first += 32) {
+        const uint32_t count = min(32u, p.top_k - first);
+        const float s = lane < count ? scores[ids[first + lane]] : 0.0f;
+        for (uint32_t i = 0; i < count; ++i) sum += __shfl_sync(ALL, s, i);
+    }
     for (uint32_t i = lane; i < p.top_k; i += 32) {
         const double s = scores[ids[i]];
         weights[i] = (float)((p.normalize ? s / sum : s) * p.scale);
@@ -167,25 +205,25 @@ __device__ __forceinline__ uint32_t expert_of(const RouteParams& p, int32_t id) 
     return min((uint32_t)id, p.experts);
 }
 
-// A warp finds the rows of an expert, or of none.
-__device__ __forceinline__ void sort_expert(const RouteParams& p, uint32_t expert) {
+// A warp finds the rows of an expert, or of none, in the ids of all routes.
+__device__ __forceinline__ void sort_expert(const RouteParams& p, const int32_t* ids, uint32_t expert) {
     const uint32_t lane = threadIdx.x % 32, routes = p.tokens * p.top_k;
     uint32_t lower = 0;
-    for (uint32_t r = lane; r < routes; r += 32) lower += expert_of(p, p.ids[r]) < expert;
+    for (uint32_t r = lane; r < routes; r += 32) lower += expert_of(p, ids[r]) < expert;
     uint32_t row = __reduce_add_sync(ALL, lower);
     if (lane == 0) p.offsets[expert] = row;
     for (uint32_t first = 0; first < routes; first += 32) {
         const uint32_t route = first + lane;
-        const bool mine = route < routes && expert_of(p, p.ids[route]) == expert;
+        const bool mine = route < routes && expert_of(p, ids[route]) == expert;
         const uint32_t all = __ballot_sync(ALL, mine);
         if (mine) {
             const uint32_t at = row + __popc(all & ((1u << lane) - 1));
             const uint32_t token = p.by_top_k.quotient(route), slot = route - token * p.top_k;
             // Of the token's rows, how many come before.
-            const int32_t* const ids = p.ids + (uint64_t)token * p.top_k;
+            const int32_t* const of_token = ids + (uint64_t)token * p.top_k;
             uint32_t before = 0;
             for (uint32_t i = 0; i < p.top_k; ++i) {
-                const uint32_t other = expert_of(p, ids[i]);
+                const uint32_t other = expert_of(p, of_token[i]);
                 before += other < expert || (other == expert && i < slot);
             }
             const bool none = expert == p.experts;
@@ -206,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(128)
 route_sort(const __grid_constant__ RouteParams p) {
     const uint32_t expert = blockIdx.x * 4 + threadIdx.x / 32;
     begin();
-    if (expert <= p.experts) sort_expert(p, expert);
+    if (expert <= p.experts) sort_expert(p, p.ids, expert);
 }
 extern "C" __global__ void __launch_bounds__(1024)
 route_choose_and_sort(const __grid_constant__ RouteParams p) {
@@ -214,5 +252,11 @@ route_choose_and_sort(const __grid_constant__ RouteParams p) {
     begin();
     for (uint32_t token = warp; token < p.tokens; token += 32) choose(p, token);
     __syncthreads();
-    for (uint32_t expert = warp; expert <= p.experts; expert += 32) sort_expert(p, expert);
+    // Every expert looks at all ids: in shared memory, if they have room there.
+    __shared__ int32_t near[1024];
+    const uint32_t routes = p.tokens * p.top_k;
+    const bool fits = routes <= 1024;
+    if (fits && threadIdx.x < routes) near[threadIdx.x] = p.ids[threadIdx.x];
+    __syncthreads();
+    for (uint32_t expert = warp; expert <= p.experts; expert += 32) sort_expert(p, fits ? near : p.ids, expert);
 }

@@ -6,6 +6,7 @@ use swiglu_core::{
 use super::matrix;
 use crate::{
     buffer::CudaBuffer,
+    launch::params::PackParams,
     moe::Marks,
     open::CudaBackend,
     view::{DeviceView, DeviceViewMut},
@@ -48,8 +49,9 @@ impl GroupedMatmul for CudaBackend {
     /// All experts are one weight for each half, in the formats that they are stored in.
     fn alloc_experts(&self, shape: ExpertsShape) -> swiglu_core::Result<Experts<CudaWeight>> {
         let (count, hidden, i) = (shape.count(), shape.hidden, shape.intermediate);
+        let packed = self.matmuls.facts().packs_for().is_some();
         let stack = |parts, shape, format| {
-            CudaWeight::alloc_stack(&self.stream, count, parts, shape, format)
+            CudaWeight::alloc_stack(&self.stream, count, parts, shape, format, packed)
         };
         let gate_up = stack(2, [i, hidden], shape.gate_up)?;
         let down = stack(1, [hidden, i], shape.down)?;
@@ -72,8 +74,12 @@ impl GroupedMatmul for CudaBackend {
         let ([both], [second]) = stacks else {
             return Err(not_stacked().into());
         };
-        both.load_into_stack(stream, place, &[gate, up])?;
-        second.load_into_stack(stream, place, &[down])?;
+        let pack = |params: &PackParams| {
+            // SAFETY: the parameters are of memory of this device that is there until the stream has run it.
+            unsafe { self.moe.pack(stream.cu_stream(), params) }
+        };
+        both.load_into_stack(stream, place, &[gate, up], pack)?;
+        second.load_into_stack(stream, place, &[down], pack)?;
         Ok(())
     }
 

@@ -140,6 +140,11 @@ impl Capability {
         self.major >= 9
     }
 
+    /// Whether it is Hopper, for which alone some kernels are compiled.
+    pub(crate) const fn is_hopper(self) -> bool {
+        self.major == 9 && self.minor == 0
+    }
+
     /// Whether 32 bytes are one access.
     pub(crate) const fn has_32_byte_accesses(self) -> bool {
         self.major >= 10

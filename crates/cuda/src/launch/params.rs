@@ -199,6 +199,20 @@ pub(crate) struct ExpertsParams {
     pub(crate) scalars: Scalars,
 }
 
+/// `PackParams` of `moe/experts_packed.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct PackParams {
+    pub(crate) codes: u64,
+    pub(crate) scales: u64,
+    pub(crate) to: u64,
+    pub(crate) mark: u64,
+    pub(crate) rows: u32,
+    pub(crate) k: u32,
+    pub(crate) half_rows: u32,
+    pub(crate) group_rows: u32,
+}
+
 /// `WidenParams` of `moe/rows.cu`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -328,6 +342,9 @@ mod tests {
             outputs: 104, k: 108, first: 112, experts: 116, top_k: 120, scale_columns: 124,
             by_block: 128, pieces: 136, by_pieces: 140, format: 148, x_type: 152, form: 156,
             scalars: 160,
+        });
+        twin!("moe/experts_packed.cu", PackParams, 48, {
+            codes: 0, scales: 8, to: 16, mark: 24, rows: 32, k: 36, half_rows: 40, group_rows: 44,
         });
         twin!("moe/rows.cu", WidenParams, 88, {
             from: 0, to: 8, offsets: 16, from_stride: 24, to_stride: 32, rows: 40, columns: 44,

@@ -81,7 +81,7 @@ pub(crate) struct MatmulFacts {
 impl MatmulFacts {
     /// Whether there are kernels of packed weights: for Hopper alone.
     pub(super) fn has_packed_kernels(&self) -> bool {
-        self.capability == Capability { major: 9, minor: 0 }
+        self.capability.is_hopper()
     }
 
     /// The multiprocessors that weights are packed for. None with ordered sums, for which there is no

@@ -18,7 +18,7 @@ use crate::{
     error::{Doing, Result},
     launch::{
         driver::{Function, Grid},
-        params::{Divisor, ExpertsParams, Scalars, SumParams, WidenParams},
+        params::{Divisor, ExpertsParams, PackParams, Scalars, SumParams, WidenParams},
     },
     matmul::{MatmulFacts, y_type},
     view::RawMatrix,
@@ -30,6 +30,9 @@ pub(super) const ALIGNMENT: u64 = 16;
 
 /// Blocks of a launch whose warps take one group after another, at most.
 const MOST_BLOCKS: usize = 4096;
+
+/// Blocks that pack an expert, whose warps take one unit after another.
+const PACK_BLOCKS: u32 = 1024;
 
 /// The kernels of a layer, for every stream of a context.
 pub(crate) struct Moe {
@@ -252,7 +255,7 @@ impl Moe {
         let params = ExpertsParams {
             x: x.first(),
             w: weight.data.address(),
-            scales: scales.map_or(0, |s| s.values.address()),
+            scales: scales.map_or(address(stack.marks.as_ref()), |s| s.values.address()),
             scale_rows: scales.map_or(0, |s| address(s.rows.as_ref())),
             y: y.first(),
             offsets: routes.offsets.address(),
@@ -278,7 +281,7 @@ impl Moe {
             scalars,
         };
         let shared = plan.kernel.shared(stack.format, shape.count());
-        let grid = ([plan.blocks, 1], THREADS, shared);
+        let grid = ([plan.blocks, 1], plan.kernel.threads(stack.format), shared);
         // SAFETY: by the callers' contracts.
         unsafe { self.launch(stream, self.kernels.experts(&plan), grid, &params) }
     }
@@ -322,6 +325,17 @@ impl Moe {
         let blocks = [all.div_ceil(warps).min(MOST_BLOCKS) as u32, 1];
         // SAFETY: by the callers' contracts; a group is read before it is written.
         unsafe { self.launch(stream, self.kernels.widen, (blocks, THREADS, 0), &params) }
+    }
+
+    /// Enqueues the packing of an expert's half.
+    ///
+    /// # Safety
+    /// The addresses are of the expert's codes, scales, place and mark, whose memory lives until the stream has run it.
+    pub(crate) unsafe fn pack(&self, stream: sys::CUstream, params: &PackParams) -> Result<()> {
+        let kernel = self.kernels.pack.ok_or_else(not_stacked)?;
+        self.bind()?;
+        // SAFETY: by this function's contract.
+        unsafe { self.launch(stream, kernel, ([PACK_BLOCKS, 1], THREADS, 0), params) }
     }
 
     pub(super) fn bind(&self) -> Result<()> {

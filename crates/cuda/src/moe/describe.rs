@@ -31,7 +31,9 @@ impl Moe {
     /// The plan of a request of a layer of this shape on rows without gaps, on one line; none for others.
     pub(crate) fn plan(request: &Request, shape: &Shape, facts: &MatmulFacts) -> Option<String> {
         let &Shape { rows, cols, depth } = shape;
+        let packed = facts.packs_for().is_some();
         let experts = |half, routing: &Routing, x, weight: WeightFormat, outputs| {
+            let parts = if half == Half::Gated { 2 } else { 1 };
             let block = weight.scaling().filter(|_| weight != WeightFormat::Fp4);
             let problem = ExpertsProblem {
                 half,
@@ -41,7 +43,7 @@ impl Moe {
                 outputs,
                 k: depth,
                 x,
-                format: ExpertFormat::from_format(weight).ok()?,
+                format: ExpertFormat::of_experts(weight, parts, [outputs, depth], packed).ok()?,
                 block_columns: block
                     .map(|(_, [_, columns])| columns)
                     .filter(|&c| c < depth),

@@ -3,8 +3,8 @@
 //! ## Method
 //! 1. Logits of few tokens in bf16 have a kernel of their own; others are a matmul. Few tokens are then chosen for and
 //!    sorted by one block.
-//! 2. Experts with few rows on average: the kernels that stream weights, for tiles of 8 or 32 rows. More rows: tiles of
-//!    128 rows of a weight by 64. How many an expert really has is known to the device alone, so that each of these takes
+//! 2. Experts with few rows on average: the kernels that stream weights, for tiles of 8, 16 or 32 rows. More rows: tiles
+//!    of 128 rows of a weight by 64, unless FP4 is packed. How many an expert really has is known to the device alone, so that each of these takes
 //!    any number, an expert's rows in several tiles.
 //! 3. Ordered sums, other types, and what is not in whole 16-byte vectors: the kernel of any rows.
 //! 4. A launch has the blocks that the device holds at once, or as many as there can be work for.
@@ -30,7 +30,7 @@ const LOGITS_TOKENS: usize = 8;
 /// Tokens that one block chooses for and sorts.
 const TOGETHER: usize = 16;
 
-/// Threads of a block of each kernel of experts.
+/// Threads of a block of the kernels of a layer, but for those of packed experts.
 pub(super) const THREADS: u32 = 256;
 
 /// How logits are computed.
@@ -125,6 +125,8 @@ impl Half {
 pub(super) enum ExpertsKernel {
     /// Tiles of 8 rows, weights streamed.
     Rows8,
+    /// Of 16, FP4 packed.
+    Rows16,
     /// Of 32.
     Rows32,
     /// Tiles of 64 rows by 128 of the weight, through shared memory.
@@ -134,14 +136,23 @@ pub(super) enum ExpertsKernel {
 }
 
 impl ExpertsKernel {
-    /// Those of each of [`FORMATS`].
-    pub(super) const OF_FORMAT: [Self; 3] = [Self::Rows8, Self::Rows32, Self::Tiles];
+    /// Those of a format on tensor cores, for ever more rows.
+    pub(super) const fn of_format(format: ExpertFormat) -> &'static [Self] {
+        match format {
+            ExpertFormat::PackedE2m1 => &[Self::Rows8, Self::Rows16],
+            ExpertFormat::E2m1 | ExpertFormat::E4m3 | ExpertFormat::Bf16 => {
+                &[Self::Rows8, Self::Rows32, Self::Tiles]
+            }
+            ExpertFormat::F32 | ExpertFormat::F16 => &[],
+        }
+    }
 
     /// The kernel's name.
     pub(super) fn name(self, half: Half, format: ExpertFormat) -> String {
         let (half, format) = (half.name(), format.name());
         match self {
             Self::Rows8 => format!("experts_{half}_8_rows_{format}"),
+            Self::Rows16 => format!("experts_{half}_16_rows_{format}"),
             Self::Rows32 => format!("experts_{half}_32_rows_{format}"),
             Self::Tiles => format!("experts_{half}_tiles_{format}"),
             Self::Any => format!("experts_{half}_any"),
@@ -152,6 +163,7 @@ impl ExpertsKernel {
     const fn rows(self) -> usize {
         match self {
             Self::Rows8 | Self::Any => 8,
+            Self::Rows16 => 16,
             Self::Rows32 => 32,
             Self::Tiles => 64,
         }
@@ -161,7 +173,7 @@ impl ExpertsKernel {
     const fn outputs(self, half: Half) -> usize {
         let gated = matches!(half, Half::Gated);
         match self {
-            Self::Rows8 | Self::Rows32 => {
+            Self::Rows8 | Self::Rows16 | Self::Rows32 => {
                 if gated {
                     8
                 } else {
@@ -180,19 +192,30 @@ impl ExpertsKernel {
     }
 
     /// Blocks that a multiprocessor holds.
-    const fn resident(self) -> usize {
-        match self {
-            Self::Rows8 => 3,
-            Self::Rows32 | Self::Tiles => 2,
-            Self::Any => 4,
+    const fn resident(self, format: ExpertFormat) -> usize {
+        match (self, format) {
+            (_, ExpertFormat::PackedE2m1) => 1,
+            (Self::Rows8, _) => 3,
+            (Self::Rows16 | Self::Rows32 | Self::Tiles, _) => 2,
+            (Self::Any, _) => 4,
         }
     }
 
-    /// Bytes of dynamic shared memory of a block: a word for each expert, and of tiles `STAGES` of `experts_tiles.cu`.
+    /// Threads of a block.
+    pub(super) const fn threads(self, format: ExpertFormat) -> u32 {
+        match (self, format) {
+            (Self::Rows8 | Self::Rows16, ExpertFormat::PackedE2m1) => 512,
+            _ => THREADS,
+        }
+    }
+
+    /// Bytes of dynamic shared memory of a block: a word for each expert, of tiles `STAGES` of `experts_tiles.cu`, and of
+    /// packed experts the rings of `experts_packed.cu`.
     pub(super) const fn shared(self, format: ExpertFormat, experts: usize) -> u32 {
-        let stages = match self {
-            Self::Tiles => 6 * 32 * (128 * format.bits() / 8 + 64 * 2),
-            Self::Rows8 | Self::Rows32 | Self::Any => 0,
+        let stages = match (self, format) {
+            (Self::Tiles, _) => 6 * 32 * (128 * format.bits() / 8 + 64 * 2),
+            (Self::Rows8 | Self::Rows16, ExpertFormat::PackedE2m1) => 16 * 2 * 2 * (1024 + 64),
+            (Self::Rows8 | Self::Rows16 | Self::Rows32 | Self::Any, _) => 0,
         };
         (stages + 4 * experts) as u32
     }
@@ -200,16 +223,20 @@ impl ExpertsKernel {
     /// Columns of which a block of FP8's scales must be a multiple.
     const fn step(self) -> usize {
         match self {
-            Self::Rows8 | Self::Rows32 => 64,
+            Self::Rows8 | Self::Rows16 | Self::Rows32 => 64,
             Self::Tiles => 32,
             Self::Any => 1,
         }
     }
 }
 
-/// The formats that have kernels on tensor cores.
-pub(super) const FORMATS: [ExpertFormat; 3] =
-    [ExpertFormat::E2m1, ExpertFormat::E4m3, ExpertFormat::Bf16];
+/// The formats that have kernels on tensor cores; packed ones on Hopper alone.
+pub(super) const FORMATS: [ExpertFormat; 4] = [
+    ExpertFormat::E2m1,
+    ExpertFormat::E4m3,
+    ExpertFormat::Bf16,
+    ExpertFormat::PackedE2m1,
+];
 
 /// What the plan of a half depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,16 +271,22 @@ impl ExpertsProblem {
             .is_none_or(|b| b.is_multiple_of(kernel.step()));
         let any_order = facts.accumulation != Accumulation::Ordered;
         kernel == ExpertsKernel::Any
-            || (FORMATS.contains(&self.format) && whole && blocks && any_order)
+            || (ExpertsKernel::of_format(self.format).contains(&kernel)
+                && whole
+                && blocks
+                && any_order)
     }
 
     /// The kernels for so many rows of an expert, the best first.
     fn kernels(&self) -> &'static [ExpertsKernel] {
-        use ExpertsKernel::{Any, Rows8, Rows32, Tiles};
+        use ExpertsKernel::{Any, Rows8, Rows16, Rows32, Tiles};
         // The same on every rank: all experts count.
-        match self.routes.div_ceil(self.all_experts.max(1)) {
-            0..=4 => &[Rows8, Any],
-            5..=16 => &[Rows32, Any],
+        let rows = self.routes.div_ceil(self.all_experts.max(1));
+        match (self.format, rows) {
+            (ExpertFormat::PackedE2m1, 0..=8) => &[Rows8, Any],
+            (ExpertFormat::PackedE2m1, _) => &[Rows16, Any],
+            (_, 0..=4) => &[Rows8, Any],
+            (_, 5..=16) => &[Rows32, Any],
             _ => &[Tiles, Any],
         }
     }
@@ -283,7 +316,7 @@ impl ExpertsPlan {
         let kernel = *kernels.into_iter().find(|k| problem.fits(**k, facts))?;
         let pieces = problem.outputs.div_ceil(kernel.outputs(problem.half));
         let items = problem.most_tiles(kernel.rows()).checked_mul(pieces)?;
-        let resident = kernel.resident() * facts.multiprocessors.max(1) as usize;
+        let resident = kernel.resident(problem.format) * facts.multiprocessors.max(1) as usize;
         let fits = problem.experts <= MOST_EXPERTS && items < 1 << 31;
         fits.then(|| Self {
             kernel,

@@ -10,13 +10,18 @@ use swiglu_cuda::CudaBackend;
 use crate::common::{filled, open};
 use crate::layer::{FORMATS, HostLayer, Layer, Pass};
 
-/// More k than a block reads at once, and of no whole number of what it reads.
-const SIDES: [usize; 2] = [4352, 1120];
+/// More k than a block reads at once, and of no whole number of what it reads; of FP4 the first is packed for both
+/// halves, the second for the first alone.
+const SIDES: [[usize; 2]; 2] = [[4352, 1152], [4352, 1120]];
 const EXPERTS: usize = 4;
 const TOP_K: usize = 2;
 
-/// Tokens, and the kernels that their rows go to.
-const CASES: [(usize, &str); 3] = [(1, "8_rows"), (24, "32_rows"), (60, "tiles")];
+/// Tokens, and the kernels that their rows go to, packed FP4's the second.
+const CASES: [(usize, [&str; 2]); 3] = [
+    (1, ["8_rows", "8_rows_packed"]),
+    (24, ["32_rows", "16_rows_packed"]),
+    (60, ["tiles", "16_rows_packed"]),
+];
 
 /// Two experts of each token; now and then one, or none.
 fn ids(tokens: usize) -> Vec<i32> {
@@ -65,15 +70,40 @@ fn farthest(got: &[f32], want: &[f32], cols: usize) -> f64 {
         .fold(0.0, |most, far| if far <= most { most } else { far })
 }
 
+/// Quantized rows from sums of two orders: a number at the border between two codes may become the other one, of 16 to
+/// an octave, and no more than few do.
+fn close_codes(got: &[f32], want: &[f32], what: &str) {
+    let (mut others, mut all) = (0, 0);
+    for (got, want) in got.iter().zip(want) {
+        assert_eq!(got.is_nan(), want.is_nan(), "{what}");
+        if got.is_nan() {
+            continue;
+        }
+        all += 1;
+        if got != want {
+            others += 1;
+            let most = got.abs().max(want.abs());
+            // Subnormal codes are farther apart than an eighth of themselves.
+            let step = (most / 8.0).max(1e-4);
+            assert!((got - want).abs() <= step, "{what}: {got}, not {want}");
+        }
+    }
+    assert!(others * 100 <= all, "{what}: {others} of {all} codes");
+}
+
 #[test]
 fn kernels_on_tensor_cores_agree_with_the_ordered_one() {
     let Some((mut backend, _turn)) = open("experts") else {
         return;
     };
-    for format in FORMATS {
-        let host = HostLayer::new(SIDES, (EXPERTS, TOP_K), format);
+    for (format, sides) in FORMATS
+        .into_iter()
+        .flat_map(|format| SIDES.map(|sides| (format, sides)))
+    {
+        backend = backend.with_accumulation(Accumulation::MatrixUnit);
+        let host = HostLayer::new(sides, (EXPERTS, TOP_K), format);
         let layer = host.load(&backend);
-        for ((tokens, kernel), quant) in CASES
+        for ((tokens, kernels), quant) in CASES
             .into_iter()
             .flat_map(|case| [(case, None), (case, Some(Quantization::deepseek_v4()))])
         {
@@ -83,17 +113,25 @@ fn kernels_on_tensor_cores_agree_with_the_ordered_one() {
             let [_, of_first, of_second] = host.shapes(tokens);
             for (request, shape) in [(first, of_first), (second, of_second)] {
                 let plan = backend.plan(&request, &shape).unwrap();
-                assert!(plan.contains(kernel), "{tokens} tokens: {plan}");
+                let one = kernels.iter().any(|kernel| plan.contains(kernel));
+                assert!(one, "{tokens} tokens: {plan}");
             }
             let (act, sums) = run(&backend, (&host, &layer), quant, &ids);
             backend = backend.with_accumulation(Accumulation::Ordered);
             let (want, want_sums) = run(&backend, (&host, &layer), quant, &ids);
             let wide = |act: &[bf16]| act.iter().map(|a| a.to_f32()).collect::<Vec<_>>();
             let what = format!("{format}, {tokens} tokens, {quant:?}");
-            let far = farthest(&wide(&act), &wide(&want), SIDES[1]);
-            assert!(far < 2e-3, "{what}: act {far}");
-            let far = farthest(&sums, &want_sums, SIDES[0]);
-            assert!(far < 4e-3, "{what}: sums {far}");
+            if quant.is_some() {
+                close_codes(&wide(&act), &wide(&want), &what);
+                // Each row is as far as one code, of one element or two.
+                let far = farthest(&sums, &want_sums, sides[0]);
+                assert!(far < 1e-2, "{what}: sums {far}");
+            } else {
+                let far = farthest(&wide(&act), &wide(&want), sides[1]);
+                assert!(far < 2e-3, "{what}: act {far}");
+                let far = farthest(&sums, &want_sums, sides[0]);
+                assert!(far < 4e-3, "{what}: sums {far}");
+            }
             assert!(sums.iter().all(|s| s.is_finite()), "{what}");
         }
     }
@@ -106,7 +144,9 @@ fn experts_together_equal_experts_alone() {
         return;
     };
     for format in FORMATS {
-        let host = HostLayer::new([416, 352], (EXPERTS, TOP_K), format);
+        // Of FP4 the first half is packed, the second is not.
+        let host = HostLayer::new([384, 352], (EXPERTS, TOP_K), format);
+        backend = backend.with_accumulation(Accumulation::MatrixUnit);
         let layer = host.load(&backend);
         for class in [Accumulation::MatrixUnit, Accumulation::Ordered] {
             backend = backend.with_accumulation(class);
@@ -157,10 +197,18 @@ fn every_code_times_every_scale() {
         WeightFormat::Fp4,
         vec![[zeros.clone(), zeros, down.clone()]],
     );
-    let layer = host.load(&backend);
-    for class in [Accumulation::MatrixUnit, Accumulation::Ordered] {
+    // Where FP4 may be packed it is, unless sums are ordered when it is loaded.
+    let [matrix_unit, ordered] = [Accumulation::MatrixUnit, Accumulation::Ordered];
+    for (at_load, class) in [
+        (matrix_unit, matrix_unit),
+        (matrix_unit, ordered),
+        (ordered, matrix_unit),
+        (ordered, ordered),
+    ] {
+        backend = backend.with_accumulation(at_load);
+        let layer = host.load(&backend);
         backend = backend.with_accumulation(class);
-        // Tiles, 32 rows and 8 rows.
+        // Tiles, 16 or 32 rows, and 8 rows.
         for tokens in [512, 16, 4] {
             for first in (0..512).step_by(tokens) {
                 let mut act = vec![bf16::ZERO; tokens * 512];
@@ -184,7 +232,7 @@ fn every_code_times_every_scale() {
                         let same = got == want || (got.is_nan() && want.is_nan());
                         assert!(
                             same || lost,
-                            "{class}, [{row}, {}]: {got}, not {want}",
+                            "{class}, loaded for {at_load}, [{row}, {}]: {got}, not {want}",
                             first + t
                         );
                     }

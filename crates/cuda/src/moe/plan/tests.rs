@@ -33,7 +33,7 @@ fn kernel(problem: &ExpertsProblem) -> ExpertsKernel {
 
 #[test]
 fn the_kernel_follows_from_the_rows_that_an_expert_has_on_average() {
-    use ExpertsKernel::{Any, Rows8, Rows32, Tiles};
+    use ExpertsKernel::{Any, Rows8, Rows16, Rows32, Tiles};
     for (tokens, expected) in [
         (1, Rows8),
         (64, Rows8),
@@ -44,6 +44,15 @@ fn the_kernel_follows_from_the_rows_that_an_expert_has_on_average() {
         (4096, Tiles),
     ] {
         assert_eq!(kernel(&flash(tokens)), expected, "{tokens} tokens");
+    }
+    let packed = |tokens| {
+        kernel(&ExpertsProblem {
+            format: ExpertFormat::PackedE2m1,
+            ..flash(tokens)
+        })
+    };
+    for (tokens, expected) in [(1, Rows8), (341, Rows8), (342, Rows16), (4096, Rows16)] {
+        assert_eq!(packed(tokens), expected, "{tokens} tokens, packed");
     }
     // A rank with a part of the experts runs the same.
     let part = ExpertsProblem {
@@ -110,6 +119,12 @@ fn a_launch_has_no_more_blocks_than_work_or_room() {
     // Six experts, 2048 outputs by eight.
     let one = plan(&flash(1)).unwrap();
     assert_eq!((one.pieces, one.blocks), (256, 3 * 132));
+    // A block of packed ones has a multiprocessor to itself.
+    let packed = ExpertsProblem {
+        format: ExpertFormat::PackedE2m1,
+        ..flash(1)
+    };
+    assert_eq!(plan(&packed).unwrap().blocks, 132);
     let few = ExpertsProblem {
         routes: 1,
         outputs: 96,
@@ -137,12 +152,21 @@ fn shared_memory_fits_and_is_that_of_the_kernels() {
     let constants = "W_TILE = 128, X_TILE = 64, DEPTH = 32, STAGES = 6";
     assert!(source.contains(constants));
     for format in FORMATS {
-        for kernel in ExpertsKernel::OF_FORMAT {
+        for kernel in ExpertsKernel::of_format(format) {
             // What a block may have on the smallest device.
             assert!(
                 kernel.shared(format, MOST_EXPERTS) <= 99 * 1024,
                 "{kernel:?}"
             );
+        }
+        if format == ExpertFormat::PackedE2m1 {
+            let source = include_str!("../../../kernels/moe/experts_packed.cu");
+            let constants = "PACKED_WARPS = 16, PACKED_THREADS = 32 * PACKED_WARPS, SLOTS = 2, SLOT = 2 * PACKED_UNIT";
+            assert!(source.contains(constants));
+            let rings = ExpertsKernel::Rows8.shared(format, 0) as usize;
+            assert_eq!(rings, 16 * 2 * 2 * 16 * 128 * 17 / 32);
+            assert_eq!(ExpertsKernel::Rows8.threads(format), 512);
+            continue;
         }
         let without = ExpertsKernel::Rows8.shared(format, MOST_EXPERTS);
         assert!(

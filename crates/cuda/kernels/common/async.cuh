@@ -1,0 +1,39 @@
+// Copies that arrive by themselves, and the barriers in shared memory that tell of them: from Hopper on.
+#pragma once
+#include <cuda/std/cstdint>
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+__device__ __forceinline__ void init_barrier(uint32_t barrier, uint32_t arrivals = 1) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
+}
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Arrives, and lets the barrier's phase end only when so many bytes have come.
+__device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+// Waits for the end of the phase of this parity; CLUSTER: to see what another block of the cluster wrote.
+template <bool CLUSTER> __device__ __forceinline__ void wait_barrier(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    do {
+        if constexpr (CLUSTER)
+            asm volatile("{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+        else
+            asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    } while (!done);
+}
+// The place of this block's shared address in another block of the cluster.
+__device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank) {
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
