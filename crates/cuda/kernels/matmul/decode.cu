@@ -7,7 +7,7 @@
 constexpr bool gated_kind = true, plain_kind = false;
 #define KERNEL(KIND, GROUPS, TOKENS, RING, AHEAD, BLOCKS_OF_SM)                                    \
     extern "C" __global__ void __cluster_dims__(BLOCKS) __launch_bounds__(32 * WARPS, BLOCKS_OF_SM) \
-    decode_##KIND##_##GROUPS##_groups_##TOKENS##_tokens(const __grid_constant__ DecodeParams p) {   \
+    decode_##KIND##_##GROUPS##_groups_##TOKENS##_tokens(const __grid_constant__ StepParams p) {   \
         decode<KIND##_kind, GROUPS, TOKENS, RING, AHEAD>(p);                                        \
     }
 // As measured for V4-Flash (4 groups), V4.1-Flash (5) and V4-Pro (6 and 7): rings of both matmuls that fit

@@ -14,69 +14,11 @@
 // 5. Warps leave their sums where their rings were, and the block adds them in the warps' order. The
 //    blocks send each other the half that is the other's. Then rows are stored, or activated first.
 #pragma once
-#include "packed.cuh"
-#include "../activation/functions.cuh"
-
-// The twin of `DecodeParams` in src/launch/params.rs.
-struct DecodeParams {
-    const uint8_t* w;
-    const bf16* x;                // rows begin at multiples of 16 bytes
-    void* y;
-    uint64_t x_stride, y_stride;  // elements
-    Packing packing;
-    uint32_t t, k;
-    uint32_t y_type;
-    uint32_t clamped, eager;      // the activation, and how it rounds
-    Scalars scalars;
-};
-TWIN_SIZE(DecodeParams, 96);
-TWIN_FIELD(DecodeParams, w, 0);
-TWIN_FIELD(DecodeParams, x, 8);
-TWIN_FIELD(DecodeParams, y, 16);
-TWIN_FIELD(DecodeParams, x_stride, 24);
-TWIN_FIELD(DecodeParams, y_stride, 32);
-TWIN_FIELD(DecodeParams, packing, 40);
-TWIN_FIELD(DecodeParams, t, 56);
-TWIN_FIELD(DecodeParams, k, 60);
-TWIN_FIELD(DecodeParams, y_type, 64);
-TWIN_FIELD(DecodeParams, clamped, 68);
-TWIN_FIELD(DecodeParams, eager, 72);
-TWIN_FIELD(DecodeParams, scalars, 76);
+#include "step.cuh"
+#include "../common/async.cuh"
 
 constexpr int BLOCKS = 2;  // of a cluster
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-__device__ __forceinline__ void init_barrier(uint32_t barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier));
-}
-// Arrives, and lets the barrier's phase end only when so many bytes have come.
-__device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
-}
-// Waits for the end of the phase of this parity; CLUSTER: to see what another block of the cluster wrote.
-template <bool CLUSTER> __device__ __forceinline__ void wait_barrier(uint32_t barrier, uint32_t parity) {
-    uint32_t done;
-    do {
-        if constexpr (CLUSTER)
-            asm volatile("{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-                : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-        else
-            asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-                : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-    } while (!done);
-}
-// The place of this block's shared address in another block of the cluster.
-__device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank) {
-    uint32_t there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    return there;
-}
 __device__ __forceinline__ void send(uint32_t to, float4 v, uint32_t barrier) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
         ::"r"(to), "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(__float_as_uint(v.z)),
@@ -113,44 +55,10 @@ __device__ __forceinline__ uint32_t with_lane(uint32_t top, int distance) {
 }
 __device__ __forceinline__ uint32_t larger_half(uint32_t top) { return max(top >> 16, top & 0xffffu); }
 
-template <typename T>
-__device__ __forceinline__ T activated(const DecodeParams& p, float gate, float up) {
-    gate = rounded<T>(gate), up = rounded<T>(up);
-    const Scalars& s = p.scalars;
-    float y;
-    if (p.eager && sizeof(T) == 2) {
-        y = p.clamped ? gated<Silu, Clamp::Before, T, true>(gate, up, s)
-                      : gated<Silu, Clamp::None, T, true>(gate, up, s);
-    } else {
-        y = p.clamped ? gated<Silu, Clamp::Before, T, false>(gate, up, s)
-                      : gated<Silu, Clamp::None, T, false>(gate, up, s);
-    }
-    return narrow<T>(y);
-}
-
-// The sums of row g of a group, `low`, and of row g + 8, of one token.
-template <bool GATED, typename T>
-__device__ __forceinline__ void store_rows(
-    const DecodeParams& p, uint32_t row, uint32_t token, float low, float high) {
-    if (token >= p.t) return;
-    T* const y = (T*)p.y + token * p.y_stride + row;
-    if constexpr (GATED) {
-        *y = activated<T>(p, low, high);
-    } else {
-        y[0] = narrow<T>(low);
-        y[p.packing.half_rows] = narrow<T>(high);
-    }
-}
-template <bool GATED, typename T>
-__device__ __forceinline__ void store_tokens(const DecodeParams& p, uint32_t row, uint32_t token, float4 v) {
-    store_rows<GATED, T>(p, row, token, v.x, v.z);
-    store_rows<GATED, T>(p, row, token + 1, v.y, v.w);
-}
-
 // A stream of GROUPS at most; TOKENS: one, whose x a warp converts together, or tiles of 8. A
 // warp's ring holds RING units. AHEAD units of x are read at once.
 template <bool GATED, int GROUPS, int TOKENS, int RING, int AHEAD>
-__device__ __forceinline__ void decode(const DecodeParams& p) {
+__device__ __forceinline__ void decode(const StepParams& p) {
     constexpr bool ONE = TOKENS == 1;
     constexpr int THREADS = 32 * WARPS, TILES = (TOKENS + 7) / 8, PAIRS = GROUPS * TILES;
     constexpr int OWNED = (PAIRS + 1) / BLOCKS;  // pairs of a group and a tile that a block finishes

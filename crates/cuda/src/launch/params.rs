@@ -149,10 +149,10 @@ pub(crate) struct PackedParams {
     pub(crate) packing: Packing,
 }
 
-/// `DecodeParams` of `matmul/decode.cuh`.
+/// `StepParams` of `matmul/step.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub(crate) struct DecodeParams {
+pub(crate) struct StepParams {
     pub(crate) w: u64,
     pub(crate) x: u64,
     pub(crate) y: u64,
@@ -332,7 +332,7 @@ mod tests {
             streams: 0, groups: 4, group_rows: 8, half_rows: 12,
         });
         twin!("matmul/packed_rows.cuh", PackedParams, 104, { matmul: 0, packing: 88, });
-        twin!("matmul/decode.cuh", DecodeParams, 96, {
+        twin!("matmul/step.cuh", StepParams, 96, {
             w: 0, x: 8, y: 16, x_stride: 24, y_stride: 32, packing: 40, t: 56, k: 60, y_type: 64,
             clamped: 68, eager: 72, scalars: 76,
         });

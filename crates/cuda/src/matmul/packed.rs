@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     launch::{
         driver::{Fatbins, Function, Grid, Module, fatbins},
-        params::{DecodeParams, PackedParams, Packing, Scalars},
+        params::{PackedParams, Packing, Scalars, StepParams},
     },
     view::RawMatrix,
     weight::CudaWeight,
@@ -79,7 +79,7 @@ impl PackedKernels {
             Some((op, of)) => (of.clamped, of.eager, scalars(op)),
             None => (false, false, Scalars::default()),
         };
-        let params = DecodeParams {
+        let params = StepParams {
             w: weight.data.address(),
             x: x.first(),
             y: y.first(),
