@@ -60,6 +60,7 @@ const SOURCES: [(&str, &str); 13] = [
     ("matmul", "matmul_rows"),
     ("matmul", "matmul_tiles"),
     ("matmul", "decode"),
+    ("matmul", "warpgroups"),
     ("quant", "quantize"),
     ("ranks", "round"),
     ("moe", "route"),

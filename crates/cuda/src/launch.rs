@@ -4,3 +4,4 @@ pub(crate) mod driver;
 pub(crate) mod foreign;
 pub(crate) mod options;
 pub(crate) mod params;
+pub(crate) mod tensor_map;

@@ -10,6 +10,7 @@ mod parameters;
 mod plan;
 mod scratch;
 mod step;
+mod warpgroups;
 
 pub(crate) use call::Matmuls;
 pub(crate) use parameters::y_type;

@@ -117,6 +117,8 @@ pub(crate) struct WeightScales {
     pub(crate) block_columns: usize,
     /// Whether every product of a code and a scale is a value of bf16.
     pub(crate) exact_in_bf16: bool,
+    /// Whether scales are such powers of two, up to 2^7, and no code is a NaN: what warpgroups multiply by.
+    pub(crate) factors: bool,
     /// For blocks of 128 x 128 that no part cuts: the values, rows padded to a multiple of four,
     /// as cublasLt reads them.
     pub(crate) blocks: Option<CudaBuffer>,
@@ -127,6 +129,9 @@ fn keeps_codes_exact(scale: f32) -> bool {
     let bits = scale.to_bits();
     bits & 0x807f_ffff == 0 && (1e-36..1e35).contains(&scale)
 }
+
+/// The largest scale whose product with 2^120 is a bf16: `kernels/matmul/warpgroups.cuh`.
+const LARGEST_FACTOR: f32 = 128.0;
 
 /// Whether routed experts of this format run.
 pub(crate) fn expert_support(format: WeightFormat) -> Support {
@@ -310,10 +315,13 @@ impl WeightScales {
         });
         let blocks = block == [128, 128] && parts[..last].iter().all(others);
         let block_values = blocks.then(|| padded(&values, columns));
+        let small = values.iter().all(|&s| s <= LARGEST_FACTOR);
+        let given = values.len();
         with_nan_rows(parts, columns, &mut values, &mut rows);
         let upload = |bytes: &[u8]| uploaded(stream, &[bytes]);
         Ok(Self {
             exact_in_bf16,
+            factors: exact_in_bf16 && small && values.len() == given,
             values: upload(bytemuck::cast_slice(&values))?,
             rows: upload(bytemuck::cast_slice(&rows))?,
             blocks: block_values

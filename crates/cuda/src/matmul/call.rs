@@ -13,11 +13,11 @@ use super::{
     library::{Addresses, CublasLt, LibraryShape, WORKSPACE, alignment},
     packed::PackedKernels,
     plan::{
-        CodesPlan, CodesProblem, MatmulFacts, MatmulPlan, MatmulProblem, OwnKernel, OwnPlan, Route,
-        ScalesShape,
+        CodesPlan, CodesProblem, MatmulFacts, MatmulPlan, MatmulProblem, OwnKernel, OwnPlan,
+        PackedPlan, Route, ScalesShape,
     },
     scratch::{Room, Rooms},
-    step::{StepActivation, StepKind, StepPlan},
+    step::StepActivation,
 };
 use crate::{
     buffer::CudaBuffer,
@@ -66,6 +66,7 @@ fn problem(x: &RawMatrix, weight: &CudaWeight, y: &RawMatrix) -> MatmulProblem {
             columns: s.columns,
             block_columns: s.block_columns,
             exact_in_bf16: s.exact_in_bf16,
+            factors: s.factors,
         }),
         packing: weight.packing,
     }
@@ -198,7 +199,7 @@ impl Matmuls {
                         self.by_library(stream, weight.elements, x, weight, y, addresses)
                     }
                     MatmulPlan::Decode { .. } => self.by_decoding(stream, x, weight, y, addresses),
-                    MatmulPlan::Step(step) => self.by_step(stream, step, x, weight, y, None),
+                    MatmulPlan::Packed(plan) => self.by_stream(stream, plan, x, weight, y, None),
                     MatmulPlan::Own(own) => self.by_own(stream, &own, x, weight, y),
                 }
             }?;
@@ -238,11 +239,11 @@ impl Matmuls {
         }
     }
 
-    /// Enqueues a decode step; false for a weight that is not packed.
-    unsafe fn by_step(
+    /// Enqueues a kernel that streams the weight; false for one that is not packed.
+    unsafe fn by_stream(
         &self,
         stream: sys::CUstream,
-        plan: StepPlan,
+        plan: PackedPlan,
         x: &RawMatrix,
         weight: &CudaWeight,
         y: &RawMatrix,
@@ -252,7 +253,7 @@ impl Matmuls {
             return Ok(false);
         };
         // SAFETY: by the caller's contract.
-        unsafe { packed.step(stream, plan, x, (weight, packing), y, activation) }?;
+        unsafe { packed.stream(stream, plan, x, (weight, packing), y, activation) }?;
         Ok(true)
     }
 
@@ -307,8 +308,8 @@ impl Matmuls {
         weight: &CudaWeight,
         act: &RawMatrix,
     ) -> Result<bool> {
-        let step = problem(x, weight, act).step(&self.facts, StepKind::Gated);
-        let (Some(plan), Some(activation)) = (step, StepActivation::of(op)) else {
+        let plan = problem(x, weight, act).gated(&self.facts);
+        let (Some(plan), Some(activation)) = (plan, StepActivation::of(op)) else {
             return Ok(false);
         };
         x.check_aligned("x")?;
@@ -318,7 +319,7 @@ impl Matmuls {
             .bind_to_thread()
             .doing("bind the context")?;
         // SAFETY: by this function's contract.
-        unsafe { self.by_step(stream, plan, x, weight, act, Some((op, activation))) }
+        unsafe { self.by_stream(stream, plan, x, weight, act, Some((op, activation))) }
     }
 
     /// Enqueues a matmul of one type; false where the library has no algorithm for it.

@@ -5,7 +5,7 @@ use swiglu_core::{Float, Request, Shape};
 use super::{
     call::Matmuls,
     plan::{CodesPlan, CodesProblem, MatmulPlan, MatmulProblem},
-    step::{StepActivation, StepKind},
+    step::StepActivation,
 };
 
 impl Matmuls {
@@ -18,7 +18,7 @@ impl Matmuls {
         let types = (*x, *weight, *act);
         let problem = MatmulProblem::of_shape(shape, types, true, self.facts())?;
         StepActivation::of(op)?;
-        Some(problem.step(self.facts(), StepKind::Gated)?.to_string())
+        Some(problem.gated(self.facts())?.to_string())
     }
 
     /// The plan of a matmul of this shape on rows without gaps, on one line; none for requests of

@@ -7,8 +7,9 @@ use swiglu_core::{Float, GatedActivation, RowLayout};
 
 use super::{
     parameters::{THREADS, of_call, y_type},
-    plan::{OwnKernel, OwnPlan, X_ROWS},
-    step::{StepActivation, StepKernel, StepPlan},
+    plan::{OwnKernel, OwnPlan, PackedPlan, X_ROWS},
+    step::{StepActivation, StepKernel},
+    warpgroups::WarpgroupKernel,
 };
 use crate::{
     activation::scalars,
@@ -16,32 +17,42 @@ use crate::{
     error::Result,
     launch::{
         driver::{Fatbins, Function, Grid, Module, fatbins},
-        params::{PackedParams, Packing, Scalars, StepParams},
+        params::{PackedParams, Packing, Scalars, StepParams, WarpgroupParams},
+        tensor_map::TensorMap,
     },
     view::RawMatrix,
     weight::CudaWeight,
 };
 
-static FATBINS: Fatbins = fatbins!("decode");
+static DECODE: Fatbins = fatbins!("decode");
+static WARPGROUPS: Fatbins = fatbins!("warpgroups");
 
 /// The kernels, loaded into the context of a device that has them.
 pub(super) struct PackedKernels {
     steps: [Function; StepKernel::ALL.len()],
+    warpgroups: [Function; WarpgroupKernel::ALL.len()],
     /// By [`Float::ALL`]'s order.
     rows: [[Function; X_ROWS.len()]; Float::ALL.len()],
     unpack: Function,
     unpack_to_bf16: Function,
-    _module: Module,
+    _modules: [Module; 2],
 }
 
 impl PackedKernels {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        let module = Module::load(context, &FATBINS)?;
+        let module = Module::load(context, &DECODE)?;
+        let of_warpgroups = Module::load(context, &WARPGROUPS)?;
         let unpack = module.function("unpack_e4m3")?;
         // All of a kind are loaded in its place.
         let mut steps = [unpack; StepKernel::ALL.len()];
         for (function, kernel) in steps.iter_mut().zip(StepKernel::ALL) {
             *function = module.function(&kernel.name())?;
+            function.allow_shared(kernel.shared())?;
+            function.prefer_shared()?;
+        }
+        let mut warpgroups = [unpack; WarpgroupKernel::ALL.len()];
+        for (function, kernel) in warpgroups.iter_mut().zip(WarpgroupKernel::ALL) {
+            *function = of_warpgroups.function(&kernel.name())?;
             function.allow_shared(kernel.shared())?;
             function.prefer_shared()?;
         }
@@ -53,28 +64,28 @@ impl PackedKernels {
         }
         Ok(Self {
             steps,
+            warpgroups,
             rows,
             unpack,
             unpack_to_bf16: module.function("unpack_e4m3_to_bf16")?,
-            _module: module,
+            _modules: [module, of_warpgroups],
         })
     }
 
-    /// Enqueues a decode step: y = x · wᵀ, or of a gated one y = op(x · wᵀ).
+    /// Enqueues a kernel that streams the weight: y = x · wᵀ, or of a gated one y = op(x · wᵀ).
     ///
     /// # Safety
     /// The plan is of this call, which has been checked, its memory lives until the stream has run
     /// it, and the stream's context is bound.
-    pub(super) unsafe fn step(
+    pub(super) unsafe fn stream(
         &self,
         stream: sys::CUstream,
-        plan: StepPlan,
+        plan: PackedPlan,
         x: &RawMatrix,
         (weight, packing): (&CudaWeight, Packing),
         y: &RawMatrix,
         activation: Option<(&GatedActivation, StepActivation)>,
     ) -> Result<()> {
-        let kernel = StepKernel::ALL[plan.place];
         let (clamped, eager, scalars) = match activation {
             Some((op, of)) => (of.clamped, of.eager, scalars(op)),
             None => (false, false, Scalars::default()),
@@ -93,20 +104,39 @@ impl PackedKernels {
             eager: u32::from(eager),
             scalars,
         };
-        let grid = Grid {
-            blocks: plan.blocks,
-            threads: THREADS,
-            shared: kernel.shared(),
-            programmatic: true,
-        };
-        // SAFETY: by this function's contract, and the kernels stay inside of the call's shapes.
-        unsafe { self.steps[plan.place].launch(stream, grid, &params) }
+        match plan {
+            PackedPlan::Step(plan) => {
+                let grid = Grid {
+                    blocks: plan.blocks,
+                    threads: THREADS,
+                    shared: StepKernel::ALL[plan.place].shared(),
+                    programmatic: true,
+                };
+                // SAFETY: by this function's contract, and the kernels stay inside of the call's shapes.
+                unsafe { self.steps[plan.place].launch(stream, grid, &params) }
+            }
+            PackedPlan::Warpgroups(plan) => {
+                let kernel = WarpgroupKernel::ALL[plan.place];
+                let grid = Grid {
+                    blocks: plan.blocks,
+                    threads: kernel.threads(),
+                    shared: kernel.shared(),
+                    programmatic: true,
+                };
+                let params = WarpgroupParams {
+                    x: TensorMap::of_rows(x, kernel.tokens)?,
+                    step: params,
+                };
+                // SAFETY: as above; the map is of x.
+                unsafe { self.warpgroups[plan.place].launch(stream, grid, &params) }
+            }
+        }
     }
 
     /// Enqueues a matmul of few rows: the kernels at this place among those of x's type.
     ///
     /// # Safety
-    /// As [`Self::step`].
+    /// As [`Self::stream`].
     pub(super) unsafe fn few_rows(
         &self,
         stream: sys::CUstream,
@@ -132,7 +162,7 @@ impl PackedKernels {
     /// Enqueues the way back to rows, as codes or decoded to bf16.
     ///
     /// # Safety
-    /// As [`Self::step`]; the buffer has room for all codes, or as many bf16s.
+    /// As [`Self::stream`]; the buffer has room for all codes, or as many bf16s.
     pub(super) unsafe fn unpack(
         &self,
         stream: sys::CUstream,

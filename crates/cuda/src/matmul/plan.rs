@@ -5,7 +5,7 @@
 //! 1. Ordered sums are asked for: the kernel whose sums have one order, which takes everything.
 //! 2. x and w of one type: cublasLt.
 //! 3. Other types, few rows of x: the kernels that stream a packed weight ([`super::step`]), or those
-//!    that read w once for every 64 rows or fewer.
+//!    that read w once for every 64 rows or fewer. Some more: Hopper's warpgroups ([`super::warpgroups`]).
 //! 4. More rows: an FP8 weight that is exact in bf16 is decoded to it, and then cublasLt.
 //! 5. Where these do not take the call, tiles of 128 x 128; and where x or w is not in whole
 //!    16-byte vectors, the ordered kernel again. A packed weight is unpacked for both.
@@ -14,7 +14,10 @@ use std::fmt;
 
 use swiglu_core::{Accumulation, Float, Shape, WeightFormat};
 
-use super::step::{StepKind, StepPlan};
+use super::{
+    step::{StepKind, StepPlan},
+    warpgroups::WarpgroupPlan,
+};
 use crate::{
     launch::{driver::Capability, params::Packing},
     weight::WeightType,
@@ -51,6 +54,8 @@ pub enum Route {
     Decode,
     /// The kernels that stream a packed weight, for few tokens.
     Step,
+    /// Hopper's warpgroups on a packed weight, for more tokens.
+    Warpgroups,
     /// The kernels for few rows of x.
     Rows,
     /// The kernels of tiles.
@@ -116,6 +121,8 @@ pub(crate) struct ScalesShape {
     pub(crate) block_columns: usize,
     /// Whether every code times its scale is a value of bf16.
     pub(crate) exact_in_bf16: bool,
+    /// Whether the kernels of warpgroups can multiply by it.
+    pub(crate) factors: bool,
 }
 
 /// y = x · wᵀ: x \[t, k\], w \[n, k\].
@@ -155,6 +162,7 @@ impl MatmulProblem {
             columns: k.div_ceil(block[1].max(1)),
             block_columns: block[1].min(k),
             exact_in_bf16: scales == swiglu_core::ScaleFormat::E8M0,
+            factors: scales == swiglu_core::ScaleFormat::E8M0,
         });
         Some(Self {
             t: shape.rows,
@@ -188,6 +196,22 @@ impl MatmulProblem {
         let packing = self.packing.filter(|_| reads_x)?;
         let any_order = facts.accumulation != Accumulation::Ordered;
         any_order.then(|| StepPlan::new(self.t, packing, kind))?
+    }
+
+    /// The kernel of warpgroups, for tokens in bf16 by a packed weight whose codes become bf16 by a factor.
+    pub(super) fn warpgroups(&self, facts: &MatmulFacts, kind: StepKind) -> Option<WarpgroupPlan> {
+        let has_factors = self.scales.is_some_and(|s| s.factors);
+        let takes = self.x == Float::BF16 && self.x_aligned && has_factors;
+        let packing = self.packing.filter(|_| takes)?;
+        let any_order = facts.accumulation != Accumulation::Ordered;
+        any_order.then(|| WarpgroupPlan::new(self.t, packing, kind))?
+    }
+
+    /// The kernel that multiplies and activates.
+    pub(super) fn gated(&self, facts: &MatmulFacts) -> Option<PackedPlan> {
+        let step = self.step(facts, StepKind::Gated).map(PackedPlan::Step);
+        let by_warpgroups = || self.warpgroups(facts, StepKind::Gated);
+        by_warpgroups().map(PackedPlan::Warpgroups).or(step)
     }
 
     /// Whether the weight can be decoded to bf16 without loss, in whole vectors, for cublasLt.
@@ -266,6 +290,22 @@ pub(crate) struct OwnPlan {
     pub(crate) packed: bool,
 }
 
+/// A launch of a kernel that streams a packed weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PackedPlan {
+    Step(StepPlan),
+    Warpgroups(WarpgroupPlan),
+}
+
+impl fmt::Display for PackedPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step(step) => write!(f, "{step}"),
+            Self::Warpgroups(plan) => write!(f, "{plan}"),
+        }
+    }
+}
+
 /// How a matmul is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MatmulPlan {
@@ -277,7 +317,7 @@ pub(crate) enum MatmulPlan {
         packed: bool,
     },
     /// A kernel that streams a packed weight.
-    Step(StepPlan),
+    Packed(PackedPlan),
     /// One of our own kernels.
     Own(OwnPlan),
 }
@@ -300,13 +340,13 @@ impl MatmulPlan {
 
     /// The routes of a matmul, the best first; the last one takes all alignments.
     fn routes(problem: &MatmulProblem, accumulation: Accumulation) -> &'static [Route] {
-        use Route::{Decode, Library, Ordered, Rows, Step, Tiles};
+        use Route::{Decode, Library, Ordered, Rows, Step, Tiles, Warpgroups};
         match problem.t {
             _ if accumulation == Accumulation::Ordered => &[Ordered],
             _ if WeightType::of(problem.x) == problem.weight => &[Library, Tiles, Ordered],
-            t if t <= FEW_ROWS => &[Step, Rows, Tiles, Ordered],
-            t if t <= MORE_ROWS => &[Decode, Rows, Tiles, Ordered],
-            _ => &[Decode, Tiles, Ordered],
+            t if t <= FEW_ROWS => &[Warpgroups, Step, Rows, Tiles, Ordered],
+            t if t <= MORE_ROWS => &[Warpgroups, Decode, Rows, Tiles, Ordered],
+            _ => &[Warpgroups, Decode, Tiles, Ordered],
         }
     }
 
@@ -325,7 +365,12 @@ impl MatmulPlan {
                 return (library && decodes).then_some(Self::Decode { packed });
             }
             Route::Step => {
-                return problem.step(facts, StepKind::Plain).map(Self::Step);
+                let step = problem.step(facts, StepKind::Plain);
+                return step.map(|step| Self::Packed(PackedPlan::Step(step)));
+            }
+            Route::Warpgroups => {
+                let plan = problem.warpgroups(facts, StepKind::Plain);
+                return plan.map(|plan| Self::Packed(PackedPlan::Warpgroups(plan)));
             }
             Route::Rows => {
                 let is_fp8 = weight == WeightType::E4m3;
@@ -360,7 +405,7 @@ impl fmt::Display for MatmulPlan {
             Self::Library => f.write_str("cublasLt"),
             Self::Decode { packed: false } => f.write_str("decode_e4m3_to_bf16, then cublasLt"),
             Self::Decode { packed: true } => f.write_str("unpack_e4m3_to_bf16, then cublasLt"),
-            Self::Step(step) => write!(f, "{step}"),
+            Self::Packed(plan) => write!(f, "{plan}"),
             Self::Own(own) => {
                 let [w, x] = own.blocks;
                 let name = match own.kernel {

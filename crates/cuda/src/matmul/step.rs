@@ -22,7 +22,7 @@ pub(super) enum StepKind {
 }
 
 impl StepKind {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Gated => "gated",
             Self::Plain => "plain",

@@ -147,6 +147,21 @@ fn one_kernel_gives_the_bits_of_two() {
             compare::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
         }
     }
+    // By warpgroups, shards too.
+    for shape in [SHAPES[1], SHAPES[3], [192, 448], [256, 128], [288, 128]] {
+        for t in [33, 65, 128, 129, 256] {
+            compare::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
+        }
+    }
+    for op in [clamped(1.0), GatedActivation::silu_and_mul()] {
+        let eager = op.with_rounding(Rounding::Eager);
+        for t in [40, 200] {
+            let half = Half::new(t, SHAPES[1], fp8(ScaleFormat::E8M0, [32, 32]));
+            compare::<f32>(&backend, &half, &op);
+            compare::<f16>(&backend, &half, &eager);
+            compare::<bf16>(&backend, &half, &eager);
+        }
+    }
 }
 
 /// The clamp and the rounding are those asked for: each changes the bits.

@@ -12,7 +12,10 @@ use crate::weights::{has_steps, random};
 const H: usize = 1088;
 const I: usize = 1056;
 
-/// An MLP of a backend's own memory, for at most 32 tokens.
+/// Tokens of a call, at most.
+const MOST: usize = 300;
+
+/// An MLP of a backend's own memory.
 struct Mlp {
     gate_up: CudaWeight,
     down: CudaWeight,
@@ -25,7 +28,7 @@ struct Mlp {
 impl Mlp {
     fn new(backend: &CudaBackend) -> Self {
         let half = |seed| random([I, H], WeightFormat::DEEPSEEK_V4, seed);
-        let room = |cols: usize| filled(backend, &vec![0; 32 * cols * 2]);
+        let room = |cols: usize| filled(backend, &vec![0; MOST * cols * 2]);
         Self {
             gate_up: backend.load_gate_up(half(1), half(2)).unwrap(),
             down: backend
@@ -70,7 +73,7 @@ fn write(buffer: &mut CudaBuffer, t: usize, cols: usize) -> TensorMut<'_, CudaBa
 }
 
 fn x(seed: u64) -> Vec<bf16> {
-    Numbers::new(seed).values(32 * H, 2.0)
+    Numbers::new(seed).values(MOST * H, 2.0)
 }
 
 /// What chains of several numbers of tokens leave, step by step with waits between.
@@ -85,7 +88,7 @@ fn expected(backend: &CudaBackend, mlp: &mut Mlp, seed: u64) -> Vec<u8> {
     bytes(backend, &mlp.x)
 }
 
-const TOKENS: [usize; 6] = [1, 8, 16, 3, 32, 1];
+const TOKENS: [usize; 11] = [1, 8, 16, 3, 32, 33, 1, 64, 100, 200, 300];
 
 #[test]
 fn captured_chains_replay_on_new_values() {

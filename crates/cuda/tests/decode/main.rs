@@ -1,4 +1,4 @@
-//! Few tokens by packed weights: what Hopper's decode steps give, and every other way that reads such a weight.
+//! Packed weights: what Hopper's decode steps and warpgroups give, and every other way that reads such a weight.
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 
@@ -8,4 +8,5 @@ mod extremes;
 mod gated;
 mod graphs;
 mod sums;
+mod warpgroups;
 mod weights;

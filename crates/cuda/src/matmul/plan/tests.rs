@@ -158,10 +158,10 @@ fn a_route_alone_takes_what_it_can_or_nothing() {
 fn mlp(t: usize, [h, i]: [usize; 2], block: usize) -> [String; 2] {
     let format = fp8(ScaleFormat::E8M0, [block; 2]);
     let gate_up = loaded(t, [2 * i, h], format, true);
-    let gated = gate_up.step(&HOPPER, StepKind::Gated);
+    let gated = gate_up.gated(&HOPPER);
     let down = plan(&loaded(t, [h, i], format, false));
     [
-        gated.map_or_else(String::new, |step| step.to_string()),
+        gated.map_or_else(String::new, |plan| plan.to_string()),
         down.to_string(),
     ]
 }
@@ -191,18 +191,73 @@ fn decode_steps_of_the_models_stream_packed_weights() {
         [step("gated", 4, 32, 1), step("plain", 4, 32, 1)]
     );
     assert_eq!(flash(32), flash(17));
-    // More tokens than a kernel has are taken some at a time.
-    assert_eq!(
-        flash(33),
-        [step("gated", 4, 32, 2), step("plain", 4, 32, 2)]
-    );
     let pro = |t| mlp(t, [7168, 3072], 128);
+    // More tokens than a kernel has are taken some at a time.
     assert_eq!(pro(17), [step("gated", 6, 16, 2), step("plain", 7, 16, 2)]);
-    assert_eq!(pro(64), [step("gated", 6, 16, 4), step("plain", 7, 16, 4)]);
-    let v41 = mlp(64, [5120, 2304], 32);
-    assert_eq!(v41, [step("gated", 5, 16, 4), step("plain", 5, 16, 4)]);
+    let v41 = mlp(32, [5120, 2304], 32);
+    assert_eq!(v41, [step("gated", 5, 16, 2), step("plain", 5, 16, 2)]);
+}
+
+#[test]
+fn more_tokens_of_the_models_take_warpgroups() {
+    let names = |shape: &str, clusters: &str, of: usize| {
+        ["gated", "plain"].map(|kind| {
+            format!("warpgroups_{kind}_{shape}_{of}_blocks: {clusters} clusters of {of} blocks")
+        })
+    };
+    let flash = |t| mlp(t, [4096, 2048], 128);
+    for t in [33, 64] {
+        assert_eq!(flash(t), names("1x4_64_tokens", "66 x 1", 2));
+    }
+    assert_eq!(flash(65), names("1x4_128_tokens", "66 x 1", 2));
+    assert_eq!(flash(129), names("1x4_256_tokens", "66 x 1", 2));
     let more = "unpack_e4m3_to_bf16, then cublasLt".to_owned();
-    assert_eq!(flash(65), [String::new(), more]);
+    assert_eq!(flash(257), [String::new(), more.clone()]);
+    for (sizes, block) in [([7168, 3072], 128), ([5120, 2304], 32)] {
+        let large = |t| mlp(t, sizes, block);
+        assert_eq!(large(64), names("1x8_64_tokens", "66 x 1", 2));
+        assert_eq!(large(128), names("1x8_128_tokens", "66 x 1", 2));
+        assert_eq!(large(256), names("1x8_256_tokens", "66 x 1", 2));
+        assert_eq!(large(257), [String::new(), more.clone()]);
+    }
+}
+
+#[test]
+fn only_factors_and_rows_in_bf16_take_warpgroups() {
+    let takes = |change: fn(&mut MatmulProblem), facts: &MatmulFacts| {
+        let mut problem = loaded(64, [4096, 2048], WeightFormat::DEEPSEEK_V4, true);
+        change(&mut problem);
+        let plain = MatmulPlan::new(&problem, facts, Some(Route::Warpgroups)).is_some();
+        let gated = matches!(problem.gated(facts), Some(PackedPlan::Warpgroups(_)));
+        assert_eq!(plain, gated);
+        plain
+    };
+    assert!(takes(|_| (), &HOPPER));
+    assert!(takes(|p| p.y = Float::F32, &HOPPER));
+    let changes: [fn(&mut MatmulProblem); 5] = [
+        |p| p.x = Float::F16,
+        |p| p.x_aligned = false,
+        |p| p.packing = None,
+        |p| p.t = 32,
+        |p| {
+            p.scales = p.scales.map(|s| ScalesShape {
+                factors: false,
+                ..s
+            })
+        },
+    ];
+    for change in changes {
+        assert!(!takes(change, &HOPPER));
+    }
+    let ordered = MatmulFacts {
+        accumulation: Accumulation::Ordered,
+        ..HOPPER
+    };
+    assert!(!takes(|_| (), &ordered));
+    // Decode steps take what these do not, up to 64 tokens.
+    let inexact = loaded(64, [4096, 2048], fp8(ScaleFormat::F32, [128; 2]), false);
+    let steps = "decode_plain_4_groups_32_tokens: 66 x 2 clusters of 2 blocks";
+    assert_eq!(plan(&inexact).to_string(), steps);
 }
 
 #[test]
@@ -211,7 +266,7 @@ fn a_packed_weight_takes_other_ways_where_no_step_does() {
         let mut problem = loaded(4, [4096, 2048], WeightFormat::DEEPSEEK_V4, false);
         change(&mut problem);
         let plan = MatmulPlan::new(&problem, facts, None).unwrap();
-        let is_step = matches!(plan, MatmulPlan::Step(_));
+        let is_step = matches!(plan, MatmulPlan::Packed(PackedPlan::Step(_)));
         (is_step, plan.to_string())
     };
     assert!(step(|_| (), &HOPPER).0);
