@@ -63,6 +63,7 @@ const SOURCES: [(&str, &str); 13] = [
     ("matmul", "warpgroups"),
     ("quant", "quantize"),
     ("ranks", "round"),
+    ("limits", "limits"),
     ("moe", "route"),
     ("moe", "experts"),
     ("moe", "experts_packed"),

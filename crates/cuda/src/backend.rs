@@ -95,6 +95,23 @@ impl CudaBackend {
         self.synchronize()
     }
 
+    /// Whether cublasLt was found.
+    #[doc(hidden)]
+    pub fn has_cublaslt(&self) -> bool {
+        self.matmuls.facts().library.is_some()
+    }
+
+    /// The device's.
+    pub(crate) fn multiprocessors(&self) -> u32 {
+        self.matmuls.facts().multiprocessors
+    }
+
+    /// Whether codes are multiplied on FP8 tensor cores as they are, where a call allows it.
+    #[doc(hidden)]
+    pub fn multiplies_codes(&self) -> bool {
+        self.matmuls.facts().multiplies_codes()
+    }
+
     /// [`Matmul::matmul`] by one way alone, for measuring.
     ///
     /// # Errors

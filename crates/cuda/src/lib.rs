@@ -44,6 +44,7 @@ mod backend;
 mod buffer;
 mod error;
 mod launch;
+pub mod limits;
 mod loader;
 mod matmul;
 mod moe;

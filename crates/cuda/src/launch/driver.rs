@@ -22,8 +22,18 @@ pub(crate) struct Fatbins {
 macro_rules! fatbins {
     ($source:literal) => {
         $crate::launch::driver::Fatbins {
-            from_80: include_bytes!(concat!("../../fatbin/", $source, ".80.fatbin")),
-            from_100: include_bytes!(concat!("../../fatbin/", $source, ".100.fatbin")),
+            from_80: include_bytes!(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/fatbin/",
+                $source,
+                ".80.fatbin"
+            )),
+            from_100: include_bytes!(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/fatbin/",
+                $source,
+                ".100.fatbin"
+            )),
         }
     };
 }

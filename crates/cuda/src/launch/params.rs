@@ -118,6 +118,16 @@ pub(crate) struct MatmulParams {
     pub(crate) y_type: u32,
 }
 
+/// `LimitParams` of `limits/limits.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct LimitParams {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) vectors: u32,
+    pub(crate) rounds: u32,
+}
+
 /// `RoundParams` of `ranks/round.cu`.
 #[cfg(feature = "nccl")]
 #[derive(Clone, Copy, Debug)]
@@ -373,6 +383,7 @@ mod tests {
             tokens: 120, hidden: 124, experts: 128, top_k: 132, by_top_k: 136, vocabulary: 144,
             normalize: 148, scale: 152,
         });
+        twin!("limits/limits.cu", LimitParams, 24, { from: 0, to: 8, vectors: 16, rounds: 20, });
         #[cfg(feature = "nccl")]
         twin!("ranks/round.cu", RoundParams, 40, {
             from: 0, to: 8, from_stride: 16, to_stride: 24, rows: 32, columns: 36,
