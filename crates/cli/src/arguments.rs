@@ -197,6 +197,9 @@ pub struct Bench {
     pub activations: Option<ActivationsArgument>,
     #[command(flatten)]
     pub quant: QuantSettings,
+    /// Times CUDA graphs of passes, so that the host's share of a call is left out.
+    #[arg(long)]
+    pub graph: bool,
     /// How long each line is timed, in seconds.
     #[arg(long, default_value_t = 0.5, value_parser = seconds)]
     pub seconds: f64,

@@ -5,9 +5,10 @@ use serde::Serialize;
 use swiglu::mlp::synthetic::{SyntheticConfig, synthetic_input, write_checkpoint};
 use swiglu::mlp::{Checkpoint, MlpConfig, ModelConfig, SharedExpert};
 use swiglu::{
-    Element, GatedActivation, Parameters, Report, Request, WeightFormat, bf16, with_float,
+    Accumulation, Element, GatedActivation, OpenOptions, Parameters, Report, Request, WeightFormat,
+    bf16, with_float,
 };
-use swiglu_conformance::timing;
+use swiglu_conformance::timing::{self, Timing};
 
 use crate::act;
 use crate::arguments::{Bench, ShapeArgument, TypeArgument};
@@ -15,7 +16,7 @@ use crate::chosen::Chosen;
 use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::files::{Inputs, OutputFile, TemporaryFolder};
-use crate::timed::{self, MlpPasses, TimedAct, TimedBackend};
+use crate::timed::{self, Beyond, Chain, MlpPasses, TimedAct, TimedBackend};
 
 mod limits;
 mod moe;
@@ -29,12 +30,16 @@ const SEED: u64 = 20_260_424;
 /// The last cache's size where nothing says it: no GPU's is larger.
 const LARGEST_CACHE: usize = 256 << 20;
 const MOST_COPIES: usize = 64;
+/// The least passes of a graph, so that its own launch is little of the time of a pass.
+const GRAPH: usize = 32;
 
 /// What `swiglu bench` measured, as JSON has it.
 #[derive(Debug, Serialize)]
 struct BenchReport {
     platform: Chosen,
     device: String,
+    /// Whether passes were timed in graphs.
+    graph: bool,
     limits: Limits,
     rows: Vec<Line>,
     /// Nothing where none was asked for.
@@ -60,16 +65,20 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
         }
         out.reserve_for(file)?;
     }
-    let (backend, chosen) = backend(arguments, &subjects)?;
+    let (backend, chosen, options) = backend(arguments, &subjects)?;
     let (platform, description) = (chosen.chosen.as_str(), backend.description());
+    let graphs = arguments.graph.then(|| graphs(&*backend, platform));
+    let graphs = graphs.transpose()?;
     let accumulation = backend.accuracy().accumulation;
-    let before = Limits::measure(platform, accumulation);
+    let measure = || Limits::measure(platform, &options, accumulation);
+    let before = measure()?;
     let bench = Timer {
         backend: &*backend,
         tokens: &arguments.tokens,
         shape: arguments.shape,
         budget: Duration::from_secs_f64(arguments.seconds),
         cache: last_cache(platform),
+        graphs,
     };
     if !arguments.csv {
         writeln!(out, "platform {chosen}")?;
@@ -77,9 +86,13 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
         writeln!(
             out,
             "method   passes take copies of weights, inputs and outputs in turn, {:.0} MB of them where \
-             {MOST_COPIES} reach that (cold); a sample is a batch of passes of at least 2 ms, \
+             {MOST_COPIES} reach that (cold); a sample is a batch of {} of at least 2 ms, \
              enqueued and waited for, copies to and from the host left out",
             2.0 * bench.cache as f64 / 1e6,
+            match bench.graphs {
+                Some(_) => "CUDA graphs of passes, whose launches overlap,",
+                None => "passes",
+            },
         )?;
     }
     let mut rows = Vec::new();
@@ -89,7 +102,7 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
             Subject::Mlp { weights, config } => bench.mlp(weights, config)?,
         });
     }
-    let limits = before.or_better(Limits::measure(platform, accumulation));
+    let limits = before.or_better(measure()?);
     if arguments.csv {
         report::csv(platform, &description, &rows, &limits, out)?;
     } else {
@@ -106,6 +119,7 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
         out.document(&BenchReport {
             platform: (&chosen).into(),
             device: description,
+            graph: arguments.graph,
             rows: rows.iter().map(|row| row.line(&limits)).collect(),
             limits,
             plot: plot.map(|file| file.name().display().to_string()),
@@ -193,8 +207,11 @@ fn weight_format(weights: &SyntheticConfig) -> WeightFormat {
     weights.weights.map_or(fp8, WeightFormat::Float)
 }
 
-/// The backend that runs all that is timed, and why it is that one.
-fn backend(arguments: &Bench, subjects: &[Subject]) -> Result<(Box<dyn TimedBackend>, Report)> {
+/// The backend that runs all that is timed, why it is that one, and how it was opened.
+fn backend(
+    arguments: &Bench,
+    subjects: &[Subject],
+) -> Result<(Box<dyn TimedBackend>, Report, OpenOptions)> {
     let requests: Vec<_> = subjects
         .iter()
         .map(Subject::requests)
@@ -202,8 +219,22 @@ fn backend(arguments: &Bench, subjects: &[Subject]) -> Result<(Box<dyn TimedBack
     let dispatcher = arguments.device.dispatcher()?;
     // The device that was chosen is closed before it is opened again under its own type.
     let report = dispatcher.device_for(&requests.concat())?.report().clone();
-    let backend = timed::open(&report.chosen, &dispatcher.dispatch().open)?;
-    Ok((backend, report))
+    let options = dispatcher.dispatch().open.clone();
+    let open = if arguments.graph {
+        timed::open_for_graphs
+    } else {
+        timed::open
+    };
+    let backend = open(&report.chosen, &options)?;
+    Ok((backend, report, options))
+}
+
+/// What captures graphs of this platform.
+fn graphs<'a>(backend: &'a dyn TimedBackend, platform: &str) -> Result<&'a dyn Beyond> {
+    backend.beyond().ok_or_else(|| {
+        let message = format!("graph: expected the platform cuda, got {platform}");
+        Failure::Input(message)
+    })
 }
 
 /// The size of the cache before memory, in bytes.
@@ -215,6 +246,38 @@ fn last_cache(platform: &str) -> usize {
     }
 }
 
+/// Times passes over so many copies, which `enqueue` takes in turn: in graphs where there are any.
+fn time(
+    backend: &dyn TimedBackend,
+    graphs: Option<&dyn Beyond>,
+    budget: Duration,
+    copies: usize,
+    enqueue: &mut dyn FnMut() -> Result<()>,
+) -> Result<Timing> {
+    let Some(graphs) = graphs else {
+        return timing::time(budget, copies, |count| {
+            (0..count).try_for_each(|_| enqueue())?;
+            backend.wait()
+        });
+    };
+    // The first pass over a copy may allocate, which no graph can.
+    (0..copies).try_for_each(|_| enqueue())?;
+    backend.wait()?;
+    let passes = GRAPH.next_multiple_of(copies);
+    let graph = graphs.capture(&mut || (0..passes).try_for_each(|_| enqueue()))?;
+    let of_graph = timing::time(budget, 1, |count| {
+        (0..count).try_for_each(|_| graph.enqueue())?;
+        backend.wait()
+    })?;
+    let of_pass = |seconds: f64| seconds / passes as f64;
+    Ok(Timing {
+        median: of_pass(of_graph.median),
+        low: of_pass(of_graph.low),
+        high: of_pass(of_graph.high),
+        batch: of_graph.batch * passes,
+    })
+}
+
 /// What every line shares.
 struct Timer<'a> {
     backend: &'a dyn TimedBackend,
@@ -222,9 +285,15 @@ struct Timer<'a> {
     shape: ShapeArgument,
     budget: Duration,
     cache: usize,
+    /// There if passes are timed in graphs.
+    graphs: Option<&'a dyn Beyond>,
 }
 
 impl Timer<'_> {
+    fn time(&self, copies: usize, enqueue: &mut dyn FnMut() -> Result<()>) -> Result<Timing> {
+        time(self.backend, self.graphs, self.budget, copies, enqueue)
+    }
+
     /// How many copies of `bytes` bytes are taken in turn, and whether no cache holds them.
     fn copies(&self, bytes: usize) -> (usize, bool) {
         let cold = 2 * self.cache;
@@ -242,12 +311,7 @@ impl Timer<'_> {
             let bytes = act.bytes();
             let (copies, cold) = self.copies(bytes);
             let mut passes = self.backend.load_act(&act, &act_input(&act), copies)?;
-            let timing = timing::time(self.budget, copies, |count| {
-                for _ in 0..count {
-                    passes.enqueue()?;
-                }
-                passes.wait()
-            })?;
+            let timing = self.time(copies, &mut || passes.enqueue())?;
             Ok(Row {
                 what: match act.quant {
                     Some(quant) => format!("{op} d={d}, {quant}"),
@@ -260,6 +324,7 @@ impl Timer<'_> {
                 timing,
                 bytes,
                 flops: 0.0,
+                fp8: false,
             })
         };
         self.tokens.iter().map(row).collect()
@@ -277,52 +342,100 @@ impl Timer<'_> {
         for _ in 1..copies {
             mlps.push(load()?);
         }
-        let ShapeArgument {
-            hidden: h,
-            intermediate: i,
-            ..
-        } = self.shape;
         let inputs_are = match config.quantization()? {
             Some(quant) => quant.to_string(),
             None => "bf16".to_owned(),
         };
-        let mut row = |&tokens: &u32| {
+        let tensor_cores = self.backend.accuracy().accumulation == Accumulation::Fp8TensorCore;
+        let passes = Passes {
+            what: format!("mlp {}, matmuls of {inputs_are}", self.sizes()),
+            dtype: weight_format(weights).name(),
+            fp8: tensor_cores && config.quantization()?.is_some(),
+            copies: (copies, cold),
+            bytes,
+        };
+        let mut next = 0;
+        let mut rows = self.rows(&passes, &mut mlps, |mlps| {
+            next = (next + 1) % mlps.len();
+            mlps[next].enqueue()
+        })?;
+        // Those of the library take other weights' places.
+        drop(mlps);
+        if let Some(beyond) = self.backend.beyond() {
+            let (op, shape) = (
+                config.activation()?,
+                [self.shape.hidden, self.shape.intermediate],
+            );
+            let copies = |bytes: usize| self.copies(bytes).0;
+            for chain in beyond.chains(&op, shape, &copies)? {
+                rows.extend(self.chain(chain)?);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// H and I.
+    fn sizes(&self) -> String {
+        format!("H={} I={}", self.shape.hidden, self.shape.intermediate)
+    }
+
+    /// A vendor's library beside it.
+    fn chain(&self, chain: Chain) -> Result<Vec<Row>> {
+        let bytes = chain.passes.weight_bytes();
+        let passes = Passes {
+            what: format!("cublasLt chain {}, {}", self.sizes(), chain.what),
+            dtype: chain.dtype,
+            fp8: chain.fp8,
+            copies: (chain.copies, self.copies(bytes).1),
+            bytes,
+        };
+        self.rows(&passes, &mut [chain.passes], |passes| passes[0].enqueue())
+    }
+
+    /// A row for each number of tokens.
+    fn rows(
+        &self,
+        passes: &Passes,
+        mlps: &mut [Box<dyn MlpPasses>],
+        mut enqueue: impl FnMut(&mut [Box<dyn MlpPasses>]) -> Result<()>,
+    ) -> Result<Vec<Row>> {
+        let (h, i) = (self.shape.hidden, self.shape.intermediate);
+        let (copies, cold) = passes.copies;
+        let row = |&tokens: &u32| {
             let tokens = tokens as usize;
             let x = inputs(tokens, h);
-            for mlp in &mut mlps {
+            for mlp in mlps.iter_mut() {
                 mlp.write_input(&x)?;
             }
-            let mut next = 0;
-            let timing = timing::time(self.budget, copies, |passes| {
-                run(&mut mlps, &mut next, passes)
-            })?;
             Ok(Row {
-                what: format!("mlp H={h} I={i}, matmuls of {inputs_are}"),
-                dtype: weight_format(weights).name(),
+                what: passes.what.clone(),
+                dtype: passes.dtype,
                 tokens,
                 copies,
                 cold,
-                timing,
-                bytes,
+                timing: self.time(copies, &mut || enqueue(mlps))?,
+                bytes: passes.bytes,
                 flops: 6.0 * tokens as f64 * h as f64 * i as f64,
+                fp8: passes.fp8,
             })
         };
-        self.tokens.iter().map(&mut row).collect()
+        self.tokens.iter().map(row).collect()
     }
 }
 
-/// Passes of the MLPs in turn, from `next` on.
-fn run(mlps: &mut [Box<dyn MlpPasses>], next: &mut usize, passes: usize) -> Result<()> {
-    for _ in 0..passes {
-        mlps[*next].enqueue()?;
-        *next = (*next + 1) % mlps.len();
-    }
-    mlps[0].wait()
+/// What the rows of an MLP share.
+struct Passes {
+    what: String,
+    dtype: &'static str,
+    fp8: bool,
+    /// Of the weights, and whether no cache holds them.
+    copies: (usize, bool),
+    bytes: usize,
 }
 
 /// Rows of random numbers, of which the first few come again and again: to make them takes longer
 /// than to use them.
-fn inputs(rows: usize, cols: usize) -> Vec<bf16> {
+pub fn inputs(rows: usize, cols: usize) -> Vec<bf16> {
     let few = synthetic_input(rows.min(64), cols, SEED);
     few.into_iter().cycle().take(rows * cols).collect()
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use swiglu::mlp::{DeepseekV4Mlp, MlpConfig, SharedExpert, Workspace};
+use swiglu::mlp::{DeepseekV4Mlp, MlpConfig, MoeConfig, MoeWeights, SharedExpert, Workspace};
 use swiglu::{
     Accuracy, ActAndMul, Float, GatedActivation, Matmul, OpenOptions, QuantOptions, Quantization,
     Quantize, QuantizedMut, Request, RowLayout, ScaleLayout, ScaleOrder, Support, Tensor,
@@ -12,19 +12,38 @@ use swiglu::{
 
 use crate::failure::{Failure, Result};
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 /// Opens the backend of a platform that this program was built with.
 ///
 /// # Errors
 /// Another platform's name, or why the device cannot be opened.
 pub fn open(platform: &str, options: &OpenOptions) -> Result<Box<dyn TimedBackend>> {
+    open_for(platform, options, false)
+}
+
+/// The same, with launches that overlap in a graph where a platform has such.
+pub fn open_for_graphs(platform: &str, options: &OpenOptions) -> Result<Box<dyn TimedBackend>> {
+    open_for(platform, options, true)
+}
+
+fn open_for(platform: &str, options: &OpenOptions, graphs: bool) -> Result<Box<dyn TimedBackend>> {
     // A build may have the reference alone.
-    let _ = options;
+    let _ = (options, graphs);
     match platform {
         #[cfg(feature = "cuda")]
         "cuda" => {
             let builder = swiglu::cuda::CudaBackend::builder().device(options.device);
-            let builder = builder.accumulation(options.accumulation);
-            Ok(timed(builder.open().map_err(|e| unopened(platform, &e))?))
+            let mut builder = builder.accumulation(options.accumulation);
+            if graphs {
+                builder = builder.launch_options(swiglu::cuda::LaunchOptions::programmatic());
+            }
+            let backend = Arc::new(builder.open().map_err(|e| unopened(platform, &e))?);
+            Ok(Box::new(Opened {
+                beyond: Some(Box::new(cuda::Cuda(Arc::clone(&backend)))),
+                backend,
+            }))
         }
         #[cfg(feature = "wgpu")]
         "wgpu" => {
@@ -47,7 +66,10 @@ fn unopened(platform: &str, reason: &dyn std::fmt::Display) -> Failure {
 }
 
 fn timed<B: ActAndMul + Quantize + Matmul>(backend: B) -> Box<dyn TimedBackend> {
-    Box::new(Opened(Arc::new(backend)))
+    Box::new(Opened {
+        backend: Arc::new(backend),
+        beyond: None,
+    })
 }
 
 /// An activation to be timed: contiguous rows [T, 2d] to [T, d].
@@ -96,14 +118,59 @@ pub trait TimedBackend {
         config: &MlpConfig,
         weights: &SharedExpert<'_>,
     ) -> Result<Box<dyn MlpPasses>>;
+    /// Waits for what was enqueued.
+    fn wait(&self) -> Result<()>;
+    /// What it has that other platforms lack.
+    fn beyond(&self) -> Option<&dyn Beyond>;
+}
+
+/// What one platform's backend has beyond the others.
+pub trait Beyond {
+    /// What `calls` enqueues, to be enqueued as one again and again.
+    fn capture(&self, calls: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Replay>>;
+    /// MLPs of H and I as chains of calls to the vendor's library, with so many copies of weights of so many
+    /// bytes; those that it has.
+    fn chains(
+        &self,
+        op: &GatedActivation,
+        shape: [usize; 2],
+        copies: &dyn Fn(usize) -> usize,
+    ) -> Result<Vec<Chain>>;
+    /// Brings a whole layer to the device.
+    fn load_layer(&self, config: &MoeConfig, weights: &MoeWeights<'_>) -> Result<Box<dyn Layer>>;
+}
+
+/// A layer with inputs and an output on the device.
+pub trait Layer {
+    /// Copies inputs x [T, H] to the device, which passes take in turn.
+    fn write_inputs(&mut self, inputs: &[Vec<bf16>]) -> Result<()>;
+    /// Enqueues a pass over the next input.
+    fn enqueue(&mut self) -> Result<()>;
+}
+
+/// Calls that were captured.
+pub trait Replay {
+    /// Enqueues all of them.
+    fn enqueue(&self) -> Result<()>;
+}
+
+/// An MLP by a vendor's library.
+pub struct Chain {
+    /// What its matmuls read.
+    pub what: String,
+    /// Of the weights.
+    pub dtype: &'static str,
+    /// Whether the matmuls run on FP8 tensor cores.
+    pub fp8: bool,
+    /// Of the weights, which passes take in turn.
+    pub copies: usize,
+    pub passes: Box<dyn MlpPasses>,
 }
 
 /// An activation with its matrices on the device.
 pub trait ActPasses {
     /// Enqueues a pass over the next copy of the matrices, in turn.
     fn enqueue(&mut self) -> Result<()>;
-    /// Waits for what was enqueued.
-    fn wait(&self) -> Result<()>;
 }
 
 /// An MLP with its input and output on the device.
@@ -125,23 +192,26 @@ pub trait MlpPasses {
     fn read_output(&self) -> Result<Vec<bf16>>;
 }
 
-struct Opened<B>(Arc<B>);
+struct Opened<B> {
+    backend: Arc<B>,
+    beyond: Option<Box<dyn Beyond>>,
+}
 
 impl<B: ActAndMul + Quantize + Matmul> TimedBackend for Opened<B> {
     fn description(&self) -> String {
-        self.0.description()
+        self.backend.description()
     }
 
     fn supports(&self, request: &Request) -> Support {
-        self.0.supports(request)
+        self.backend.supports(request)
     }
 
     fn accuracy(&self) -> Accuracy {
-        self.0.accuracy()
+        self.backend.accuracy()
     }
 
     fn load_act(&self, act: &TimedAct, input: &[u8], copies: usize) -> Result<Box<dyn ActPasses>> {
-        let backend = &self.0;
+        let backend = &self.backend;
         let matrices = |_| {
             let [output, scales] = act.output_bytes();
             let mut matrices = ActMatrices {
@@ -165,7 +235,7 @@ impl<B: ActAndMul + Quantize + Matmul> TimedBackend for Opened<B> {
         config: &MlpConfig,
         weights: &SharedExpert<'_>,
     ) -> Result<Box<dyn MlpPasses>> {
-        let backend = Arc::clone(&self.0);
+        let backend = Arc::clone(&self.backend);
         Ok(Box::new(LoadedMlp {
             mlp: DeepseekV4Mlp::load(Arc::clone(&backend), config, weights)?,
             workspace: Workspace::new(),
@@ -174,6 +244,14 @@ impl<B: ActAndMul + Quantize + Matmul> TimedBackend for Opened<B> {
             tokens: 0,
             backend,
         }))
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(self.backend.synchronize()?)
+    }
+
+    fn beyond(&self) -> Option<&dyn Beyond> {
+        self.beyond.as_deref()
     }
 }
 
@@ -219,10 +297,6 @@ impl<B: ActAndMul + Quantize> ActPasses for LoadedAct<B> {
             }
         }
         Ok(())
-    }
-
-    fn wait(&self) -> Result<()> {
-        Ok(self.backend.synchronize()?)
     }
 }
 

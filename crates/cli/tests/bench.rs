@@ -131,6 +131,7 @@ fn mistakes_take_one_line_and_exit_code_2() {
         assert!(message.contains(part), "{message}");
     };
     fails(&["--op", "swish"], "op: expected one of silu_and_mul");
+    fails(&["--graph"], "graph: expected the platform cuda, got cpu");
     fails(
         &["--op", "silu_and_mul", "--dtype", "fp8"],
         "dtype: expected f32",

@@ -184,6 +184,8 @@ fn bench_gives_a_row_for_each_line() {
     let (document, prose) = json(&[&always[..], &["--tokens", "1,3", "--json"]].concat());
     is_documented("bench", &document);
     assert!(prose.contains("of memory"), "{prose}");
+    assert_eq!(document["graph"], false);
+    assert!(document["limits"]["fp8_gflop_per_s"].is_null());
     let rows = document["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 4);
     for row in rows {

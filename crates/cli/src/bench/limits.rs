@@ -1,5 +1,7 @@
 use serde::Serialize;
-use swiglu::Accumulation;
+use swiglu::{Accumulation, OpenOptions};
+
+use crate::failure::Result;
 
 /// What the machine can do, measured in the same run. What is not known is left out, or null in
 /// JSON.
@@ -14,22 +16,34 @@ pub struct Limits {
     /// 10⁹ multiplications and additions of f32 a second.
     #[serde(rename = "gflop_per_s")]
     pub gigaflops: Option<f64>,
-    /// 10⁹ multiplications and additions of bf16 a second in a matrix unit, where matmuls may run on
+    /// 10⁹ multiplications and additions of bf16 or f16 a second in a matrix unit, where matmuls may run on
     /// one.
     #[serde(rename = "matrix_unit_gflop_per_s")]
     pub matrix_unit: Option<f64>,
+    /// 10⁹ multiplications and additions of FP8 a second on FP8 tensor cores, scales of blocks included.
+    #[serde(rename = "fp8_gflop_per_s")]
+    pub fp8: Option<f64>,
 }
 
 impl Limits {
-    /// What this platform can do, where something here measures it; of a matrix unit if matmuls may
+    /// What this platform's device can do, where something here measures it; of a matrix unit if matmuls may
     /// sum in this class.
-    pub fn measure(platform: &str, accumulation: Accumulation) -> Self {
-        #[cfg(not(feature = "cpu"))]
-        let _ = accumulation;
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn measure(
+        platform: &str,
+        options: &OpenOptions,
+        accumulation: Accumulation,
+    ) -> Result<Self> {
+        let _ = (options, accumulation);
         match platform {
             #[cfg(feature = "cpu")]
-            "cpu" => cpu(accumulation),
-            _ => Self::default(),
+            "cpu" => Ok(cpu(accumulation)),
+            #[cfg(feature = "cuda")]
+            "cuda" => cuda(options, accumulation)
+                .map_err(|error| crate::failure::Failure::Input(format!("{platform}: {error}"))),
+            _ => Ok(Self::default()),
         }
     }
 
@@ -45,6 +59,7 @@ impl Limits {
             read_and_write: larger(self.read_and_write, other.read_and_write),
             gigaflops: larger(self.gigaflops, other.gigaflops),
             matrix_unit: larger(self.matrix_unit, other.matrix_unit),
+            fp8: larger(self.fp8, other.fp8),
         }
     }
 
@@ -54,7 +69,8 @@ impl Limits {
             (self.read, "GB/s read from memory"),
             (self.read_and_write, "GB/s read and written 2:1"),
             (self.gigaflops, "GFLOP/s multiplied and added in f32"),
-            (self.matrix_unit, "GFLOP/s of bf16 in the matrix unit"),
+            (self.matrix_unit, "GFLOP/s in the matrix unit"),
+            (self.fp8, "GFLOP/s of FP8 on FP8 tensor cores"),
         ];
         let known: Vec<_> = known
             .into_iter()
@@ -83,6 +99,7 @@ fn cpu(accumulation: Accumulation) -> Limits {
             .ok()
             .map(|rate| rate / 1e9),
         matrix_unit: matrix_unit(accumulation),
+        fp8: None,
     }
 }
 
@@ -99,6 +116,30 @@ fn matrix_unit(accumulation: Accumulation) -> Option<f64> {
     rate.ok().flatten().map(|rate| rate / 1e9)
 }
 
+/// On a stream of its own, tensor cores through cublasLt.
+#[cfg(feature = "cuda")]
+fn cuda(options: &OpenOptions, accumulation: Accumulation) -> swiglu::cuda::Result<Limits> {
+    use swiglu::cuda::{CudaBackend, limits};
+
+    let backend = CudaBackend::builder().device(options.device).open()?;
+    let giga = |rate: f64| rate / 1e9;
+    // Ordered sums run on no tensor core.
+    let [matrix_unit, fp8] = match accumulation {
+        Accumulation::Ordered => [None; 2],
+        _ => [
+            limits::matrix_unit_rate(&backend)?,
+            limits::fp8_rate(&backend)?,
+        ],
+    };
+    Ok(Limits {
+        read: Some(giga(limits::read_rate(&backend)?)),
+        read_and_write: Some(giga(limits::read_and_write_rate(&backend)?)),
+        gigaflops: Some(giga(limits::multiply_add_rate(&backend)?)),
+        matrix_unit: matrix_unit.map(giga),
+        fp8: fp8.map(giga),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,18 +151,21 @@ mod tests {
             read_and_write: None,
             gigaflops: Some(90.0),
             matrix_unit: Some(900.0),
+            fp8: None,
         };
         let b = Limits {
             read: Some(10.0),
             read_and_write: Some(30.0),
             gigaflops: Some(100.0),
             matrix_unit: None,
+            fp8: None,
         };
         let both = Limits {
             read: Some(20.0),
             read_and_write: Some(30.0),
             gigaflops: Some(100.0),
             matrix_unit: Some(900.0),
+            fp8: None,
         };
         assert_eq!(a.or_better(b), both);
         assert_eq!(b.or_better(a), both);
@@ -130,9 +174,10 @@ mod tests {
             text.starts_with("20.0 GB/s read") && !text.contains("2:1"),
             "{text}"
         );
-        assert!(text.contains("900.0 GFLOP/s of bf16"), "{text}");
+        assert!(text.contains("900.0 GFLOP/s in the matrix unit"), "{text}");
         assert!(!b.describe("cpu").contains("matrix unit"));
-        let none = Limits::measure("abacus", Accumulation::MatrixUnit);
+        let none = Limits::measure("abacus", &OpenOptions::default(), Accumulation::MatrixUnit);
+        let none = none.unwrap();
         assert_eq!(none, Limits::default());
         assert!(none.describe("abacus").contains("abacus"));
     }

@@ -10,14 +10,15 @@ use swiglu::mlp::synthetic::{
 use swiglu::mlp::{Checkpoint, ExpertDtype, ModelConfig, MoeWeights};
 use swiglu::{HostTokens, Report, bf16};
 
-use super::SEED;
 use super::limits::Limits;
+use super::{SEED, graphs, time};
 use crate::arguments::{Bench, TypeArgument};
 use crate::chosen::Chosen;
 use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::files::TemporaryFolder;
 use crate::run::touched;
+use crate::timed;
 
 /// Inputs that passes take in turn, so that they touch other experts than the pass before.
 const INPUTS: usize = 8;
@@ -27,6 +28,8 @@ const INPUTS: usize = 8;
 struct MoeBenchReport {
     platform: Chosen,
     device: String,
+    /// Whether passes were timed in graphs.
+    graph: bool,
     limits: Limits,
     routing: String,
     hidden_size: usize,
@@ -43,7 +46,7 @@ struct MoeRow {
     tokens: u32,
     /// The mean of the inputs.
     touched_experts: f64,
-    /// The median, copies to and from the device included.
+    /// The median, copies to and from the device included but in graphs.
     milliseconds: f64,
     /// Weights of the touched experts, the router's and the shared expert's.
     gb_per_s: f64,
@@ -88,7 +91,15 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
     let mut layer = device.load_moe(&layer_config, &weights)?;
     let chosen = device.report();
     let accumulation = device.backend().accuracy().accumulation;
-    let before = Limits::measure(&chosen.chosen, accumulation);
+    let options = dispatcher.dispatch().open.clone();
+    let measure = || Limits::measure(&chosen.chosen, &options, accumulation);
+    let before = measure()?;
+    let in_graphs = arguments.graph.then(|| {
+        let backend = timed::open_for_graphs(&chosen.chosen, &options)?;
+        let layer = graphs(&*backend, &chosen.chosen)?.load_layer(&layer_config, &weights)?;
+        Ok::<_, Failure>((backend, layer))
+    });
+    let mut in_graphs = in_graphs.transpose()?;
     let (hidden, i) = (shape.hidden, shape.intermediate);
     let gate_bytes = experts * hidden * 2;
     let mut rows = Vec::new();
@@ -105,16 +116,22 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
         let touched = experts_of.iter().sum::<f64>() / experts_of.len() as f64;
         let mut y = vec![bf16::ZERO; count * hidden];
         let budget = Duration::from_secs_f64(arguments.seconds);
-        let start = Instant::now();
-        let mut times = Vec::new();
-        while times.len() < INPUTS || start.elapsed() < budget {
-            let x = &inputs[times.len() % INPUTS];
+        let seconds = if let Some((backend, layer)) = &mut in_graphs {
+            layer.write_inputs(&inputs)?;
+            let beyond = Some(graphs(&**backend, &chosen.chosen)?);
+            time(&**backend, beyond, budget, INPUTS, &mut || layer.enqueue())?.median
+        } else {
             let start = Instant::now();
-            layer.forward_into(x, HostTokens::default(), &mut y)?;
-            times.push(start.elapsed().as_secs_f64());
-        }
-        times.sort_unstable_by(f64::total_cmp);
-        let seconds = times[times.len() / 2];
+            let mut times = Vec::new();
+            while times.len() < INPUTS || start.elapsed() < budget {
+                let x = &inputs[times.len() % INPUTS];
+                let start = Instant::now();
+                layer.forward_into(x, HostTokens::default(), &mut y)?;
+                times.push(start.elapsed().as_secs_f64());
+            }
+            times.sort_unstable_by(f64::total_cmp);
+            times[times.len() / 2]
+        };
         let fixed = (layer.shared_bytes() + gate_bytes) as f64;
         let bytes = touched * layer.expert_bytes() as f64 + fixed;
         let products = (config.top_k + 1) * 3 * hidden * i + experts * hidden;
@@ -128,7 +145,7 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
             of_gflop: None,
         });
     }
-    let limits = before.or_better(Limits::measure(&chosen.chosen, accumulation));
+    let limits = before.or_better(measure()?);
     let peak = limits.matrix_unit.or(limits.gigaflops);
     for row in &mut rows {
         row.of_read = limits.read.map(|read| row.gb_per_s / read);
@@ -142,6 +159,7 @@ pub fn bench(arguments: &Bench, out: &mut Console) -> Result<()> {
         })
             .into(),
         device: device.backend().description(),
+        graph: arguments.graph,
         limits,
         routing: weights.routing().to_string(),
         hidden_size: hidden,
@@ -176,7 +194,11 @@ impl MoeBenchReport {
         )?;
         writeln!(
             out,
-            "method   passes take {INPUTS} inputs in turn, so that they touch other experts each time; medians"
+            "method   {} take {INPUTS} inputs in turn, so that they touch other experts each time; medians",
+            match self.graph {
+                true => "CUDA graphs of passes",
+                false => "passes",
+            }
         )?;
         writeln!(out, "limits   {}", self.limits.describe("this platform"))?;
         writeln!(

@@ -138,6 +138,7 @@ mod tests {
                 },
                 bytes: tokens << 14,
                 flops,
+                fp8: false,
             }
         };
         let rows: Vec<_> = [1, 4, 16, 256]
@@ -150,6 +151,7 @@ mod tests {
             read_and_write: Some(30.0),
             gigaflops: Some(60.0),
             matrix_unit: None,
+            fp8: None,
         };
         let draw = |limits| {
             let mut svg = String::new();

@@ -23,6 +23,8 @@ pub struct Row {
     pub bytes: usize,
     /// Operations on floats in matmuls; none are counted in an activation.
     pub flops: f64,
+    /// Whether they are done on FP8 tensor cores.
+    pub fp8: bool,
 }
 
 impl Row {
@@ -45,7 +47,10 @@ impl Row {
 
     /// GFLOP/s that the machine could do in a matmul, on the matrix unit where it may run there.
     pub fn peak(&self, limits: &Limits) -> Option<f64> {
-        let peak = limits.matrix_unit.or(limits.gigaflops);
+        let peak = match self.fp8 {
+            true => limits.fp8,
+            false => limits.matrix_unit.or(limits.gigaflops),
+        };
         peak.filter(|_| self.flops > 0.0)
     }
 
@@ -253,6 +258,7 @@ mod tests {
             },
             bytes: 10_000_000,
             flops,
+            fp8: false,
         }
     }
 
@@ -261,6 +267,7 @@ mod tests {
         read_and_write: Some(40.0),
         gigaflops: Some(100.0),
         matrix_unit: None,
+        fp8: None,
     };
 
     #[test]
@@ -285,6 +292,17 @@ mod tests {
         };
         assert!((mlp.of_peak(&unit).unwrap() - 0.2).abs() < 1e-12);
         assert_eq!(act.peak(&unit), None);
+        let codes = Row {
+            fp8: true,
+            ..row(8e7, true)
+        };
+        assert_eq!(codes.of_peak(&unit), None);
+        let unit = Limits {
+            fp8: Some(800.0),
+            ..unit
+        };
+        assert!((codes.of_peak(&unit).unwrap() - 0.1).abs() < 1e-12);
+        assert!((mlp.of_peak(&unit).unwrap() - 0.2).abs() < 1e-12);
     }
 
     #[test]
