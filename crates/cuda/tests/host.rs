@@ -14,7 +14,7 @@ const HEADERS: [&str; 3] = [
 ];
 
 /// Lines that only a CUDA compiler takes, and what they do.
-const LINES: [[&str; 2]; 5] = [
+const LINES: [[&str; 2]; 6] = [
     [
         r#"asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(limit));"#,
         "y = min_NaN(x, limit);",
@@ -26,6 +26,10 @@ const LINES: [[&str; 2]; 5] = [
     [
         r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(fabsf(z) * -0.72134751f));"#,
         "root = ex2_approx_ftz(fabsf(z) * -0.72134751f);",
+    ],
+    [
+        r#"asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z * -1.44269502f));"#,
+        "e = ex2_approx_ftz(z * -1.44269502f);",
     ],
     [
         r#"asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));"#,

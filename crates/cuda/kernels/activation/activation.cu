@@ -3,10 +3,13 @@
 // ## Method
 // 1. One vector of outputs a thread on a flat grid, which was measured to be the fastest copy on an H200.
 // 2. Rows of whole vectors: two loads, the function of each pair in f32, one store.
-// 3. Rows that lie anywhere: a thread owns the outputs between two multiples of 16 bytes, and puts its
-//    inputs together from the aligned vectors that hold them; the ends of a row go element by element.
+// 3. Rows that lie anywhere: a thread owns the outputs between two multiples of 16 bytes, and reads its
+//    inputs by words, shifted by half of one where they lie so. The ends of a row take whole vectors too.
 // 4. Function, clamp, rounding and layout are template parameters; instances.cuh lists what is compiled.
 #include "functions.cuh"
+#ifndef ANYB
+#define ANYB 2
+#endif
 #include "instances.cuh"
 #include "../common/memory.cuh"
 
@@ -43,9 +46,8 @@ TWIN_FIELD(ActParams, first_row, 84);
 TWIN_FIELD(ActParams, by_batch, 88);
 TWIN_FIELD(ActParams, scalars, 96);
 
-// Whether a row is in use.
+// Whether a row is in use, where there are counts.
 __device__ __forceinline__ bool in_use(const ActParams& p, uint32_t row) {
-    if (p.counts == nullptr) return true;
     const uint32_t at = row + p.first_row, batch = p.by_batch.quotient(at);
     return (int64_t)(at - batch * p.batch_rows) < (int64_t)p.counts[batch];
 }
@@ -70,12 +72,19 @@ __device__ __forceinline__ Vector<T, N> activate(
     return out;
 }
 
-// Those of the outputs `from` to `end` that f32 lost once more, out of memory: no register is kept for what is rare.
+// A vector of 16 bytes as one: the compiler writes its elements one by one where another branch does so.
+template <typename V> __device__ __forceinline__ void store16(void* to, const V& v) {
+    const uint32_t* w = (const uint32_t*)&v;
+    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
+        :: "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+}
+
+// Those of so many outputs that f32 lost once more, out of memory: no register is kept for what is rare.
 template <typename F, Clamp C, typename T, int APART>
 __device__ __forceinline__ void rewrite(
-    const T* gate, const T* up, T* to, int from, int end, const Scalars& scalars) {
+    const T* gate, const T* up, T* to, int count, const Scalars& scalars) {
 #pragma unroll 1
-    for (int j = from; j < end; ++j) {
+    for (int j = 0; j < count; ++j) {
         const float g = widen(gate[APART * j]), u = widen(up[APART * j]);
         bool lost = false;
         gated_or_lost<F, C, T, false>(g, u, scalars, lost);
@@ -97,7 +106,7 @@ __device__ __forceinline__ void act_and_mul(const ActParams& p) {
     const uint64_t from = row * p.gate_stride + (INTERLEAVED ? 2ull * column : column);
     const uint64_t to = row * p.output_stride + column;
     begin();
-    if (!in_use(p, row)) return;
+    if (p.counts != nullptr && !in_use(p, row)) return;
     float gate[N], up[N];
     load_halves<T, N, INTERLEAVED>(p.gate, p.up, from, gate, up);
     bool lost = false;
@@ -110,12 +119,13 @@ __device__ __forceinline__ void act_and_mul(const ActParams& p) {
     if (lost) {
         const T* first = (const T*)p.gate + from;
         const T* second = INTERLEAVED ? first + 1 : (const T*)p.up + from;
-        rewrite<F, C, T, INTERLEAVED ? 2 : 1>(first, second, (T*)p.output + to, 0, N, p.scalars);
+        rewrite<F, C, T, INTERLEAVED ? 2 : 1>(first, second, (T*)p.output + to, N, p.scalars);
     }
 }
 
-// Rows that lie anywhere: a thread has the outputs between two multiples of 16 bytes, of which the
-// first and the last of a row may be fewer than a vector. What it reads for them may lie anywhere.
+// Rows that lie anywhere: a thread has the outputs between two multiples of 16 bytes. At the ends of a row, where these
+// are fewer than a vector, it takes the row's first or last ones, some of which a neighbor writes as well: so all
+// threads go one way.
 template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED>
 __device__ __forceinline__ void act_and_mul_anywhere(const ActParams& p) {
     constexpr int N = lanes<T, Access::Any>(), APART = INTERLEAVED ? 2 : 1;
@@ -124,39 +134,35 @@ __device__ __forceinline__ void act_and_mul_anywhere(const ActParams& p) {
     const uint32_t row = p.by_row.quotient(i);
     T* const to = (T*)p.output + row * p.output_stride;
     // Of the vector: its first may lie before the row's.
-    const int64_t column = (i - row * p.row_vectors) * (int64_t)N - behind16(to) / sizeof(T);
-    const int64_t d = p.d;
+    const int column = (int)(i - row * p.row_vectors) * N - (int)(behind16(to) / sizeof(T));
+    const int d = (int)p.d;
+    const int start = max(min(column, d - N), 0);
+    const T* const first = (const T*)p.gate + row * p.gate_stride + APART * (uint32_t)start;
+    const T* const second = INTERLEAVED ? first + N : (const T*)p.up + row * p.up_stride + (uint32_t)start;
+    T* const place = to + (uint32_t)start;
     begin();
-    if (i >= p.vectors || column >= d || !in_use(p, row)) return;
+    if (i >= p.vectors || column >= d || (p.counts != nullptr && !in_use(p, row))) return;
 
-    const T* first = (const T*)p.gate + row * p.gate_stride + APART * column;
-    const T* second = INTERLEAVED ? first + N : (const T*)p.up + row * p.up_stride + column;
-    const bool whole = column >= 0 && column + N <= d;
-    const uint64_t before = APART * column * sizeof(T), after = APART * (d - column) * sizeof(T);
-    const bool vectors = whole && (INTERLEAVED
-        ? inside(first, before, after - 16)
-        : inside(first, before, after) && inside(second, before, after));
     float gate[N], up[N];
-    if (vectors) {
-        const V a = load_anywhere<V>(first), b = load_anywhere<V>(second);
+    if (d >= N) {
+        const V a = load_anywhere<T, V>(first), b = load_anywhere<T, V>(second);
         widen_halves<N, V, INTERLEAVED>(a, b, gate, up);
     } else {
         const T* const one = INTERLEAVED ? first + 1 : second;
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-            const bool there = column + j >= 0 && column + j < d;
-            gate[j] = there ? widen(first[APART * j]) : 0.0f;
-            up[j] = there ? widen(one[APART * j]) : 0.0f;
+            gate[j] = j < d ? widen(first[APART * j]) : 0.0f;
+            up[j] = j < d ? widen(one[APART * j]) : 0.0f;
         }
     }
     bool lost = false;
     const auto out = activate<F, C, T, EAGER>(gate, up, p.scalars, lost);
-    if (whole) {
-        *(V*)(to + column) = out;
+    if (start == column && d >= N) {
+        store16(place, out);
     } else {
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-            if (column + j >= 0 && column + j < d) to[column + j] = out.x[j];
+            if (j < d) place[j] = out.x[j];
         }
     }
     if (lost) {
@@ -165,11 +171,11 @@ __device__ __forceinline__ void act_and_mul_anywhere(const ActParams& p) {
         asm volatile("" : "+r"(again));
         const uint32_t in = p.by_row.quotient(again);
         T* const there = (T*)p.output + in * p.output_stride;
-        const int64_t at = (again - in * p.row_vectors) * (int64_t)N - behind16(there) / sizeof(T);
-        const T* gates = (const T*)p.gate + in * p.gate_stride + APART * at;
-        const T* ups = INTERLEAVED ? gates + 1 : (const T*)p.up + in * p.up_stride + at;
-        const int from = at < 0 ? -(int)at : 0, end = (int)min((int64_t)N, (int64_t)p.d - at);
-        rewrite<F, C, T, APART>(gates, ups, there + at, from, end, p.scalars);
+        const int at = (int)(again - in * p.row_vectors) * N - (int)(behind16(there) / sizeof(T));
+        const uint32_t from = max(min(at, (int)p.d - N), 0);
+        const T* gates = (const T*)p.gate + in * p.gate_stride + APART * from;
+        const T* ups = INTERLEAVED ? gates + 1 : (const T*)p.up + in * p.up_stride + from;
+        rewrite<F, C, T, APART>(gates, ups, there + from, min(N, (int)p.d), p.scalars);
     }
 }
 
@@ -181,7 +187,7 @@ __device__ __forceinline__ void act_and_mul_anywhere(const ActParams& p) {
         else act_and_mul<F, Clamp::C, T, EAGER, INTERLEAVED, Access::ACCESS>(p);                \
     }
 #define WIDTHS(NAME, ...)                             \
-    KERNEL(NAME##_any, (1024, 1), __VA_ARGS__, Any)   \
+    KERNEL(NAME##_any, (1024, 2), __VA_ARGS__, Any)   \
     KERNEL(NAME##_16bytes, (1024), __VA_ARGS__, Bytes16)
 // f32 rounds to itself: its two modes are one.
 #define FORM(NAME, F, C, INTERLEAVED)                                     \

@@ -18,18 +18,32 @@ TWIN_FIELD(Scalars, b, 12);
 
 enum class Clamp { None, Before, After };
 
-// x * sigmoid(z) by e = exp(-|z|), which overflows nowhere. z has the sign of x.
-template <typename T> __device__ __forceinline__ float times_sigmoid(float x, Pair z);
-template <> __device__ __forceinline__ float times_sigmoid<float>(float x, Pair z) {
-    const float e = exponential(z).value();
-    return quotient(z.hi < 0.0f ? x * e : x, 1.0f + e);
+// x * sigmoid(z) as x / (1 + exp(-z)). Where the exponential is no number of f32 the value is lost.
+template <typename T> __device__ __forceinline__ float exp_minus(float z) {
+    if constexpr (sizeof(T) == 4) return expf(-z);
+    float e;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z * -1.44269502f));
+    return e;
 }
-template <> __device__ __forceinline__ float times_sigmoid<bf16>(float x, Pair z) {
-    const float e = exp_neg_fast(z.hi);
-    return (z.hi < 0.0f ? x * e : x) * reciprocal(1.0f + e);
+template <typename T> __device__ __forceinline__ float over_one_and(float x, float e) {
+    const float b = 1.0f + e, r = reciprocal(b), q = x * r;
+    if constexpr (sizeof(T) == 2) return q;
+    // The refinement takes -0 to +0, and an infinity to NaN, which is lost.
+    return copysignf(fmaf(fmaf(-q, b, x), r, q), x);
 }
-template <> __device__ __forceinline__ float times_sigmoid<f16>(float x, Pair z) {
-    return times_sigmoid<bf16>(x, z);
+template <typename T> __device__ __forceinline__ float times_sigmoid(float x, float z) {
+    return over_one_and<T>(x, exp_minus<T>(z));
+}
+template <typename T> __device__ __forceinline__ float times_sigmoid(float x, Pair z) {
+    const float e = exp_minus<T>(z.hi);
+    return over_one_and<T>(x, sizeof(T) == 2 ? e : fmaf(e, -z.lo, e));
+}
+
+// The same in 16 bits for a value that is rounded before it can be told to be lost: by e = exp(-|z|), which
+// overflows nowhere. z has the sign of x.
+__device__ __forceinline__ float times_sigmoid_small(float x, float z) {
+    const float e = exp_neg_fast(z);
+    return (z < 0.0f ? x * e : x) * reciprocal(1.0f + e);
 }
 
 __device__ __forceinline__ double times_sigmoid(double x, double z) {
@@ -56,7 +70,7 @@ struct Silu {
     static __device__ __forceinline__ float gate(float x, const Scalars&) {
         if constexpr (EAGER) return x / (1.0f + expf(-x));
         // -inf * 0 is a NaN, and silu(-inf) is one.
-        return times_sigmoid<T>(x, {x, 0.0f});
+        return times_sigmoid<T>(x, x);
     }
     template <typename T> static __device__ __forceinline__ double wide(float x, const Scalars&) {
         return times_sigmoid_wide(x, {x, 0.0f});
@@ -118,7 +132,9 @@ struct GeluTanh : Silu {
     }
     template <typename T, bool EAGER>
     static __device__ __forceinline__ float gate(float x, const Scalars&) {
-        return times_sigmoid<T>(x, argument(x));
+        const float z = argument(x).hi;
+        if constexpr (EAGER) return times_sigmoid_small(x, z);
+        else return times_sigmoid<T>(x, z);
     }
     template <typename T> static __device__ __forceinline__ double wide(float x, const Scalars&) {
         if constexpr (sizeof(T) == 2) return times_sigmoid_wide(x, argument(x));
@@ -148,7 +164,8 @@ template <typename T> __device__ __forceinline__ float bounded(float x, float bo
 struct Situ {
     template <typename T, bool EAGER>
     static __device__ __forceinline__ float gate(float x, const Scalars& s) {
-        return times_sigmoid<T>(bounded<T>(x, s.a), {x, 0.0f});
+        if constexpr (EAGER) return times_sigmoid_small(bounded<T>(x, s.a), x);
+        else return times_sigmoid<T>(bounded<T>(x, s.a), x);
     }
     template <typename T> static __device__ __forceinline__ double wide(float x, const Scalars& s) {
         if constexpr (sizeof(T) == 2) return times_sigmoid_wide(bounded<T>(x, s.a), {x, 0.0f});
@@ -171,15 +188,20 @@ template <typename F, typename T>
 constexpr bool TAKES_F64 = sizeof(T) == 4 && (cuda::std::is_same_v<F, Gelu>
     || cuda::std::is_same_v<F, GeluTanh> || cuda::std::is_same_v<F, Situ>);
 
-// Whether f32 loses a gate's value.
+// Whether f32 may lose a gate's value: Eager rounds the value to T, which has no more of it; fatrelu changes none.
+template <typename F, typename T, bool EAGER>
+constexpr bool MAY_LOSE = !EAGER && !TAKES_F64<F, T> && !cuda::std::is_same_v<F, Fatrelu>;
+
+// Whether it does.
 template <typename F, typename T, bool EAGER>
 __device__ __forceinline__ bool loses(float gate, float value, const Scalars& s) {
-    // Eager rounds the value to T, which has no more of it; fatrelu changes none.
-    if constexpr (EAGER || cuda::std::is_same_v<F, Fatrelu>) return false;
+    if constexpr (!MAY_LOSE<F, T, EAGER>) return false;
     // Of 16 bits a tiny gate's value has the bits that count, so that one comparison is enough.
     else if constexpr (cuda::std::is_same_v<F, Silu> && sizeof(T) == 2) return gate < -72.0f;
     else {
-        const bool small = fabsf(value) < LEAST && gate != 0.0f;
+        // 0 loses nothing.
+        const float least = fminf(fabsf(gate), LEAST);
+        const bool small = sizeof(T) == 4 ? !(fabsf(value) >= least) : fabsf(value) < least;
         // A large gate's value may be no small one though the exponential is.
         if constexpr (cuda::std::is_same_v<F, SiluAlpha>) return small || s.a * gate < -72.0f;
         else return small;
@@ -228,8 +250,9 @@ constexpr uint32_t HIT_BITS = 10;
 template <typename F, Clamp C, typename T, bool EAGER>
 __device__ __forceinline__ uint32_t clamp_hits(float gate, float up, const Scalars& s) {
     if constexpr (C == Clamp::After) {
+        // An infinite value may be lost.
         const float f = F::template gate<T, EAGER>(gate, s);
-        gate = EAGER ? rounded<T>(f) : f;
+        if (gate < __int_as_float(0x7f800000)) gate = EAGER ? rounded<T>(f) : f;
     }
     return (uint32_t)(gate > s.limit) | (uint32_t)(up > s.limit) << HIT_BITS
         | (uint32_t)(up < -s.limit) << 2 * HIT_BITS;

@@ -74,28 +74,25 @@ __device__ __forceinline__ uint32_t behind16(const void* address) {
     return (uint32_t)(uintptr_t)address & 15;
 }
 
-// 16 bytes from anywhere, out of the one or two aligned vectors that hold them.
-template <typename V> __device__ __forceinline__ V load_anywhere(const void* from) {
-    const uint32_t behind = behind16(from);
-    const uint4* at = (const uint4*)((uintptr_t)from - behind);
-    const uint4 first = at[0], second = behind ? at[1] : first;
-    uint32_t w[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
+// 16 bytes from anywhere in a row, by words. The first may begin before the row, as no memory begins within
+// a word; of the last no more is read than is needed.
+template <typename T, typename V> __device__ __forceinline__ V load_anywhere(const T* from) {
     V out;
     uint32_t* to = (uint32_t*)&out;
+    if constexpr (sizeof(T) == 4) {
 #pragma unroll
-    for (int i = 0; i < 6; ++i) w[i] = behind & 8 ? w[i + 2] : w[i];
+        for (int i = 0; i < 4; ++i) to[i] = ((const uint32_t*)from)[i];
+    } else {
+        const uint32_t odd = (uint32_t)(uintptr_t)from & 2;
+        const char* at = (const char*)from - odd;
+        uint32_t w[5];
 #pragma unroll
-    for (int i = 0; i < 5; ++i) w[i] = behind & 4 ? w[i + 1] : w[i];
+        for (int i = 0; i < 4; ++i) w[i] = ((const uint32_t*)at)[i];
+        w[4] = odd ? ((const uint16_t*)at)[8] : 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = __funnelshift_r(w[i], w[i + 1], 8 * (behind & 3));
+        for (int i = 0; i < 4; ++i) to[i] = __funnelshift_r(w[i], w[i + 1], 8 * odd);
+    }
     return out;
-}
-
-// Whether load_anywhere reads nothing but a row's own bytes, of which there are so many before the
-// address and from it on.
-__device__ __forceinline__ bool inside(const void* from, uint64_t before, uint64_t after) {
-    const uint32_t behind = behind16(from);
-    return behind == 0 || (before >= behind && after >= 32 - behind);
 }
 
 // A vector's numbers as f32.

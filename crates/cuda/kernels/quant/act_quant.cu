@@ -27,6 +27,27 @@ __device__ __forceinline__ void add_hits(uint32_t* counters, uint32_t hits) {
     }
 }
 
+// Those of a thread's outputs that f32 lost once more, out of memory. Where the thread stands is found out again.
+template <typename F, Clamp C, typename T, bool INTERLEAVED, int N, int VECTORS>
+__device__ __noinline__ void mend(const QuantParams& p, float* y) {
+    constexpr int APART = INTERLEAVED ? 2 : 1;
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    const uint32_t row = p.by_row.quotient(i), in_row = i - row * p.row_threads;
+    const uint32_t group = in_row >> p.group_log, of_group = in_row - (group << p.group_log);
+    const uint32_t column = ((group * VECTORS << p.group_log) + of_group) * N, step = N << p.group_log;
+    const T* const gates = (const T*)p.gate + row * p.gate_stride + APART * (uint64_t)column;
+    const T* const ups = INTERLEAVED ? gates + 1 : (const T*)p.up + row * p.up_stride + column;
+#pragma unroll 1
+    for (uint32_t j = 0; j < VECTORS * N; ++j) {
+        const uint32_t at = j / N * step + j % N;
+        if (at >= p.d - column) continue;
+        const float g = widen(gates[APART * at]), u = widen(ups[APART * at]);
+        bool lost = false;
+        gated_or_lost<F, C, T, false>(g, u, p.scalars, lost);
+        if (lost) y[j] = gated_wide<F, C, T>(g, u, p.scalars);
+    }
+}
+
 template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, typename P, bool ALIGNED, bool HITS,
           Known KNOWN>
 __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
@@ -67,21 +88,13 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
             if constexpr (HITS) hits += clamp_hits<F, C, T, EAGER>(g, u, p.scalars);
         }
         if (lost) {
-            // Once more, out of memory: no register is kept for what is rare.
-#pragma unroll 1
-            for (int j = 0; j < VECTORS * N; ++j) {
-                const int v = j / N, of_vector = j % N;
-                if (of_vector >= at.count(v)) continue;
-                const uint64_t place = APART * (v * at.step + of_vector);
-                const T* g = (const T*)p.gate + from + place;
-                const T* u = INTERLEAVED ? g + 1 : (const T*)p.up + up_from + place;
-                bool this_one = false;
-                gated_or_lost<F, C, T, EAGER>(widen(*g), widen(*u), p.scalars, this_one);
-                if (!this_one) continue;
-                const float exact = gated_wide<F, C, T>(widen(*g), widen(*u), p.scalars);
+            // Through local memory, and only here: a function out of line takes no register from the usual way.
+            float all[VECTORS * N];
 #pragma unroll
-                for (int k = 0; k < VECTORS * N; ++k) y[k] = k == j ? exact : y[k];
-            }
+            for (int j = 0; j < VECTORS * N; ++j) all[j] = y[j];
+            mend<F, C, T, INTERLEAVED, N, VECTORS>(p, all);
+#pragma unroll
+            for (int j = 0; j < VECTORS * N; ++j) y[j] = all[j];
         }
         if (KNOWN == Known::Nothing && p.route != nullptr) {
             const float route = p.route[at.row];

@@ -19,6 +19,9 @@ use crate::{
 /// Threads of one launch: their numbers are divided in 32 bits, with room for a last block.
 pub(crate) const LAUNCH_THREADS: u64 = (1 << 31) - 4096;
 
+/// Columns of one launch over rows that lie anywhere, which are counted in 31 bits.
+const ANYWHERE_COLUMNS: u64 = 1 << 30;
+
 /// How a kernel reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -172,7 +175,10 @@ impl ActPlan {
             rows,
             d,
         } = *self;
-        let most_columns = (LAUNCH_THREADS - 1) * lanes;
+        let most_columns = match access {
+            Access::Any => ANYWHERE_COLUMNS,
+            Access::Bytes16 | Access::Bytes32 => (LAUNCH_THREADS - 1) * lanes,
+        };
         let columns = (0..d.div_ceil(most_columns)).map(move |i| i * most_columns);
         columns.flat_map(move |column| {
             let columns = (d - column).min(most_columns);
@@ -332,6 +338,7 @@ mod tests {
                     outputs += rows * p.d;
                     end = p.output - 0x2000 + 2 * ((rows - 1) * d + p.d);
                     assert!(p.vectors < 1 << 31);
+                    assert!(plan.access != Access::Any || p.d <= 1 << 30);
                     // A row of vectors that begins one element before a multiple of 16 bytes.
                     let slack = if plan.access == Access::Any { 7 } else { 0 };
                     assert!(8 * u64::from(p.row_vectors) >= p.d + slack);

@@ -5,8 +5,8 @@
 //!    element by element.
 //! 2. DeepSeek's activations have kernels besides that know the format of their scales and take no
 //!    options. They have 4, 8 or 16 elements a thread: small calls wait for one thread's work, in
-//!    large ones addresses and scales cost less if a thread has more. In between it is a matter of
-//!    how many threads fit beside those of the next call. The bounds were measured on an H200.
+//!    large ones addresses and scales cost less if a thread has more. The bounds and the blocks were
+//!    measured on an H200.
 //! 3. A call that counts the clamp's hits has large blocks: a block adds to the counters once.
 
 use std::fmt;
@@ -95,12 +95,10 @@ impl QuantPlan {
             return Self::of_numbers(vectors, count);
         }
         let (elements, threads) = match count {
-            0..0x4000 => (KnownElements::Four, 128),
-            0x4000..0x2_0000 => (KnownElements::Four, 256),
-            0x2_0000..0x4_0000 => (KnownElements::Eight, 256),
-            0x4_0000..0x12_0000 => (KnownElements::Four, 256),
-            0x12_0000..0x60_0000 => (KnownElements::Eight, 512),
-            0x60_0000.. => (KnownElements::Sixteen, 256),
+            0..0x2_0000 => (KnownElements::Four, 256),
+            0x2_0000..0x12_0000 => (KnownElements::Four, 512),
+            0x12_0000..0x60_0000 => (KnownElements::Eight, 256),
+            0x60_0000.. => (KnownElements::Sixteen, 128),
         };
         Self {
             kernel: QuantKernel::Known(elements),
@@ -151,11 +149,9 @@ mod tests {
             (plan.elements(), plan.threads)
         };
         for (count, below, from) in [
-            (0x4000, (4, 128), (4, 256)),
-            (0x2_0000, (4, 256), (8, 256)),
-            (0x4_0000, (8, 256), (4, 256)),
-            (0x12_0000, (4, 256), (8, 512)),
-            (0x60_0000, (8, 512), (16, 256)),
+            (0x2_0000, (4, 256), (4, 512)),
+            (0x12_0000, (4, 512), (8, 256)),
+            (0x60_0000, (8, 256), (16, 128)),
         ] {
             assert_eq!((at(count - 1), at(count)), (below, from), "{count:#x}");
         }
@@ -197,7 +193,7 @@ mod tests {
     fn a_plan_prints_its_kernel() {
         let text = QuantPlan::fused(PLAIN, true, 1).to_string();
         let expected =
-            "vectors, for this format of scales, 4 elements a thread, blocks of 128 threads";
+            "vectors, for this format of scales, 4 elements a thread, blocks of 256 threads";
         assert_eq!(text, expected);
     }
 }
