@@ -260,8 +260,7 @@ impl VectorElement for bf16 {
     }
     #[inline(always)]
     fn largest<S: Simd>(s: S, so_far: S::I) -> f32 {
-        let [even, odd] = widen(s, so_far);
-        f32::from_bits(s.highest(s.max_u32(s.bits(even), s.bits(odd))))
+        f32::from_bits(s.highest_u16(so_far) << 16)
     }
     #[inline(always)]
     fn round<S: Simd>(s: S, a: S::F) -> S::F {

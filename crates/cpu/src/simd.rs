@@ -226,6 +226,12 @@ pub(crate) trait Simd: Copy {
     fn round_u16(self, upper: Self::I, below: Self::I) -> Self::I;
     /// The largest lane.
     fn highest(self, a: Self::I) -> u32;
+    /// The largest half of a lane.
+    #[inline(always)]
+    fn highest_u16(self, a: Self::I) -> u32 {
+        let low = self.and(a, self.splat_u32(0xffff));
+        self.highest(self.max_u32(low, self.shr::<16>(a)))
+    }
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
     fn shl<const N: u32>(self, a: Self::I) -> Self::I;

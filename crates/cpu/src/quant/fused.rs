@@ -3,7 +3,7 @@ use std::mem::MaybeUninit;
 use swiglu_core::{Float, Quantization};
 
 use super::TargetRow;
-use super::rows::{CHUNK, Groups, Row, Values};
+use super::rows::{CHUNK, Groups, Room, Row, Values};
 use crate::activation::{Columns, ComputePiece, Destination, Piece};
 use crate::element::{UNIT, VectorElement};
 use crate::simd::{Kernel, Simd};
@@ -25,16 +25,16 @@ impl<T: VectorElement> Kernel for Fused<'_, T> {
         let all = from.range();
         // What is rounded to T and then quantized is kept as T.
         if quant.materialize() && self.route.is_none() && T::FLOAT != Float::F32 {
-            let mut room = [T::default(); CHUNK];
+            let mut room = Room([T::default(); CHUNK]);
             for start in all.clone().step_by(CHUNK) {
                 let range = start..all.end.min(start + CHUNK);
                 let piece = Piece {
                     from: from.part(range.clone()),
-                    to: Destination::from_column(room.as_mut_ptr(), start),
+                    to: Destination::from_column(room.0.as_mut_ptr(), start),
                 };
                 s.call(ComputePiece(&piece));
                 let row = Row {
-                    values: &room[..range.len()],
+                    values: &room.0[..range.len()],
                     first: start,
                 };
                 // SAFETY: the row has the range's columns, which are this call's own.
@@ -42,7 +42,7 @@ impl<T: VectorElement> Kernel for Fused<'_, T> {
             }
             return;
         }
-        let mut room = MaybeUninit::<[f32; CHUNK]>::uninit();
+        let mut room = MaybeUninit::<Room<f32, CHUNK>>::uninit();
         let values: *mut f32 = room.as_mut_ptr().cast();
         for start in all.clone().step_by(CHUNK) {
             let range = start..all.end.min(start + CHUNK);

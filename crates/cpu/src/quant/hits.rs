@@ -29,12 +29,14 @@ impl<T: VectorElement> Kernel for Hits<'_, T> {
         };
         // What pads the last columns is 0, which no limit clamps.
         self.0.each(s, &self.0.range(), 0, &mut count);
-        count.counts.map(|count| {
+        let mut hits = [0; 3];
+        for (hits, count) in hits.iter_mut().zip(count.counts) {
             let mut lanes = [0.0_f32; LANES];
             // SAFETY: the array has LANES elements.
             unsafe { s.store_f32(lanes.as_mut_ptr(), s.float(count)) };
-            lanes.iter().map(|x| x.to_bits()).sum()
-        })
+            *hits = lanes.iter().map(|x| x.to_bits()).sum();
+        }
+        hits
     }
 }
 

@@ -11,6 +11,11 @@ use crate::simd::{Kernel, Outlined, Simd};
 /// Columns that are quantized together: whole groups, and 4 KiB of f32.
 pub(super) const CHUNK: usize = 1024;
 
+/// Memory on the stack in whole cache lines: a vector that crosses from one into the next takes two
+/// accesses.
+#[repr(C, align(64))]
+pub(super) struct Room<T, const N: usize>(pub(super) [T; N]);
+
 /// The [`UNIT`] elements from `from[j]` on, of which only `count` are there; the others are the
 /// default.
 fn padded<T: Copy + Default>(from: &[T], j: usize, count: usize) -> [T; UNIT] {
@@ -89,49 +94,111 @@ unsafe fn groups<S: Simd, T: VectorElement, V: Values>(
 ) {
     let group = quant.group();
     let mut scales = [0.0; CHUNK / 32];
-    let mut room = [V::Of::default(); UNIT];
+    // For each unit, where its scale is a power of two as usual.
+    let mut inverses = [0.0; CHUNK / UNIT];
+    let mut usual = V::Of::FLOAT == Float::BF16;
     // All scales first: each takes long, and they do not wait for one another.
-    let starts = (range.start..range.end).step_by(group);
-    for (start, scale) in starts.clone().zip(&mut scales) {
+    let (mut number, mut start, mut unit) = (range.start / group, range.start, 0);
+    for place in &mut scales {
+        if start >= range.end {
+            break;
+        }
         let end = range.end.min(start + group);
-        let mut amax = s.splat_u32(0);
-        let mut j = start;
-        while j < end {
-            // SAFETY: as the caller says; so below.
-            amax = unsafe {
-                let unit = from.unit(j, UNIT.min(end - j), &mut room);
-                V::Of::larger(s, amax, unit)
-            };
-            j += UNIT;
-        }
-        let amax = V::Of::largest(s, amax);
-        // SAFETY: as above.
+        // SAFETY: as the caller says; so below.
         unsafe {
-            if let Some(byte) = e8m0_byte(quant, amax) {
-                *scale = f32::from_bits(byte << 23);
-                to.write_e8m0(start / group, byte as u8);
+            let amax = amax::<S, V>(s, start..end, from);
+            let scale = if let Some(byte) = e8m0_byte(quant, amax) {
+                to.write_e8m0(number, byte as u8);
+                f32::from_bits(byte << 23)
             } else {
-                *scale = quant.scale(amax);
-                to.write_scale(start / group, *scale);
-            }
+                let scale = quant.scale(amax);
+                to.write_scale(number, scale);
+                usual = false;
+                scale
+            };
+            *place = scale;
         }
+        for _ in (0..group).step_by(UNIT) {
+            inverses[unit % (CHUNK / UNIT)] = inverse(*place);
+            unit += 1;
+        }
+        (number, start) = (number + 1, end);
     }
+    let mut rest = range.clone();
+    if usual {
+        rest.start = rest.end - range.len() % UNIT;
+        // SAFETY: as above.
+        unsafe { codes_of_bf16::<S, V>(s, range.start..rest.start, to, from, &inverses) };
+    }
+    if rest.is_empty() {
+        return;
+    }
+    let starts = (range.start..range.end).step_by(group);
     for (start, &scale) in starts.zip(&scales) {
-        let columns = start..range.end.min(start + group);
+        let columns = start.max(rest.start)..rest.end.min(start + group);
         // SAFETY: as above.
         unsafe {
             match quant.format() {
                 _ if !scale.is_finite() => {
                     codes::<S, T, V, ANY>(s, columns, to, from, scale);
                 }
-                // Scales are normal powers of two: so are their inverses, of the opposite exponent.
-                ScaleFormat::E8M0 => {
-                    let inverse = f32::from_bits((254 << 23) - scale.to_bits());
-                    codes::<S, T, V, TIMES>(s, columns, to, from, inverse);
-                }
+                ScaleFormat::E8M0 => codes::<S, T, V, TIMES>(s, columns, to, from, inverse(scale)),
                 ScaleFormat::F32 => codes::<S, T, V, OVER>(s, columns, to, from, scale),
             }
         }
+    }
+}
+
+/// The inverse of a scale that is a normal power of two, as those of E8M0 are: so is its inverse, of the
+/// opposite exponent.
+#[inline(always)]
+const fn inverse(scale: f32) -> f32 {
+    f32::from_bits((254_u32 << 23).wrapping_sub(scale.to_bits()))
+}
+
+/// The largest magnitude of some columns.
+///
+/// # Safety
+/// As [`Groups::new`].
+#[inline(always)]
+unsafe fn amax<S: Simd, V: Values>(s: S, columns: Range<usize>, from: &V) -> f32 {
+    let mut room = [V::Of::default(); UNIT];
+    let mut amax = s.splat_u32(0);
+    let (mut j, rest) = (columns.start, columns.len() % UNIT);
+    while j < columns.end - rest {
+        // SAFETY: as the caller says; so below.
+        amax = unsafe { V::Of::larger(s, amax, from.unit(j, UNIT, &mut room)) };
+        j += UNIT;
+    }
+    if rest > 0 {
+        // SAFETY: as above.
+        amax = unsafe { V::Of::larger(s, amax, from.unit(j, rest, &mut room)) };
+    }
+    V::Of::largest(s, amax)
+}
+
+/// Writes the codes of whole units of bf16 whose scales are powers of two: whatever the groups, in one
+/// loop.
+///
+/// # Safety
+/// As [`groups`].
+#[inline(always)]
+unsafe fn codes_of_bf16<S: Simd, V: Values>(
+    s: S,
+    columns: Range<usize>,
+    to: &TargetRow<'_>,
+    from: &V,
+    inverses: &[f32; CHUNK / UNIT],
+) {
+    let (codes, mut room) = (to.codes, [V::Of::default(); UNIT]);
+    let (mut j, mut unit) = (columns.start, 0);
+    while j < columns.end {
+        // SAFETY: as the caller says.
+        unsafe {
+            let values = V::Of::load(s, from.unit(j, UNIT, &mut room));
+            e4m3::store_of_bf16(s, codes.add(j), values, inverses[unit % (CHUNK / UNIT)]);
+        }
+        (j, unit) = (j + UNIT, unit + 1);
     }
 }
 
@@ -142,11 +209,11 @@ unsafe fn groups<S: Simd, T: VectorElement, V: Values>(
 #[inline(always)]
 fn e8m0_byte(quant: &Quantization, amax: f32) -> Option<u32> {
     const LARGEST_MANTISSA: u32 = 0x60_0000;
-    let floor = quant.floor();
-    let amax = if amax < floor { floor } else { amax };
-    let usual = (f32::from_bits(20 << 23)..f32::from_bits(240 << 23)).contains(&amax);
-    let above = amax.to_bits() + (0x7f_ffff - LARGEST_MANTISSA);
-    (usual && quant.format() == ScaleFormat::E8M0).then_some((above >> 23) - 8)
+    // On bits, which are ordered as numbers are that have no sign, with NaN above all.
+    let amax = amax.to_bits().max(quant.floor().to_bits());
+    let usual = (20 << 23..240 << 23).contains(&amax);
+    let above = amax + (0x7f_ffff - LARGEST_MANTISSA);
+    (usual && quant.format() == ScaleFormat::E8M0).then_some((above >> 23).wrapping_sub(8))
 }
 
 /// How values are scaled: divided, where anything may be among them and the scale; multiplied; or
@@ -198,10 +265,6 @@ unsafe fn store_codes<S: Simd, T: VectorElement, V: Values, const HOW: u8>(
     [a, b]: [S::F; 2],
     by: f32,
 ) {
-    if HOW == TIMES && V::Of::FLOAT == Float::BF16 {
-        // SAFETY: the caller vouches for it; so below.
-        return unsafe { e4m3::store_of_bf16(s, to, [a, b], by) };
-    }
     let by = s.splat(by);
     let code = match HOW {
         ANY => [e4m3::encode(s, s.div(a, by)), e4m3::encode(s, s.div(b, by))],
@@ -214,7 +277,7 @@ unsafe fn store_codes<S: Simd, T: VectorElement, V: Values, const HOW: u8>(
             e4m3::encode_within(s, s.div(b, by)),
         ],
     };
-    // SAFETY: as above.
+    // SAFETY: the caller vouches for it.
     unsafe { T::store_bytes(s, to, code) }
 }
 

@@ -188,6 +188,18 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         op!(_mm512_reduce_max_epu32(a))
     }
     #[inline(always)]
+    fn highest_u16(self, a: Self::I) -> u32 {
+        op!({
+            let upper = _mm512_extracti64x4_epi64::<1>(a);
+            let half = _mm256_max_epu16(_mm512_castsi512_si256(a), upper);
+            let upper = _mm256_extracti128_si256::<1>(half);
+            let eight = _mm_max_epu16(_mm256_castsi256_si128(half), upper);
+            // There is an instruction for the least of eight.
+            let least = _mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1)));
+            !_mm_cvtsi128_si32(least) as u32 & 0xffff
+        })
+    }
+    #[inline(always)]
     fn and(self, a: Self::I, b: Self::I) -> Self::I {
         op!(_mm512_and_si512(a, b))
     }
