@@ -26,8 +26,8 @@ pub fn run() -> Result<String, Box<dyn Error>> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()?;
-        // Without `with_pool` a call runs in the pool that it is made from: rayon's global one, or
-        // that of a surrounding `pool.install`.
+        // Without `with_pool` a call runs in the pool that it is made from, such as that of a
+        // surrounding `pool.install`; from outside of any, on threads of the library's own.
         let backend = CpuBackend::new().with_pool(Arc::new(pool));
         let mut y = vec![bf16::ZERO; rows * d];
         backend.act_and_mul(

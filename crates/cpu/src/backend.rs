@@ -67,7 +67,8 @@ impl Default for CpuBackend {
 }
 
 impl CpuBackend {
-    /// The fastest instruction set of this machine, in the pool that calls are made from.
+    /// The fastest instruction set of this machine, in the pool that calls are made from, or on threads
+    /// of its own.
     pub fn new() -> Self {
         Self {
             set: InstructionSet::detect(),

@@ -33,7 +33,10 @@
 //! # Threads
 //!
 //! Calls run in the rayon pool that they are made from, or in the one that the backend was built
-//! with. Small ones run on the caller's thread and wake nobody.
+//! with. From outside of any pool they run on the caller's thread and on threads of this process's own,
+//! one fewer than rayon's global pool has, which look for the next call for some 30 microseconds before
+//! they sleep; a second call at the same time runs in rayon's global pool. Small calls run on the
+//! caller's thread and wake nobody.
 
 mod activation;
 mod backend;

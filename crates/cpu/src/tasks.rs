@@ -1,4 +1,5 @@
-//! Work cut into tasks for the rayon pool that a call is made from.
+//! Work cut into tasks: for the rayon pool that a call is made from, or for this process's team where
+//! the caller is in none.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,8 +9,12 @@ use swiglu_core::RowLayout;
 
 use crate::simd;
 
+mod team;
+
+use team::Team;
+
 /// Outputs that one task computes at the most: a multiple of every quantization's group.
-const TASK: usize = 16 * 1024;
+const TASK: usize = 8 * 1024;
 
 /// A pointer that tasks write disjoint parts through.
 pub(crate) struct Shared<T>(pub(crate) *mut T);
@@ -24,16 +29,26 @@ impl<T> Shared<T> {
     }
 }
 
-/// Calls `task` with each number below `count`: on this thread, or on the pool's.
+/// Calls `task` with each number below `count`: on this thread, on those of the pool that it is in, or
+/// on this one and the team's. Where another call has the team, rayon's global pool takes it.
 ///
 /// Everything that runs in parallel comes through here, and the task is no type parameter, so that
 /// rayon's machinery is compiled once.
 pub(crate) fn for_each(count: usize, inline: bool, task: &(dyn Fn(usize) + Sync)) {
-    if inline {
-        (0..count).for_each(task);
-    } else {
+    if inline || count < 2 {
+        return (0..count).for_each(task);
+    }
+    let in_a_pool = rayon::current_thread_index().is_some();
+    let team = Team::of_process().filter(|_| !in_a_pool);
+    if !team.is_some_and(|team| team.run(count, task)) {
         (0..count).into_par_iter().for_each(task);
     }
+}
+
+/// Which of the threads that run a call's tasks this one is: below how many rayon says there are.
+pub(crate) fn thread_index() -> usize {
+    let of_pool = || rayon::current_thread_index().unwrap_or(0);
+    team::member().unwrap_or_else(of_pool)
 }
 
 /// How the rows of an elementwise operation are cut into tasks: several whole rows if they are short,
@@ -114,13 +129,13 @@ mod tests {
     #[test]
     fn short_rows_share_a_task_and_long_ones_are_cut() {
         let split = |rows, d| Split::new([rows, d], 100);
-        let short = split(1000, 10);
+        let short = split(800, 10);
         assert_eq!((short.columns, short.rows, short.tasks), (10, TASK / 10, 1));
         let long = split(3, TASK + 1);
         assert_eq!((long.columns, long.rows, long.tasks), (TASK, 1, 6));
         assert!(split(10, 10).inline && !split(10, 11).inline);
         assert_eq!(split(0, 7).tasks, 0);
-        assert_eq!(long.to_string(), "6 tasks of 1 x 16384 in the pool");
+        assert_eq!(long.to_string(), "6 tasks of 1 x 8192 in the pool");
         assert_eq!(split(2, 3).to_string(), "1 task on the caller's thread");
     }
 

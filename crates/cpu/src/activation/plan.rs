@@ -71,7 +71,7 @@ mod tests {
         assert_eq!(one.to_string(), "avx512, 1 task on the caller's thread");
         assert!(one.split.inline && one.split.tasks == 1);
         let many = plan([64, 3072], Float::BF16);
-        assert_eq!(many.to_string(), "avx512, 13 tasks of 5 x 3072 in the pool");
+        assert_eq!(many.to_string(), "avx512, 32 tasks of 2 x 3072 in the pool");
     }
 
     #[test]

@@ -101,10 +101,10 @@ pub(super) fn multiply(
         // The chunks of some panels one after another, so that a thread has their weights still near.
         tasks::for_each(groups * chunks, plan.inline, &|task| {
             let (group, first_row) = (task / chunks, task % chunks * chunk_rows(plan));
-            // A thread runs one task at a time, and has a number of its own in its pool.
+            // A thread runs one task at a time, and has a number of its own.
             let thread = match plan.inline {
                 true => 0,
-                false => rayon::current_thread_index().unwrap_or(0),
+                false => tasks::thread_index(),
             };
             assert!(thread < threads, "a plan knows the threads of its pool");
             // SAFETY: each thread has so many elements of its own.
