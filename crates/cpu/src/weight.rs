@@ -8,6 +8,7 @@ use crate::simd::tiles::DEPTH;
 
 pub(crate) mod fp4;
 mod pack;
+mod transpose;
 
 /// k's that lie together in a panel, and a multiple of which a panel holds.
 pub(crate) const GROUP: usize = 4;

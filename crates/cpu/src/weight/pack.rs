@@ -3,12 +3,11 @@
 use rayon::prelude::*;
 use swiglu_core::HostWeight;
 
+use super::transpose::{LINE, Transpose};
 use super::{PackedWeight, PanelFormat, Scales, fp4, panel_bytes};
+use crate::InstructionSet;
 use crate::buffer::PageBuffer;
-use crate::simd::LANES;
-
-/// Bytes of a row that are spread over a panel at a time: a cache line.
-const LINE: usize = 64;
+use crate::simd::{self, LANES};
 
 pub(super) struct Packed {
     pub(super) panels: PageBuffer,
@@ -38,15 +37,21 @@ pub(super) fn panels(weight: &PackedWeight, parts: &[HostWeight<'_>]) -> Packed 
             panels,
         };
     }
+    // Any set gives the same bits.
+    let set = InstructionSet::detect();
     let nans = each.flat_map_iter(|(p, panel)| {
         let rows: Vec<_> = weight.outputs(p).map(|n| row(parts, n)).collect();
-        match weight.shape.format {
-            PanelFormat::F16 => transpose::<2>(&rows, panel),
-            PanelFormat::F32 | PanelFormat::BF16 | PanelFormat::E4M3 | PanelFormat::Fp4 => {
-                transpose::<4>(&rows, panel);
+        let holds_nan = match weight.shape.format {
+            PanelFormat::F16 => {
+                transpose::<2>(&rows, 0, panel);
+                false
             }
-        }
+            PanelFormat::F32 | PanelFormat::BF16 | PanelFormat::E4M3 | PanelFormat::Fp4 => {
+                words(set, &rows, panel)
+            }
+        };
         let block = parts[0].format().scaling().map(|(_, [_, block])| block);
+        let block = block.filter(|_| holds_nan);
         block.map_or_else(Vec::new, |block| nans(&rows, p, block))
     });
     Packed {
@@ -74,10 +79,26 @@ fn row<'a>(parts: &'a [HostWeight<'_>], output: usize) -> &'a [u8] {
     &part.data()[row * bytes..][..bytes]
 }
 
-/// Writes units of U bytes of at most [`LANES`] rows side by side.
-fn transpose<const U: usize>(rows: &[&[u8]], panel: &mut [u8]) {
+/// Writes words of a panel's rows side by side. Whether a byte among them may be 0x7f or 0xff.
+fn words(set: InstructionSet, rows: &[&[u8]], panel: &mut [u8]) -> bool {
+    let Ok(rows) = rows.try_into() else {
+        // The last panel's outputs are fewer.
+        transpose::<4>(rows, 0, panel);
+        return true;
+    };
+    let whole = Transpose { rows, panel };
+    let done = whole.lines();
+    // SAFETY: the set was found on this machine.
+    let found = unsafe { simd::dispatch(set, whole) };
+    transpose::<4>(&rows, done, panel);
+    found || rows.iter().any(|row| holds_nan(&row[done * LINE..]))
+}
+
+/// Writes units of U bytes of at most [`LANES`] rows side by side, from one of the rows' lines on.
+fn transpose<const U: usize>(rows: &[&[u8]], first: usize, panel: &mut [u8]) {
     let (units, _) = panel.as_chunks_mut::<U>();
-    for (i, units) in units.chunks_mut(LINE / U * LANES).enumerate() {
+    let of_lines = units.chunks_mut(LINE / U * LANES).enumerate();
+    for (i, units) in of_lines.skip(first) {
         for (lane, row) in rows.iter().enumerate() {
             let line = &row[(i * LINE).min(row.len())..((i + 1) * LINE).min(row.len())];
             let (whole, rest) = line.as_chunks::<U>();
@@ -92,16 +113,19 @@ fn transpose<const U: usize>(rows: &[&[u8]], panel: &mut [u8]) {
     }
 }
 
+/// Whether a code is NaN: 0x7f is the largest magnitude.
+fn holds_nan(codes: &[u8]) -> bool {
+    codes.iter().fold(0, |m, c| m.max(c & 0x7f)) == 0x7f
+}
+
 /// The blocks of scales of a panel's rows that hold a code which is NaN.
 fn nans(rows: &[&[u8]], panel: usize, block: usize) -> Vec<[usize; 3]> {
-    // 0x7f is the largest magnitude.
-    let holds = |codes: &[u8]| codes.iter().fold(0, |m, c| m.max(c & 0x7f)) == 0x7f;
     let mut found = Vec::new();
-    for (lane, row) in rows.iter().enumerate().filter(|(_, row)| holds(row)) {
+    for (lane, row) in rows.iter().enumerate().filter(|(_, row)| holds_nan(row)) {
         let blocks = row.chunks(block).enumerate();
         found.extend(
             blocks
-                .filter(|(_, b)| holds(b))
+                .filter(|(_, b)| holds_nan(b))
                 .map(|(b, _)| [panel, lane, b]),
         );
     }
