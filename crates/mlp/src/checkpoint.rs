@@ -7,7 +7,7 @@
 //!    is missing, an index that is wrong about another layer and types that are not known do not
 //!    matter before.
 //! 3. A tensor's bytes are those of the mapped file, or are read when they are asked for. Those of an
-//!    MLP in mapped files are read ahead while they are packed, those of the next layer too where
+//!    MLP in mapped files are read before they are packed, those of the next two too where
 //!    layers are loaded in order, and are no longer this process's memory once its
 //!    [`crate::SharedExpert`] is dropped.
 
@@ -17,12 +17,14 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::{Error, Result, text};
 
+mod ahead;
 mod contents;
 mod file;
 mod header;
 mod index;
 mod nearest;
 
+pub(crate) use ahead::ReadAhead;
 pub(crate) use contents::{read_text, tensor_parallel};
 pub(crate) use file::{Pages, StoredTensor};
 pub(crate) use header::StoredType;
@@ -58,6 +60,7 @@ pub struct Checkpoint {
     index: Option<BTreeMap<String, usize>>,
     /// What is asked for next where layers are loaded one after another.
     next: Mutex<Option<String>>,
+    ahead: ReadAhead,
 }
 
 /// A file that is opened when a tensor in it is asked for.
@@ -100,6 +103,7 @@ impl Checkpoint {
                 shards: vec![shard],
                 index: None,
                 next: Mutex::default(),
+                ahead: ReadAhead::default(),
             });
         };
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -113,16 +117,25 @@ impl Checkpoint {
             path,
             mode,
             next: Mutex::default(),
+            ahead: ReadAhead::default(),
         })
     }
 
-    /// Takes note that the tensors under a prefix are loaded, and says under which the next ones will
+    /// Takes note that the tensors under a prefix are loaded, and says under which the next two will
     /// be, if these were those of the layer after the last.
-    pub(crate) fn loads(&self, prefix: &str) -> Option<String> {
-        let following = following(prefix);
+    pub(crate) fn loads(&self, prefix: &str) -> Vec<String> {
+        let following_one = following(prefix);
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *next, following.clone());
-        following.filter(|_| before.is_some_and(|expected| expected == prefix))
+        let before = std::mem::replace(&mut *next, following_one.clone());
+        let first = following_one.filter(|_| before.is_some_and(|expected| expected == prefix));
+        std::iter::successors(first, |prefix| following(prefix))
+            .take(2)
+            .collect()
+    }
+
+    /// What reads its tensors ahead.
+    pub(crate) const fn ahead(&self) -> &ReadAhead {
+        &self.ahead
     }
 
     /// The file that was opened: that of the tensors, or the index.
@@ -272,7 +285,7 @@ mod tests {
     use crate::{ModelConfig, SharedExpert};
 
     #[test]
-    fn the_layer_after_two_in_a_row_is_foreseen() {
+    fn the_layers_after_two_in_a_row_are_foreseen() {
         let folder = tempfile::tempdir().unwrap();
         let form = SyntheticConfig {
             hidden: 64,
@@ -283,16 +296,16 @@ mod tests {
         write_checkpoint(folder.path(), &form).unwrap();
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let loads = |layer: u32| checkpoint.loads(&format!("layers.{layer}.ffn.shared_experts"));
-        let after = |layer: u32| Some(format!("layers.{layer}.ffn.shared_experts"));
-        assert_eq!([loads(3), loads(7)], [None, None]);
-        assert_eq!([loads(8), loads(9)], [after(9), after(10)]);
-        assert_eq!([loads(9), loads(9), loads(10)], [None, None, after(11)]);
-        assert_eq!(
-            [checkpoint.loads(""), checkpoint.loads("mtp.x")],
-            [None, None]
-        );
+        let after = |layer: u32| {
+            [layer, layer + 1].map(|layer| format!("layers.{layer}.ffn.shared_experts"))
+        };
+        let none: [String; 0] = [];
+        assert!(loads(3) == none && loads(7) == none);
+        assert!(loads(8) == after(9) && loads(9) == after(10));
+        assert!(loads(9) == none && loads(9) == none && loads(10) == after(11));
+        assert!(checkpoint.loads("") == none && checkpoint.loads("mtp.x") == none);
         // That there is none is no error of the one before it.
-        assert_eq!(loads(2), None);
+        assert_eq!(loads(2), none);
         let model = ModelConfig::from_json(&form.config_json()).unwrap();
         let config = model.mlp_config(&form.prefix()).unwrap();
         SharedExpert::load(&checkpoint, &config).unwrap();

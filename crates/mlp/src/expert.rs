@@ -35,8 +35,9 @@ impl<'a> SharedExpert<'a> {
     /// Finds the weights under `config.prefix`: DeepSeek's names (`w1`, `w3`, `w2`, `.scale`),
     /// Hugging Face's (`gate_proj`, `up_proj`, `down_proj`, `.weight_scale_inv`, `.weight_scale`),
     /// or a mixture; gate and up may be one (`gate_up_proj`, gate rows first). What is mapped stays
-    /// where it is, but for scales in 16 bits, which are widened to f32; a thread reads it ahead from
-    /// the disk, and when the expert is dropped its pages are no longer this process's memory.
+    /// where it is, but for scales in 16 bits, which are widened to f32; it is read into
+    /// the page cache first, and after it that of the next two layers where layers are loaded in order.
+    /// When the expert is dropped its pages are no longer this process's memory.
     ///
     /// FP8 weights have blocks as `config.block` says, and otherwise as follow from the shapes of
     /// their scales, one for a row or for the whole matrix included.
@@ -45,8 +46,9 @@ impl<'a> SharedExpert<'a> {
     /// A tensor that is missing, unexpected under the prefix, misshaped or wrong-typed; scales that
     /// several blocks would explain; a shard that cannot be read.
     pub fn load(checkpoint: &'a Checkpoint, config: &MlpConfig) -> Result<Self> {
-        let expert = Matrices::find(checkpoint, config)?.read()?;
-        if let Some(prefix) = checkpoint.loads(&config.prefix) {
+        let matrices = Matrices::find(checkpoint, config)?;
+        matrices.read_ahead();
+        for prefix in checkpoint.loads(&config.prefix) {
             let next = MlpConfig {
                 prefix,
                 ..config.clone()
@@ -56,7 +58,7 @@ impl<'a> SharedExpert<'a> {
                 matrices.read_ahead();
             }
         }
-        Ok(expert)
+        matrices.read()
     }
 
     /// How gate, up and down under `config.prefix` are stored, as the files' headers say: nothing

@@ -18,7 +18,16 @@ pub use regular::{MOST_TEXT, open_regular, read_text};
 /// be checked; it is the contract of everyone who opens a file through this crate. Replacing a file
 /// by renaming another over it is harmless.
 #[derive(Debug)]
-pub struct MappedFile(memmap2::Mmap);
+pub struct MappedFile {
+    map: memmap2::Mmap,
+    /// To read ahead from.
+    #[cfg(unix)]
+    path: std::path::PathBuf,
+}
+
+/// Bytes that are read ahead at a time: they stay in a cache until the next overwrite them.
+#[cfg(unix)]
+const READ: usize = 256 << 10;
 
 impl MappedFile {
     /// Maps the whole of a file.
@@ -31,22 +40,46 @@ impl MappedFile {
         // memmap2 checks its length. That the file does not change meanwhile cannot be checked: the
         // type's documentation makes it the contract of whoever opens a file.
         let map = unsafe { memmap2::Mmap::map(&file) }?;
-        Ok(Self(map))
+        Ok(Self {
+            map,
+            #[cfg(unix)]
+            path: path.to_owned(),
+        })
     }
 
-    /// Brings some bytes from the disk into the page cache, in few large reads: faults would read a
-    /// little at a time. Takes about as long as the disk does, so call it on a thread of its own. Does
-    /// nothing where there is no such request, or where the range is not within the file.
+    /// Brings some bytes from the disk into the page cache, unless they are there. They are read one
+    /// after another, as systems are quickest: faults, and advice to read ahead of them, bring less at
+    /// a time. Takes as long as the disk does, so call it on a thread of its own. Does nothing where the
+    /// range is not within the file, and where the system has no way to read at a place.
     pub fn read_ahead(&self, bytes: Range<usize>) {
         #[cfg(unix)]
-        if let Some(length) = self.within(&bytes) {
-            // It is only advice: what was not read ahead is read when it is touched.
-            let _ = self
-                .0
-                .advise_range(memmap2::Advice::WillNeed, bytes.start, length);
+        if self.within(&bytes).is_some() && !self.is_resident(&bytes) {
+            // What is not read ahead is read when it is touched, and fails then.
+            let _ = read_through(&self.path, bytes);
         }
         #[cfg(not(unix))]
         let _ = bytes;
+    }
+
+    /// Whether some bytes within the file are in the page cache, as far as the system tells.
+    #[cfg(target_os = "linux")]
+    fn is_resident(&self, bytes: &Range<usize>) -> bool {
+        // SAFETY: no memory is touched.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let start = bytes.start / page * page;
+        let mut pages = vec![0_u8; (bytes.end - start).div_ceil(page)];
+        // SAFETY: the mapping begins with a page, so this does; it lies within the mapping, and there is
+        // a byte for each of its pages. Nothing is changed but these bytes.
+        let told = unsafe {
+            let from = self.map.as_ptr().add(start).cast_mut();
+            libc::mincore(from.cast(), bytes.end - start, pages.as_mut_ptr())
+        };
+        told == 0 && pages.iter().all(|page| page & 1 == 1)
+    }
+
+    #[cfg(all(unix, not(target_os = "linux")))]
+    fn is_resident(&self, _: &Range<usize>) -> bool {
+        false
     }
 
     /// Takes the pages of some bytes off this process's memory, which it has no more use for: touched
@@ -57,7 +90,7 @@ impl MappedFile {
             let advice = memmap2::UncheckedAdvice::DontNeed;
             // SAFETY: the mapping is of a file, shared and read-only: pages that are dropped come again
             // from the file with the same bytes, as it does not change.
-            let _ = unsafe { self.0.unchecked_advise_range(advice, bytes.start, length) };
+            let _ = unsafe { self.map.unchecked_advise_range(advice, bytes.start, length) };
         }
         #[cfg(not(unix))]
         let _ = bytes;
@@ -67,15 +100,33 @@ impl MappedFile {
     #[cfg(unix)]
     fn within(&self, bytes: &Range<usize>) -> Option<usize> {
         let length = bytes.end.checked_sub(bytes.start)?;
-        (length > 0 && bytes.end <= self.0.len()).then_some(length)
+        (length > 0 && bytes.end <= self.map.len()).then_some(length)
     }
+}
+
+/// Reads some bytes of a file from end to end, and drops them. The file is opened for it, as a system
+/// foresees what is read next by what was read before through the same opening.
+#[cfg(unix)]
+fn read_through(path: &Path, bytes: Range<usize>) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let file = open_regular(path)?;
+    let mut buffer = vec![0; READ.min(bytes.len())];
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let most = buffer.len().min(bytes.end - at);
+        match file.read_at(&mut buffer[..most], at as u64)? {
+            0 => break,
+            read => at += read,
+        }
+    }
+    Ok(())
 }
 
 impl Deref for MappedFile {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.map
     }
 }
 
@@ -111,6 +162,25 @@ mod tests {
             map.release(range);
             assert_eq!(&*map, bytes);
         }
+    }
+
+    /// The page cache may give pages up at any time, and here has no reason to.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_read_ahead_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let length = 3_000_001;
+        std::fs::write(&path, vec![1; length]).unwrap();
+        let map = MappedFile::open(&path).unwrap();
+        use std::os::fd::AsRawFd;
+        let file = std::fs::File::open(&path).unwrap();
+        file.sync_data().unwrap();
+        // Nothing is turned out where the file system has no disk.
+        // SAFETY: of a file that is open, and no memory is touched.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        map.read_ahead(5000..length);
+        assert!(map.is_resident(&(5000..length)));
     }
 
     /// Pages of the file that this process has in memory.

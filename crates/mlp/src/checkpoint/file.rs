@@ -5,7 +5,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use swiglu_mmap::{MappedFile, open_regular};
 
@@ -23,7 +22,7 @@ pub struct ShardFile {
 
 #[derive(Debug)]
 enum Source {
-    /// A thread that reads ahead has a share.
+    /// Those who read ahead have a share.
     Mapped(Arc<MappedFile>),
     /// The place in the file is shared, hence the lock.
     Read(Mutex<File>),
@@ -110,38 +109,28 @@ impl ShardFile {
     }
 }
 
-/// Bytes that a disk reads in about the time that a thread takes to start.
-const LEAST_AHEAD: usize = 1 << 18;
-
 /// Pages of mapped files that are in use; dropped, they are no longer this process's memory.
 #[derive(Clone, Debug)]
-pub struct Pages(Arc<[(Arc<MappedFile>, Range<usize>)]>);
+pub struct Pages(Arc<[Part]>);
+
+/// Some bytes of a mapped file.
+pub type Part = (Arc<MappedFile>, Range<usize>);
 
 impl Pages {
-    /// Those of some tensors.
+    /// Those of some tensors, one after another.
     pub fn of<'a, 'b: 'a>(tensors: impl Iterator<Item = &'a StoredTensor<'b>>) -> Self {
-        let mapped = tensors.filter_map(|tensor| match tensor.source {
+        Self::new(tensors.filter_map(|tensor| match tensor.source {
             Source::Mapped(map) => Some((Arc::clone(map), tensor.bytes.clone())),
             Source::Read(_) => None,
-        });
-        Self(mapped.collect())
+        }))
     }
 
-    /// Reads them from the disk one after another, on a thread of its own, unless they are so few that
-    /// it would not pay.
-    pub fn read_ahead(&self) {
-        let bytes: usize = self.0.iter().map(|(_, bytes)| bytes.len()).sum();
-        if bytes < LEAST_AHEAD {
-            return;
-        }
-        let pages = Arc::clone(&self.0);
-        let name = "swiglu-read-ahead".to_owned();
-        // Without a thread pages are read when they are touched.
-        let _ = thread::Builder::new().name(name).spawn(move || {
-            for (map, bytes) in pages.iter() {
-                map.read_ahead(bytes.clone());
-            }
-        });
+    pub fn new(parts: impl Iterator<Item = Part>) -> Self {
+        Self(parts.collect())
+    }
+
+    pub fn parts(&self) -> &[Part] {
+        &self.0
     }
 }
 

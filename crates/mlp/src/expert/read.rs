@@ -8,7 +8,7 @@ use swiglu_core::{Float, HostWeight, ScaleFormat, WeightFormat, bf16, f16};
 use super::SharedExpert;
 use super::blocks::{self, ScaledShape};
 use super::names::{MatrixTensors, MlpTensors};
-use crate::checkpoint::{Pages, StoredTensor, StoredType};
+use crate::checkpoint::{Pages, ReadAhead, StoredTensor, StoredType};
 use crate::shard::split_rows;
 use crate::{ActivationQuant, Checkpoint, Error, MlpConfig, Result, text};
 
@@ -59,6 +59,7 @@ pub struct Matrices<'a> {
     gate_up: Vec<Matrix<'a>>,
     down: Matrix<'a>,
     block: Option<[usize; 2]>,
+    ahead: &'a ReadAhead,
 }
 
 impl<'a> Matrices<'a> {
@@ -96,14 +97,15 @@ impl<'a> Matrices<'a> {
             gate_up,
             down: one(&found.down, ["w2", "down_proj"], [h, i])?,
             block: config.block,
+            ahead: checkpoint.ahead(),
         })
     }
 
-    /// Reads them.
+    /// Reads them: mapped ones into the page cache.
     pub fn read(&self) -> Result<SharedExpert<'a>> {
         let all = self.scaled();
         let pages = Pages::of(self.weights());
-        pages.read_ahead();
+        let started = self.ahead.start(&pages);
         let read = |matrix: &Matrix<'a>| matrix.read(self.block, &all);
         let (gate, up) = match &self.gate_up[..] {
             [gate, up] => (read(gate)?, read(up)?),
@@ -114,12 +116,16 @@ impl<'a> Matrices<'a> {
                 split_rows(read(both)?)?
             }
         };
-        Ok(SharedExpert::new(gate, up, read(&self.down)?).with_pages(pages))
+        let expert = SharedExpert::new(gate, up, read(&self.down)?).with_pages(pages);
+        if let Some(number) = started {
+            self.ahead.wait(number);
+        }
+        Ok(expert)
     }
 
     /// Reads them ahead, for a call of [`Self::read`] that comes later.
     pub fn read_ahead(&self) {
-        Pages::of(self.weights()).read_ahead();
+        self.ahead.start(&Pages::of(self.weights()));
     }
 
     fn weights(&self) -> impl Iterator<Item = &StoredTensor<'a>> {
