@@ -17,8 +17,8 @@ use swiglu_core::{
 use swiglu_cpu::limits::{Pattern, Traffic};
 use swiglu_cpu::{CpuBackend, InstructionSet};
 
-/// T × d: beyond caches, within the last-level cache, one token.
-const SHAPES: [[usize; 2]; 3] = [[4096, 3072], [512, 3072], [1, 2048]];
+/// T × d: beyond caches, within the last-level cache, a batch of tokens, a few of them, one.
+const SHAPES: [[usize; 2]; 5] = [[4096, 3072], [512, 3072], [64, 3072], [16, 3072], [1, 2048]];
 
 /// The first two are what cases are compared with.
 const LIMITS: [Pattern; 3] = [
