@@ -39,8 +39,9 @@ pub(crate) fn for_each(count: usize, inline: bool, task: &(dyn Fn(usize) + Sync)
         return (0..count).for_each(task);
     }
     let in_a_pool = rayon::current_thread_index().is_some();
-    let team = Team::of_process().filter(|_| !in_a_pool);
-    if !team.is_some_and(|team| team.run(count, task)) {
+    // Asked for outside of pools only, as its size is that of the global one.
+    let helped = !in_a_pool && Team::of_process().is_some_and(|team| team.run(count, task));
+    if !helped {
         (0..count).into_par_iter().for_each(task);
     }
 }

@@ -103,7 +103,7 @@ impl Gate {
 
 impl Team {
     /// The team of this process: as many threads as rayon's global pool has, the caller among them.
-    /// None where a thread could not be started.
+    /// None where a thread could not be started. To be called from outside of pools, whose sizes differ.
     pub(super) fn of_process() -> Option<&'static Self> {
         static TEAM: OnceLock<Option<&'static Team>> = OnceLock::new();
         *TEAM.get_or_init(|| Self::start(rayon::current_num_threads() - 1))
