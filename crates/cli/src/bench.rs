@@ -218,15 +218,15 @@ fn backend(
         .collect::<Result<_>>()?;
     let dispatcher = arguments.device.dispatcher()?;
     // The device that was chosen is closed before it is opened again under its own type.
-    let report = dispatcher.device_for(&requests.concat())?.report().clone();
+    let requests = requests.concat();
+    let report = dispatcher.device_for(&requests)?.report().clone();
     let options = dispatcher.dispatch().open.clone();
-    let open = if arguments.graph {
-        timed::open_for_graphs
+    let backend = if arguments.graph {
+        timed::open_for_graphs(&report.chosen, &options)
     } else {
-        timed::open
+        timed::open(&report.chosen, &options, Some(&requests))
     };
-    let backend = open(&report.chosen, &options)?;
-    Ok((backend, report, options))
+    Ok((backend?, report, options))
 }
 
 /// What captures graphs of this platform.

@@ -134,7 +134,7 @@ pub fn demo(arguments: &Demo, out: &mut Console) -> Result<()> {
     for (platform, opened) in dispatcher.probe(compared(&dispatcher)) {
         match opened.map(drop) {
             Ok(()) => {
-                let backend = timed::open(platform, &dispatcher.dispatch().open)?;
+                let backend = timed::open(platform, &dispatcher.dispatch().open, None)?;
                 trial.run(platform, &*backend, out)?;
             }
             Err(reason) => trial.notes.push(format!("{platform}: not run, {reason}")),

@@ -15,22 +15,31 @@ use crate::failure::{Failure, Result};
 #[cfg(feature = "cuda")]
 mod cuda;
 
-/// Opens the backend of a platform that this program was built with.
+/// Opens the backend of a platform that this program was built with: for these requests, or for all.
 ///
 /// # Errors
 /// Another platform's name, or why the device cannot be opened.
-pub fn open(platform: &str, options: &OpenOptions) -> Result<Box<dyn TimedBackend>> {
-    open_for(platform, options, false)
+pub fn open(
+    platform: &str,
+    options: &OpenOptions,
+    requests: Option<&[Request]>,
+) -> Result<Box<dyn TimedBackend>> {
+    open_for(platform, options, requests, false)
 }
 
-/// The same, with launches that overlap in a graph where a platform has such.
+/// For all requests, with launches that overlap in a graph where a platform has such.
 pub fn open_for_graphs(platform: &str, options: &OpenOptions) -> Result<Box<dyn TimedBackend>> {
-    open_for(platform, options, true)
+    open_for(platform, options, None, true)
 }
 
-fn open_for(platform: &str, options: &OpenOptions, graphs: bool) -> Result<Box<dyn TimedBackend>> {
+fn open_for(
+    platform: &str,
+    options: &OpenOptions,
+    requests: Option<&[Request]>,
+    graphs: bool,
+) -> Result<Box<dyn TimedBackend>> {
     // A build may have the reference alone.
-    let _ = (options, graphs);
+    let _ = (options, requests, graphs);
     match platform {
         #[cfg(feature = "cuda")]
         "cuda" => {
@@ -49,6 +58,10 @@ fn open_for(platform: &str, options: &OpenOptions, graphs: bool) -> Result<Box<d
         "wgpu" => {
             let builder = swiglu::wgpu::WgpuBackend::builder().device(options.device);
             let builder = builder.accumulation(options.accumulation);
+            let builder = match requests {
+                Some(requests) => builder.for_requests(requests),
+                None => builder,
+            };
             Ok(timed(builder.open().map_err(|e| unopened(platform, &e))?))
         }
         #[cfg(feature = "cpu")]

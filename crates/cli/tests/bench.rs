@@ -149,3 +149,54 @@ fn mistakes_take_one_line_and_exit_code_2() {
         "group: expected 128, 64 or 32",
     );
 }
+
+/// On lavapipe where there is no GPU: slow, but the same path.
+#[cfg(feature = "wgpu")]
+#[test]
+fn what_a_device_through_wgpu_allows_is_measured_beside_it() {
+    let arguments = [
+        "bench",
+        "--platform",
+        "wgpu",
+        "--shape",
+        "96x64",
+        "--tokens",
+        "2",
+        "--mlp",
+        "--dtype",
+        "bf16",
+        "--seconds",
+        "0.001",
+        "--json",
+    ];
+    let output = common::swiglu(&arguments)
+        .env("SWIGLU_ALLOW_SOFTWARE", "1")
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    if !output.status.success() {
+        let required = std::env::var("SWIGLU_REQUIRE").unwrap_or_default();
+        assert!(!required.contains("wgpu"), "{message}");
+        println!("skipped: wgpu: {message}");
+        return;
+    }
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (limits, row) = (&document["limits"], &document["rows"][0]);
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    for limit in ["read_gb_per_s", "read_and_write_gb_per_s", "gflop_per_s"] {
+        assert!(number(&limits[limit]) > 0.0, "{document:#}");
+    }
+    // Matmuls by bf16 run on a matrix unit where the device has one.
+    let unit = &limits["matrix_unit_gflop_per_s"];
+    let peak = if unit.is_null() {
+        &limits["gflop_per_s"]
+    } else {
+        unit
+    };
+    assert_eq!(&row["peak_gflop_per_s"], peak, "{document:#}");
+    let part = number(&row["gflop_per_s"]) / number(peak);
+    assert!(
+        (number(&row["of_peak"]) / part - 1.0).abs() < 1e-9,
+        "{document:#}"
+    );
+}

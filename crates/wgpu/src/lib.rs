@@ -35,6 +35,7 @@ mod builder;
 mod device;
 mod error;
 mod launch;
+pub mod limits;
 mod matmul;
 mod moe;
 mod pipelines;

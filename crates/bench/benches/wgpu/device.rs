@@ -1,12 +1,14 @@
 //! A device, what runs on it, and how it is timed.
 //!
 //! ## Method
-//! 1. Copies run for a tenth of a second before each measurement: clocks rise under load.
+//! 1. Copies run for a tenth of a second before each measurement, and for a second where the device was idle while
+//!    weights were made: clocks rise under load.
 //! 2. Many dispatches go into one compute pass, between two timestamp queries; barriers between them
 //!    are part of the time. Weights take turns, so that they come from memory.
 //! 3. The median of several passes counts, without the first three, which fill caches.
 //! 4. The MLP is timed as the host sees it: enqueued, submitted and waited for.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
@@ -42,6 +44,8 @@ pub struct Bench {
     read: Buffer,
     /// A copy of [`LOAD_GROUPS`] workgroups.
     load: wgpu::BindGroup,
+    /// When the device was last busy.
+    busy: Cell<Instant>,
 }
 
 const LOAD_GROUPS: u32 = 16384;
@@ -101,6 +105,7 @@ impl Bench {
         let load = bind(device, &copy, &backend.alloc(size)?, &backend.alloc(size)?);
         Ok(Self {
             load,
+            busy: Cell::new(Instant::now()),
             copy,
             nothing,
             queries,
@@ -121,24 +126,55 @@ impl Bench {
         count: usize,
         mut record: impl FnMut(&mut wgpu::ComputePass<'_>, usize) -> Result<()>,
     ) -> Result<f64> {
+        let passes = if self.software() { 3 } else { 45 };
+        self.median_of(passes, count, |encoder| {
+            let mut pass = encoder.begin_compute_pass(&self.stamped([Some(0), Some(1)]));
+            (0..count).try_for_each(|i| record(&mut pass, i))
+        })
+    }
+
+    /// The same for one of `count` times the calls that `f` makes of the backend's traits.
+    pub fn time_calls(
+        &self,
+        count: usize,
+        mut f: impl FnMut(usize) -> swiglu_core::Result<()>,
+    ) -> Result<f64> {
+        let passes = if self.software() { 3 } else { 15 };
+        self.median_of(passes, count, |encoder| {
+            // Passes of nothing but a time, around those of the calls.
+            drop(encoder.begin_compute_pass(&self.stamped([Some(0), None])));
+            let calls = || (0..count).try_for_each(&mut f);
+            self.backend.record_into(encoder, calls)?;
+            drop(encoder.begin_compute_pass(&self.stamped([None, Some(1)])));
+            Ok(())
+        })
+    }
+
+    /// A compute pass that writes times where it begins and ends.
+    const fn stamped(&self, [begin, end]: [Option<u32>; 2]) -> wgpu::ComputePassDescriptor<'_> {
+        wgpu::ComputePassDescriptor {
+            label: None,
+            timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                query_set: &self.queries,
+                beginning_of_pass_write_index: begin,
+                end_of_pass_write_index: end,
+            }),
+        }
+    }
+
+    /// Microseconds for one of `count` things that an encoder records, between two times.
+    fn median_of(
+        &self,
+        passes: usize,
+        count: usize,
+        mut record: impl FnMut(&mut wgpu::CommandEncoder) -> Result<()>,
+    ) -> Result<f64> {
         let (device, queue) = (self.backend.device().raw(), self.backend.device().queue());
         self.warm()?;
-        let passes = if self.software() { 3 } else { 45 };
         let mut times = Vec::new();
         for _ in 0..passes + 3 {
             let mut encoder = device.create_command_encoder(&Default::default());
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: None,
-                timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                    query_set: &self.queries,
-                    beginning_of_pass_write_index: Some(0),
-                    end_of_pass_write_index: Some(1),
-                }),
-            });
-            for i in 0..count {
-                record(&mut pass, i)?;
-            }
-            drop(pass);
+            record(&mut encoder)?;
             encoder.resolve_query_set(&self.queries, 0..2, &self.resolved, 0);
             encoder.copy_buffer_to_buffer(&self.resolved, 0, self.read.raw(), 0, 16);
             queue.submit([encoder.finish()]);
@@ -150,6 +186,7 @@ impl Bench {
             let ns = (ticks[1] - ticks[0]) as f64 * f64::from(queue.get_timestamp_period());
             times.push(ns / 1e3 / count as f64);
         }
+        self.busy.set(Instant::now());
         // What the first passes bring to the caches does not count.
         Ok(median(times.split_off(3)))
     }
@@ -169,11 +206,14 @@ impl Bench {
         })
     }
 
-    /// A tenth of a second of copies: clocks rise under load, and fall without it.
+    /// A tenth of a second of copies, or ten where the device was idle for as long: clocks rise under load, and fall
+    /// without it.
     pub fn warm(&self) -> Result<()> {
         let (device, queue) = (self.backend.device().raw(), self.backend.device().queue());
         let start = Instant::now();
-        while !self.software() && start.elapsed().as_secs_f64() < 0.1 {
+        let idle = start.duration_since(self.busy.get()).as_secs_f64();
+        let seconds = if idle > 0.1 { 1.0 } else { 0.1 };
+        while !self.software() && start.elapsed().as_secs_f64() < seconds {
             let mut encoder = device.create_command_encoder(&Default::default());
             let mut pass = encoder.begin_compute_pass(&Default::default());
             pass.set_pipeline(&self.copy);
@@ -211,7 +251,7 @@ impl Bench {
 
     /// Elements of bf16 with which the weights here make gates of ordinary size: beyond 88 most silu
     /// are too small for the native kernel, and computed again.
-    fn tokens(&self, elements: usize) -> Result<Buffer> {
+    pub fn tokens(&self, elements: usize) -> Result<Buffer> {
         let mut bytes = noise(2 * elements);
         for high in bytes.iter_mut().skip(1).step_by(2) {
             // By two of the exponent's upper bits: a sixteenth.
@@ -332,11 +372,11 @@ impl Bench {
     }
 }
 
-fn read(buffer: &Buffer, float: Float, rows: usize, cols: usize) -> Tensor<'_, WgpuBackend> {
+pub fn read(buffer: &Buffer, float: Float, rows: usize, cols: usize) -> Tensor<'_, WgpuBackend> {
     Tensor::contiguous(View::from(buffer), float, rows, cols)
 }
 
-fn write(
+pub fn write(
     buffer: &mut Buffer,
     float: Float,
     rows: usize,
@@ -362,7 +402,7 @@ fn bind(
 }
 
 /// Bytes that are numbers between 2^-8 and 2 in every type; the same 4 MiB again and again.
-fn noise(bytes: usize) -> Vec<u8> {
+pub fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_u32;
     let random = |i| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -1,31 +1,85 @@
 //! Times on one device through wgpu, beside a copy of as many bytes and an empty dispatch.
 //!
-//! `cargo bench -p swiglu-bench --features wgpu --bench wgpu [-- --csv]` takes the best adapter;
-//! `SWIGLU_ALLOW_SOFTWARE=1` lets it be a software rasterizer, for which the shapes are smaller.
+//! `cargo bench -p swiglu-bench --features wgpu --bench wgpu [-- SECTION … --csv]` takes the best adapter;
+//! `SWIGLU_ALLOW_SOFTWARE=1` lets it be a software rasterizer, for which the shapes are smaller. Without a
+//! section all run, and numbers choose the tokens of
+//! MLPs and experts (`EXPERTS` of them, 256): opening, limits, activation, few, many, tokens, host, experts.
 
 mod device;
+mod experts;
+mod opening;
 
 use device::{Bench, Result};
 use swiglu_bench::{Options, Report, figure, median};
 use swiglu_conformance::{Case, MlpShape};
 use swiglu_core::{Backend, Float, GatedActivation, Matmul, WeightFormat};
+use swiglu_wgpu::limits;
 
 fn main() -> Result<()> {
     let options = Options::from_env();
     let mut report = Report::new(&options);
+    let sections = [
+        "opening",
+        "limits",
+        "activation",
+        "few",
+        "many",
+        "tokens",
+        "host",
+        "experts",
+    ];
+    let sections = options.named(&sections, str::to_owned);
+    if sections.contains(&"opening") {
+        opening::opening(&mut report)?;
+    }
+    if sections == ["opening"] {
+        return Ok(());
+    }
     let bench = Bench::new()?;
     report.note(&bench.backend.description());
-    activations(&bench, &mut report)?;
     // H and I: a model's, or what software can do.
     let sizes = if bench.software() {
         [1024, 512]
     } else {
         [MlpShape::PRO.hidden, MlpShape::PRO.intermediate]
     };
-    gemv(&bench, sizes, &mut report)?;
-    large(&bench, sizes, &mut report)?;
-    tokens(&bench, &mut report)?;
-    mlps(&bench, sizes, &mut report)
+    for section in sections {
+        match section {
+            "limits" => limits(&bench, &mut report)?,
+            "activation" => activations(&bench, &mut report)?,
+            "few" => gemv(&bench, sizes, &mut report)?,
+            "many" => large(&bench, sizes, &mut report)?,
+            "tokens" => tokens(&bench, &options, &mut report)?,
+            "host" => mlps(&bench, sizes, &mut report)?,
+            "experts" => experts::experts(&bench, &options, &mut report)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What the device allows.
+fn limits(Bench { backend, .. }: &Bench, report: &mut Report) -> Result<()> {
+    let (read, both) = (
+        limits::read_rate(backend)?,
+        limits::read_and_write_rate(backend)?,
+    );
+    let (f32s, unit) = (
+        limits::multiply_add_rate(backend)?,
+        limits::matrix_unit_rate(backend)?,
+    );
+    let figures = [
+        figure("reads", "GB/s", read / 1e9),
+        figure("two reads and a write", "GB/s", both / 1e9),
+        figure("f32", "TFLOP/s", f32s / 1e12),
+        figure(
+            "cooperative matrices",
+            "TFLOP/s",
+            unit.unwrap_or(f64::NAN) / 1e12,
+        ),
+    ];
+    report.case("limits", "the device's", &figures);
+    Ok(())
 }
 
 /// How the weights of an MLP are stored here.
@@ -110,7 +164,7 @@ fn large(bench: &Bench, [h, i]: [usize; 2], report: &mut Report) -> Result<()> {
 }
 
 /// The whole MLP of few and of many tokens, its weights coming from memory.
-fn tokens(bench: &Bench, report: &mut Report) -> Result<()> {
+fn tokens(bench: &Bench, options: &Options, report: &mut Report) -> Result<()> {
     let (
         MlpShape {
             hidden,
@@ -138,7 +192,7 @@ fn tokens(bench: &Bench, report: &mut Report) -> Result<()> {
         let weights =
             (0..4).map(|_| Ok([bench.weight(format, 2 * i, h)?, bench.weight(format, h, i)?]));
         let weights = weights.collect::<Result<Vec<_>>>()?;
-        for &tokens in tokens {
+        for tokens in options.numbers(tokens) {
             let time = bench.mlp_on_device(tokens, &weights, 8)?;
             let name = format!("T={tokens} {h}/{i} {}, device", format.name());
             report.case("mlp", &name, &[figure("time", "us", time)]);

@@ -1,7 +1,7 @@
 use serde::Serialize;
 use swiglu::{Accumulation, OpenOptions};
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 
 /// What the machine can do, measured in the same run. What is not known is left out, or null in
 /// JSON.
@@ -42,7 +42,10 @@ impl Limits {
             "cpu" => Ok(cpu(accumulation)),
             #[cfg(feature = "cuda")]
             "cuda" => cuda(options, accumulation)
-                .map_err(|error| crate::failure::Failure::Input(format!("{platform}: {error}"))),
+                .map_err(|error| Failure::Input(format!("{platform}: {error}"))),
+            #[cfg(feature = "wgpu")]
+            "wgpu" => wgpu(options, accumulation)
+                .map_err(|error| Failure::Input(format!("{platform}: {error}"))),
             _ => Ok(Self::default()),
         }
     }
@@ -137,6 +140,24 @@ fn cuda(options: &OpenOptions, accumulation: Accumulation) -> swiglu::cuda::Resu
         gigaflops: Some(giga(limits::multiply_add_rate(&backend)?)),
         matrix_unit: matrix_unit.map(giga),
         fp8: fp8.map(giga),
+    })
+}
+
+/// On a device of its own, without the kernels of a backend.
+#[cfg(feature = "wgpu")]
+fn wgpu(options: &OpenOptions, accumulation: Accumulation) -> swiglu::wgpu::Result<Limits> {
+    use swiglu::wgpu::{WgpuBackend, limits};
+
+    let builder = WgpuBackend::builder().device(options.device);
+    let builder = builder.accumulation(accumulation).for_requests(&[]);
+    let backend = builder.open()?;
+    let giga = |rate: f64| rate / 1e9;
+    Ok(Limits {
+        read: Some(giga(limits::read_rate(&backend)?)),
+        read_and_write: Some(giga(limits::read_and_write_rate(&backend)?)),
+        gigaflops: Some(giga(limits::multiply_add_rate(&backend)?)),
+        matrix_unit: limits::matrix_unit_rate(&backend)?.map(giga),
+        fp8: None,
     })
 }
 

@@ -204,7 +204,7 @@ impl MoeBenchReport {
         writeln!(
             out,
             "{:>6} {:>8} {:>11} {:>9} {:>8} {:>9} {:>8}",
-            "tokens", "touched", "time", "GB/s", "of read", "GFLOP/s", "of FMA"
+            "tokens", "touched", "time", "GB/s", "of read", "GFLOP/s", "of peak"
         )?;
         let part = |p: Option<f64>| p.map_or("-".to_owned(), |p| format!("{p:.2}"));
         for row in &self.rows {
@@ -226,12 +226,13 @@ impl MoeBenchReport {
     fn csv(&self, out: &mut impl Write) -> Result<()> {
         writeln!(
             out,
-            "hidden,intermediate,format,expert_bytes,tokens,touched,milliseconds,gb_per_s,gflop_per_s"
+            "hidden,intermediate,format,expert_bytes,tokens,touched,milliseconds,gb_per_s,of_read,gflop_per_s,of_peak"
         )?;
+        let known = |part: Option<f64>| part.map_or(String::new(), |part| format!("{part:.4}"));
         for row in &self.rows {
             writeln!(
                 out,
-                "{},{},{},{},{},{:.1},{:.4},{:.2},{:.2}",
+                "{},{},{},{},{},{:.1},{:.4},{:.2},{},{:.2},{}",
                 self.hidden_size,
                 self.intermediate_size,
                 self.formats[0].split(' ').next().unwrap_or_default(),
@@ -240,7 +241,9 @@ impl MoeBenchReport {
                 row.touched_experts,
                 row.milliseconds,
                 row.gb_per_s,
-                row.gflop_per_s
+                known(row.of_read),
+                row.gflop_per_s,
+                known(row.of_gflop)
             )?;
         }
         Ok(())

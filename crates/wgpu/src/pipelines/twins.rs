@@ -52,7 +52,7 @@ fn all_shaders() -> Vec<Shader> {
 fn check(shader: &Shader, source: &str) {
     let mut capabilities =
         Capabilities::IMMEDIATES | Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    if shader.entry == "matmul_cooperative" {
+    if source.contains("enable f16;") {
         capabilities |= Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16;
     }
     let module = parsed(source, capabilities);
@@ -152,6 +152,19 @@ fn in_directx(
 /// Those of the kernel that binds most.
 fn bindings() -> impl Iterator<Item = naga::ResourceBinding> {
     (0..moe::MOE_BUFFERS).map(|binding| naga::ResourceBinding { group: 0, binding })
+}
+
+#[test]
+fn the_shaders_of_limits_are_valid() {
+    for (source, entry) in crate::limits::SHADERS {
+        let shader = Shader {
+            source: source.to_owned(),
+            entry,
+            constants: Vec::new(),
+            checked: true,
+        };
+        check(&shader, source);
+    }
 }
 
 #[test]
