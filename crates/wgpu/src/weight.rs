@@ -12,6 +12,7 @@
 //! 5. Where a scale is so small that a driver could take it for zero, all are multiplied by a power
 //!    of two, which results are divided by.
 
+mod codes;
 mod halves;
 mod lift;
 
@@ -194,6 +195,9 @@ impl WeightForm {
         } else {
             let bytes = self.format.bytes(self.cols);
             out[..bytes].copy_from_slice(&part.data()[row * bytes..(row + 1) * bytes]);
+            if self.format == DeviceFormat::Fp4 {
+                codes::arrange(out);
+            }
         }
     }
 }

@@ -49,32 +49,37 @@ fn widen_e4m3_as_f16(codes: u32) -> vec4<f32> {
 }
 
 // The eight codes of E2M1 in a word, times 2^-14. A code's bits are those of an f16 of that, and nearly those of
-// an f32: a subnormal first gets an exponent one too large.
+// an f32: a subnormal first gets an exponent one too large. Codes lie as `weight/codes.rs` has arranged them: the two
+// of a pair in either half, so that few shifts bring them to where an f16 has them.
 fn widen_e2m1(codes: u32) -> mat2x4<f32> {
     if E4M3_AS_F16 {
-        let a = unpack2x16float(((codes << 9u) & 0x0e000e00u) | ((codes << 12u) & 0x80008000u));
-        let b = unpack2x16float(((codes << 5u) & 0x0e000e00u) | ((codes << 8u) & 0x80008000u));
-        let c = unpack2x16float(((codes << 1u) & 0x0e000e00u) | ((codes << 4u) & 0x80008000u));
-        let d = unpack2x16float(((codes >> 3u) & 0x0e000e00u) | (codes & 0x80008000u));
+        let a = unpack2x16float(codes & 0x8e008e00u);
+        let b = unpack2x16float((codes << 3u) & 0x8e008e00u);
+        let c = unpack2x16float(((codes << 6u) & 0x0e000e00u) | ((codes << 1u) & 0x80008000u));
+        let d = unpack2x16float(((codes << 9u) & 0x0e000e00u) | ((codes << 2u) & 0x80008000u));
         return mat2x4(vec4(a.x, b.x, c.x, d.x), vec4(a.y, b.y, c.y, d.y));
     }
     return mat2x4(four_of_e2m1(codes), four_of_e2m1(codes >> 16u));
 }
 
 fn four_of_e2m1(codes: u32) -> vec4<f32> {
-    let c = (vec4(codes) >> vec4(0u, 4u, 8u, 12u)) & vec4(0xfu);
-    let m = c & vec4(7u);
+    let m = (vec4(codes) >> vec4(9u, 6u, 3u, 0u)) & vec4(7u);
     let small = m < vec4(2u);
     let wide = (m << vec4(22u)) + select(vec4(112u << 23u), vec4(113u << 23u), small);
     let value = bitcast<vec4<f32>>(wide) - select(vec4(0.0), vec4(0.00006103515625), small);
-    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(value) | ((c & vec4(8u)) << vec4(28u)));
+    let signs = (vec4(codes) << vec4(16u, 19u, 17u, 18u)) & vec4(0x80000000u);
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(value) | signs);
 }
 
 // The scale of FP4 at a byte, times 2^14 and what `call.result_scale` undoes, as two factors: neither leaves the
-// range of f32, and multiplied one after another they take no sum out of it that the scale does not.
+// range of f32, and multiplied one after another they take no sum out of it that the scale does not. Ordinary scales
+// are one factor, which gives the same.
 fn e8m0_at(at: u32) -> vec2<f32> {
     let byte = (scales[at >> 2u] >> ((at & 3u) << 3u)) & 0xffu;
     let exponent = i32(byte) + 14 - i32(bitcast<u32>(call.result_scale) >> 23u);
+    if byte - 32u < 192u {
+        return vec2(power_of_two(exponent), 1.0);
+    }
     let half = exponent / 2;
     return vec2(select(power_of_two(half), nan(), byte == 255u), power_of_two(exponent - half));
 }
