@@ -86,14 +86,13 @@ fn gemv_text(rows: u32, tier: Tier, own: &[&str]) -> String {
 
 /// What GEMVs of up to so many tokens of the usual type share, with `edit` made to it before it is there for each
 /// token.
-pub(super) fn usual_gemv(tokens: GemvTokens, edit: fn(&str) -> String) -> String {
-    let tokens = tokens.count();
+pub(super) fn usual_gemv(tokens: u32, edit: fn(&str) -> String) -> String {
     told(&[("TOKENS", tokens)]) + &repeated("#t", tokens, &edit(GEMV))
 }
 
 /// A GEMV of them.
 fn usual_gemv_text(rows: u32, tier: Tier, tokens: GemvTokens, own: &[&str]) -> String {
-    let shared = usual_gemv(tokens, str::to_owned);
+    let shared = usual_gemv(tokens.count(), str::to_owned);
     gemv_text(rows, tier, &[&[shared.as_str()], own].concat())
 }
 

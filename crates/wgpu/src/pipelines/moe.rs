@@ -4,7 +4,8 @@ use std::fmt;
 
 use swiglu_core::Float;
 
-use super::matmul::{DeviceFormat, GemvTokens, ROWS, Tier, TileKind};
+use super::cooperative::repeated;
+use super::matmul::{DeviceFormat, ROWS, Tier, TileKind};
 use super::matmul_text::{self, GEMV_ANY, OPERANDS, TILED};
 use super::quantize::{QUANT, SCALES};
 use super::shader::{
@@ -28,6 +29,10 @@ const GROUPED_TILES: &str = include_str!("../shaders/grouped_tiles.wgsl");
 
 /// Storage buffers of the kernel that chooses, which binds most.
 pub(super) const MOE_BUFFERS: u32 = 8;
+
+/// Subgroups of a workgroup that multiplies few rows, and the pairs of rows of the weight that it takes.
+const FEW_SUBGROUPS: u32 = 8;
+const FEW_PAIRS: u32 = 32;
 
 /// Tiles of grouped matmuls.
 const TILES: TileKind = TileKind::Small { aligned: true };
@@ -130,7 +135,8 @@ impl GroupedKernel {
     /// Columns of its results that a workgroup makes.
     pub(crate) const fn outputs(self) -> u32 {
         let rows = match self.kind {
-            GroupedKind::One | GroupedKind::Eight | GroupedKind::Any => ROWS,
+            GroupedKind::One | GroupedKind::Eight => 2 * FEW_PAIRS,
+            GroupedKind::Any => ROWS,
             GroupedKind::Tiles => GROUPED_TILE,
         };
         match self.half {
@@ -146,7 +152,10 @@ impl GroupedKernel {
             "const GATED: bool = {gated};\nconst LIST: u32 = {list}u;\nconst OUTPUTS: u32 = {}u;\n",
             self.outputs()
         );
-        let mut own = vec![GROUPED_STORE];
+        let mut own = match self.kind {
+            GroupedKind::One | GroupedKind::Eight => Vec::new(),
+            GroupedKind::Any | GroupedKind::Tiles => vec![GROUPED_STORE],
+        };
         let mut constants = match self.kind {
             GroupedKind::Any => matmul_text::constants((self.weight, None), false, tier),
             _ => matmul_text::constants((self.weight, Some(Float::BF16)), true, tier),
@@ -157,13 +166,16 @@ impl GroupedKernel {
         } else {
             own.push(GROUPED_PLAIN);
         }
-        let gemv = |tokens| {
-            let text = matmul_text::usual_gemv(tokens, only_present);
-            matmul_text::gemv_own(ROWS, tier, &[&text])
+        // Rows of the item at a time.
+        let gemv = |rows| {
+            let pairs = format!("const PAIRS: u32 = {FEW_PAIRS}u;\n");
+            let text =
+                matmul_text::usual_gemv(rows, only_present) + &repeated("#t", rows, GROUPED_GEMV);
+            matmul_text::gemv_own(FEW_SUBGROUPS, tier, &[&pairs, &text])
         };
         let (entry, text) = match self.kind {
-            GroupedKind::One => ("grouped_gemv", gemv(GemvTokens::One)),
-            GroupedKind::Eight => ("grouped_gemv", gemv(GemvTokens::Eight)),
+            GroupedKind::One => ("grouped_gemv", gemv(1)),
+            GroupedKind::Eight => ("grouped_gemv", gemv(2)),
             GroupedKind::Any => (
                 "grouped_any",
                 matmul_text::gemv_own(ROWS, tier, &[GEMV_ANY]),
@@ -174,7 +186,7 @@ impl GroupedKernel {
             ),
         };
         own.push(match self.kind {
-            GroupedKind::One | GroupedKind::Eight => GROUPED_GEMV,
+            GroupedKind::One | GroupedKind::Eight => "",
             GroupedKind::Any => GROUPED_ANY,
             GroupedKind::Tiles => GROUPED_TILES,
         });
@@ -196,7 +208,7 @@ impl GroupedKernel {
 /// The text of a GEMV that leaves out rows which an item does not have.
 fn only_present(gemv: &str) -> String {
     let line = |line: &str| match line.contains("grown.s#t +=") {
-        true => format!("if #tu < item.count {{ {line} }}\n"),
+        true => format!("if #tu == 0u || #tu < present {{ {line} }}\n"),
         false => format!("{line}\n"),
     };
     gemv.lines().map(line).collect()
@@ -311,6 +323,6 @@ mod tests {
     fn every_term_of_a_row_that_may_be_missing_is_asked_for() {
         let text = only_present(include_str!("../shaders/gemv.wgsl"));
         let terms = text.matches("grown.s#t +=").count();
-        assert_eq!((terms, text.matches("#tu < item.count").count()), (4, 4));
+        assert_eq!((terms, text.matches("#tu < present").count()), (4, 4));
     }
 }
