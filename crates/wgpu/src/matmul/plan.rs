@@ -398,6 +398,15 @@ mod tests {
     }
 
     #[test]
+    fn the_widest_tiles_take_whole_steps_only() {
+        let mut operands = v4_pro(4096, DeviceFormat::BF16);
+        operands.k = 7168 - 32;
+        operands.x = RowSpan::contiguous(2, operands.k);
+        let middle = "matmul_cooperative(128 x 64, bf16 by bf16)";
+        assert_eq!(shown(&operands), middle);
+    }
+
+    #[test]
     fn every_token_is_in_one_dispatch() {
         let facts = Facts::GPU.with_bindings_of(1 << 17);
         for tokens in [0, 1, 8, 70] {

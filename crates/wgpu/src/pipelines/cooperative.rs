@@ -139,7 +139,7 @@ impl CooperativeTile {
             Self::Narrow => [16, 16, 512, 1, 1, 8],
             Self::Low => [64, 32, 128, 2, 1, 4],
             Self::Middle => [128, 64, 64, 2, 2, 2],
-            Self::Wide => [128, 128, 32, 2, 2, 1],
+            Self::Wide => [128, 128, 64, 2, 4, 1],
         };
         CooperativeShape {
             tokens,
@@ -178,9 +178,9 @@ impl CooperativeKernel {
 
     /// Steps that are loaded ahead.
     const fn stages(self) -> u32 {
-        match (self.weight, self.tile) {
-            // Nothing is decoded: loads are waited for less, and registers are short.
-            (CooperativeFormat::F16, CooperativeTile::Wide) => 1,
+        match self.tile {
+            // Registers are short, and a step is long enough to load the next one.
+            CooperativeTile::Wide => 1,
             _ => 2,
         }
     }

@@ -63,7 +63,7 @@ fn with_tile(backend: &mut WgpuBackend, tile: CooperativeTile) {
 /// but of those that take no others.
 const fn shape(tile: CooperativeTile) -> [usize; 3] {
     match tile {
-        CooperativeTile::Wide => [141, 134, 96],
+        CooperativeTile::Wide => [141, 134, 192],
         CooperativeTile::Middle => [131, 70, 608],
         CooperativeTile::Narrow | CooperativeTile::Low => [69, 70, 608],
     }
@@ -307,7 +307,12 @@ fn every_tile_keeps_what_counts() {
                 whole.check(&backend, to, &format!("{format}, {tile:?}, {to}"));
             }
             if usual_x(format) == Float::BF16 {
-                let extreme = case(format, Range::Extreme, [tokens, rows, 160], 160);
+                let k = if tile == CooperativeTile::Wide {
+                    k
+                } else {
+                    160
+                };
+                let extreme = case(format, Range::Extreme, [tokens, rows, k], k);
                 extreme.check(
                     &backend,
                     Float::F32,
