@@ -224,7 +224,7 @@ pub fn experts(bench: &Bench, options: &Options, report: &mut Report) -> Result<
         let bytes = touched * of_expert;
         let products = t * TOP_K * 3 * h * i;
         let figures = [
-            figure("experts touched", "", touched),
+            figure("experts touched", "experts", touched),
             figure("router", "us", route),
             figure("gate_up and activation", "us", first),
             figure("down and sum", "us", second),

@@ -8,9 +8,10 @@ const ROUNDS: u32 = 256u;
 
 @compute @workgroup_size(256)
 fn multiply_add(@builtin(local_invocation_index) local: u32) {
-    // Less than 1, so that sums stay where they are.
-    let by = 0.5 * fract(a[local % 4u]);
-    let more = b[local % 8u];
+    // Less than 1, so that sums stay where they are. One number for all sums: four would have to be read from
+    // registers again and again.
+    let by = vec4(0.5 * fract(a[local % 4u].x));
+    let more = vec4(b[local % 8u].y);
     var s0 = more;
     var s1 = more + 1.0;
     var s2 = more + 2.0;
