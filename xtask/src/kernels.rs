@@ -53,7 +53,7 @@ const PACKAGES: [&str; 4] = [
 const NVRTC: &str = include_str!("nvrtc.py");
 
 /// The folder of each source in `crates/cuda/kernels`, and its name.
-const SOURCES: [(&str, &str); 13] = [
+const SOURCES: [(&str, &str); 15] = [
     ("activation", "activation"),
     ("quant", "act_quant"),
     ("matmul", "matmul"),
