@@ -13,10 +13,14 @@ constexpr bool gated_kind = true, plain_kind = false;
         warpgroups<KIND##_kind, STREAMS, SLOTS, TOKENS, BLOCKS, SETS, STAGES, BEFORE, REGISTERS>(p);                 \
     }
 #define KERNELS(...) KERNEL(gated, __VA_ARGS__) KERNEL(plain, __VA_ARGS__)
+KERNELS(1, 4, 32, 2, 2, 12, 8, 0, 2)
 KERNELS(1, 4, 64, 2, 2, 8, 8, 0, 2)
 KERNELS(1, 4, 128, 2, 2, 10, 5, 0, 1)
 KERNELS(1, 4, 256, 2, 2, 6, 4, 232, 1)
+KERNELS(2, 4, 256, 2, 1, 5, 3, 232, 1)
+KERNELS(1, 8, 32, 2, 2, 12, 8, 0, 1)
 KERNELS(1, 8, 64, 2, 2, 12, 6, 0, 1)
 KERNELS(1, 8, 128, 2, 1, 8, 4, 0, 1)
 KERNELS(1, 8, 256, 2, 1, 5, 3, 232, 1)
+KERNELS(1, 8, 256, 1, 1, 5, 3, 232, 1)
 #endif

@@ -1,7 +1,7 @@
 // Matmuls of more tokens than decode steps take, by a packed FP8 weight (packed.cuh), on Hopper's warpgroups.
 //
 // ## Method
-// 1. A block has STREAMS streams of the weight and TOKENS tokens; the BLOCKS of a cluster share k. Stages of 64 of k
+// 1. A block has STREAMS streams of the weight and up to TOKENS tokens; the BLOCKS of a cluster share k. Stages of 64 of k
 //    come by bulk copies, x by a tensor map. The first ones' weights are asked for before the wait for the
 //    kernel before.
 // 2. Weights are the 64 rows of a product, in registers; tokens its columns, in shared memory. Codes become
@@ -25,10 +25,12 @@ struct alignas(64) TensorMap {
 struct WarpgroupParams {
     TensorMap x;  // in place of the step's
     StepParams step;
+    uint32_t rows;  // of x that a block has: TOKENS at most; a multiple of 8 where there are more blocks
 };
 TWIN_SIZE(WarpgroupParams, 256);
 TWIN_FIELD(WarpgroupParams, x, 0);
 TWIN_FIELD(WarpgroupParams, step, 128);
+TWIN_FIELD(WarpgroupParams, rows, 224);
 
 // Stages follow one another in a ring.
 template <int STAGES> struct RingPlace {
@@ -119,7 +121,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
     // The compiler is to see that it is one of a warp.
     const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const uint32_t units = p.k / UNIT_K, rank = blockIdx.x % BLOCKS, stream0 = blockIdx.x / BLOCKS * STREAMS;
-    const uint32_t token0 = blockIdx.y * TOKENS;
+    const uint32_t token0 = blockIdx.y * params.rows;
     const uint32_t first = rank * units / BLOCKS, count = (rank + 1) * units / BLOCKS - first;
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < STAGES; ++i) {
@@ -133,7 +135,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
         if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (warp == Shape::WARPS && lane == 0) {
             const uint8_t* w[STREAMS];
-            uint32_t unit[STREAMS], bytes = Shape::X;
+            uint32_t unit[STREAMS], bytes = params.rows * 2 * UNIT_K;
 #pragma unroll
             for (int i = 0; i < STREAMS; ++i) {
                 // Beyond the last stream the last one stands in, and its results are not stored.
@@ -240,11 +242,12 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
 #pragma unroll
         for (int i = 1; i < BLOCKS * SETS; ++i) v.x += parts[i].x, v.y += parts[i].y, v.z += parts[i].z, v.w += parts[i].w;
         const uint32_t of_lane = o % 32, of_warp = o / 32 / (TOKENS / 8), stream = stream0 + of_warp / SLOTS;
-        if (stream >= p.packing.streams) continue;
+        const uint32_t column = o / 32 % (TOKENS / 8) * 8;
+        if (stream >= p.packing.streams || column >= params.rows) continue;
         const Stream s(p.packing, stream, units);
         if (of_warp % SLOTS >= s.groups) continue;
         const uint32_t row = packed_row(p.packing, s.first + of_warp % SLOTS, of_lane / 4);
-        const uint32_t token = token0 + o / 32 % (TOKENS / 8) * 8 + of_lane % 4 * 2;
+        const uint32_t token = token0 + column + of_lane % 4 * 2;
         if (p.y_type == Y_BF16) store_tokens<GATED, bf16>(p, row, token, v);
         else if (p.y_type == Y_F16) store_tokens<GATED, f16>(p, row, token, v);
         else store_tokens<GATED, float>(p, row, token, v);

@@ -25,8 +25,10 @@ template <int GROUPS> __device__ __forceinline__ void wait_for_groups() {
 // each 8: as four words of mma. Neither they nor a may be touched until the group has ended.
 template <int TOKENS>
 __device__ __forceinline__ void multiply_warpgroup(float (&d)[TOKENS / 2], const uint32_t* a, uint64_t b) {
-    static_assert(TOKENS == 64 || TOKENS == 128 || TOKENS == 256, "the products that are here");
-    if constexpr (TOKENS == 64) {
+    static_assert(TOKENS == 32 || TOKENS == 64 || TOKENS == 128 || TOKENS == 256, "the products that are here");
+    if constexpr (TOKENS == 32) {
+        PRODUCT(32, TEN() "%10, %11, %12, %13, %14, %15", 16, 17, 18, 19, 20, SUM_8(0), SUM_8(8));
+    } else if constexpr (TOKENS == 64) {
         PRODUCT(64, TEN() TEN(1) TEN(2) "%30, %31", 32, 33, 34, 35, 36, SUM_32(0));
     } else if constexpr (TOKENS == 128) {
         PRODUCT(128, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60, %61, %62, %63",

@@ -185,6 +185,7 @@ pub(crate) struct StepParams {
 pub(crate) struct WarpgroupParams {
     pub(crate) x: TensorMap,
     pub(crate) step: StepParams,
+    pub(crate) rows: u32,
 }
 
 /// `ExpertsParams` of `moe/experts.cuh`.
@@ -356,7 +357,9 @@ mod tests {
             w: 0, x: 8, y: 16, x_stride: 24, y_stride: 32, packing: 40, t: 56, k: 60, y_type: 64,
             clamped: 68, eager: 72, scalars: 76,
         });
-        twin!("matmul/warpgroups.cuh", WarpgroupParams, 256, { x: 0, step: 128, });
+        twin!("matmul/warpgroups.cuh", WarpgroupParams, 256, {
+            x: 0, step: 128, rows: 224,
+        });
         twin!("moe/experts.cuh", ExpertsParams, 176, {
             x: 0, w: 8, scales: 16, scale_rows: 24, y: 32, offsets: 40, sorted: 48, weights: 56,
             x_stride: 64, y_stride: 72, w_stride: 80, scale_stride: 88, scale_row_stride: 96,

@@ -124,8 +124,9 @@ impl PackedKernels {
                     programmatic: true,
                 };
                 let params = WarpgroupParams {
-                    x: TensorMap::of_rows(x, kernel.tokens)?,
+                    x: TensorMap::of_rows(x, plan.rows)?,
                     step: params,
+                    rows: plan.rows,
                 };
                 // SAFETY: as above; the map is of x.
                 unsafe { self.warpgroups[plan.place].launch(stream, grid, &params) }

@@ -24,24 +24,31 @@ pub(super) struct WarpgroupKernel {
     deals: bool,
     /// Tokens of a call up to which the kernel was the fastest.
     most: usize,
+    /// Groups of the largest stream from which on it was.
+    fewest: usize,
 }
 
-/// A line of the table, of both kinds: streams, slots, tokens, blocks, sets, stages, whether it deals, most.
-type Line = (u32, u32, u32, u32, u32, u32, bool, usize);
+/// A line of the table, of both kinds: streams, slots, tokens, blocks, sets, stages, whether it deals, most,
+/// fewest.
+type Line = (u32, u32, u32, u32, u32, u32, bool, usize, usize);
 
 /// By slots, then by tokens.
-const LINES: [Line; 6] = [
-    (1, 4, 64, 2, 2, 8, false, 64),
-    (1, 4, 128, 2, 2, 10, false, 128),
-    (1, 4, 256, 2, 2, 6, true, 256),
-    (1, 8, 64, 2, 2, 12, false, 64),
-    (1, 8, 128, 2, 1, 8, false, 128),
-    (1, 8, 256, 2, 1, 5, true, 256),
+const LINES: [Line; 10] = [
+    (1, 4, 32, 2, 2, 12, false, 32, 1),
+    (1, 4, 64, 2, 2, 8, false, 64, 1),
+    (1, 4, 128, 2, 2, 10, false, 128, 1),
+    (1, 4, 256, 2, 2, 6, true, 256, 1),
+    (2, 4, 256, 2, 1, 5, true, 512, 4),
+    (1, 8, 32, 2, 2, 12, false, 32, 1),
+    (1, 8, 64, 2, 2, 12, false, 64, 1),
+    (1, 8, 128, 2, 1, 8, false, 128, 1),
+    (1, 8, 256, 2, 1, 5, true, 256, 1),
+    (1, 8, 256, 1, 1, 5, true, 512, 6),
 ];
 
 impl WarpgroupKernel {
     const fn new(kind: StepKind, line: Line) -> Self {
-        let (streams, slots, tokens, blocks, sets, stages, deals, most) = line;
+        let (streams, slots, tokens, blocks, sets, stages, deals, most, fewest) = line;
         Self {
             kind,
             streams,
@@ -52,6 +59,7 @@ impl WarpgroupKernel {
             stages,
             deals,
             most,
+            fewest,
         }
     }
 
@@ -92,7 +100,7 @@ impl WarpgroupKernel {
 }
 
 /// Tokens from which on these kernels are faster than decode steps.
-const FEWEST_TOKENS: usize = 33;
+const FEWEST_TOKENS: u32 = 17;
 
 /// A launch of a kernel of warpgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,24 +108,35 @@ pub(crate) struct WarpgroupPlan {
     /// The place in [`WarpgroupKernel::ALL`].
     pub(super) place: usize,
     pub(super) blocks: [u32; 2],
+    /// Tokens of a block.
+    pub(super) rows: u32,
 }
 
 impl WarpgroupPlan {
     /// The plan of so many tokens by a packed weight; none where they are too few or too many, the streams
     /// too large, or not of pairs of rows for a gated one.
     pub(super) fn new(t: usize, packing: Packing, kind: StepKind) -> Option<Self> {
-        let slots = if packing.most_groups() <= 4 { 4 } else { 8 };
+        let groups = packing.most_groups();
+        let slots = if groups <= 4 { 4 } else { 8 };
+        let fits = |k: &WarpgroupKernel| k.kind == kind && k.slots == slots;
         let place = WarpgroupKernel::ALL
             .iter()
-            .position(|k| k.kind == kind && k.slots == slots && t <= k.most)?;
+            .position(|k| fits(k) && t <= k.most && groups >= k.fewest)?;
         let kernel = WarpgroupKernel::ALL[place];
         let pairs = kind == StepKind::Plain || packing.pairs();
         let tiles = packing.streams.div_ceil(kernel.streams);
-        let blocks = [
-            tiles * kernel.blocks,
-            t.div_ceil(kernel.tokens as usize) as u32,
-        ];
-        (pairs && t >= FEWEST_TOKENS).then_some(Self { place, blocks })
+        // Blocks have as many tokens each, which are whole eights where there are several.
+        let (t, times) = (t as u32, (t as u32).div_ceil(kernel.tokens));
+        let rows = if times == 1 {
+            t
+        } else {
+            t.div_ceil(times).next_multiple_of(8)
+        };
+        (pairs && t >= FEWEST_TOKENS).then(|| Self {
+            place,
+            blocks: [tiles * kernel.blocks, t.div_ceil(rows)],
+            rows,
+        })
     }
 }
 
@@ -143,7 +162,7 @@ mod tests {
             .filter(|line| line.starts_with("KERNELS("))
             .collect();
         assert_eq!(lines.len(), LINES.len());
-        for (line, (streams, slots, tokens, blocks, sets, stages, deals, _)) in
+        for (line, (streams, slots, tokens, blocks, sets, stages, deals, ..)) in
             lines.iter().zip(LINES)
         {
             let of = format!("KERNELS({streams}, {slots}, {tokens}, {blocks}, {sets}, {stages}, ");
@@ -160,12 +179,9 @@ mod tests {
             assert!(kernel.shared() <= 227 * 1024, "{kernel:?}");
             assert!(kernel.threads() <= 1024, "{kernel:?}");
         }
-        // Eight stages of 64 tokens and a stream of four groups; sums of two sets are larger than six.
-        let stage = 64 * 128 + 4224 + 16;
-        assert_eq!(WarpgroupKernel::ALL[0].shared(), 8 * stage);
-        assert_eq!(
-            WarpgroupKernel::ALL[4].shared(),
-            6 * (256 * 128 + 4224 + 16)
-        );
+        // Stages of 32 and of 256 tokens, with a stream of four groups.
+        let stage = |tokens: u32| tokens * 128 + 4224 + 16;
+        assert_eq!(WarpgroupKernel::ALL[0].shared(), 12 * stage(32));
+        assert_eq!(WarpgroupKernel::ALL[6].shared(), 6 * stage(256));
     }
 }

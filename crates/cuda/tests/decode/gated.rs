@@ -142,16 +142,20 @@ fn one_kernel_gives_the_bits_of_two() {
             compare::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
         }
     }
+    let any_scales = fp8(ScaleFormat::F32, [128, 128]);
     for t in [17, 32, 33, 48] {
         for shape in [SHAPES[1], SHAPES[3]] {
-            compare::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
+            compare::<bf16>(&backend, &Half::new(t, shape, any_scales), &clamped(1.0));
         }
     }
     // By warpgroups, shards too.
     for shape in [SHAPES[1], SHAPES[3], [192, 448], [256, 128], [288, 128]] {
-        for t in [33, 65, 128, 129, 256] {
+        for t in [17, 33, 65, 128, 129, 256] {
             compare::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
         }
+    }
+    for (shape, t) in [(SHAPES[1], 300), (SHAPES[3], 257)] {
+        compare::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
     }
     for op in [clamped(1.0), GatedActivation::silu_and_mul()] {
         let eager = op.with_rounding(Rounding::Eager);

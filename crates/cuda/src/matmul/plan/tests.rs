@@ -185,17 +185,6 @@ fn decode_steps_of_the_models_stream_packed_weights() {
             assert_eq!(mlp(t, sizes, block), want, "{t}, {sizes:?}");
         }
     }
-    let flash = |t| mlp(t, [4096, 2048], 128);
-    assert_eq!(
-        flash(17),
-        [step("gated", 4, 32, 1), step("plain", 4, 32, 1)]
-    );
-    assert_eq!(flash(32), flash(17));
-    let pro = |t| mlp(t, [7168, 3072], 128);
-    // More tokens than a kernel has are taken some at a time.
-    assert_eq!(pro(17), [step("gated", 6, 16, 2), step("plain", 7, 16, 2)]);
-    let v41 = mlp(32, [5120, 2304], 32);
-    assert_eq!(v41, [step("gated", 5, 16, 2), step("plain", 5, 16, 2)]);
 }
 
 #[test]
@@ -206,20 +195,43 @@ fn more_tokens_of_the_models_take_warpgroups() {
         })
     };
     let flash = |t| mlp(t, [4096, 2048], 128);
-    for t in [33, 64] {
-        assert_eq!(flash(t), names("1x4_64_tokens", "66 x 1", 2));
-    }
+    assert_eq!(flash(17), names("1x4_32_tokens", "66 x 1", 2));
+    assert_eq!(flash(33), names("1x4_64_tokens", "66 x 1", 2));
     assert_eq!(flash(65), names("1x4_128_tokens", "66 x 1", 2));
     assert_eq!(flash(129), names("1x4_256_tokens", "66 x 1", 2));
+    assert_eq!(flash(257), names("2x4_256_tokens", "33 x 2", 2));
+    assert_eq!(flash(512), names("2x4_256_tokens", "33 x 2", 2));
     let more = "unpack_e4m3_to_bf16, then cublasLt".to_owned();
-    assert_eq!(flash(257), [String::new(), more.clone()]);
+    assert_eq!(flash(513), [String::new(), more.clone()]);
     for (sizes, block) in [([7168, 3072], 128), ([5120, 2304], 32)] {
         let large = |t| mlp(t, sizes, block);
+        assert_eq!(large(32), names("1x8_32_tokens", "66 x 1", 2));
         assert_eq!(large(64), names("1x8_64_tokens", "66 x 1", 2));
         assert_eq!(large(128), names("1x8_128_tokens", "66 x 1", 2));
         assert_eq!(large(256), names("1x8_256_tokens", "66 x 1", 2));
-        assert_eq!(large(257), [String::new(), more.clone()]);
     }
+    let pro = |t| mlp(t, [7168, 3072], 128);
+    assert_eq!(pro(512), names("1x8_256_tokens", "66 x 2", 1));
+    assert_eq!(pro(513), [String::new(), more.clone()]);
+    // Streams of five groups leave three of eight slots empty.
+    assert_eq!(mlp(257, [5120, 2304], 32), [String::new(), more]);
+}
+
+#[test]
+fn blocks_of_warpgroups_share_the_tokens() {
+    let rows = |t| {
+        let problem = loaded(t, [4096, 2048], WeightFormat::DEEPSEEK_V4, false);
+        problem
+            .warpgroups(&HOPPER, StepKind::Plain)
+            .map(|p| (p.rows, p.blocks[1]))
+    };
+    for t in [17, 33, 250, 256] {
+        assert_eq!(rows(t), Some((t as u32, 1)));
+    }
+    assert_eq!(rows(257), Some((136, 2)));
+    assert_eq!(rows(500), Some((256, 2)));
+    assert_eq!(rows(512), Some((256, 2)));
+    assert_eq!(rows(16), None);
 }
 
 #[test]
@@ -238,7 +250,7 @@ fn only_factors_and_rows_in_bf16_take_warpgroups() {
         |p| p.x = Float::F16,
         |p| p.x_aligned = false,
         |p| p.packing = None,
-        |p| p.t = 32,
+        |p| p.t = 16,
         |p| {
             p.scales = p.scales.map(|s| ScalesShape {
                 factors: false,
