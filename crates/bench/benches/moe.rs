@@ -9,11 +9,13 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use swiglu_bench::{Options, Report, figure, fma_limit, median, unit_limit};
+use swiglu_bench::{
+    Options, ROUTINGS, Report, figure, fma_limit, median, requests, routings, unit_limit,
+};
 use swiglu_conformance::{MlpShape, timing};
 use swiglu_core::{
-    Backend, Experts, ExpertsShape, Float, GatedActivation, GroupedMatmul, HostBuffer, HostRoutes,
-    HostWeight, Request, Routes, Routing, Selection, Shape, Tensor, TensorMut, WeightFormat, bf16,
+    Backend, Experts, ExpertsShape, Float, GatedActivation, GroupedMatmul, HostBuffer, HostWeight,
+    Routes, Routing, Selection, Tensor, TensorMut, WeightFormat, bf16,
 };
 use swiglu_cpu::limits::{Pattern, Traffic};
 use swiglu_cpu::{CpuBackend, InstructionSet, PackedWeight};
@@ -32,8 +34,6 @@ const FORMATS: [WeightFormat; 3] = [
 const COLD: usize = 160 << 20;
 /// A time, and what it is of either limit as it was just before.
 const ROUNDS: usize = 7;
-/// Ways in which tokens are routed, which take turns.
-const ROUTINGS: usize = 16;
 
 fn weight(
     random: &mut fastrand::Rng,
@@ -103,30 +103,11 @@ struct Forward<'a> {
 impl<'a> Forward<'a> {
     fn new(cpu: &'a CpuBackend, layer: &'a Layer, tokens: usize) -> Self {
         let routing = &layer.routing;
-        let mut random = fastrand::Rng::with_seed(2);
-        let (mut routes, mut touched) = (Vec::new(), 0);
-        let mut all: Vec<i32> = (0..routing.experts() as i32).collect();
-        for _ in 0..ROUTINGS {
-            let mut ids = Vec::new();
-            for _ in 0..tokens {
-                random.shuffle(&mut all);
-                ids.extend_from_slice(&all[..TOP_K]);
-            }
-            let weights: Vec<f32> = ids.iter().map(|_| random.f32()).collect();
-            let host = HostRoutes::new(routing, &ids, &weights).unwrap();
-            touched += host.offsets.windows(2).filter(|w| w[0] < w[1]).count();
-            let mut on = Routes::new(cpu, routing, tokens).unwrap();
-            on.upload(cpu, &host.ids, &host.weights).unwrap();
-            routes.push(on);
-        }
-        let [first, second] = requests(layer);
-        let shape = |[cols, depth]: [usize; 2]| Shape {
-            rows: tokens,
-            cols,
-            depth,
-        };
-        let scratch = cpu.scratch(&first, &shape([2 * I, H]));
-        let scratch = scratch.max(cpu.scratch(&second, &shape([H, I])));
+        let (routes, touched) = routings(cpu, routing, tokens).unwrap();
+        let [_, halves @ ..] = requests(*routing, layer.experts.shape().gate_up, [H, I], tokens);
+        let scratch = halves.map(|(request, shape)| cpu.scratch(&request, &shape));
+        let scratch = scratch.into_iter().max().unwrap();
+        let mut random = fastrand::Rng::with_seed(3);
         let sizes = [
             tokens * H * 2,
             tokens * TOP_K * I * 2,
@@ -144,7 +125,7 @@ impl<'a> Forward<'a> {
             routes,
             buffers,
             done: 0,
-            touched: touched as f64 / ROUTINGS as f64,
+            touched,
         }
     }
 
@@ -175,26 +156,6 @@ impl<'a> Forward<'a> {
         let Ok(timing) = timing::time(Duration::from_millis(100), 1, passes);
         timing.median
     }
-}
-
-/// The two halves.
-fn requests(layer: &Layer) -> [Request; 2] {
-    let (shape, routing) = (layer.experts.shape(), layer.routing);
-    [
-        Request::GroupedGatedMatmul {
-            op: GatedActivation::deepseek_v4(),
-            quant: None,
-            routing,
-            x: Float::BF16,
-            weight: shape.gate_up,
-        },
-        Request::GroupedMatmulSum {
-            quant: None,
-            routing,
-            weight: shape.down,
-            y: Float::BF16,
-        },
-    ]
 }
 
 fn main() {

@@ -6,9 +6,11 @@
 #[cfg(feature = "cpu")]
 mod limit;
 mod report;
+mod routed;
 mod turns;
 
 #[cfg(feature = "cpu")]
 pub use limit::{fma_limit, unit_limit};
 pub use report::{Figure, Options, Report, figure};
+pub use routed::{ROUTINGS, requests, routings};
 pub use turns::{Passes, in_turn, median};

@@ -1,14 +1,13 @@
 //! A layer of V4-Flash, its experts in FP4 and the shared one in FP8, weights cold: in a graph, each pass routed in
 //! another way.
 
-use swiglu_bench::{Report, figure};
+use swiglu_bench::{ROUTINGS, Report, figure, requests, routings};
 use swiglu_conformance::MlpShape;
 use swiglu_core::{
-    Backend, Experts, ExpertsShape, GatedActivation, GroupedMatmul, HostGate, HostRoutes,
-    HostWeight, Matmul, Request, Router, Routes, Routing, Selection, Shape, Tokens, WeightFormat,
-    bf16,
+    Backend, Experts, ExpertsShape, GatedActivation, GroupedMatmul, HostGate, HostWeight, Matmul,
+    Router, Routes, Routing, Selection, Tokens, WeightFormat, bf16,
 };
-use swiglu_cuda::{CudaBuffer, CudaWeight};
+use swiglu_cuda::CudaWeight;
 
 use crate::gpu::{Failure, Gpu};
 use crate::matmuls::{BF16, In, Out, numbers, weights};
@@ -22,8 +21,6 @@ const TOP_K: usize = 6;
 const TOKENS: [usize; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096];
 /// Bytes a microsecond that a kernel reads of an H200's memory.
 const READ: f64 = 4.39e6;
-/// Ways in which tokens are routed, which take turns.
-const ROUTINGS: usize = 16;
 
 fn weight(random: &mut fastrand::Rng, shape: [usize; 2]) -> Result<HostWeight<'static>, Failure> {
     let mut data = vec![0; shape[0] * FP4.row_bytes(shape[1])];
@@ -50,31 +47,6 @@ fn load(gpu: &Gpu) -> Result<Experts<CudaWeight>, Failure> {
     Ok(experts)
 }
 
-/// Routes of so many tokens, and how many experts they touch on average.
-fn routes(
-    gpu: &Gpu,
-    routing: &Routing,
-    tokens: usize,
-) -> Result<(Vec<Routes<CudaBuffer>>, f64), Failure> {
-    let mut random = fastrand::Rng::with_seed(2);
-    let mut all: Vec<i32> = (0..EXPERTS as i32).collect();
-    let (mut routes, mut touched) = (Vec::new(), 0);
-    for _ in 0..ROUTINGS {
-        let mut ids = Vec::new();
-        for _ in 0..tokens {
-            random.shuffle(&mut all);
-            ids.extend_from_slice(&all[..TOP_K]);
-        }
-        let weights: Vec<f32> = ids.iter().map(|_| random.f32()).collect();
-        let host = HostRoutes::new(routing, &ids, &weights)?;
-        touched += host.offsets.windows(2).filter(|w| w[0] < w[1]).count();
-        let mut on = Routes::new(&gpu.backend, routing, tokens)?;
-        on.upload(&gpu.backend, &ids, &weights)?;
-        routes.push(on);
-    }
-    Ok((routes, touched as f64 / ROUTINGS as f64))
-}
-
 /// The parts of a layer by themselves, and all of it.
 pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     let (op, b) = (GatedActivation::deepseek_v4(), &gpu.backend);
@@ -89,46 +61,13 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     let shared_down = weights(gpu, [H, I], MlpShape::FLASH.weight())?;
     let of_shared = 3 * H * I + 2 * EXPERTS * H;
     for t in TOKENS {
-        let (routes, touched) = routes(gpu, &routing, t)?;
+        let (routes, touched) = routings(b, &routing, t)?;
         let mut chosen = Routes::new(b, &routing, t)?;
         let x = numbers(gpu, t * H)?;
         let (mut act, mut y) = (b.alloc(2 * t * TOP_K * I)?, b.alloc(2 * t * H)?);
         let (mut wide, mut between) = (b.alloc(2 * t * 2 * I)?, b.alloc(2 * t * I)?);
         let mut of_shared_expert = b.alloc(2 * t * H)?;
-        let shape = |cols, depth| Shape {
-            rows: t,
-            cols,
-            depth,
-        };
-        let requests = [
-            (
-                Request::Route {
-                    routing,
-                    x: BF16,
-                    weight: bf16s,
-                },
-                shape(EXPERTS, H),
-            ),
-            (
-                Request::GroupedGatedMatmul {
-                    op,
-                    quant: None,
-                    routing,
-                    x: BF16,
-                    weight: FP4,
-                },
-                shape(2 * I, H),
-            ),
-            (
-                Request::GroupedMatmulSum {
-                    quant: None,
-                    routing,
-                    weight: FP4,
-                    y: BF16,
-                },
-                shape(H, I),
-            ),
-        ];
+        let requests = requests(routing, FP4, [H, I], t);
         let bytes = requests
             .iter()
             .map(|(request, shape)| b.scratch(request, shape));

@@ -1,21 +1,18 @@
 //! Routed experts of V4-Flash in FP4, each pass routed in another way, and the layer around them.
 
-use swiglu_bench::{Options, Report, figure};
+use swiglu_bench::{Options, ROUTINGS, Report, figure, requests, routings};
 use swiglu_conformance::MlpShape;
 use swiglu_core::{
     Backend, Experts, ExpertsShape, Float, Gate, GatedActivation, GroupedMatmul, HostGate,
-    HostRoutes, HostWeight, Matmul, Request, Router, Routes, Routing, Selection, Shape, Tokens,
-    WeightFormat,
+    HostWeight, Matmul, Router, Routes, Routing, Selection, Tokens, WeightFormat,
 };
-use swiglu_wgpu::{Buffer, Weight, WgpuBackend};
+use swiglu_wgpu::{Buffer, Weight};
 
 use crate::device::{Bench, Result, noise, read, write};
 
 const BF16: Float = Float::BF16;
 const FP4: WeightFormat = WeightFormat::Fp4;
 const TOP_K: usize = 6;
-/// Ways in which tokens are routed, which take turns.
-const ROUTINGS: usize = 16;
 const COPIED: usize = 1 << 30;
 
 /// What there is of a layer: a model's, or what software can do.
@@ -93,60 +90,6 @@ impl Layer {
             shared: [bench.weight(fp8, 2 * i, h)?, bench.weight(fp8, h, i)?],
         })
     }
-
-    /// Routes of so many tokens, and how many experts they touch on average.
-    fn routes(&self, b: &WgpuBackend, tokens: usize) -> Result<(Vec<Routes<Buffer>>, f64)> {
-        let mut random = fastrand::Rng::with_seed(2);
-        let mut all: Vec<i32> = (0..self.routing.experts() as i32).collect();
-        let (mut routes, mut touched) = (Vec::new(), 0);
-        for _ in 0..ROUTINGS {
-            let mut ids = Vec::new();
-            for _ in 0..tokens {
-                random.shuffle(&mut all);
-                ids.extend_from_slice(&all[..TOP_K]);
-            }
-            let weights: Vec<f32> = ids.iter().map(|_| random.f32()).collect();
-            let host = HostRoutes::new(&self.routing, &ids, &weights)?;
-            touched += host.offsets.windows(2).filter(|w| w[0] < w[1]).count();
-            let mut on = Routes::new(b, &self.routing, tokens)?;
-            on.upload(b, &ids, &weights)?;
-            routes.push(on);
-        }
-        Ok((routes, touched as f64 / ROUTINGS as f64))
-    }
-
-    /// What a pass asks of the backend.
-    fn requests(&self, sizes: &Sizes, tokens: usize) -> [(Request, Shape); 3] {
-        let (routing, op) = (self.routing, GatedActivation::deepseek_v4());
-        let shape = |cols, depth| Shape {
-            rows: tokens,
-            cols,
-            depth,
-        };
-        let route = Request::Route {
-            routing,
-            x: BF16,
-            weight: WeightFormat::Float(BF16),
-        };
-        let first = Request::GroupedGatedMatmul {
-            op,
-            quant: None,
-            routing,
-            x: BF16,
-            weight: FP4,
-        };
-        let second = Request::GroupedMatmulSum {
-            quant: None,
-            routing,
-            weight: FP4,
-            y: BF16,
-        };
-        [
-            (route, shape(sizes.experts, sizes.h)),
-            (first, shape(2 * sizes.i, sizes.h)),
-            (second, shape(sizes.h, sizes.i)),
-        ]
-    }
 }
 
 /// The router, both halves and the shared expert by themselves, and the whole layer, beside the rate of a large copy.
@@ -166,13 +109,13 @@ pub fn experts(bench: &Bench, options: &Options, report: &mut Report) -> Result<
     let of_shared: usize = layer.shared.iter().map(|w| b.weight_bytes(w)).sum();
     let fixed = (of_shared + b.weight_bytes(&layer.gate.weight)) as f64;
     for t in options.numbers(sizes.tokens) {
-        let (routes, touched) = layer.routes(b, t)?;
+        let (routes, touched) = routings(b, &layer.routing, t)?;
         let mut chosen = Routes::new(b, &layer.routing, t)?;
         let x = bench.tokens(t * h)?;
         let (mut act, mut y) = (b.alloc(2 * t * TOP_K * i)?, b.alloc(2 * t * h)?);
         let (mut between, mut act_of_shared) = (b.alloc(4 * t * i)?, b.alloc(2 * t * i)?);
         let mut shared = b.alloc(2 * t * h)?;
-        let requests = layer.requests(&sizes, t);
+        let requests = requests(layer.routing, FP4, [h, i], t);
         let scratch = requests.iter().map(|(r, shape)| b.scratch(r, shape));
         let mut scratch = b.alloc(scratch.max().unwrap_or_default())?;
         let plans = requests.iter().filter_map(|(r, shape)| b.plan(r, shape));
