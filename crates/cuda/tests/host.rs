@@ -1,4 +1,4 @@
-//! The formulas of the activations' kernels, compiled for the host: their own text, in which the few
+//! The formulas of the activations' kernels and the layout of packed experts, compiled for the host: their own text, in which the few
 //! instructions of the GPU are replaced by what they do. It needs a C++ compiler, and no GPU.
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The kernels' headers that hold formulas, in the order in which they build on one another.
-const HEADERS: [&str; 3] = [
+const HEADERS: [&str; 4] = [
     include_str!("../kernels/common/numbers.cuh"),
     include_str!("../kernels/common/memory.cuh"),
     include_str!("../kernels/activation/functions.cuh"),
+    include_str!("../kernels/moe/packed.cuh"),
 ];
 
 /// Lines that only a CUDA compiler takes, and what they do.
@@ -82,19 +83,31 @@ fn compile(folder: &Path, source: &str) -> Result<PathBuf, String> {
 /// In every type: gates far below zero and tiny ones, up halves of every size, special values.
 #[test]
 fn formulas_keep_what_f64_keeps() {
-    let folder = std::env::temp_dir().join(format!("swiglu-cuda-host-{}", std::process::id()));
+    check("check.cpp", include_str!("host/check.cpp"));
+}
+
+/// Every code at each of a word's places, every scale, and that no two share a byte.
+#[test]
+fn packed_experts_are_what_was_packed() {
+    check("packed.cpp", include_str!("host/packed.cpp"));
+}
+
+/// Compiles a source with the headers, and runs it.
+fn check(source: &str, text: &str) {
+    let name = format!("swiglu-cuda-host-{}-{source}", std::process::id());
+    let folder = std::env::temp_dir().join(name);
     std::fs::create_dir_all(&folder).unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
     write("needed.cpp", NEEDED);
     write("cuda.h", include_str!("host/cuda.h"));
     write("functions.cuh", &header());
-    write("check.cpp", include_str!("host/check.cpp"));
+    write(source, text);
     if let Err(reason) = compile(&folder, "needed.cpp") {
         std::fs::remove_dir_all(&folder).unwrap();
         let reason = format!("no compiler of C++20: {reason}");
         return swiglu_conformance::may_skip("c++", &reason, "host");
     }
-    let checked = compile(&folder, "check.cpp").map(|program| {
+    let checked = compile(&folder, source).map(|program| {
         let output = Command::new(program).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         (output.status.success(), text)

@@ -1,7 +1,7 @@
 use serde::Serialize;
 use swiglu::{Accumulation, OpenOptions};
 
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 
 /// What the machine can do, measured in the same run. What is not known is left out, or null in
 /// JSON.
@@ -42,10 +42,10 @@ impl Limits {
             "cpu" => Ok(cpu(accumulation)),
             #[cfg(feature = "cuda")]
             "cuda" => cuda(options, accumulation)
-                .map_err(|error| Failure::Input(format!("{platform}: {error}"))),
+                .map_err(|error| crate::failure::Failure::Input(format!("{platform}: {error}"))),
             #[cfg(feature = "wgpu")]
             "wgpu" => wgpu(options, accumulation)
-                .map_err(|error| Failure::Input(format!("{platform}: {error}"))),
+                .map_err(|error| crate::failure::Failure::Input(format!("{platform}: {error}"))),
             _ => Ok(Self::default()),
         }
     }

@@ -23,6 +23,9 @@ inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint64_t)a * b >> 32;
 inline uint32_t __funnelshift_r(uint32_t lo, uint32_t hi, uint32_t by) {
     return ((uint64_t)hi << 32 | lo) >> (by & 31);
 }
+inline uint32_t __funnelshift_l(uint32_t lo, uint32_t hi, uint32_t by) {
+    return ((uint64_t)hi << 32 | lo) << (by & 31) >> 32;
+}
 inline uint32_t __vmins2(uint32_t a, uint32_t b) {
     const auto half = [](uint32_t x, uint32_t y) { return (int16_t)x < (int16_t)y ? x & 0xffff : y & 0xffff; };
     return half(a, b) | half(a >> 16, b >> 16) << 16;
