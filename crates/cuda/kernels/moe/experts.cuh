@@ -9,14 +9,14 @@
 //    by a piece of their expert's weight.
 // 4. FP4 becomes bf16 in registers, times its scale, which is exact. A product of bf16s is exact, sums are f32's.
 // 5. The first half rounds gates and ups to bf16, and the activation takes the route's weight along before its one
-//    rounding. The second half's outputs are rounded at their rows; moe.cu adds up those of a token.
+//    rounding. The second half's outputs are rounded at their rows; rows.cu adds up those of a token.
 #pragma once
 #include "../activation/instances.cuh"
 #include "../activation/functions.cuh"
 #include "../common/fp8.cuh"
 #include "../matmul/matmul.cuh"
 
-// How experts are stored: the twin of `ExpertFormat` in src/moe/weight.rs.
+// How experts are stored: the twin of `ExpertFormat` in src/weight/stack.rs.
 enum ExpertFormat : uint32_t { W_F32, W_F16, W_BF16, W_E4M3, W_E2M1, W_PACKED };
 
 // The twin of `ExpertsParams` in src/launch/params.rs.
