@@ -216,21 +216,21 @@ pub fn multiply_add_rate(backend: &CudaBackend) -> Result<f64> {
 /// # Errors
 /// As [`read_rate`].
 pub fn matrix_unit_rate(backend: &CudaBackend) -> Result<Option<f64>> {
+    if !backend.has_cublaslt() {
+        return Ok(None);
+    }
     let bf16 = Float::BF16;
     let numbers = random_bytes(2 * SIDE * SIDE, small_bf16);
     let weight = HostWeight::new([SIDE; 2], WeightFormat::Float(bf16), &numbers, &[])?;
     let weight = backend.load_weight(&[weight])?;
     let (mut x, mut y) = (backend.alloc(numbers.len())?, backend.alloc(numbers.len())?);
     backend.upload(&mut x, &numbers)?;
-    let mut multiply = || {
+    let multiply = || {
         let x = Tensor::contiguous((&x).into(), bf16, SIDE, SIDE);
         let y = TensorMut::contiguous((&mut y).into(), bf16, SIDE, SIDE);
         Ok(backend.matmul_by(Some(Route::Library), &x, &weight, &y)?)
     };
-    if !backend.has_cublaslt() {
-        return Ok(None);
-    }
-    Ok(Some(rate(backend, &mut multiply)? * OPERATIONS))
+    Ok(Some(rate(backend, multiply)? * OPERATIONS))
 }
 
 /// Of a product of two square matrices.
