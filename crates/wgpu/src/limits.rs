@@ -23,6 +23,7 @@
 use std::time::Instant;
 
 use crate::launch::{bind, in_workgroups};
+use crate::pipelines::storage_bindings;
 use crate::{Buffer, Result, WgpuBackend};
 
 const MEMORY: &str = include_str!("shaders/limit_memory.wgsl");
@@ -213,26 +214,7 @@ fn pipeline(
     source: &str,
     entry: &str,
 ) -> (wgpu::BindGroupLayout, wgpu::ComputePipeline) {
-    let entries = [true, true, false].map(|read_only| wgpu::BindGroupLayoutEntry {
-        binding: 0,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer {
-            ty: wgpu::BufferBindingType::Storage { read_only },
-            has_dynamic_offset: false,
-            min_binding_size: None,
-        },
-        count: None,
-    });
-    let mut binding = 0;
-    let entries = entries.map(|entry| {
-        let entry = wgpu::BindGroupLayoutEntry { binding, ..entry };
-        binding += 1;
-        entry
-    });
-    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-        label: None,
-        entries: &entries,
-    });
+    let layout = storage_bindings(device, 2, 3);
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(entry),
         source: wgpu::ShaderSource::Wgsl(source.into()),

@@ -18,6 +18,7 @@ mod twins;
 pub(crate) use activation::{ActivationKernel, SixteenBit, VECTOR_WORKGROUP, WORKGROUP};
 pub use cache::CACHE_VARIABLE;
 pub(crate) use cache::PipelineCache;
+pub(crate) use compile::storage_bindings;
 pub(crate) use cooperative::{
     COOPERATIVE_DEPTH, COOPERATIVE_SUBGROUPS, CooperativeFormat, CooperativeKernel,
     CooperativeShape, CooperativeTile, LEAST_COOPERATIVE, ROW_END,

@@ -41,27 +41,9 @@ impl<'a> PipelineBuilder<'a> {
 
     /// So many buffers to be read, then those to be written.
     pub(crate) fn bindings(&self, inputs: u32, outputs: u32) -> Result<wgpu::BindGroupLayout> {
-        let entries: Vec<_> = (0..inputs + outputs)
-            .map(|binding| wgpu::BindGroupLayoutEntry {
-                binding,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage {
-                        read_only: binding < inputs && !self.shared_buffers,
-                    },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
-                count: None,
-            })
-            .collect();
+        let read_only = if self.shared_buffers { 0 } else { inputs };
         self.device.scoped(BUILDING, || {
-            self.device
-                .raw()
-                .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                    label: Some("swiglu"),
-                    entries: &entries,
-                })
+            storage_bindings(self.device.raw(), read_only, inputs + outputs)
         })
     }
 
@@ -151,6 +133,32 @@ impl<'a> PipelineBuilder<'a> {
                 .create_shader_module_trusted(descriptor, checks)
         })
     }
+}
+
+/// The layout of so many storage buffers, of which the first are only read.
+pub(crate) fn storage_bindings(
+    device: &wgpu::Device,
+    read_only: u32,
+    count: u32,
+) -> wgpu::BindGroupLayout {
+    let entries: Vec<_> = (0..count)
+        .map(|binding| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage {
+                    read_only: binding < read_only,
+                },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some("swiglu"),
+        entries: &entries,
+    })
 }
 
 /// The text with every buffer declared to be written.
