@@ -15,11 +15,7 @@
 #pragma once
 #include "step.cuh"
 #include "wgmma.cuh"
-#include "../common/async.cuh"
-
-struct alignas(64) TensorMap {
-    uint64_t words[16];
-};
+#include "../common/cluster.cuh"
 
 // The twin of `WarpgroupParams` in src/launch/params.rs.
 struct WarpgroupParams {
@@ -32,28 +28,11 @@ TWIN_FIELD(WarpgroupParams, x, 0);
 TWIN_FIELD(WarpgroupParams, step, 128);
 TWIN_FIELD(WarpgroupParams, rows, 224);
 
-// Stages follow one another in a ring.
-template <int STAGES> struct RingPlace {
-    uint32_t stage, parity = 0;
-    template <int BY> __device__ __forceinline__ void advance() {
-        stage += BY;
-        if (stage >= STAGES) stage -= STAGES, parity ^= 1;
-    }
-};
-
-__device__ __forceinline__ void sync_cluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 __device__ __forceinline__ float4 read_block(uint32_t address) {
     float4 v;
     asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
         : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address) : "memory");
     return v;
-}
-// 64 of k of so many tokens as the map has.
-__device__ __forceinline__ void tensor_copy(uint32_t to, const TensorMap& map, uint32_t k, uint32_t token, uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-        ::"r"(to), "l"(&map), "r"(k), "r"(token), "r"(barrier) : "memory");
 }
 
 // A scale as the factor that the bits of codes need to be values of bf16, twice.

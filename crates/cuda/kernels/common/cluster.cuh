@@ -1,0 +1,37 @@
+// Blocks of a cluster, and copies by tensor maps: for Hopper.
+#pragma once
+#include "async.cuh"
+
+struct alignas(64) TensorMap {
+    uint64_t words[16];
+};
+
+__device__ __forceinline__ void sync_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// 64 of k of so many tokens as the map has.
+__device__ __forceinline__ void tensor_copy(uint32_t to, const TensorMap& map, uint32_t k, uint32_t token, uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+        ::"r"(to), "l"(&map), "r"(k), "r"(token), "r"(barrier) : "memory");
+}
+// The same to each block of `blocks`, a bit each, where each one's barrier at this place is told.
+__device__ __forceinline__ void tensor_copy_to_blocks(
+    uint32_t to, const TensorMap& map, uint32_t k, uint32_t token, uint32_t barrier, uint16_t blocks) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+        " [%0], [%1, {%2, %3}], [%4], %5;"
+        ::"r"(to), "l"(&map), "r"(k), "r"(token), "r"(barrier), "h"(blocks) : "memory");
+}
+// Arrives at a barrier of any block, whose address `in_block` has, by a thread that has read and written nothing for the
+// other one: a release to a cluster would wait for all of its accesses.
+__device__ __forceinline__ void arrive_in_block(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Stages follow one another in a ring.
+template <int STAGES> struct RingPlace {
+    uint32_t stage, parity = 0;
+    template <int BY> __device__ __forceinline__ void advance() {
+        stage += BY;
+        if (stage >= STAGES) stage -= STAGES, parity ^= 1;
+    }
+};
