@@ -53,7 +53,7 @@ const PACKAGES: [&str; 4] = [
 const NVRTC: &str = include_str!("nvrtc.py");
 
 /// The folder of each source in `crates/cuda/kernels`, and its name.
-const SOURCES: [(&str, &str); 15] = [
+const SOURCES: [(&str, &str); 16] = [
     ("activation", "activation"),
     ("quant", "act_quant"),
     ("matmul", "matmul"),
@@ -68,6 +68,7 @@ const SOURCES: [(&str, &str); 15] = [
     ("moe", "experts"),
     ("moe", "experts_packed"),
     ("moe", "experts_tiles"),
+    ("moe", "experts_warpgroups"),
     ("moe", "rows"),
 ];
 

@@ -223,7 +223,7 @@ impl Backend for CudaBackend {
             Request::QuantizedMatmul { .. } => {
                 shape.rows.saturating_mul(shape.depth).saturating_mul(2)
             }
-            _ => Moe::scratch(request, shape),
+            _ => Moe::scratch(request, shape, self.matmuls.facts()),
         }
     }
 

@@ -142,8 +142,11 @@ __device__ __forceinline__ uint32_t weight_row(const ExpertsParams& p, uint32_t 
     return min(16 * group + r, p.outputs - 1);
 }
 
-// R(op(R(gate), R(up)) * w). A call, as most of the text of FORMS is never run.
-static __device__ __noinline__ bf16 activated(
+// Places in FORMS of which there are more outputs than of others.
+constexpr uint32_t SILU = 0, SILU_CLAMPED = 1;
+
+// R(op(R(gate), R(up)) * w).
+static __device__ __forceinline__ bf16 activate(
     uint32_t form, float gate, float up, float w, const Scalars& s) {
     gate = rounded<bf16>(gate), up = rounded<bf16>(up);
     uint32_t place = 0;
@@ -152,6 +155,11 @@ static __device__ __noinline__ bf16 activated(
     FORMS(FORM)
 #undef FORM
     return narrow<bf16>(__uint_as_float(0x7fc00000u));
+}
+// A call, as most of the text of FORMS is never run.
+static __device__ __noinline__ bf16 activated(
+    uint32_t form, float gate, float up, float w, const Scalars& s) {
+    return activate(form, gate, up, w, s);
 }
 
 // Stores the sums of one row of x: of row g of a group, `low`, and of row g + 8.
@@ -180,6 +188,13 @@ __device__ __forceinline__ uint32_t power2(uint32_t byte) {
 
 __device__ __forceinline__ uint32_t times2(uint32_t a, uint32_t b) {
     const __nv_bfloat162 out = __hmul2(*(const __nv_bfloat162*)&a, *(const __nv_bfloat162*)&b);
+    return *(const uint32_t*)&out;
+}
+
+// Two bf16s times the lower or the upper half of a word.
+__device__ __forceinline__ uint32_t times_half(uint32_t a, uint32_t b, bool upper) {
+    const __nv_bfloat162 by = *(const __nv_bfloat162*)&b;
+    const __nv_bfloat162 out = __hmul2(*(const __nv_bfloat162*)&a, upper ? __high2bfloat162(by) : __low2bfloat162(by));
     return *(const uint32_t*)&out;
 }
 

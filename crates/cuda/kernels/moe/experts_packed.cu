@@ -83,13 +83,6 @@ template <uint32_t ROWS> struct Ahead {
     }
 };
 
-// Two bf16s times the lower or the upper half of a word.
-__device__ __forceinline__ uint32_t times_half(uint32_t a, uint32_t b, bool upper) {
-    const __nv_bfloat162 by = *(const __nv_bfloat162*)&b;
-    const __nv_bfloat162 out = __hmul2(*(const __nv_bfloat162*)&a, upper ? __high2bfloat162(by) : __low2bfloat162(by));
-    return *(const uint32_t*)&out;
-}
-
 // A lane's x of a unit: of TILES rows four times eight numbers.
 template <int TILES> using UnitOfX = uint32_t[TILES][4][4];
 

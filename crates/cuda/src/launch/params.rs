@@ -220,6 +220,29 @@ pub(crate) struct ExpertsParams {
     pub(crate) scalars: Scalars,
 }
 
+/// `GatherParams` of `moe/experts_warpgroups.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct GatherParams {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) offsets: u64,
+    pub(crate) sorted: u64,
+    pub(crate) from_stride: u64,
+    pub(crate) columns: u32,
+    pub(crate) first: u32,
+    pub(crate) experts: u32,
+    pub(crate) top_k: u32,
+}
+
+/// `GatheredParams` of `moe/experts_warpgroups.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct GatheredParams {
+    pub(crate) x: TensorMap,
+    pub(crate) experts: ExpertsParams,
+}
+
 /// `PackParams` of `moe/experts_packed.cu`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -367,6 +390,11 @@ mod tests {
             by_block: 128, pieces: 136, by_pieces: 140, format: 148, x_type: 152, form: 156,
             scalars: 160,
         });
+        twin!("moe/experts_warpgroups.cuh", GatherParams, 56, {
+            from: 0, to: 8, offsets: 16, sorted: 24, from_stride: 32, columns: 40, first: 44,
+            experts: 48, top_k: 52,
+        });
+        twin!("moe/experts_warpgroups.cuh", GatheredParams, 320, { x: 0, experts: 128, });
         twin!("moe/experts_packed.cu", PackParams, 48, {
             codes: 0, scales: 8, to: 16, mark: 24, rows: 32, k: 36, half_rows: 40, group_rows: 44,
         });

@@ -18,7 +18,11 @@ use crate::{
     error::{Doing, Result},
     launch::{
         driver::{Function, Grid},
-        params::{Divisor, ExpertsParams, PackParams, Scalars, SumParams, WidenParams},
+        params::{
+            Divisor, ExpertsParams, GatherParams, GatheredParams, PackParams, Scalars, SumParams,
+            WidenParams,
+        },
+        tensor_map::TensorMap,
     },
     matmul::{MatmulFacts, y_type},
     view::RawMatrix,
@@ -30,6 +34,9 @@ pub(super) const ALIGNMENT: u64 = 16;
 
 /// Blocks of a launch whose warps take one group after another, at most.
 const MOST_BLOCKS: usize = 4096;
+
+/// Gathered rows that a tensor map copies at once.
+const GATHERED_AT_ONCE: u32 = 8;
 
 /// Blocks that pack an expert, whose warps take one unit after another.
 const PACK_BLOCKS: u32 = 1024;
@@ -48,6 +55,12 @@ fn in_scratch(scratch: u64, rows: usize, cols: usize) -> RawMatrix {
         float: Float::BF16,
         layout: RowLayout::contiguous(rows, cols),
     }
+}
+
+/// The end of a matrix in scratch memory.
+fn behind(matrix: &RawMatrix) -> u64 {
+    let elements = matrix.layout.rows * matrix.layout.cols;
+    matrix.address + (elements * matrix.float.size()) as u64
 }
 
 /// Where a buffer begins, 0 where there is none.
@@ -131,18 +144,21 @@ impl Moe {
         let weight = experts.gate_up.first().ok_or_else(not_stacked)?;
         self.bind()?;
         let widened = in_scratch(scratch, tokens, shape.hidden);
-        let x = match quant {
-            None => x,
+        let (x, scratch) = match quant {
+            None => (x, scratch),
             Some(quant) => {
                 // SAFETY: by this function's contract.
                 unsafe { self.widen(stream, quant, x, &widened, tokens, None) }?;
-                &widened
+                (&widened, behind(&widened))
             }
         };
         let activation = Some((form, scalars(op)));
         // SAFETY: by this function's contract.
         unsafe {
-            self.half(stream, facts, activation, (x, weight, act), experts, routes)?;
+            let matrices = (x, weight, act);
+            self.half(
+                stream, facts, activation, matrices, experts, routes, scratch,
+            )?;
             if let Some(quant) = quant {
                 let own = Some((experts, routes));
                 self.widen(stream, quant, act, act, routes.count(), own)?;
@@ -182,7 +198,10 @@ impl Moe {
             let weight = experts.down.first().ok_or_else(not_stacked)?;
             let matrices = (act, weight, &outputs);
             // SAFETY: by this function's contract.
-            unsafe { self.half(stream, facts, None, matrices, experts, routes) }?;
+            unsafe {
+                let scratch = behind(&outputs);
+                self.half(stream, facts, None, matrices, experts, routes, scratch)
+            }?;
         }
         let vectors = |m: &RawMatrix| rows_aligned(m, 4 * m.float.size());
         let four = shape.hidden.is_multiple_of(4) && vectors(y) && shared.is_none_or(vectors);
@@ -213,7 +232,8 @@ impl Moe {
         unsafe { self.launch(stream, kernel, (blocks, THREADS, 0), &params) }
     }
 
-    /// Enqueues the matmuls of a half.
+    /// Enqueues the matmuls of a half. Gathered rows are written from `scratch` on.
+    #[allow(clippy::too_many_arguments)] // Those of a half.
     unsafe fn half(
         &self,
         stream: sys::CUstream,
@@ -222,6 +242,7 @@ impl Moe {
         (x, weight, y): (&RawMatrix, &CudaWeight, &RawMatrix),
         experts: &Experts<CudaWeight>,
         routes: &Routes<CudaBuffer>,
+        scratch: u64,
     ) -> Result<()> {
         self.check_weight("experts", weight)?;
         let stack = weight.stack.as_ref().ok_or_else(not_stacked)?;
@@ -249,6 +270,7 @@ impl Moe {
             format: stack.format,
             block_columns: several.map(|s| s.block_columns),
             x_aligned: rows_aligned(x, 16),
+            y_aligned: rows_aligned(y, 16),
         };
         let plan = ExpertsPlan::new(&problem, facts).ok_or_else(|| too_large(&problem))?;
         let (form, scalars) = activation.unwrap_or_default();
@@ -282,8 +304,47 @@ impl Moe {
         };
         let shared = plan.kernel.shared(stack.format, shape.count());
         let grid = ([plan.blocks, 1], plan.kernel.threads(stack.format), shared);
+        let kernel = self.kernels.experts(&plan);
+        if !plan.gathers() {
+            // SAFETY: by the callers' contracts.
+            return unsafe { self.launch(stream, kernel, grid, &params) };
+        }
+        let gathered = in_scratch(scratch, routes.count(), weight.cols);
+        let params = GatheredParams {
+            x: TensorMap::of_rows(&gathered, GATHERED_AT_ONCE)?,
+            experts: params,
+        };
+        // SAFETY: by the callers' contracts: scratch memory is as large as `Moe::scratch` says, which knows this plan.
+        unsafe {
+            self.gather(stream, plan.half, x, &gathered, &params.experts)?;
+            self.launch(stream, kernel, grid, &params)
+        }
+    }
+
+    /// Enqueues the gathering of a half's rows.
+    unsafe fn gather(
+        &self,
+        stream: sys::CUstream,
+        half: Half,
+        from: &RawMatrix,
+        to: &RawMatrix,
+        of: &ExpertsParams,
+    ) -> Result<()> {
+        let kernel = self.kernels.gather.ok_or_else(not_stacked)?;
+        let params = GatherParams {
+            from: from.first(),
+            to: to.first(),
+            offsets: of.offsets,
+            sorted: if half == Half::Gated { of.sorted } else { 0 },
+            from_stride: from.layout.stride as u64,
+            columns: of.k,
+            first: of.first,
+            experts: of.experts,
+            top_k: of.top_k,
+        };
+        let blocks = [to.layout.rows.clamp(1, MOST_BLOCKS) as u32, 1];
         // SAFETY: by the callers' contracts.
-        unsafe { self.launch(stream, self.kernels.experts(&plan), grid, &params) }
+        unsafe { self.launch(stream, kernel, (blocks, THREADS, 0), &params) }
     }
 
     /// Enqueues rows as a quantization leaves them, as bf16: all, or those of some experts.

@@ -12,26 +12,42 @@ use crate::{
 };
 
 impl Moe {
-    /// The bytes of scratch memory that a request takes of its caller.
-    pub(crate) fn scratch(request: &Request, shape: &Shape) -> usize {
+    /// The bytes of scratch memory that a request takes of its caller: of rows that a quantization leaves, of gathered
+    /// rows, of outputs.
+    pub(crate) fn scratch(request: &Request, shape: &Shape, facts: &MatmulFacts) -> usize {
         let rows = |rows: usize, cols: usize| {
             let bytes = rows.saturating_mul(cols).saturating_mul(2);
             bytes.saturating_add(ALIGNMENT as usize)
         };
+        // Packed where the device has the kernels: experts may have been loaded when others were asked for.
+        let plan = Self::experts_plan(request, shape, facts, facts.capability.is_hopper());
+        let gathered = |routing: &Routing| {
+            let gathers = plan.is_some_and(|plan| plan.gathers());
+            let of_rows = || rows(shape.rows.saturating_mul(routing.top_k()), shape.depth);
+            if gathers { of_rows() } else { 0 }
+        };
         match request {
             Request::Route { .. } => shape.rows.saturating_mul(shape.cols).saturating_mul(4),
-            Request::GroupedGatedMatmul { quant: Some(_), .. } => rows(shape.rows, shape.depth),
+            Request::GroupedGatedMatmul { quant, routing, .. } => {
+                let widened = quant.map_or(0, |_| rows(shape.rows, shape.depth));
+                widened.saturating_add(gathered(routing))
+            }
             Request::GroupedMatmulSum { routing, .. } => {
-                rows(shape.rows.saturating_mul(routing.top_k()), shape.cols)
+                let outputs = rows(shape.rows.saturating_mul(routing.top_k()), shape.cols);
+                outputs.saturating_add(gathered(routing))
             }
             _ => 0,
         }
     }
 
-    /// The plan of a request of a layer of this shape on rows without gaps, on one line; none for others.
-    pub(crate) fn plan(request: &Request, shape: &Shape, facts: &MatmulFacts) -> Option<String> {
+    /// The plan of a half on rows without gaps; none for other requests.
+    fn experts_plan(
+        request: &Request,
+        shape: &Shape,
+        facts: &MatmulFacts,
+        packed: bool,
+    ) -> Option<ExpertsPlan> {
         let &Shape { rows, cols, depth } = shape;
-        let packed = facts.packs_for().is_some();
         let experts = |half, routing: &Routing, x, weight: WeightFormat, outputs| {
             let parts = if half == Half::Gated { 2 } else { 1 };
             let block = weight.scaling().filter(|_| weight != WeightFormat::Fp4);
@@ -48,9 +64,32 @@ impl Moe {
                     .map(|(_, [_, columns])| columns)
                     .filter(|&c| c < depth),
                 x_aligned: depth.checked_mul(x.size())?.is_multiple_of(16),
+                y_aligned: outputs.is_multiple_of(8),
             };
             ExpertsPlan::new(&problem, facts)
         };
+        match request {
+            Request::GroupedGatedMatmul {
+                quant,
+                routing,
+                x,
+                weight,
+                ..
+            } => {
+                let x = quant.map_or(*x, |_| Float::BF16);
+                experts(Half::Gated, routing, x, *weight, cols / 2)
+            }
+            Request::GroupedMatmulSum {
+                routing, weight, ..
+            } => experts(Half::Down, routing, Float::BF16, *weight, cols),
+            _ => None,
+        }
+    }
+
+    /// The plan of a request of a layer of this shape on rows without gaps, on one line; none for others.
+    pub(crate) fn plan(request: &Request, shape: &Shape, facts: &MatmulFacts) -> Option<String> {
+        let &Shape { rows, cols, depth } = shape;
+        let experts = || Self::experts_plan(request, shape, facts, facts.packs_for().is_some());
         match request {
             Request::Route { x, weight, .. } => {
                 let problem = RouteProblem {
@@ -63,24 +102,15 @@ impl Moe {
                 };
                 Some(RoutePlan::new(&problem, facts).to_string())
             }
-            Request::GroupedGatedMatmul {
-                quant,
-                routing,
-                x,
-                weight,
-                ..
-            } => {
-                let x = quant.map_or(*x, |_| Float::BF16);
-                let plan = experts(Half::Gated, routing, x, *weight, cols / 2)?;
+            Request::GroupedGatedMatmul { quant, .. } => {
+                let plan = experts()?;
                 Some(match quant {
                     None => plan.to_string(),
                     Some(_) => format!("moe_widen, then {plan}, then moe_widen"),
                 })
             }
-            Request::GroupedMatmulSum {
-                routing, weight, ..
-            } => {
-                let plan = experts(Half::Down, routing, Float::BF16, *weight, cols)?;
+            Request::GroupedMatmulSum { .. } => {
+                let plan = experts()?;
                 Some(format!("{plan}; moe_sum"))
             }
             _ => None,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 
-use super::plan::{ExpertsKernel, ExpertsPlan, FORMATS, Half, MOST_EXPERTS};
+use super::plan::{ExpertsKernel, ExpertsPlan, FORMATS, Half};
 use crate::{
     error::Result,
     launch::driver::{Capability, Fatbins, Function, Module, fatbins},
@@ -15,6 +15,7 @@ static ROUTE: Fatbins = fatbins!("route");
 static EXPERTS: Fatbins = fatbins!("experts");
 static PACKED: Fatbins = fatbins!("experts_packed");
 static TILES: Fatbins = fatbins!("experts_tiles");
+static WARPGROUPS: Fatbins = fatbins!("experts_warpgroups");
 static ROWS: Fatbins = fatbins!("rows");
 
 /// Both halves' kernels.
@@ -30,12 +31,13 @@ pub(super) struct MoeKernels {
     of_formats: [Vec<Halves>; FORMATS.len()],
     any: Halves,
     pub(super) pack: Option<Function>,
+    pub(super) gather: Option<Function>,
     pub(super) widen: Function,
     pub(super) sum_vectors: Function,
     pub(super) sum_elements: Function,
     /// Whether the device lets a kernel start before the last one ends.
     pub(super) overlaps: bool,
-    _modules: [Module; 5],
+    _modules: [Module; 6],
 }
 
 impl MoeKernels {
@@ -43,17 +45,19 @@ impl MoeKernels {
         let [route, experts, packed, tiles, rows] =
             [ROUTE, EXPERTS, PACKED, TILES, ROWS].map(|fatbins| Module::load(context, &fatbins));
         let (route, experts, packed, tiles, rows) = (route?, experts?, packed?, tiles?, rows?);
+        let warpgroups = Module::load(context, &WARPGROUPS)?;
         let capability = Capability::of(context)?;
         let halves = |kernel: ExpertsKernel, format: ExpertFormat| -> Result<Halves> {
             let module = match (kernel, format) {
                 (ExpertsKernel::Any, _) => &experts,
+                (ExpertsKernel::Warpgroups, _) => &warpgroups,
                 (_, ExpertFormat::PackedE2m1) => &packed,
                 (ExpertsKernel::Tiles, _) => &tiles,
                 _ => &experts,
             };
             let [gated, down] = Half::ALL.map(|half| -> Result<_> {
                 let function = module.function(&kernel.name(half, format))?;
-                function.allow_shared(kernel.shared(format, MOST_EXPERTS))?;
+                function.allow_shared(kernel.shared(format, kernel.most_experts()))?;
                 Ok(function)
             });
             Ok([gated?, down?])
@@ -80,7 +84,11 @@ impl MoeKernels {
                 true => Some(packed.function("pack_e2m1")?),
                 false => None,
             },
-            _modules: [route, experts, packed, tiles, rows],
+            gather: match capability.is_hopper() {
+                true => Some(warpgroups.function("experts_gather")?),
+                false => None,
+            },
+            _modules: [route, experts, packed, tiles, warpgroups, rows],
         })
     }
 

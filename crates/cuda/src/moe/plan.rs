@@ -4,8 +4,8 @@
 //! 1. Logits of few tokens in bf16 have a kernel of their own; others are a matmul. Few tokens are then chosen for and
 //!    sorted by one block.
 //! 2. Experts with few rows on average: the kernels that stream weights, for tiles of 8, 16 or 32 rows. More rows: tiles
-//!    of 128 rows of a weight by 64, unless FP4 is packed. How many an expert really has is known to the device alone, so that each of these takes
-//!    any number, an expert's rows in several tiles.
+//!    of 128 rows of a weight by 64; by packed FP4 Hopper's warpgroups, once rows are gathered. How many an expert really has
+//!    is known to the device alone, so that each of these takes any number, an expert's rows in several tiles.
 //! 3. Ordered sums, other types, and what is not in whole 16-byte vectors: the kernel of any rows.
 //! 4. A launch has the blocks that the device holds at once, or as many as there can be work for.
 
@@ -131,6 +131,8 @@ pub(super) enum ExpertsKernel {
     Rows32,
     /// Tiles of 64 rows by 128 of the weight, through shared memory.
     Tiles,
+    /// Of up to 128 rows by 256 of packed FP4 for each of the two blocks of a cluster.
+    Warpgroups,
     /// f32 fused multiply-adds in the order of k, of any types at any place.
     Any,
 }
@@ -139,7 +141,7 @@ impl ExpertsKernel {
     /// Those of a format on tensor cores, for ever more rows.
     pub(super) const fn of_format(format: ExpertFormat) -> &'static [Self] {
         match format {
-            ExpertFormat::PackedE2m1 => &[Self::Rows8, Self::Rows16],
+            ExpertFormat::PackedE2m1 => &[Self::Rows8, Self::Rows16, Self::Warpgroups],
             ExpertFormat::E2m1 | ExpertFormat::E4m3 | ExpertFormat::Bf16 => {
                 &[Self::Rows8, Self::Rows32, Self::Tiles]
             }
@@ -155,6 +157,7 @@ impl ExpertsKernel {
             Self::Rows16 => format!("experts_{half}_16_rows_{format}"),
             Self::Rows32 => format!("experts_{half}_32_rows_{format}"),
             Self::Tiles => format!("experts_{half}_tiles_{format}"),
+            Self::Warpgroups => format!("experts_{half}_warpgroups_{format}"),
             Self::Any => format!("experts_{half}_any"),
         }
     }
@@ -166,10 +169,11 @@ impl ExpertsKernel {
             Self::Rows16 => 16,
             Self::Rows32 => 32,
             Self::Tiles => 64,
+            Self::Warpgroups => 128,
         }
     }
 
-    /// Outputs of an item: groups are half a gate and half an up in the first half.
+    /// Outputs of an item: groups are half a gate and half an up in the first half. Of warpgroups a cluster takes one.
     const fn outputs(self, half: Half) -> usize {
         let gated = matches!(half, Half::Gated);
         match self {
@@ -187,7 +191,32 @@ impl ExpertsKernel {
                     128
                 }
             }
+            Self::Warpgroups => {
+                if gated {
+                    256
+                } else {
+                    512
+                }
+            }
             Self::Any => 32,
+        }
+    }
+
+    /// Blocks of a cluster, which share items.
+    const fn cluster(self) -> usize {
+        if matches!(self, Self::Warpgroups) {
+            2
+        } else {
+            1
+        }
+    }
+
+    /// Experts that shared memory has words for.
+    pub(super) const fn most_experts(self) -> usize {
+        if matches!(self, Self::Warpgroups) {
+            MOST_EXPERTS / 2
+        } else {
+            MOST_EXPERTS
         }
     }
 
@@ -196,7 +225,7 @@ impl ExpertsKernel {
         match (self, format) {
             (_, ExpertFormat::PackedE2m1) => 1,
             (Self::Rows8, _) => 3,
-            (Self::Rows16 | Self::Rows32 | Self::Tiles, _) => 2,
+            (Self::Rows16 | Self::Rows32 | Self::Tiles | Self::Warpgroups, _) => 2,
             (Self::Any, _) => 4,
         }
     }
@@ -205,16 +234,18 @@ impl ExpertsKernel {
     pub(super) const fn threads(self, format: ExpertFormat) -> u32 {
         match (self, format) {
             (Self::Rows8 | Self::Rows16, ExpertFormat::PackedE2m1) => 512,
+            (Self::Warpgroups, _) => 2 * 128 + 128,
             _ => THREADS,
         }
     }
 
     /// Bytes of dynamic shared memory of a block: a word for each expert, of tiles `STAGES` of `experts_tiles.cu`, and of
-    /// packed experts the rings of `experts_packed.cu`.
+    /// packed experts the rings of `experts_packed.cu`, or the ring of `experts_warpgroups.cuh` with its barriers and sums.
     pub(super) const fn shared(self, format: ExpertFormat, experts: usize) -> u32 {
         let stages = match (self, format) {
             (Self::Tiles, _) => 6 * 32 * (128 * format.bits() / 8 + 64 * 2),
             (Self::Rows8 | Self::Rows16, ExpertFormat::PackedE2m1) => 16 * 2 * 2 * (1024 + 64),
+            (Self::Warpgroups, _) => 3 * (128 * 128 * 2 + 16 * (1024 + 64) + 16) + 8 * 128 * 64,
             (Self::Rows8 | Self::Rows16 | Self::Rows32 | Self::Any, _) => 0,
         };
         (stages + 4 * experts) as u32
@@ -224,7 +255,7 @@ impl ExpertsKernel {
     const fn step(self) -> usize {
         match self {
             Self::Rows8 | Self::Rows16 | Self::Rows32 => 64,
-            Self::Tiles => 32,
+            Self::Tiles | Self::Warpgroups => 32,
             Self::Any => 1,
         }
     }
@@ -258,6 +289,8 @@ pub(super) struct ExpertsProblem {
     pub(super) block_columns: Option<usize>,
     /// Whether rows of x begin at multiples of 16 bytes.
     pub(super) x_aligned: bool,
+    /// Whether those of what comes of it do.
+    pub(super) y_aligned: bool,
 }
 
 impl ExpertsProblem {
@@ -270,21 +303,25 @@ impl ExpertsProblem {
             .block_columns
             .is_none_or(|b| b.is_multiple_of(kernel.step()));
         let any_order = facts.accumulation != Accumulation::Ordered;
+        let stored = kernel != ExpertsKernel::Warpgroups
+            || (self.y_aligned && self.all_experts <= kernel.most_experts());
         kernel == ExpertsKernel::Any
             || (ExpertsKernel::of_format(self.format).contains(&kernel)
                 && whole
+                && stored
                 && blocks
                 && any_order)
     }
 
     /// The kernels for so many rows of an expert, the best first.
     fn kernels(&self) -> &'static [ExpertsKernel] {
-        use ExpertsKernel::{Any, Rows8, Rows16, Rows32, Tiles};
+        use ExpertsKernel::{Any, Rows8, Rows16, Rows32, Tiles, Warpgroups};
         // The same on every rank: all experts count.
         let rows = self.routes.div_ceil(self.all_experts.max(1));
         match (self.format, rows) {
             (ExpertFormat::PackedE2m1, 0..=8) => &[Rows8, Any],
-            (ExpertFormat::PackedE2m1, _) => &[Rows16, Any],
+            (ExpertFormat::PackedE2m1, 9..=16) => &[Rows16, Any],
+            (ExpertFormat::PackedE2m1, _) => &[Warpgroups, Rows16, Any],
             (_, 0..=4) => &[Rows8, Any],
             (_, 5..=16) => &[Rows32, Any],
             _ => &[Tiles, Any],
@@ -317,20 +354,29 @@ impl ExpertsPlan {
         let pieces = problem.outputs.div_ceil(kernel.outputs(problem.half));
         let items = problem.most_tiles(kernel.rows()).checked_mul(pieces)?;
         let resident = kernel.resident(problem.format) * facts.multiprocessors.max(1) as usize;
+        let cluster = kernel.cluster();
         let fits = problem.experts <= MOST_EXPERTS && items < 1 << 31;
         fits.then(|| Self {
             kernel,
             half: problem.half,
             format: problem.format,
-            blocks: items.min(resident) as u32,
+            blocks: (cluster * items.min(resident / cluster)) as u32,
             pieces: pieces as u32,
         })
+    }
+
+    /// Whether rows of x are gathered first, in scratch memory.
+    pub(super) fn gathers(&self) -> bool {
+        self.kernel == ExpertsKernel::Warpgroups
     }
 }
 
 impl fmt::Display for ExpertsPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.kernel.name(self.half, self.format);
+        if self.gathers() {
+            f.write_str("experts_gather, then ")?;
+        }
         write!(f, "{name}: {} blocks", self.blocks)
     }
 }

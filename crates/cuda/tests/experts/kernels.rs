@@ -17,10 +17,12 @@ const EXPERTS: usize = 4;
 const TOP_K: usize = 2;
 
 /// Tokens, and the kernels that their rows go to, packed FP4's the second.
-const CASES: [(usize, [&str; 2]); 3] = [
+const CASES: [(usize, [&str; 2]); 4] = [
     (1, ["8_rows", "8_rows_packed"]),
     (24, ["32_rows", "16_rows_packed"]),
-    (60, ["tiles", "16_rows_packed"]),
+    (60, ["tiles", "warpgroups_packed"]),
+    // More rows of an expert than a tile has.
+    (400, ["tiles", "warpgroups_packed"]),
 ];
 
 /// Two experts of each token; now and then one, or none.

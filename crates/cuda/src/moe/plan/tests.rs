@@ -23,6 +23,7 @@ fn flash(tokens: usize) -> ExpertsProblem {
         format: ExpertFormat::E2m1,
         block_columns: None,
         x_aligned: true,
+        y_aligned: true,
     }
 }
 
@@ -33,7 +34,7 @@ fn kernel(problem: &ExpertsProblem) -> ExpertsKernel {
 
 #[test]
 fn the_kernel_follows_from_the_rows_that_an_expert_has_on_average() {
-    use ExpertsKernel::{Any, Rows8, Rows16, Rows32, Tiles};
+    use ExpertsKernel::{Any, Rows8, Rows16, Rows32, Tiles, Warpgroups};
     for (tokens, expected) in [
         (1, Rows8),
         (64, Rows8),
@@ -51,7 +52,14 @@ fn the_kernel_follows_from_the_rows_that_an_expert_has_on_average() {
             ..flash(tokens)
         })
     };
-    for (tokens, expected) in [(1, Rows8), (341, Rows8), (342, Rows16), (4096, Rows16)] {
+    for (tokens, expected) in [
+        (1, Rows8),
+        (341, Rows8),
+        (342, Rows16),
+        (682, Rows16),
+        (683, Warpgroups),
+        (4096, Warpgroups),
+    ] {
         assert_eq!(packed(tokens), expected, "{tokens} tokens, packed");
     }
     // A rank with a part of the experts runs the same.
@@ -97,6 +105,35 @@ fn the_kernel_follows_from_the_rows_that_an_expert_has_on_average() {
 }
 
 #[test]
+fn warpgroups_store_whole_vectors_and_keep_fewer_words() {
+    let packed = ExpertsProblem {
+        format: ExpertFormat::PackedE2m1,
+        ..flash(4096)
+    };
+    let of = |experts, y_aligned| {
+        kernel(&ExpertsProblem {
+            routes: 96 * experts,
+            all_experts: experts,
+            y_aligned,
+            ..packed
+        })
+    };
+    assert_eq!(of(256, true), ExpertsKernel::Warpgroups);
+    assert_eq!(of(256, false), ExpertsKernel::Rows16);
+    assert_eq!(of(2048, true), ExpertsKernel::Warpgroups);
+    assert_eq!(of(2049, true), ExpertsKernel::Rows16);
+    let ordered = ExpertsPlan::new(&packed, &facts(Accumulation::Ordered)).unwrap();
+    assert_eq!(
+        (ordered.kernel, ordered.gathers()),
+        (ExpertsKernel::Any, false)
+    );
+    let plan = ExpertsPlan::new(&packed, &facts(Accumulation::MatrixUnit)).unwrap();
+    assert!(plan.gathers());
+    let text = "experts_gather, then experts_gated_warpgroups_packed: 132 blocks";
+    assert_eq!(plan.to_string(), text);
+}
+
+#[test]
 fn blocks_of_scales_are_whole_steps() {
     let of = |tokens, block_columns| {
         kernel(&ExpertsProblem {
@@ -125,6 +162,22 @@ fn a_launch_has_no_more_blocks_than_work_or_room() {
         ..flash(1)
     };
     assert_eq!(plan(&packed).unwrap().blocks, 132);
+    // Clusters of two take an item together: one with 17 rows by 96 outputs is one.
+    let clusters = |routes, outputs| {
+        let problem = ExpertsProblem {
+            routes,
+            all_experts: 1,
+            experts: 1,
+            outputs,
+            ..packed
+        };
+        plan(&problem)
+            .map(|plan| (plan.pieces, plan.blocks))
+            .unwrap()
+    };
+    assert_eq!(clusters(17, 96), (1, 2));
+    assert_eq!(clusters(129, 264), (2, 8));
+    assert_eq!(clusters(1 << 20, 2048), (8, 132));
     let few = ExpertsProblem {
         routes: 1,
         outputs: 96,
@@ -153,11 +206,13 @@ fn shared_memory_fits_and_is_that_of_the_kernels() {
     assert!(source.contains(constants));
     for format in FORMATS {
         for kernel in ExpertsKernel::of_format(format) {
-            // What a block may have on the smallest device.
-            assert!(
-                kernel.shared(format, MOST_EXPERTS) <= 99 * 1024,
-                "{kernel:?}"
-            );
+            // What a block may have on the smallest device, or on Hopper.
+            let (most, reserved) = match kernel {
+                ExpertsKernel::Warpgroups => (227 * 1024, 1024),
+                _ => (99 * 1024, 0),
+            };
+            let shared = kernel.shared(format, kernel.most_experts());
+            assert!(shared + reserved <= most, "{kernel:?}");
         }
         if format == ExpertFormat::PackedE2m1 {
             let source = include_str!("../../../kernels/moe/experts_packed.cu");
@@ -166,6 +221,13 @@ fn shared_memory_fits_and_is_that_of_the_kernels() {
             let rings = ExpertsKernel::Rows8.shared(format, 0) as usize;
             assert_eq!(rings, 16 * 2 * 2 * 16 * 128 * 17 / 32);
             assert_eq!(ExpertsKernel::Rows8.threads(format), 512);
+            let source = include_str!("../../../kernels/moe/experts_warpgroups.cu");
+            assert!(source.contains("using Gathered = GatheredShape<2, 2, 128, 3>;"));
+            let [groups, unit] = [16, 16 * 128 * 17 / 32];
+            let [stages, sums] = [3 * (128 * 256 + groups * unit + 16), 128 * groups * 32];
+            let shared = ExpertsKernel::Warpgroups.shared(format, 5) as usize;
+            assert_eq!(shared, stages + sums + 4 * 5);
+            assert_eq!(ExpertsKernel::Warpgroups.threads(format), 384);
             continue;
         }
         let without = ExpertsKernel::Rows8.shared(format, MOST_EXPERTS);
