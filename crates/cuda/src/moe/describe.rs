@@ -117,3 +117,65 @@ impl Moe {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use swiglu_core::{Accumulation, GatedActivation, Quantization, Selection};
+
+    use super::*;
+    use crate::launch::driver::Capability;
+
+    #[test]
+    fn gathered_rows_lie_behind_others_where_a_plan_gathers() {
+        let routing = Routing::new(256, 6, 1.5, true, Selection::Score).unwrap();
+        let gated = |quant| Request::GroupedGatedMatmul {
+            op: GatedActivation::deepseek_v4(),
+            quant,
+            routing,
+            x: Float::BF16,
+            weight: WeightFormat::Fp4,
+        };
+        let sum = Request::GroupedMatmulSum {
+            quant: None,
+            routing,
+            weight: WeightFormat::Fp4,
+            y: Float::BF16,
+        };
+        let bytes = |tokens: usize, facts: &MatmulFacts| {
+            let [first, second] = [[4096, 4096], [4096, 2048]].map(|[cols, depth]| Shape {
+                rows: tokens,
+                cols,
+                depth,
+            });
+            let quantized = gated(Some(Quantization::deepseek_v4()));
+            [
+                (&gated(None), &first),
+                (&quantized, &first),
+                (&sum, &second),
+            ]
+            .map(|(request, shape)| Moe::scratch(request, shape, facts))
+        };
+        let matrix = |rows: usize, cols: usize| 2 * rows * cols + 16;
+        let hopper = MatmulFacts {
+            capability: Capability { major: 9, minor: 0 },
+            multiprocessors: 132,
+            library: None,
+            accumulation: Accumulation::MatrixUnit,
+        };
+        let [of_x, rows, acts] = [matrix(4096, 4096), matrix(24576, 4096), matrix(24576, 2048)];
+        assert_eq!(bytes(4096, &hopper), [rows, of_x + rows, rows + acts]);
+        let few = [0, matrix(64, 4096), matrix(384, 4096)];
+        assert_eq!(bytes(64, &hopper), few);
+        let ordered = MatmulFacts {
+            accumulation: Accumulation::Ordered,
+            ..hopper
+        };
+        let ampere = MatmulFacts {
+            capability: Capability { major: 8, minor: 0 },
+            ..hopper
+        };
+        for facts in [ordered, ampere] {
+            assert_eq!(bytes(4096, &facts), [0, of_x, rows], "{facts:?}");
+        }
+    }
+}
