@@ -18,7 +18,9 @@ const I: usize = MlpShape::FLASH.intermediate;
 const FP4: WeightFormat = WeightFormat::Fp4;
 const EXPERTS: usize = 256;
 const TOP_K: usize = 6;
-const TOKENS: [usize; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096];
+const TOKENS: [usize; 14] = [
+    1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192,
+];
 /// Bytes a microsecond that a kernel reads of an H200's memory.
 const READ: f64 = 4.39e6;
 

@@ -68,6 +68,7 @@ __device__ __forceinline__ void multiply_columns(
             _Pragma("unroll") for (int m = 0; m < SLABS; ++m)                                               \
                 _Pragma("unroll") for (int j = 0; j < 4; ++j)                                               \
                     multiply_eights<N>(sum[m], a[m] + 4 * j, x + 2 * j);                                    \
+            end_group();                                                                                    \
         }                                                                                                   \
         break;
     switch (columns / 8) {
@@ -75,5 +76,4 @@ __device__ __forceinline__ void multiply_columns(
         EIGHTS(9) EIGHTS(10) EIGHTS(11) EIGHTS(12) EIGHTS(13) EIGHTS(14) EIGHTS(15) EIGHTS(16)
     }
 #undef EIGHTS
-    end_group();
 }
