@@ -8,7 +8,7 @@
 //    tiles, and a product has as many columns as the tile has rows, up to a multiple of 8.
 // 3. Weights are the rows of the products, in registers; rows of x their columns, in shared memory. A warpgroup has SLABS
 //    products of 64 rows. 64 of k are decoded while the 64 before them are multiplied.
-// 4. A warp copies stages of 128 of k into a ring, those of the next item before this one ends.
+// 4. Four warps copy stages of 128 of k into a ring, those of the next item before this one ends.
 // 5. Sums are rounded to bf16 and turned in shared memory, each warp's by themselves, so that a lane stores 16 bytes of a
 //    row. The first half is activated on the way: a warp has the gates and ups of the same outputs.
 #pragma once
@@ -78,10 +78,13 @@ __device__ __forceinline__ void gather(const GatherParams& p) {
     }
 }
 
+// Warps that copy: one would take longer to ask for a stage's pieces than products take.
+constexpr uint32_t COPIERS = 4;
+
 // The shape of a block.
 template <int WARPGROUPS, int SLABS_, int TOKENS_, int STAGES_> struct GatheredShape {
     static constexpr int SLABS = SLABS_, TOKENS = TOKENS_, STAGES = STAGES_;
-    static constexpr uint32_t WARPS = WARPGROUPS * 4, THREADS = 32 * WARPS + 128;
+    static constexpr uint32_t WARPS = WARPGROUPS * 4, THREADS = 32 * (WARPS + COPIERS);
     static constexpr uint32_t GROUPS = WARPS * SLABS;  // of 16 rows of the weight
     static constexpr uint32_t HALF = TOKENS * 128, X = 2 * HALF, STAGE = X + GROUPS * PACKED_UNIT;
     static constexpr uint32_t SUMS = STAGES * STAGE, OF_WARP = TOKENS * 32 * SLABS, BARRIERS = SUMS + WARPS * OF_WARP;
@@ -267,7 +270,7 @@ __device__ __forceinline__ void multiply_gathered(const GatheredParams& params) 
     const uint32_t base = shared_address(memory), rank = blockIdx.x % 2, units = p.k / PACKED_K;
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < Shape::STAGES; ++i) {
-            init_barrier(Shape::full(base, i));
+            init_barrier(Shape::full(base, i), COPIERS);
             init_barrier(Shape::empty(base, i), 2 * Shape::WARPS);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -279,24 +282,31 @@ __device__ __forceinline__ void multiply_gathered(const GatheredParams& params) 
     if (warp >= Shape::WARPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPYING));
         const uint32_t groups = p.outputs / (GATED ? 8 : 16), of_group = units * PACKED_UNIT;
-        for (uint32_t item = blockIdx.x / 2; item < items && warp == Shape::WARPS; item += gridDim.x / 2) {
+        const uint32_t copier = warp - Shape::WARPS;
+        for (uint32_t item = blockIdx.x / 2; item < items; item += gridDim.x / 2) {
             const GatheredItem<Shape> of(p, ends, item, rank);
             if (of.columns == 0) continue;
-            // Beyond the last group the last one stands in, and its results are not stored.
-            const uint8_t* w = p.w + of.tile.expert * p.w_stride + (uint64_t)min(of.group + lane, groups - 1) * of_group;
-            // A lane brings eight rows of 64 of k. Of an odd number of eights the first block has one more.
-            const uint32_t eights = of.columns / 8, own = (eights + 1 - rank) / 2, half = lane >= own;
-            const uint32_t row = 8 * (rank * (eights - own) + lane - half * own), to = half * Shape::HALF + row * 128;
+            // A lane copies a unit of a group. Beyond the last group the last one stands in, and its results are not stored.
+            const uint32_t group = min(of.group + copier + lane * COPIERS, groups - 1);
+            const uint8_t* w = p.w + of.tile.expert * p.w_stride + (uint64_t)group * of_group;
+            const uint32_t unit_at = Shape::X + (copier + lane * COPIERS) * PACKED_UNIT;
+            // Or eight rows of 64 of k. Of an odd number of eights the first block has one more.
+            const uint32_t eights = of.columns / 8, own = (eights + 1 - rank) / 2, box = copier + lane * COPIERS;
+            const uint32_t half = box >= own, row = 8 * (rank * (eights - own) + box - half * own);
+            const uint32_t row_at = half * Shape::HALF + row * 128;
+            // What the warps of both blocks bring is told to each.
+            uint32_t bytes = Shape::GROUPS / COPIERS * PACKED_UNIT;
+            if (copier == 0) bytes += of.columns * 2 * PACKED_K;
             for (uint32_t unit = 0; unit < units; ++unit, w += PACKED_UNIT, at.template advance<1>()) {
                 const uint32_t stage = base + at.stage * Shape::STAGE, full = Shape::full(base, at.stage);
                 wait_barrier<false>(Shape::empty(base, at.stage), at.parity ^ 1);
-                if (lane == 0) expect_bytes(full, Shape::GROUPS * PACKED_UNIT + of.columns * 2 * PACKED_K);
+                if (lane == 0) expect_bytes(full, bytes);
                 __syncwarp();
-                if (lane < 2 * own) {
+                if (box < 2 * own) {
                     const uint32_t k = unit * PACKED_K + half * (PACKED_K / 2);
-                    tensor_copy_to_blocks(stage + to, params.x, k, of.tile.row + row, full, 3);
+                    tensor_copy_to_blocks(stage + row_at, params.x, k, of.tile.row + row, full, 3);
                 }
-                if (lane < Shape::GROUPS) bulk_copy(stage + Shape::X + lane * PACKED_UNIT, w, PACKED_UNIT, full);
+                if (lane < Shape::GROUPS / COPIERS) bulk_copy(stage + unit_at, w, PACKED_UNIT, full);
             }
         }
         __syncwarp();

@@ -16,13 +16,15 @@ const SIDES: [[usize; 2]; 2] = [[4352, 1152], [4352, 1120]];
 const EXPERTS: usize = 4;
 const TOP_K: usize = 2;
 
+const MORE_THAN_A_TILE: usize = 400;
+
 /// Tokens, and the kernels that their rows go to, packed FP4's the second.
 const CASES: [(usize, [&str; 2]); 4] = [
     (1, ["8_rows", "8_rows_packed"]),
     (24, ["32_rows", "16_rows_packed"]),
     (60, ["tiles", "warpgroups_packed"]),
-    // More rows of an expert than a tile has.
-    (400, ["tiles", "warpgroups_packed"]),
+    // FP4 alone: more rows of an expert than a tile of warpgroups has.
+    (MORE_THAN_A_TILE, ["tiles", "warpgroups_packed"]),
 ];
 
 /// Two experts of each token; now and then one, or none.
@@ -109,6 +111,9 @@ fn kernels_on_tensor_cores_agree_with_the_ordered_one() {
             .into_iter()
             .flat_map(|case| [(case, None), (case, Some(Quantization::deepseek_v4()))])
         {
+            if tokens == MORE_THAN_A_TILE && format != WeightFormat::Fp4 {
+                continue;
+            }
             let ids = ids(tokens);
             backend = backend.with_accumulation(Accumulation::MatrixUnit);
             let [_, first, second] = host.requests(quant);
