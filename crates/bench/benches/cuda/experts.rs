@@ -77,10 +77,6 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
         let mut parts = |place: usize, parts: [bool; 4]| -> Result<(), Failure> {
             let x = || In::contiguous((&x).into(), BF16, t, H);
             let routes = &routes[place];
-            if parts[0] {
-                let tokens = Tokens::default();
-                b.route(&gate, x(), tokens, (&mut scratch).into(), &mut chosen)?;
-            }
             if parts[3] {
                 let copy = place % shared_gate_up.len();
                 let wide = Out::contiguous((&mut wide).into(), BF16, t, 2 * I);
@@ -89,6 +85,28 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
                 let from = In::contiguous((&between).into(), BF16, t, I);
                 let to = Out::contiguous((&mut of_shared_expert).into(), BF16, t, H);
                 b.matmul(from, &shared_down[copy], to)?;
+            }
+            if parts[0] {
+                let tokens = Tokens::default();
+                b.route(&gate, x(), tokens, (&mut scratch).into(), &mut chosen)?;
+            }
+            if parts[1] && parts[2] {
+                let shared = In::contiguous((&of_shared_expert).into(), BF16, t, H);
+                let shared = Some(shared).filter(|_| parts[3]);
+                let between = Out::contiguous((&mut act).into(), BF16, t * TOP_K, I);
+                let to = Out::contiguous((&mut y).into(), BF16, t, H);
+                let scratch = (&mut scratch).into();
+                return Ok(b.grouped_mlp(
+                    &op,
+                    None,
+                    x(),
+                    &experts,
+                    routes,
+                    shared,
+                    scratch,
+                    between,
+                    to,
+                )?);
             }
             if parts[1] {
                 let to = Out::contiguous((&mut act).into(), BF16, t * TOP_K, I);
@@ -110,10 +128,11 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
             [false, true, false, false],
             [false, false, true, false],
             [false, false, false, true],
+            [false, true, true, false],
             [true; 4],
         ];
         let of_expert = b.expert_bytes(&experts) as f64;
-        let mut times = [0.0; 5];
+        let mut times = [0.0; 6];
         for (time, which) in times.iter_mut().zip(all) {
             parts(0, which)?;
             let case = gpu.case(ROUTINGS, (touched * of_expert) as usize, |place| {
@@ -121,7 +140,7 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
             })?;
             *time = gpu.medians(vec![case], 11)?[0];
         }
-        let [route, first, second, shared, whole] = times;
+        let [route, first, second, shared, both, whole] = times;
         let bytes = touched * of_expert + of_shared as f64;
         let operations = (2 * t * (TOP_K + 1) * 3 * H * I) as f64;
         let plans = requests
@@ -135,6 +154,7 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
             figure("gate_up and activation", "us", first),
             figure("down and sum", "us", second),
             figure("shared expert", "us", shared),
+            figure("both halves and sum in one call", "us", both),
             figure("the layer, in a graph", "us", whole),
             figure("floor / time", "ratio", bytes / READ / whole),
             figure("useful work", "TFLOP/s", operations / whole / 1e6),

@@ -161,6 +161,30 @@ pub trait GroupedMatmul: ActAndMul + Quantize + Matmul {
         let all = 0..y.layout.rows;
         write_rows(self, &sums, y, all)
     }
+
+    /// Enqueues both halves and the sum: [`Self::grouped_matmul_act_and_mul`], and
+    /// [`Self::grouped_matmul_sum`] of its act. The same bits; a backend that knows that one follows the
+    /// other may begin the second while the first still runs.
+    ///
+    /// # Errors
+    /// As of both.
+    #[allow(clippy::too_many_arguments)] // What both halves of a layer are.
+    fn grouped_mlp(
+        &self,
+        op: &GatedActivation,
+        quant: Option<&Quantization>,
+        x: Tensor<'_, Self>,
+        experts: &Experts<Self::Weight>,
+        routes: &Routes<Self::Buffer>,
+        shared: Option<Tensor<'_, Self>>,
+        mut scratch: Self::ViewMut<'_>,
+        mut act: TensorMut<'_, Self>,
+        y: TensorMut<'_, Self>,
+    ) -> Result<()> {
+        let first = Self::reborrow(&mut scratch);
+        self.grouped_matmul_act_and_mul(op, quant, x, experts, routes, first, act.reborrow())?;
+        self.grouped_matmul_sum(quant, act.as_tensor(), experts, routes, shared, scratch, y)
+    }
 }
 
 /// R(rows · wₑᵀ) of each touched expert's rows, one matmul an expert: the rows of these experts, one

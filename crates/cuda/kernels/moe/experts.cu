@@ -99,7 +99,8 @@ __device__ __forceinline__ void few_rows(const ExpertsParams& p) {
             for (uint32_t c = 0; c < 2; ++c) {
                 const uint32_t of_tile = 8 * i + 2 * q + c;
                 if (of_tile >= tile.rows) continue;
-                store_group<GATED>(p, tile.row + of_tile, group, g, sum[i][c], sum[i][c + 2]);
+                const uint32_t row = tile.row + of_tile;
+                store_group<GATED>(p, row, group, g, sum[i][c], sum[i][c + 2], route_weight<GATED>(p, row));
             }
     }
 }

@@ -43,8 +43,9 @@ struct ExpertsParams {
     uint32_t format, x_type;     // ExpertFormat, YType: for the kernel of any types
     uint32_t form;               // the place of the activation in FORMS
     Scalars scalars;
+    uint32_t sorted_before;      // whether routes are there before the kernel before this one ends
 };
-TWIN_SIZE(ExpertsParams, 176);
+TWIN_SIZE(ExpertsParams, 184);
 TWIN_FIELD(ExpertsParams, x, 0);
 TWIN_FIELD(ExpertsParams, w, 8);
 TWIN_FIELD(ExpertsParams, scales, 16);
@@ -71,6 +72,7 @@ TWIN_FIELD(ExpertsParams, format, 148);
 TWIN_FIELD(ExpertsParams, x_type, 152);
 TWIN_FIELD(ExpertsParams, form, 156);
 TWIN_FIELD(ExpertsParams, scalars, 160);
+TWIN_FIELD(ExpertsParams, sorted_before, 176);
 
 // Of a block of every kernel of experts.
 constexpr uint32_t EXPERT_THREADS = 32 * WARPS;
@@ -113,15 +115,20 @@ struct ExpertTile {
     uint32_t expert;  // its place among those that are here
     uint32_t row, rows;
 
+    // Whose a tile is: lanes look for the stretch of experts, then in it. All lanes of the warp take part.
+    static __device__ __forceinline__ uint32_t expert_of(const ExpertsParams& p, const uint32_t* ends, uint32_t tile) {
+        const uint32_t lane = threadIdx.x % 32, last = p.experts - 1, stretch = last / 32 + 1;
+        const uint32_t of_lane = min(stretch * (lane + 1) - 1, last);
+        uint32_t first = stretch * __popc(__ballot_sync(~0u, ends[of_lane] <= tile));
+        for (;; first += 32) {
+            const uint32_t before = __ballot_sync(~0u, ends[min(first + lane, last)] <= tile);
+            if (~before) return first + __popc(before);
+        }
+    }
     template <uint32_t ROWS>
     static __device__ __forceinline__ ExpertTile find(
         const ExpertsParams& p, const uint32_t* ends, uint32_t tile) {
-        uint32_t low = 0, high = p.experts - 1;
-        while (low < high) {
-            const uint32_t middle = (low + high) / 2;
-            if (ends[middle] > tile) high = middle;
-            else low = middle + 1;
-        }
+        const uint32_t low = expert_of(p, ends, tile);
         const int32_t* const at = p.offsets + p.first + low;
         const uint32_t row = at[0] + (tile - (low ? ends[low - 1] : 0)) * ROWS;
         return {low, row, min(ROWS, (uint32_t)at[1] - row)};
@@ -132,6 +139,11 @@ struct ExpertTile {
 template <bool GATED>
 __device__ __forceinline__ uint64_t x_row(const ExpertsParams& p, uint32_t row) {
     return (GATED ? (uint32_t)p.sorted[row] / p.top_k : row) * p.x_stride;
+}
+
+// The weight of a row's route in the first half.
+template <bool GATED> __device__ __forceinline__ float route_weight(const ExpertsParams& p, uint32_t row) {
+    return GATED ? p.weights[p.sorted[row]] : 0.0f;
 }
 
 // Sixteen rows of a weight are a group: following ones, or eight of the gate and the matching eight of the up
@@ -162,14 +174,14 @@ static __device__ __noinline__ bf16 activated(
     return activate(form, gate, up, w, s);
 }
 
-// Stores the sums of one row of x: of row g of a group, `low`, and of row g + 8.
+// Stores the sums of one row of x: of row g of a group, `low`, and of row g + 8. In the first half w is its route's.
 template <bool GATED>
 __device__ __forceinline__ void store_group(
-    const ExpertsParams& p, uint32_t row, uint32_t group, uint32_t g, float low, float high) {
+    const ExpertsParams& p, uint32_t row, uint32_t group, uint32_t g, float low, float high, float w) {
     bf16* const y = p.y + row * p.y_stride;
     if constexpr (GATED) {
         const uint32_t j = 8 * group + g;
-        if (j < p.outputs) y[j] = activated(p.form, low, high, p.weights[p.sorted[row]], p.scalars);
+        if (j < p.outputs) y[j] = activated(p.form, low, high, w, p.scalars);
     } else {
         const uint32_t n = 16 * group + g;
         if (n < p.outputs) y[n] = narrow<bf16>(low);

@@ -60,35 +60,68 @@ pack_e2m1(const __grid_constant__ PackParams p) {
 
 #if __CUDA_ARCH__ == 900
 
-// Of a block. Two slots of a ring are enough: the warps of a multiprocessor have 70 KB on their way.
-constexpr uint32_t PACKED_WARPS = 16, PACKED_THREADS = 32 * PACKED_WARPS, SLOTS = 2, SLOT = 2 * PACKED_UNIT;
+// The items of a warp, one turn after another. In a whole turn following items are a block's: its warps have the same
+// rows of x, which the L1 gives them. Those of the last turn go to different blocks, which shares them out evenly.
+struct Turns {
+    uint32_t items;
+    uint32_t warp, warps;  // of a block; a pair of warps counts as one
 
-// What a warp asks for next, a slot at a time.
-template <uint32_t ROWS> struct Ahead {
-    uint32_t item, left = 0;
+    __device__ __forceinline__ uint32_t item(uint32_t turn) const {
+        const uint32_t first = turn * warps * gridDim.x;
+        const bool whole = first + warps * gridDim.x <= items;
+        return first + (whole ? blockIdx.x * warps + warp : warp * gridDim.x + blockIdx.x);
+    }
+};
+
+// A warp's ring of SLOTS copies of UNITS units, and what it asks for next.
+template <uint32_t ROWS, uint32_t SLOTS, uint32_t UNITS_OF_SLOT> struct Ring {
+    static constexpr uint32_t UNITS = UNITS_OF_SLOT, SLOT = UNITS * PACKED_UNIT, BYTES = SLOTS * SLOT;
+    const uint8_t* memory;
+    uint32_t barriers;            // one for each slot
+    uint32_t first, units;        // of a group's, those that are this warp's
+    uint32_t turn = 0, left = 0;  // bytes of a group
     const uint8_t* at = nullptr;
+    uint32_t taken = 0, phase = 0;
 
-    // The next slot's bytes; 0 when there are no more.
-    __device__ __forceinline__ uint32_t next(
-        const ExpertsParams& p, const uint32_t* ends, uint32_t items, uint32_t step, uint32_t of_group) {
+    __device__ __forceinline__ void ask(const ExpertsParams& p, const uint32_t* ends, const Turns& turns, uint32_t slot) {
         if (left == 0) {
-            if (item >= items) return 0;
+            const uint32_t item = turns.item(turn);
+            if (item >= turns.items) return;
             const uint32_t of = p.by_pieces.quotient(item), group = item - of * p.pieces;
-            const ExpertTile tile = ExpertTile::find<ROWS>(p, ends, of);
-            at = p.w + tile.expert * p.w_stride + (uint64_t)group * of_group;
-            left = of_group;
-            item += step;
+            left = units * PACKED_UNIT;
+            at = p.w + ExpertTile::expert_of(p, ends, of) * p.w_stride
+                + ((uint64_t)group * (p.k / PACKED_K) + first) * PACKED_UNIT;
+            ++turn;
         }
-        return min(left, SLOT);
+        const uint32_t bytes = min(left, SLOT);
+        if (threadIdx.x % 32 == 0) {
+            expect_bytes(barriers + 8 * slot, bytes);
+            bulk_copy(shared_address(memory) + slot * SLOT, at, bytes, barriers + 8 * slot);
+        }
+        at += bytes, left -= bytes;
+    }
+    // The units that came next.
+    __device__ __forceinline__ const uint8_t* take() const {
+        wait_barrier<false>(barriers + 8 * taken, phase);
+        return memory + taken * SLOT;
+    }
+    // They have been multiplied, and others may take their place.
+    __device__ __forceinline__ void give_back(const ExpertsParams& p, const uint32_t* ends, const Turns& turns) {
+        __syncwarp();
+        ask(p, ends, turns, taken);
+        taken = taken + 1 == SLOTS ? 0 : taken + 1;
+        phase ^= taken == 0;
     }
 };
 
 // A lane's x of a unit: of TILES rows four times eight numbers.
 template <int TILES> using UnitOfX = uint32_t[TILES][4][4];
 
-// Adds the products of a unit. MARKED: a scale may be beyond what one multiplication takes.
-template <int TILES, bool MARKED>
-__device__ __forceinline__ void add_unit(float (&sum)[2][TILES][4], const uint8_t* unit, const UnitOfX<TILES>& x) {
+// Adds the products of a unit, and reads the next one's x, a quarter as soon as this one's has been multiplied.
+// MARKED: a scale may be beyond what one multiplication takes.
+template <int TILES, bool MARKED, typename F>
+__device__ __forceinline__ void add_unit(
+    float (&sum)[2][TILES][4], const uint8_t* unit, UnitOfX<TILES>& x, const F& read_next) {
     const uint32_t lane = threadIdx.x % 32;
     uint32_t low[4], high[4];
     read(unit + lane * 16, low);
@@ -127,6 +160,7 @@ __device__ __forceinline__ void add_unit(float (&sum)[2][TILES][4], const uint8_
                 const uint32_t l[2] = {a[j], a[j + 1]}, h[2] = {b[j], b[j + 1]}, c[2] = {x[i][s][j], x[i][s][j + 1]};
                 multiply<bf16>(sum[j / 2][i], l, h, c);
             }
+        read_next(s);
     }
 }
 
@@ -151,98 +185,124 @@ template <int TILES> struct Item {
     }
 };
 
-// TILES times 8 rows of x. Items that follow one another go to different blocks, which shares out few of them evenly.
-template <bool GATED, int TILES> __device__ __forceinline__ void packed_rows(const ExpertsParams& p) {
-    constexpr uint32_t ROWS = 8 * TILES;
+// The sums of a pair's first half of k are added to the second's. Returns whether this warp has them.
+template <uint32_t WARPS_OF_BLOCK>
+__device__ __forceinline__ bool add_other_half(float (&sum)[2][1][4], uint32_t part) {
+    __shared__ float4 of_first[WARPS_OF_BLOCK / 2][32];
+    const uint32_t pair = threadIdx.x / 64;
+    float4& place = of_first[pair][threadIdx.x % 32];
+    float(&own)[4] = sum[0][0];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) own[i] += sum[1][0][i], sum[1][0][i] = 0.0f;
+    const auto meet = [&] { asm volatile("bar.sync %0, 64;" ::"r"(1 + pair) : "memory"); };
+    if (!part) place = make_float4(own[0], own[1], own[2], own[3]);
+    meet();
+    const float4 first = place;
+    meet();
+    own[0] += first.x, own[1] += first.y, own[2] += first.z, own[3] += first.w;
+    return part;
+}
+
+// Adds the products of all units of an item. `there` becomes false as rows end.
+template <int TILES, bool MARKED, typename Ring>
+__device__ __forceinline__ void multiply_item(const ExpertsParams& p, const uint32_t* ends, const Turns& turns,
+    Ring& ring, const bf16* (&x)[TILES], bool (&there)[TILES], UnitOfX<TILES>& of_unit, float (&sum)[2][TILES][4]) {
+    for (uint32_t left = ring.units; left > 0;) {
+        const uint8_t* at = ring.take();
+#pragma unroll 1
+        for (uint32_t end = left - min(left, Ring::UNITS); left > end; at += PACKED_UNIT) {
+            --left;
+#pragma unroll
+            for (int i = 0; i < TILES; ++i) {
+                there[i] = there[i] && left > 0;
+                x[i] += PACKED_K;
+            }
+            add_unit<TILES, MARKED>(sum, at, of_unit, [&](uint32_t s) {
+#pragma unroll
+                for (int i = 0; i < TILES; ++i) {
+                    if (there[i]) read(x[i] + 32 * s, of_unit[i][s]);
+                }
+            });
+        }
+        ring.give_back(p, ends, turns);
+    }
+}
+
+// TILES times 8 rows of x.
+template <bool GATED, int TILES, uint32_t PARTS, uint32_t WARPS_OF_BLOCK, uint32_t SLOTS, uint32_t UNITS>
+__device__ __forceinline__ void packed_rows(const ExpertsParams& p) {
+    using Ring = Ring<8 * TILES, SLOTS, UNITS>;
     extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ __align__(8) uint64_t arrived[PACKED_WARPS * SLOTS];
-    uint32_t* const ends = (uint32_t*)(shared + PACKED_WARPS * SLOTS * SLOT);
+    __shared__ __align__(8) uint64_t arrived[WARPS_OF_BLOCK * SLOTS];
+    uint32_t* const ends = (uint32_t*)(shared + WARPS_OF_BLOCK * Ring::BYTES);
 
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const uint32_t units = p.k / PACKED_K, of_group = units * PACKED_UNIT;
-    const uint8_t* const ring = shared + warp * SLOTS * SLOT;
-    const uint32_t ring_address = shared_address(ring), barriers = shared_address(arrived + warp * SLOTS);
+    // This warp's part of k, the same of every item.
+    const uint32_t part = warp % PARTS, all = p.k / PACKED_K;
+    const uint32_t first_unit = part * all / PARTS, units = (part + 1) * all / PARTS - first_unit;
+    Ring ring = {shared + warp * Ring::BYTES, shared_address(arrived + warp * SLOTS), first_unit, units};
     if (lane == 0) {
-        for (uint32_t i = 0; i < SLOTS; ++i) init_barrier(barriers + 8 * i);
+        for (uint32_t i = 0; i < SLOTS; ++i) init_barrier(ring.barriers + 8 * i);
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
-    begin();
-    const uint32_t items = count_tiles<ROWS, PACKED_THREADS>(p, ends) * p.pieces;
-    const uint32_t step = gridDim.x * PACKED_WARPS, first = warp * gridDim.x + blockIdx.x;
-
-    Ahead<ROWS> ahead{first};
-    uint32_t asked = 0, taken = 0, phase = 0;
-    const auto ask = [&] {
-        const uint32_t bytes = ahead.next(p, ends, items, step, of_group);
-        if (bytes == 0) return;
-        if (lane == 0) {
-            expect_bytes(barriers + 8 * asked, bytes);
-            bulk_copy(ring_address + asked * SLOT, ahead.at, bytes, barriers + 8 * asked);
-        }
-        ahead.at += bytes, ahead.left -= bytes;
-        asked = asked + 1 == SLOTS ? 0 : asked + 1;
-    };
-    for (uint32_t i = 0; i < SLOTS; ++i) ask();
+    if (!p.sorted_before) wait_for_last();
+    const uint32_t tiles = count_tiles<8 * TILES, 32 * WARPS_OF_BLOCK>(p, ends);
+    const Turns turns = {tiles * p.pieces, warp / PARTS, WARPS_OF_BLOCK / PARTS};
+    for (uint32_t i = 0; i < SLOTS; ++i) ring.ask(p, ends, turns, i);
 
     Item<TILES> next;
-    if (first < items) next.find<GATED>(p, ends, first);
-    for (uint32_t item = first; item < items; item += step) {
+    uint32_t item = turns.item(0);
+    if (item < turns.items) next.template find<GATED>(p, ends, item);
+    if (p.sorted_before) wait_for_last();
+    let_next_start();
+    for (uint32_t turn = 1; item < turns.items; ++turn) {
         const Item<TILES> now = next;
         const bf16* x[TILES];
         bool there[TILES];
+        float weight[TILES];  // of this lane's rows
+        // Of a row that is not there zeros.
+        UnitOfX<TILES> of_unit = {};
 #pragma unroll
         for (int i = 0; i < TILES; ++i) {
             there[i] = 8 * i + g < now.tile.rows;
-            x[i] = (const bf16*)p.x + (GATED ? (uint32_t)now.route[i] / p.top_k : now.route[i]) * p.x_stride + 8 * q;
+            x[i] = (const bf16*)p.x + (GATED ? (uint32_t)now.route[i] / p.top_k : now.route[i]) * p.x_stride + first_unit * PACKED_K + 8 * q;
+            weight[i] = GATED ? p.weights[now.route[i]] : 0.0f;
+#pragma unroll
+            for (uint32_t s = 0; s < 4; ++s) {
+                if (there[i]) read(x[i] + 32 * s, of_unit[i][s]);
+            }
         }
-        // Of a row that is not there zeros.
-        UnitOfX<TILES> even = {}, odd = {};
-        const auto read_x = [&](UnitOfX<TILES>& to, uint32_t unit) {
-#pragma unroll
-            for (int i = 0; i < TILES; ++i) {
-                if (!there[i]) continue;
-#pragma unroll
-                for (int s = 0; s < 4; ++s) read(x[i] + unit * PACKED_K + 32 * s, to[i][s]);
-            }
-        };
-        read_x(even, 0);
-        if (item + step < items) next.find<GATED>(p, ends, item + step);
+        item = turns.item(turn);
+        if (item < turns.items) next.template find<GATED>(p, ends, item);
         float sum[2][TILES][4] = {};
-        for (uint32_t unit = 0; unit < units; unit += 2) {
-            wait_barrier<false>(barriers + 8 * taken, phase);
-            const uint8_t* const at = ring + taken * SLOT;
-            const bool two = unit + 1 < units;
-            if (two) read_x(odd, unit + 1);
-            if (now.marked) add_unit<TILES, true>(sum, at, even);
-            else add_unit<TILES, false>(sum, at, even);
-            if (unit + 2 < units) read_x(even, unit + 2);
-            if (two) {
-                if (now.marked) add_unit<TILES, true>(sum, at + PACKED_UNIT, odd);
-                else add_unit<TILES, false>(sum, at + PACKED_UNIT, odd);
-            }
-            taken = taken + 1 == SLOTS ? 0 : taken + 1;
-            phase ^= taken == 0;
-            __syncwarp();
-            ask();
+        if (now.marked) multiply_item<TILES, true>(p, ends, turns, ring, x, there, of_unit, sum);
+        else multiply_item<TILES, false>(p, ends, turns, ring, x, there, of_unit, sum);
+        if constexpr (PARTS == 2) {
+            if (!add_other_half<WARPS_OF_BLOCK>(sum, part)) continue;
         }
 #pragma unroll
         for (int i = 0; i < TILES; ++i)
 #pragma unroll
             for (uint32_t c = 0; c < 2; ++c) {
-                const uint32_t of_tile = 8 * i + 2 * q + c;
+                const uint32_t in_tile = 2 * q + c, of_tile = 8 * i + in_tile;
+                const float of_row = GATED ? __shfl_sync(~0u, weight[i], 4 * in_tile) : 0.0f;
                 if (of_tile >= now.tile.rows) continue;
                 const float low = sum[0][i][c] + sum[1][i][c], high = sum[0][i][c + 2] + sum[1][i][c + 2];
-                store_group<GATED>(p, now.tile.row + of_tile, now.group, g, low, high);
+                store_group<GATED>(p, now.tile.row + of_tile, now.group, g, low, high, of_row);
             }
     }
 }
 
-// Kernels are named experts_<half>_<rows>_rows_packed.
-#define KERNEL(HALF, GATED, ROWS)                                         \
-    extern "C" __global__ void __launch_bounds__(PACKED_THREADS, 1)       \
-    experts_##HALF##_##ROWS##_rows_packed(const __grid_constant__ ExpertsParams p) { packed_rows<GATED, ROWS / 8>(p); }
-KERNEL(gated, true, 8)
-KERNEL(down, false, 8)
-KERNEL(gated, true, 16)
-KERNEL(down, false, 16)
+// Kernels are named experts_<half>_<rows>_rows_packed, and _halves where two warps share k.
+#define KERNEL(HALF, GATED, ROWS, NAME, PARTS, WARPS_OF_BLOCK, RESIDENT, SLOTS, UNITS)   \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS_OF_BLOCK, RESIDENT)          \
+    experts_##HALF##_##ROWS##_rows_##NAME(const __grid_constant__ ExpertsParams p) {     \
+        packed_rows<GATED, ROWS / 8, PARTS, WARPS_OF_BLOCK, SLOTS, UNITS>(p);            \
+    }
+KERNEL(gated, true, 8, packed_halves, 2, 12, 2, 2, 2)
+KERNEL(down, false, 8, packed_halves, 2, 12, 2, 2, 2)
+KERNEL(gated, true, 8, packed, 1, 12, 2, 2, 2)
+KERNEL(down, false, 8, packed, 1, 12, 2, 2, 2)
+KERNEL(gated, true, 16, packed, 1, 16, 1, 2, 2)
+KERNEL(down, false, 16, packed, 1, 16, 1, 2, 2)
 #endif

@@ -143,7 +143,8 @@ template <bool GATED, typename W> __device__ __forceinline__ void tiles(const Ex
                     const uint32_t of_tile = column0 + 8 * j + 2 * q + c;
                     if (of_tile >= tile.rows) continue;
                     const uint32_t group = first_group + group0 + i;
-                    store_group<GATED>(p, tile.row + of_tile, group, g, sum[i][j][c], sum[i][j][c + 2]);
+                    const uint32_t row = tile.row + of_tile;
+                    store_group<GATED>(p, row, group, g, sum[i][j][c], sum[i][j][c + 2], route_weight<GATED>(p, row));
                 }
     }
 }

@@ -1,20 +1,23 @@
 // The router: which experts each token goes to, with which weight, and the routes sorted by expert.
 //
 // ## Method
-// 1. Logits of few tokens in bf16: a block to an expert and eight tokens, sums in f32. Others are a matmul.
-// 2. A warp lets a token choose. In each round every lane looks among its own experts for the best that comes after
-//    the last one chosen, in descending order of the biased score and ascending order of the expert.
-// 3. Routes are sorted without a word between blocks: a warp to an expert counts the routes to lower experts, which
-//    is where its own rows begin, and writes those in the routes' order. Routes to no expert go to a last expert of
-//    none, whose rows stay empty.
+// 1. Logits of few tokens in bf16: a block takes 16 experts, all tokens and a piece of k, on tensor cores. Its sums are
+//    one of several that are added up in order where they are read: a launch has enough blocks, and none waits for
+//    another. Others are a matmul.
+// 2. A warp lets a token choose. In each round its lanes look for the best that is left, in descending order of the
+//    biased score and ascending order of the expert. Few experts stay in registers, as numbers in that order.
+// 3. Routes are sorted without a word between blocks. Of few routes a thread takes one, or an expert, and counts those
+//    that come before it: that is its row, or where the expert's rows begin. Of many a warp takes an expert.
+//    Routes to no expert go to a last expert of none, whose rows stay empty.
 // 4. Of few tokens one block does both.
+#include "../matmul/fragments.cuh"
 #include "../common/memory.cuh"
 
 // The twin of `RouteParams` in src/launch/params.rs.
 struct RouteParams {
     const bf16* x;             // [tokens, hidden]
     const bf16* w;             // [experts, hidden]
-    float* logits;             // [tokens, experts]; scores when a token has chosen
+    float* logits;             // [splits, tokens, experts], to be added up; scores when a token has chosen
     const float* bias;         // [experts], or null
     const float* bias_vl;      // [experts], or null
     const int32_t* table;      // [vocabulary, top_k], or null
@@ -32,6 +35,7 @@ struct RouteParams {
     uint32_t vocabulary;
     uint32_t normalize;
     float scale;
+    uint32_t splits;
 };
 TWIN_SIZE(RouteParams, 160);
 TWIN_FIELD(RouteParams, x, 0);
@@ -57,50 +61,88 @@ TWIN_FIELD(RouteParams, by_top_k, 136);
 TWIN_FIELD(RouteParams, vocabulary, 144);
 TWIN_FIELD(RouteParams, normalize, 148);
 TWIN_FIELD(RouteParams, scale, 152);
+TWIN_FIELD(RouteParams, splits, 156);
 
 constexpr uint32_t ALL = 0xffffffffu;
 
-// Logits of one expert and of TOKENS tokens, whose rows are whole vectors.
+// The blocks that share k, and the experts of each, as LOGITS_SPLITS and LOGITS_EXPERTS of src/moe/plan.rs.
+constexpr uint32_t SPLITS = 8, EXPERTS = 16;
+
+// Partial logits of 16 experts and of up to 64 tokens, whose rows are whole vectors: experts are the 16 rows of the
+// tensor cores' product, tokens its 8 columns. A lane's 32 bytes of two rows are of 32 k, in the same order for both.
 extern "C" __global__ void __launch_bounds__(128)
 route_logits(const __grid_constant__ RouteParams p) {
-    constexpr uint32_t THREADS = 128, TOKENS = 8;
-    constexpr int N = 8;
-    __shared__ float of_warp[THREADS / 32][TOKENS];
-    const uint32_t expert = blockIdx.x, token0 = blockIdx.y * TOKENS;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const uint32_t tokens = min(TOKENS, p.tokens - token0);
+    constexpr uint32_t WARPS = 4, TILES = 8, K = 32, AHEAD = 4;
+    __shared__ float of_warp[WARPS][TILES][4][32];
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const uint32_t split = blockIdx.y, piece = split * WARPS + warp, pieces = SPLITS * WARPS;
+    const uint32_t steps = (p.hidden + K - 1) / K, first = piece * steps / pieces, end = (piece + 1) * steps / pieces;
+    const uint32_t expert0 = blockIdx.x * EXPERTS;
     let_next_start();
-    float sum[TOKENS] = {};
-    const auto read_w = [&](uint32_t k) {
-        return load<bf16, N>(p.w, (uint64_t)expert * p.hidden + min(k, p.hidden - N));
-    };
-    // The first of w come while the kernel before this one writes x, the next ones while these are multiplied.
-    Vector<bf16, N> next = read_w(threadIdx.x * N);
-    wait_for_last();
-    for (uint32_t k = threadIdx.x * N; k < p.hidden; k += THREADS * N) {
-        float w[N], x[N];
-        widen_all(next, w);
-        next = read_w(k + THREADS * N);
+    // Beyond the last expert the last one stands in, and its logits are not stored; beyond the last k are zeros.
+    const auto row = [&](uint32_t r) { return p.w + (uint64_t)min(expert0 + r, p.experts - 1) * p.hidden + 8 * q; };
+    const bf16 *const low = row(g), *const high = row(g + 8);
+    uint32_t w[AHEAD][2][4];
+    const auto read_w = [&](uint32_t step0) {
 #pragma unroll
-        for (uint32_t t = 0; t < TOKENS; ++t) {
-            if (t >= tokens) break;
-            widen_all(load<bf16, N>(p.x, (token0 + t) * p.x_stride + k), x);
-#pragma unroll
-            for (int i = 0; i < N; ++i) sum[t] = fmaf(x[i], w[i], sum[t]);
+        for (uint32_t i = 0; i < AHEAD; ++i) {
+            const uint32_t k = (step0 + i) * K;
+            const bool there = step0 + i < end && k + 8 * q < p.hidden;
+            const uint4 none = {}, a = there ? *(const uint4*)(low + k) : none, b = there ? *(const uint4*)(high + k) : none;
+            w[i][0][0] = a.x, w[i][0][1] = a.y, w[i][0][2] = a.z, w[i][0][3] = a.w;
+            w[i][1][0] = b.x, w[i][1][1] = b.y, w[i][1][2] = b.z, w[i][1][3] = b.w;
         }
+    };
+    // The first of w come while the kernel before this one writes x.
+    read_w(first);
+    wait_for_last();
+    float sum[TILES][4] = {};
+    for (uint32_t step0 = first; step0 < end; step0 += AHEAD) {
+uint4 x[2][AHEAD];
+        const auto read_x = [&](uint32_t t) {
+            const uint32_t token = 8 * t + g;
+#pragma unroll
+            for (uint32_t i = 0; i < AHEAD; ++i) {
+                const uint32_t k = (step0 + i) * K + 8 * q;
+                const bool there = token < p.tokens && step0 + i < end && k < p.hidden;
+                x[t % 2][i] = there ? *(const uint4*)(p.x + token * p.x_stride + k) : make_uint4(0, 0, 0, 0);
+            }
+        };
+        read_x(0);
+#pragma unroll
+        for (uint32_t t = 0; t < TILES; ++t) {
+            if (8 * t >= p.tokens) break;
+            if (t + 1 < TILES) read_x(t + 1);
+#pragma unroll
+            for (uint32_t i = 0; i < AHEAD; ++i) {
+                const uint4 of = x[t % 2][i];
+                const uint32_t a[2][2] = {{of.x, of.y}, {of.z, of.w}};
+#pragma unroll
+                for (uint32_t j = 0; j < 2; ++j) {
+                    const uint32_t l[2] = {w[i][0][2 * j], w[i][0][2 * j + 1]}, h[2] = {w[i][1][2 * j], w[i][1][2 * j + 1]};
+                    multiply<bf16>(sum[t], l, h, a[j]);
+                }
+            }
+        }
+        if (step0 + AHEAD < end) read_w(step0 + AHEAD);
     }
 #pragma unroll
-    for (uint32_t t = 0; t < TOKENS; ++t) {
+    for (uint32_t t = 0; t < TILES; ++t) {
+        if (8 * t >= p.tokens) break;
 #pragma unroll
-        for (uint32_t step = 16; step > 0; step /= 2) sum[t] += __shfl_xor_sync(ALL, sum[t], step);
-        if (lane == 0) of_warp[warp][t] = sum[t];
+        for (uint32_t i = 0; i < 4; ++i) of_warp[warp][t][i][lane] = sum[t][i];
     }
     __syncthreads();
-    const uint32_t t = threadIdx.x;
-    if (t >= tokens) return;
-    float all = 0.0f;
-    for (uint32_t i = 0; i < THREADS / 32; ++i) all += of_warp[i][t];
-    p.logits[(uint64_t)(token0 + t) * p.experts + expert] = all;
+    // Neighbours store logits of one token.
+    for (uint32_t at = threadIdx.x; at < p.tokens * EXPERTS; at += 32 * WARPS) {
+        const uint32_t token = at / EXPERTS, r = at % EXPERTS, expert = expert0 + r;
+        if (expert >= p.experts) continue;
+        const uint32_t i = token % 2 + r / 8 * 2, of = r % 8 * 4 + token % 8 / 2;
+        float all = 0.0f;
+#pragma unroll
+        for (uint32_t j = 0; j < WARPS; ++j) all += of_warp[j][token / 8][i][of];
+        p.logits[((uint64_t)split * p.tokens + token) * p.experts + expert] = all;
+    }
 }
 
 // sqrt(softplus(l)): log1p keeps what log(1 + e) loses below -16.6, and the comparison takes no NaN to 0. From -20 on
@@ -118,86 +160,186 @@ __device__ __forceinline__ uint32_t ordered(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// Experts whose places in the order a warp keeps in registers, so many a lane.
-constexpr uint32_t KEPT = 16;
+// How a token chooses.
+struct Choice {
+    float* logits;      // of the first split; scores of experts that registers do not hold
+    const float* bias;  // null where it hashes, or there is none
+    const int32_t* row; // of the table, if it hashes
+    bool none;          // no expert
+};
+__device__ __forceinline__ Choice choice_of(const RouteParams& p, uint32_t token) {
+    const bool image = p.bias_vl != nullptr && p.image != nullptr && p.image[token] != 0;
+    Choice c = {p.logits + (uint64_t)token * p.experts, image ? p.bias_vl : p.bias, nullptr, false};
+    c.none = p.padding != nullptr && p.padding[token] != 0;
+    if (p.table != nullptr && !image) {
+        const uint32_t of_table = (uint32_t)p.token_ids[token];
+        c.none |= of_table >= p.vocabulary;
+        c.row = p.table + (uint64_t)of_table * p.top_k;
+    }
+    return c;
+}
 
-// The k best experts of a warp's token, by score and then by number. `key` gives an expert's place in the order.
-template <typename F> __device__ __forceinline__ void best(const RouteParams& p, const F& key, int32_t* ids) {
-    const uint32_t lane = threadIdx.x % 32;
-    if (p.experts <= 32 * KEPT) {
-        // 0 is what has been chosen, and what is no expert: every number is above it.
-        uint32_t keys[KEPT];
+// The logits of N experts, none of the last of them: their sums over pieces of k, added up in order. Those of a piece
+// are all asked for at once.
+template <uint32_t N, typename F> __device__ __forceinline__ void add_logits(const RouteParams& p, const F& at, float (&to)[N]) {
+    const uint64_t split = (uint64_t)p.tokens * p.experts;
 #pragma unroll
-        for (uint32_t j = 0; j < KEPT; ++j) keys[j] = lane + 32 * j < p.experts ? key(lane + 32 * j) : 0;
-        for (uint32_t i = 0; i < p.top_k; ++i) {
+    for (uint32_t j = 0; j < N; ++j) to[j] = 0.0f;
+#pragma unroll 4
+    for (uint32_t i = 0; i < p.splits; ++i)
+#pragma unroll
+        for (uint32_t j = 0; j < N; ++j) {
+            const float* const from = at(j);
+            if (from != nullptr) to[j] += from[i * split];
+        }
+}
+
+// An expert's place in the order.
+__device__ __forceinline__ uint32_t key_of(float s, const float* bias, uint32_t expert) {
+    return ordered(s + (bias != nullptr ? bias[expert] : 0.0f));
+}
+
+// A slot of a token: in memory, and in `near` if the block sorts.
+__device__ __forceinline__ void store_choice(
+    const RouteParams& p, int32_t* near, uint32_t token, uint32_t slot, int32_t id, float weight) {
+    const uint32_t at = token * p.top_k + slot;
+    p.ids[at] = id, p.weights[at] = weight;
+    if (near != nullptr) near[at] = id;
+}
+__device__ __forceinline__ float weight_of(const RouteParams& p, double s, double sum) {
+    return (float)((p.normalize ? s / sum : s) * p.scale);
+}
+
+// A warp's token chooses among experts whose scores and places in the order its lanes keep, KEPT each; there are
+// slots for at most as many as lanes. Key 0 is what has been chosen, and what is no expert: every number is above it.
+template <uint32_t KEPT>
+__device__ __forceinline__ void choose_kept(const RouteParams& p, int32_t* near, uint32_t token, const Choice& c,
+    const float (&s)[KEPT], uint32_t (&keys)[KEPT]) {
+    const uint32_t lane = threadIdx.x % 32;
+    // Of this lane's slot.
+    int32_t id = c.row != nullptr && lane < p.top_k ? c.row[lane] : 0;
+    float chosen = 0.0f;
+    for (uint32_t slot = 0; slot < p.top_k; ++slot) {
+        uint32_t of = __shfl_sync(ALL, id, slot);
+        if (c.row == nullptr) {
             uint32_t most = 0, place = 0;
 #pragma unroll
             for (uint32_t j = 0; j < KEPT; ++j) {
                 if (keys[j] > most) most = keys[j], place = j;
             }
             const uint32_t top = __reduce_max_sync(ALL, most);
-            const uint32_t id = __reduce_min_sync(ALL, most == top ? lane + 32 * place : ALL);
-            if (lane == 0) ids[i] = (int32_t)id;
+            of = __reduce_min_sync(ALL, most == top ? lane + 32 * place : ALL);
+        }
+        float mine = 0.0f;
 #pragma unroll
-            for (uint32_t j = 0; j < KEPT; ++j) {
-                if (id == lane + 32 * j) keys[j] = 0;
-            }
+        for (uint32_t j = 0; j < KEPT; ++j) {
+            if (of == lane + 32 * j) keys[j] = 0, mine = s[j];
         }
-        return;
+        mine = __shfl_sync(ALL, mine, of % 32);
+        if (lane == slot) id = (int32_t)of, chosen = mine;
     }
-    // What was chosen last; before the first all come after it.
-    uint32_t last_key = ALL;
-    int32_t last = -1;
-    for (uint32_t i = 0; i < p.top_k; ++i) {
-        uint32_t most = 0, place = ALL;
-        for (uint32_t e = lane; e < p.experts; e += 32) {
-            const uint32_t of = key(e);
-            const bool after = of < last_key || (of == last_key && (int32_t)e > last);
-            if (after && of > most) most = of, place = e;
-        }
-        last_key = __reduce_max_sync(ALL, most);
-        last = (int32_t)__reduce_min_sync(ALL, most == last_key ? place : ALL);
-        if (lane == 0) ids[i] = last;
-    }
+    double sum = 1e-20;
+    for (uint32_t slot = 0; slot < p.top_k; ++slot) sum += __shfl_sync(ALL, chosen, slot);
+    if (lane < p.top_k) store_choice(p, near, token, lane, id, weight_of(p, chosen, sum));
 }
 
-// A warp lets a token choose.
-__device__ __forceinline__ void choose(const RouteParams& p, uint32_t token) {
+template <uint32_t KEPT>
+__device__ __forceinline__ void choose_kept(const RouteParams& p, int32_t* near, uint32_t token, const Choice& c) {
     const uint32_t lane = threadIdx.x % 32;
-    float* const scores = p.logits + (uint64_t)token * p.experts;
+    float s[KEPT];
+    uint32_t keys[KEPT];
+    add_logits(p, [&](uint32_t j) { return lane + 32 * j < p.experts ? c.logits + lane + 32 * j : nullptr; }, s);
+#pragma unroll
+    for (uint32_t j = 0; j < KEPT; ++j) {
+        const uint32_t e = lane + 32 * j;
+        s[j] = score(s[j]);
+        keys[j] = e < p.experts ? key_of(s[j], c.bias, e) : 0;
+    }
+    choose_kept<KEPT>(p, near, token, c, s, keys);
+}
+
+// Any number of experts and slots: scores lie in memory, and each round looks for what comes after the last one chosen.
+__device__ __forceinline__ void choose_far(const RouteParams& p, int32_t* near, uint32_t token, const Choice& c) {
+    const uint32_t lane = threadIdx.x % 32;
     int32_t* const ids = p.ids + (uint64_t)token * p.top_k;
-    float* const weights = p.weights + (uint64_t)token * p.top_k;
-    const bool image = p.bias_vl != nullptr && p.image != nullptr && p.image[token] != 0;
-    const bool hashes = p.table != nullptr && !image;
-    bool none = p.padding != nullptr && p.padding[token] != 0;
-    uint32_t of_table = 0;
-    if (hashes) {
-        of_table = (uint32_t)p.token_ids[token];
-        none |= of_table >= p.vocabulary;
+    for (uint32_t e = lane; e < p.experts; e += 32) {
+        float logit[1];
+        add_logits(p, [&](uint32_t) { return c.logits + e; }, logit);
+        c.logits[e] = score(logit[0]);
     }
-    if (none) {
-        for (uint32_t i = lane; i < p.top_k; i += 32) ids[i] = -1, weights[i] = 0.0f;
-        return;
-    }
-    for (uint32_t e = lane; e < p.experts; e += 32) scores[e] = score(scores[e]);
-    if (hashes) {
-        const int32_t* const row = p.table + (uint64_t)of_table * p.top_k;
-        for (uint32_t i = lane; i < p.top_k; i += 32) ids[i] = row[i];
-    } else {
-        const float* const bias = image ? p.bias_vl : p.bias;
-        best(p, [&](uint32_t e) { return ordered(scores[e] + (bias != nullptr ? bias[e] : 0.0f)); }, ids);
+    uint32_t last_key = ALL;
+    int32_t last = -1;  // before the first all come after it
+    for (uint32_t slot = 0; slot < p.top_k; ++slot) {
+        if (c.row != nullptr) {
+            last = c.row[slot];
+        } else {
+            uint32_t most = 0, place = ALL;
+            for (uint32_t e = lane; e < p.experts; e += 32) {
+                const uint32_t of = key_of(c.logits[e], c.bias, e);
+                const bool after = of < last_key || (of == last_key && (int32_t)e > last);
+                if (after && of > most) most = of, place = e;
+            }
+            last_key = __reduce_max_sync(ALL, most);
+            last = (int32_t)__reduce_min_sync(ALL, most == last_key ? place : ALL);
+        }
+        if (lane == 0) ids[slot] = last;
     }
     __syncwarp();
     double sum = 1e-20;
-    for (uint32_t first = 0; first < p.top_k; first += 32) {
-        const uint32_t count = min(32u, p.top_k - first);
-        const float s = lane < count ? scores[ids[first + lane]] : 0.0f;
-        for (uint32_t i = 0; i < count; ++i) sum += __shfl_sync(ALL, s, i);
+    for (uint32_t slot = 0; slot < p.top_k; ++slot) sum += c.logits[ids[slot]];
+    for (uint32_t slot = lane; slot < p.top_k; slot += 32) {
+        store_choice(p, near, token, slot, ids[slot], weight_of(p, c.logits[ids[slot]], sum));
     }
-    for (uint32_t i = lane; i < p.top_k; i += 32) {
-        const double s = scores[ids[i]];
-        weights[i] = (float)((p.normalize ? s / sum : s) * p.scale);
+}
+
+__device__ __forceinline__ void choose_none(const RouteParams& p, int32_t* near, uint32_t token) {
+    for (uint32_t i = threadIdx.x % 32; i < p.top_k; i += 32) store_choice(p, near, token, i, -1, 0.0f);
+}
+
+// A warp lets a token choose.
+__device__ __forceinline__ void choose(const RouteParams& p, int32_t* near, uint32_t token) {
+    const Choice c = choice_of(p, token);
+    if (c.none) choose_none(p, near, token);
+    else if (p.top_k <= 32 && p.experts <= 256) choose_kept<8>(p, near, token, c);
+    else if (p.top_k <= 32 && p.experts <= 512) choose_kept<16>(p, near, token, c);
+    else choose_far(p, near, token, c);
+}
+
+// A block lets few tokens choose among at most 256 experts: its threads make the scores of all together.
+constexpr uint32_t TOGETHER = 16;
+__device__ __forceinline__ void choose_together(const RouteParams& p, int32_t* near) {
+    constexpr uint32_t KEPT = 8;
+    __shared__ float scores[TOGETHER * 32 * KEPT];
+    __shared__ uint32_t keys[TOGETHER * 32 * KEPT];
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // A block of one or two times as many threads.
+    constexpr uint32_t AT_ONCE = 4;
+    const uint32_t e = threadIdx.x % (32 * KEPT), step = blockDim.x / (32 * KEPT);
+    const auto token_of = [&](uint32_t i) { return threadIdx.x / (32 * KEPT) + i * step; };
+    for (uint32_t first = 0; token_of(first) < p.tokens; first += AT_ONCE) {
+        float s[AT_ONCE];
+        const auto there = [&](uint32_t j) { return e < p.experts && token_of(first + j) < p.tokens; };
+        add_logits(p, [&](uint32_t j) { return there(j) ? p.logits + token_of(first + j) * p.experts + e : nullptr; }, s);
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; ++j) {
+            const uint32_t token = token_of(first + j), at = token * 32 * KEPT + e;
+            if (token >= p.tokens) break;
+            scores[at] = score(s[j]);
+            keys[at] = there(j) ? key_of(scores[at], choice_of(p, token).bias, e) : 0;
+        }
     }
+    __syncthreads();
+    if (warp >= p.tokens) return;
+    const Choice c = choice_of(p, warp);
+    if (c.none) return choose_none(p, near, warp);
+    float s[KEPT];
+    uint32_t kept[KEPT];
+#pragma unroll
+    for (uint32_t j = 0; j < KEPT; ++j) {
+        const uint32_t at = warp * 32 * KEPT + lane + 32 * j;
+        s[j] = scores[at], kept[j] = keys[at];
+    }
+    choose_kept<KEPT>(p, near, warp, c, s, kept);
 }
 
 // Of an id that is no expert's the last, which stands for none.
@@ -205,31 +347,62 @@ __device__ __forceinline__ uint32_t expert_of(const RouteParams& p, int32_t id) 
     return min((uint32_t)id, p.experts);
 }
 
+// A route has this row.
+__device__ __forceinline__ void store_row(
+    const RouteParams& p, const int32_t* ids, uint32_t route, uint32_t expert, uint32_t row) {
+    const uint32_t token = p.by_top_k.quotient(route), slot = route - token * p.top_k;
+    // Of the token's rows, how many come before.
+    const int32_t* const of_token = ids + (uint64_t)token * p.top_k;
+    uint32_t before = 0;
+    for (uint32_t i = 0; i < p.top_k; ++i) before += expert_of(p, of_token[i]) < expert + (i < slot);
+    const bool none = expert == p.experts;
+    p.sorted[row] = none ? -1 : (int32_t)route;
+    p.rows[(uint64_t)token * p.top_k + before] = none ? -1 : (int32_t)row;
+}
+
+// Routes that have room in shared memory, and the experts whose numbers leave room for theirs in a word.
+constexpr uint32_t NEAR = 1024, NEAR_EXPERTS = 1u << 21;
+__device__ __forceinline__ bool is_near(const RouteParams& p) {
+    return p.tokens * p.top_k <= NEAR && p.experts < NEAR_EXPERTS;
+}
+
+// Sorts few routes, whose ids are in shared memory: those threads from the `first` of `threads`.
+__device__ __forceinline__ void sort_near(const RouteParams& p, const int32_t* ids, uint32_t first, uint32_t threads) {
+    // Numbers in the order of experts, then of routes; none come behind the last.
+    __shared__ uint4 keys[NEAR / 4];
+    const uint32_t routes = p.tokens * p.top_k, fours = (routes + 3) / 4;
+    for (uint32_t i = threadIdx.x; i < 4 * fours; i += blockDim.x) {
+        ((uint32_t*)keys)[i] = i < routes ? expert_of(p, ids[i]) * NEAR + i : ALL;
+    }
+    __syncthreads();
+    for (uint32_t job = first; job <= p.experts + routes; job += threads) {
+        // Experts first, and the one of none; then routes.
+        const bool is_route = job > p.experts;
+        const uint32_t route = is_route ? job - p.experts - 1 : 0;
+        const uint32_t expert = is_route ? expert_of(p, ids[route]) : job, key = expert * NEAR + route;
+        uint32_t before = 0;
+#pragma unroll 4
+        for (uint32_t i = 0; i < fours; ++i) {
+            const uint4 k = keys[i];
+            before += (k.x < key) + (k.y < key) + (k.z < key) + (k.w < key);
+        }
+        if (is_route) store_row(p, ids, route, expert, before);
+        else p.offsets[expert] = (int32_t)before;
+    }
+}
+
 // A warp finds the rows of an expert, or of none, in the ids of all routes.
-__device__ __forceinline__ void sort_expert(const RouteParams& p, const int32_t* ids, uint32_t expert) {
+__device__ __forceinline__ void sort_expert(const RouteParams& p, uint32_t expert) {
     const uint32_t lane = threadIdx.x % 32, routes = p.tokens * p.top_k;
     uint32_t lower = 0;
-    for (uint32_t r = lane; r < routes; r += 32) lower += expert_of(p, ids[r]) < expert;
+    for (uint32_t r = lane; r < routes; r += 32) lower += expert_of(p, p.ids[r]) < expert;
     uint32_t row = __reduce_add_sync(ALL, lower);
-    if (lane == 0) p.offsets[expert] = row;
+    if (lane == 0) p.offsets[expert] = (int32_t)row;
     for (uint32_t first = 0; first < routes; first += 32) {
         const uint32_t route = first + lane;
-        const bool mine = route < routes && expert_of(p, ids[route]) == expert;
+        const bool mine = route < routes && expert_of(p, p.ids[route]) == expert;
         const uint32_t all = __ballot_sync(ALL, mine);
-        if (mine) {
-            const uint32_t at = row + __popc(all & ((1u << lane) - 1));
-            const uint32_t token = p.by_top_k.quotient(route), slot = route - token * p.top_k;
-            // Of the token's rows, how many come before.
-            const int32_t* const of_token = ids + (uint64_t)token * p.top_k;
-            uint32_t before = 0;
-            for (uint32_t i = 0; i < p.top_k; ++i) {
-                const uint32_t other = expert_of(p, of_token[i]);
-                before += other < expert || (other == expert && i < slot);
-            }
-            const bool none = expert == p.experts;
-            p.sorted[at] = none ? -1 : (int32_t)route;
-            p.rows[(uint64_t)token * p.top_k + before] = none ? -1 : (int32_t)at;
-        }
+        if (mine) store_row(p, p.ids, route, expert, row + __popc(all & ((1u << lane) - 1)));
         row += __popc(all);
     }
 }
@@ -238,25 +411,32 @@ extern "C" __global__ void __launch_bounds__(128)
 route_choose(const __grid_constant__ RouteParams p) {
     const uint32_t token = blockIdx.x * 4 + threadIdx.x / 32;
     begin();
-    if (token < p.tokens) choose(p, token);
+    if (token < p.tokens) choose(p, nullptr, token);
 }
 extern "C" __global__ void __launch_bounds__(128)
 route_sort(const __grid_constant__ RouteParams p) {
-    const uint32_t expert = blockIdx.x * 4 + threadIdx.x / 32;
+    __shared__ int32_t near[NEAR];
+    const uint32_t routes = p.tokens * p.top_k, expert = blockIdx.x * 4 + threadIdx.x / 32;
     begin();
-    if (expert <= p.experts) sort_expert(p, p.ids, expert);
+    if (is_near(p)) {
+        for (uint32_t i = threadIdx.x; i < routes; i += 128) near[i] = p.ids[i];
+        __syncthreads();
+        sort_near(p, near, blockIdx.x * 128 + threadIdx.x, gridDim.x * 128);
+    } else if (expert <= p.experts) {
+        sort_expert(p, expert);
+    }
 }
-extern "C" __global__ void __launch_bounds__(1024)
+// A warp to a token, of at most TOGETHER. Its registers leave room for blocks of the next kernel.
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER, 2)
 route_choose_and_sort(const __grid_constant__ RouteParams p) {
+    __shared__ int32_t near[NEAR];
     const uint32_t warp = threadIdx.x / 32;
+    const bool fits = is_near(p);
+    int32_t* const to = fits ? near : nullptr;
     begin();
-    for (uint32_t token = warp; token < p.tokens; token += 32) choose(p, token);
+    if (p.experts <= 256 && p.top_k <= 32) choose_together(p, to);
+    else if (warp < p.tokens) choose(p, to, warp);
     __syncthreads();
-    // Every expert looks at all ids: in shared memory, if they have room there.
-    __shared__ int32_t near[1024];
-    const uint32_t routes = p.tokens * p.top_k;
-    const bool fits = routes <= 1024;
-    if (fits && threadIdx.x < routes) near[threadIdx.x] = p.ids[threadIdx.x];
-    __syncthreads();
-    for (uint32_t expert = warp; expert <= p.experts; expert += 32) sort_expert(p, fits ? near : p.ids, expert);
+    if (fits) return sort_near(p, near, threadIdx.x, blockDim.x);
+    for (uint32_t expert = warp; expert <= p.experts; expert += blockDim.x / 32) sort_expert(p, expert);
 }

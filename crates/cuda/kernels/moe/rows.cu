@@ -119,6 +119,7 @@ struct SumParams {
     uint32_t tokens, columns, top_k;
     uint32_t first, experts;          // which experts these are
     uint32_t shared_type, y_type;     // RowType
+    uint32_t sorted_before;           // whether routes are there before the kernel before this one ends
 };
 TWIN_SIZE(SumParams, 88);
 TWIN_FIELD(SumParams, outputs, 0);
@@ -135,24 +136,44 @@ TWIN_FIELD(SumParams, first, 68);
 TWIN_FIELD(SumParams, experts, 72);
 TWIN_FIELD(SumParams, shared_type, 76);
 TWIN_FIELD(SumParams, y_type, 80);
+TWIN_FIELD(SumParams, sorted_before, 84);
 
 // A token's rows in ascending order, which is their experts', added in f32; then what the shared expert gave, and one
-// rounding. A thread makes N columns.
+// rounding. A thread makes N columns, and reads several rows before it adds them.
 template <uint32_t N> __device__ __forceinline__ void sum_rows(const SumParams& p) {
+    constexpr uint32_t AT_ONCE = 8;
     const uint32_t column = (blockIdx.x * blockDim.x + threadIdx.x) * N;
-    begin();
-    if (column >= p.columns) return;
+    let_next_start();
+    if (!p.sorted_before) wait_for_last();
     const uint32_t row0 = p.offsets[p.first], rows = p.offsets[p.first + p.experts] - row0;
+    // -1 of no expert, and of an expert that is another rank's.
+    int32_t row[AT_ONCE];
+    const auto find_rows = [&](uint32_t token, uint32_t first) {
+#pragma unroll
+        for (uint32_t i = 0; i < AT_ONCE; ++i) {
+            row[i] = first + i < p.top_k ? p.rows[(uint64_t)token * p.top_k + first + i] : -1;
+            if ((uint32_t)row[i] - row0 >= rows) row[i] = -1;
+        }
+    };
+    find_rows(blockIdx.y, 0);
+    if (p.sorted_before) wait_for_last();
+    if (column >= p.columns) return;
     for (uint32_t token = blockIdx.y; token < p.tokens; token += gridDim.y) {
         float sum[N] = {}, term[N];
-        for (uint32_t i = 0; i < p.top_k; ++i) {
-            const int32_t row = p.rows[(uint64_t)token * p.top_k + i];
-            // Rows of experts that are another rank's come before these, or behind them.
-            if (row < 0) break;
-            if ((uint32_t)row - row0 >= rows) continue;
-            widen_row<N, bf16>(p.outputs, (uint64_t)row * p.columns + column, term);
+        for (uint32_t first = 0; first < p.top_k; first += AT_ONCE) {
+            if (token != blockIdx.y || first > 0) find_rows(token, first);
+            Vector<bf16, N> read[AT_ONCE];
 #pragma unroll
-            for (uint32_t j = 0; j < N; ++j) sum[j] += term[j];
+            for (uint32_t i = 0; i < AT_ONCE; ++i) {
+                if (row[i] >= 0) read[i] = load<bf16, N>(p.outputs, (uint64_t)row[i] * p.columns + column);
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < AT_ONCE; ++i) {
+                if (row[i] < 0) continue;
+                widen_all(read[i], term);
+#pragma unroll
+                for (uint32_t j = 0; j < N; ++j) sum[j] += term[j];
+            }
         }
         if (p.shared != nullptr) {
             widen_row<N>(p.shared, p.shared_type, token * p.shared_stride + column, term);

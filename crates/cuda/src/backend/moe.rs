@@ -130,8 +130,45 @@ impl GroupedMatmul for CudaBackend {
         let shared = shared.as_ref();
         // SAFETY: as `route`.
         unsafe {
-            self.moe
-                .sum(stream, facts, &act, experts, routes, shared, scratch, &y)
+            self.moe.sum(
+                stream, facts, &act, experts, routes, shared, scratch, &y, false,
+            )
+        }?;
+        Ok(())
+    }
+
+    /// The second half's kernel starts before the first's has ended: it reads its first weights, as the routes
+    /// have been there since the first half read them.
+    fn grouped_mlp(
+        &self,
+        op: &GatedActivation,
+        quant: Option<&Quantization>,
+        x: Tensor<'_, Self>,
+        experts: &Experts<CudaWeight>,
+        routes: &Routes<CudaBuffer>,
+        shared: Option<Tensor<'_, Self>>,
+        scratch: DeviceViewMut<'_>,
+        act: TensorMut<'_, Self>,
+        y: TensorMut<'_, Self>,
+    ) -> swiglu_core::Result<()> {
+        check::grouped_act_and_mul(self, op, quant, &x, experts, routes, &scratch, &act)?;
+        let between = act.as_tensor();
+        let of_shared = shared.as_ref();
+        check::grouped_sum(
+            self, quant, &between, experts, routes, of_shared, &scratch, &y,
+        )?;
+        let (stream, scratch) = (self.stream.cu_stream(), scratch.address());
+        let (facts, x, act) = (self.matmuls.facts(), matrix(&x), matrix(&between));
+        let (shared, y) = (of_shared.map(matrix), matrix(&y.as_tensor()));
+        let shared = shared.as_ref();
+        // SAFETY: as `route`; the second call follows the first on the stream, with the same routes.
+        unsafe {
+            let sorted = self
+                .moe
+                .gated(stream, facts, op, quant, &x, experts, routes, scratch, &act)?;
+            self.moe.sum(
+                stream, facts, &act, experts, routes, shared, scratch, &y, sorted,
+            )
         }?;
         Ok(())
     }

@@ -218,6 +218,7 @@ pub(crate) struct ExpertsParams {
     pub(crate) x_type: u32,
     pub(crate) form: u32,
     pub(crate) scalars: Scalars,
+    pub(crate) sorted_before: u32,
 }
 
 /// `GatherParams` of `moe/experts_warpgroups.cuh`.
@@ -296,6 +297,7 @@ pub(crate) struct SumParams {
     pub(crate) experts: u32,
     pub(crate) shared_type: u32,
     pub(crate) y_type: u32,
+    pub(crate) sorted_before: u32,
 }
 
 /// `RouteParams` of `moe/route.cu`.
@@ -325,6 +327,7 @@ pub(crate) struct RouteParams {
     pub(crate) vocabulary: u32,
     pub(crate) normalize: u32,
     pub(crate) scale: f32,
+    pub(crate) splits: u32,
 }
 
 #[cfg(test)]
@@ -383,12 +386,12 @@ mod tests {
         twin!("matmul/warpgroups.cuh", WarpgroupParams, 256, {
             x: 0, step: 128, rows: 224,
         });
-        twin!("moe/experts.cuh", ExpertsParams, 176, {
+        twin!("moe/experts.cuh", ExpertsParams, 184, {
             x: 0, w: 8, scales: 16, scale_rows: 24, y: 32, offsets: 40, sorted: 48, weights: 56,
             x_stride: 64, y_stride: 72, w_stride: 80, scale_stride: 88, scale_row_stride: 96,
             outputs: 104, k: 108, first: 112, experts: 116, top_k: 120, scale_columns: 124,
             by_block: 128, pieces: 136, by_pieces: 140, format: 148, x_type: 152, form: 156,
-            scalars: 160,
+            scalars: 160, sorted_before: 176,
         });
         twin!("moe/experts_warpgroups.cuh", GatherParams, 56, {
             from: 0, to: 8, offsets: 16, sorted: 24, from_stride: 32, columns: 40, first: 44,
@@ -406,13 +409,13 @@ mod tests {
         twin!("moe/rows.cu", SumParams, 88, {
             outputs: 0, shared: 8, y: 16, offsets: 24, rows: 32, shared_stride: 40, y_stride: 48,
             tokens: 56, columns: 60, top_k: 64, first: 68, experts: 72, shared_type: 76,
-            y_type: 80,
+            y_type: 80, sorted_before: 84,
         });
         twin!("moe/route.cu", RouteParams, 160, {
             x: 0, w: 8, logits: 16, bias: 24, bias_vl: 32, table: 40, token_ids: 48, image: 56,
             padding: 64, ids: 72, weights: 80, offsets: 88, sorted: 96, rows: 104, x_stride: 112,
             tokens: 120, hidden: 124, experts: 128, top_k: 132, by_top_k: 136, vocabulary: 144,
-            normalize: 148, scale: 152,
+            normalize: 148, scale: 152, splits: 156,
         });
         twin!("limits/limits.cu", LimitParams, 24, { from: 0, to: 8, vectors: 16, rounds: 20, });
         #[cfg(feature = "nccl")]

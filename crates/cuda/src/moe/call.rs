@@ -116,7 +116,8 @@ impl Moe {
         unsafe { kernel.launch(stream, grid, params) }
     }
 
-    /// Enqueues the first half.
+    /// Enqueues the first half. Returns whether its kernel lets the next one start only when the routes
+    /// are there: [`Self::sum`] may be told so if it follows.
     ///
     /// # Safety
     /// As [`Self::route`].
@@ -132,12 +133,12 @@ impl Moe {
         routes: &Routes<CudaBuffer>,
         scratch: u64,
         act: &RawMatrix,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         x.check_aligned("x")?;
         act.check_aligned("act")?;
         let (tokens, shape) = (x.layout.rows, experts.shape());
         if tokens == 0 || shape.count() == 0 {
-            return Ok(());
+            return Ok(false);
         }
         let form = self.forms.place(Form::merged(op));
         let form = form.ok_or_else(|| unsupported(op))?;
@@ -152,25 +153,26 @@ impl Moe {
                 (&widened, behind(&widened))
             }
         };
-        let activation = Some((form, scalars(op)));
+        let first = Some((form, scalars(op)));
+        let matrices = (x, weight, act);
         // SAFETY: by this function's contract.
         unsafe {
-            let matrices = (x, weight, act);
-            self.half(
-                stream, facts, activation, matrices, experts, routes, scratch,
+            let sorted = self.half(
+                stream, facts, first, matrices, experts, routes, scratch, false,
             )?;
             if let Some(quant) = quant {
                 let own = Some((experts, routes));
                 self.widen(stream, quant, act, act, routes.count(), own)?;
             }
+            Ok(sorted)
         }
-        Ok(())
     }
 
     /// Enqueues the second half and the sum.
     ///
     /// # Safety
-    /// As [`Self::route`].
+    /// As [`Self::route`]. `sorted_before` is what [`Self::gated`] returned of a call with these routes that this one
+    /// follows on the stream, or false.
     #[allow(clippy::too_many_arguments)] // Those of the call.
     pub(crate) unsafe fn sum(
         &self,
@@ -182,6 +184,7 @@ impl Moe {
         shared: Option<&RawMatrix>,
         scratch: u64,
         y: &RawMatrix,
+        sorted_before: bool,
     ) -> Result<()> {
         act.check_aligned("act")?;
         y.check_aligned("y")?;
@@ -194,13 +197,23 @@ impl Moe {
         }
         self.bind()?;
         let outputs = in_scratch(scratch, routes.count(), shape.hidden);
+        let mut sorted = false;
         if shape.count() > 0 {
             let weight = experts.down.first().ok_or_else(not_stacked)?;
             let matrices = (act, weight, &outputs);
+            let behind = behind(&outputs);
             // SAFETY: by this function's contract.
-            unsafe {
-                let scratch = behind(&outputs);
-                self.half(stream, facts, None, matrices, experts, routes, scratch)
+            sorted = unsafe {
+                self.half(
+                    stream,
+                    facts,
+                    None,
+                    matrices,
+                    experts,
+                    routes,
+                    behind,
+                    sorted_before,
+                )
             }?;
         }
         let vectors = |m: &RawMatrix| rows_aligned(m, 4 * m.float.size());
@@ -225,6 +238,7 @@ impl Moe {
             experts: side("experts", shape.count())?,
             shared_type: shared.map_or(0, |s| y_type(s.float)),
             y_type: y_type(y.float),
+            sorted_before: u32::from(sorted),
         };
         let of_row = shape.hidden.div_ceil(columns * THREADS as usize) as u32;
         let blocks = [of_row, tokens.min(65_535) as u32];
@@ -232,8 +246,8 @@ impl Moe {
         unsafe { self.launch(stream, kernel, (blocks, THREADS, 0), &params) }
     }
 
-    /// Enqueues the matmuls of a half. Gathered rows are written from `scratch` on.
-    #[allow(clippy::too_many_arguments)] // Those of a half.
+    /// Enqueues the matmuls of a half. Gathered rows are written from `scratch` on. Returns what [`Self::gated`] does.
+    #[allow(clippy::too_many_arguments)] // Those of the calls.
     unsafe fn half(
         &self,
         stream: sys::CUstream,
@@ -243,7 +257,8 @@ impl Moe {
         experts: &Experts<CudaWeight>,
         routes: &Routes<CudaBuffer>,
         scratch: u64,
-    ) -> Result<()> {
+        sorted_before: bool,
+    ) -> Result<bool> {
         self.check_weight("experts", weight)?;
         let stack = weight.stack.as_ref().ok_or_else(not_stacked)?;
         let (routing, shape) = (routes.routing(), experts.shape());
@@ -301,13 +316,15 @@ impl Moe {
             x_type: y_type(x.float),
             form: form as u32,
             scalars,
+            sorted_before: u32::from(sorted_before),
         };
         let shared = plan.kernel.shared(stack.format, shape.count());
         let grid = ([plan.blocks, 1], plan.kernel.threads(stack.format), shared);
         let kernel = self.kernels.experts(&plan);
         if !plan.gathers() {
             // SAFETY: by the callers' contracts.
-            return unsafe { self.launch(stream, kernel, grid, &params) };
+            unsafe { self.launch(stream, kernel, grid, &params) }?;
+            return Ok(plan.starts_next_late());
         }
         let gathered = in_scratch(scratch, routes.count(), weight.cols);
         let params = GatheredParams {
@@ -317,8 +334,9 @@ impl Moe {
         // SAFETY: by the callers' contracts: scratch memory is as large as `Moe::scratch` says, which knows this plan.
         unsafe {
             self.gather(stream, plan.half, x, &gathered, &params.experts)?;
-            self.launch(stream, kernel, grid, &params)
+            self.launch(stream, kernel, grid, &params)?;
         }
+        Ok(plan.starts_next_late())
     }
 
     /// Enqueues the gathering of a half's rows.

@@ -27,7 +27,10 @@ impl Moe {
             if gathers { of_rows() } else { 0 }
         };
         match request {
-            Request::Route { .. } => shape.rows.saturating_mul(shape.cols).saturating_mul(4),
+            Request::Route { .. } => {
+                let logits = shape.rows.saturating_mul(shape.cols).saturating_mul(4);
+                logits.saturating_mul(RoutePlan::most_splits(shape.rows))
+            }
             Request::GroupedGatedMatmul { quant, routing, .. } => {
                 let widened = quant.map_or(0, |_| rows(shape.rows, shape.depth));
                 widened.saturating_add(gathered(routing))
@@ -91,11 +94,12 @@ impl Moe {
         let &Shape { rows, cols, depth } = shape;
         let experts = || Self::experts_plan(request, shape, facts, facts.packs_for().is_some());
         match request {
-            Request::Route { x, weight, .. } => {
+            Request::Route { routing, x, weight } => {
                 let problem = RouteProblem {
                     tokens: rows,
                     hidden: depth,
                     experts: cols,
+                    top_k: routing.top_k(),
                     x: *x,
                     gate: WeightType::from_format(*weight).ok()?,
                     in_vectors: depth.checked_mul(x.size())?.is_multiple_of(16),

@@ -21,11 +21,16 @@ use crate::{
 /// Experts that are here, at most: each block keeps a word for each.
 pub(crate) const MOST_EXPERTS: usize = 4096;
 
-/// Tokens whose logits are read off a weight for eight at a time.
+/// Tokens whose logits have a kernel of their own.
 const FEW_TOKENS: usize = 64;
 
-/// Tokens of `TOKENS` in route.cu.
-const LOGITS_TOKENS: usize = 8;
+/// The blocks that share k, and the experts of each: `SPLITS` and `EXPERTS` in route.cu.
+const LOGITS_SPLITS: usize = 8;
+const LOGITS_EXPERTS: usize = 16;
+
+/// Routes that blocks sort in shared memory, of fewer experts than so many: `NEAR` and `NEAR_EXPERTS` in route.cu.
+const NEAR: usize = 1024;
+const NEAR_EXPERTS: usize = 1 << 21;
 
 /// Tokens that one block chooses for and sorts.
 const TOGETHER: usize = 16;
@@ -48,6 +53,7 @@ pub(super) struct RouteProblem {
     pub(super) tokens: usize,
     pub(super) hidden: usize,
     pub(super) experts: usize,
+    pub(super) top_k: usize,
     pub(super) x: Float,
     pub(super) gate: WeightType,
     /// Whether rows of x begin at multiples of 16 bytes, and the gate's follow one another.
@@ -65,21 +71,57 @@ pub(super) struct RoutePlan {
 impl RoutePlan {
     pub(super) fn new(problem: &RouteProblem, facts: &MatmulFacts) -> Self {
         let RouteProblem {
-            tokens, experts, ..
+            tokens,
+            experts,
+            top_k,
+            ..
         } = *problem;
         let bf16 = problem.x == Float::BF16 && problem.gate == WeightType::Bf16;
         let vectors = problem.in_vectors && problem.hidden.is_multiple_of(8);
         let any_order = facts.accumulation != Accumulation::Ordered;
         let own = bf16 && vectors && any_order && tokens <= FEW_TOKENS;
-        // A warp takes a token, or an expert, of which there is one more for none.
+        // A warp takes a token, or an expert, of which there is one more for none; a thread an expert or a route.
         let warps = |count: usize| count.div_ceil(4) as u32;
+        let routes = tokens.saturating_mul(top_k);
+        let sort = if routes <= NEAR && experts < NEAR_EXPERTS {
+            warps((experts + 1 + routes).div_ceil(32))
+        } else {
+            warps(experts + 1)
+        };
         Self {
             logits: if own {
-                Logits::Own([experts as u32, tokens.div_ceil(LOGITS_TOKENS) as u32])
+                let blocks = experts.div_ceil(LOGITS_EXPERTS);
+                Logits::Own([blocks as u32, LOGITS_SPLITS as u32])
             } else {
                 Logits::Matmul
             },
-            apart: (tokens > TOGETHER).then(|| [warps(tokens), warps(experts + 1)]),
+            apart: (tokens > TOGETHER).then(|| [warps(tokens), sort]),
+        }
+    }
+
+    /// Logits that are to be added up, at most, of so many tokens.
+    pub(super) const fn most_splits(tokens: usize) -> usize {
+        if tokens <= FEW_TOKENS {
+            LOGITS_SPLITS
+        } else {
+            1
+        }
+    }
+
+    /// Threads of a block that chooses and sorts: a warp for each token, and for few tokens fewer registers.
+    pub(super) const fn together(tokens: usize) -> u32 {
+        if tokens <= TOGETHER / 2 {
+            16 * TOGETHER as u32
+        } else {
+            32 * TOGETHER as u32
+        }
+    }
+
+    /// Those of this plan.
+    pub(super) const fn splits(&self) -> u32 {
+        match self.logits {
+            Logits::Own([_, splits]) => splits,
+            Logits::Matmul => 1,
         }
     }
 }
@@ -123,6 +165,8 @@ impl Half {
 /// A kernel of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ExpertsKernel {
+    /// Tiles of 8 rows, weights streamed, FP4 packed; two warps share k, as there are few rows.
+    Rows8Halves,
     /// Tiles of 8 rows, weights streamed.
     Rows8,
     /// Of 16, FP4 packed.
@@ -141,7 +185,12 @@ impl ExpertsKernel {
     /// Those of a format on tensor cores, for ever more rows.
     pub(super) const fn of_format(format: ExpertFormat) -> &'static [Self] {
         match format {
-            ExpertFormat::PackedE2m1 => &[Self::Rows8, Self::Rows16, Self::Warpgroups],
+            ExpertFormat::PackedE2m1 => &[
+                Self::Rows8Halves,
+                Self::Rows8,
+                Self::Rows16,
+                Self::Warpgroups,
+            ],
             ExpertFormat::E2m1 | ExpertFormat::E4m3 | ExpertFormat::Bf16 => {
                 &[Self::Rows8, Self::Rows32, Self::Tiles]
             }
@@ -153,6 +202,7 @@ impl ExpertsKernel {
     pub(super) fn name(self, half: Half, format: ExpertFormat) -> String {
         let (half, format) = (half.name(), format.name());
         match self {
+            Self::Rows8Halves => format!("experts_{half}_8_rows_{format}_halves"),
             Self::Rows8 => format!("experts_{half}_8_rows_{format}"),
             Self::Rows16 => format!("experts_{half}_16_rows_{format}"),
             Self::Rows32 => format!("experts_{half}_32_rows_{format}"),
@@ -165,7 +215,7 @@ impl ExpertsKernel {
     /// Rows of x of a tile.
     const fn rows(self) -> usize {
         match self {
-            Self::Rows8 | Self::Any => 8,
+            Self::Rows8Halves | Self::Rows8 | Self::Any => 8,
             Self::Rows16 => 16,
             Self::Rows32 => 32,
             Self::Tiles => 64,
@@ -177,7 +227,7 @@ impl ExpertsKernel {
     const fn outputs(self, half: Half) -> usize {
         let gated = matches!(half, Half::Gated);
         match self {
-            Self::Rows8 | Self::Rows16 | Self::Rows32 => {
+            Self::Rows8Halves | Self::Rows8 | Self::Rows16 | Self::Rows32 => {
                 if gated {
                     8
                 } else {
@@ -223,8 +273,9 @@ impl ExpertsKernel {
     /// Blocks that a multiprocessor holds.
     const fn resident(self, format: ExpertFormat) -> usize {
         match (self, format) {
+            (Self::Rows8Halves | Self::Rows8, ExpertFormat::PackedE2m1) => 2,
             (_, ExpertFormat::PackedE2m1) => 1,
-            (Self::Rows8, _) => 3,
+            (Self::Rows8Halves | Self::Rows8, _) => 3,
             (Self::Rows16 | Self::Rows32 | Self::Tiles | Self::Warpgroups, _) => 2,
             (Self::Any, _) => 4,
         }
@@ -233,7 +284,8 @@ impl ExpertsKernel {
     /// Threads of a block.
     pub(super) const fn threads(self, format: ExpertFormat) -> u32 {
         match (self, format) {
-            (Self::Rows8 | Self::Rows16, ExpertFormat::PackedE2m1) => 512,
+            (Self::Rows8Halves | Self::Rows8, ExpertFormat::PackedE2m1) => 384,
+            (Self::Rows16, ExpertFormat::PackedE2m1) => 512,
             (Self::Warpgroups, _) => 2 * 128 + 128,
             _ => THREADS,
         }
@@ -244,9 +296,10 @@ impl ExpertsKernel {
     pub(super) const fn shared(self, format: ExpertFormat, experts: usize) -> u32 {
         let stages = match (self, format) {
             (Self::Tiles, _) => 6 * 32 * (128 * format.bits() / 8 + 64 * 2),
-            (Self::Rows8 | Self::Rows16, ExpertFormat::PackedE2m1) => 16 * 2 * 2 * (1024 + 64),
+            (Self::Rows8Halves | Self::Rows8, ExpertFormat::PackedE2m1) => 12 * 2 * 2 * (1024 + 64),
+            (Self::Rows16, ExpertFormat::PackedE2m1) => 16 * 2 * 2 * (1024 + 64),
             (Self::Warpgroups, _) => 3 * (128 * 128 * 2 + 16 * (1024 + 64) + 16) + 8 * 128 * 64,
-            (Self::Rows8 | Self::Rows16 | Self::Rows32 | Self::Any, _) => 0,
+            _ => 0,
         };
         (stages + 4 * experts) as u32
     }
@@ -254,7 +307,7 @@ impl ExpertsKernel {
     /// Columns of which a block of FP8's scales must be a multiple.
     const fn step(self) -> usize {
         match self {
-            Self::Rows8 | Self::Rows16 | Self::Rows32 => 64,
+            Self::Rows8Halves | Self::Rows8 | Self::Rows16 | Self::Rows32 => 64,
             Self::Tiles | Self::Warpgroups => 32,
             Self::Any => 1,
         }
@@ -305,21 +358,28 @@ impl ExpertsProblem {
         let any_order = facts.accumulation != Accumulation::Ordered;
         let stored = kernel != ExpertsKernel::Warpgroups
             || (self.y_aligned && self.all_experts <= kernel.most_experts());
+        // Enough warps for halves of all groups there can be, on every rank.
+        let resident = kernel.resident(self.format) * facts.multiprocessors.max(1) as usize;
+        let warps = resident * kernel.threads(self.format) as usize / 32;
+        let groups = self.outputs.div_ceil(kernel.outputs(self.half));
+        let halves = self.routes.saturating_mul(groups).saturating_mul(2);
+        let by_halves = kernel == ExpertsKernel::Rows8Halves;
         kernel == ExpertsKernel::Any
             || (ExpertsKernel::of_format(self.format).contains(&kernel)
                 && whole
                 && stored
                 && blocks
-                && any_order)
+                && any_order
+                && (!by_halves || halves <= warps))
     }
 
     /// The kernels for so many rows of an expert, the best first.
     fn kernels(&self) -> &'static [ExpertsKernel] {
-        use ExpertsKernel::{Any, Rows8, Rows16, Rows32, Tiles, Warpgroups};
+        use ExpertsKernel::{Any, Rows8, Rows8Halves, Rows16, Rows32, Tiles, Warpgroups};
         // The same on every rank: all experts count.
         let rows = self.routes.div_ceil(self.all_experts.max(1));
         match (self.format, rows) {
-            (ExpertFormat::PackedE2m1, 0..=8) => &[Rows8, Any],
+            (ExpertFormat::PackedE2m1, 0..=8) => &[Rows8Halves, Rows8, Any],
             (ExpertFormat::PackedE2m1, 9..=16) => &[Rows16, Any],
             (ExpertFormat::PackedE2m1, _) => &[Warpgroups, Rows16, Any],
             (_, 0..=4) => &[Rows8, Any],
@@ -368,6 +428,13 @@ impl ExpertsPlan {
     /// Whether rows of x are gathered first, in scratch memory.
     pub(super) fn gathers(&self) -> bool {
         self.kernel == ExpertsKernel::Warpgroups
+    }
+
+    /// Whether its kernel waits for the one before it before it lets the next one start.
+    pub(super) fn starts_next_late(&self) -> bool {
+        use ExpertsKernel::{Rows8, Rows8Halves, Rows16};
+        let streams = matches!(self.kernel, Rows8Halves | Rows8 | Rows16);
+        self.format == ExpertFormat::PackedE2m1 && streams
     }
 }
 

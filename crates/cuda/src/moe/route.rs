@@ -58,6 +58,7 @@ impl Moe {
             tokens,
             hidden: gate.weight.cols,
             experts: routing.experts(),
+            top_k: routing.top_k(),
             x: x.float,
             gate: gate.weight.elements,
             in_vectors: rows_aligned(x, 16) && gate.weight.packing.is_none(),
@@ -87,6 +88,7 @@ impl Moe {
             vocabulary: side("table", routing.vocabulary().unwrap_or_default())?,
             normalize: u32::from(routing.normalize()),
             scale: routing.scale(),
+            splits: plan.splits(),
         };
         self.bind()?;
         let kernels = &self.kernels;
@@ -106,7 +108,12 @@ impl Moe {
                 }
             }
             match plan.apart {
-                None => self.launch(stream, kernels.choose_and_sort, ([1, 1], 1024, 0), &params),
+                None => self.launch(
+                    stream,
+                    kernels.choose_and_sort,
+                    ([1, 1], RoutePlan::together(tokens), 0),
+                    &params,
+                ),
                 Some([choose, sort]) => {
                     self.launch(stream, kernels.choose, ([choose, 1], 128, 0), &params)?;
                     self.launch(stream, kernels.sort, ([sort, 1], 128, 0), &params)

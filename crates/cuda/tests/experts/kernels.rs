@@ -19,8 +19,9 @@ const TOP_K: usize = 2;
 const MORE_THAN_A_TILE: usize = 400;
 
 /// Tokens, and the kernels that their rows go to, packed FP4's the second.
-const CASES: [(usize, [&str; 2]); 4] = [
-    (1, ["8_rows", "8_rows_packed"]),
+const CASES: [(usize, [&str; 2]); 5] = [
+    (1, ["8_rows", "8_rows_packed_halves:"]),
+    (14, ["32_rows", "8_rows_packed:"]),
     (24, ["32_rows", "16_rows_packed"]),
     (60, ["tiles", "warpgroups_packed"]),
     // FP4 alone: more rows of an expert than a tile of warpgroups has.
@@ -140,6 +141,43 @@ fn kernels_on_tensor_cores_agree_with_the_ordered_one() {
                 assert!(far < 4e-3, "{what}: sums {far}");
             }
             assert!(sums.iter().all(|s| s.is_finite()), "{what}");
+        }
+    }
+}
+
+/// The second half starts while the first runs, which must not show: twenty times each, one behind the other, the
+/// routes of every other pass on their way while the pass before it still runs.
+#[test]
+fn both_halves_in_one_call_are_two_calls() {
+    let Some((backend, _turn)) = open("experts") else {
+        return;
+    };
+    for format in FORMATS {
+        let host = HostLayer::new(SIDES[0], (EXPERTS, TOP_K), format);
+        let layer = host.load(&backend);
+        for ((tokens, _), quant) in CASES
+            .into_iter()
+            .flat_map(|case| [(case, None), (case, Some(Quantization::deepseek_v4()))])
+        {
+            let [few, many] = [ids(tokens), vec![1; tokens * TOP_K]];
+            for ids in [few, many] {
+                let (act, sums) = run(&backend, (&host, &layer), quant, &ids);
+                let mut pass = Pass::new(&backend, &host, quant, tokens);
+                pass.set_x(&backend, &host.rows(tokens, 3));
+                for time in 0..20 {
+                    let other: Vec<i32> = ids.iter().map(|id| (id + 2) % EXPERTS as i32).collect();
+                    for ids in [&other, &ids] {
+                        pass.routes.upload(&backend, ids, &weights(tokens)).unwrap();
+                        pass.mlp(&backend, &layer).unwrap();
+                    }
+                    let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+                    let what = format!("{format}, {tokens} tokens, {quant:?}, pass {time}");
+                    assert!(bits(&pass.sums(&backend)) == bits(&sums), "{what}");
+                }
+                let own = ids.iter().filter(|id| **id >= 0).count() * host.intermediate;
+                let bits = |act: &[bf16]| act.iter().map(|a| a.to_bits()).collect::<Vec<_>>();
+                assert!(bits(&pass.acts(&backend)[..own]) == bits(&act[..own]));
+            }
         }
     }
 }

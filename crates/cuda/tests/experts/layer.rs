@@ -257,6 +257,18 @@ impl<'a> Pass<'a> {
         backend.grouped_matmul_sum(quant, act, experts, &self.routes, None, scratch, y)
     }
 
+    /// Both halves in one call.
+    pub fn mlp(&mut self, backend: &CudaBackend, layer: &Layer) -> swiglu_core::Result<()> {
+        let op = GatedActivation::deepseek_v4();
+        let (tokens, hidden, i) = (self.tokens, self.host.hidden, self.host.intermediate);
+        let (rows, quant, experts) = (self.routes.count(), self.quant.as_ref(), &layer.experts);
+        let x = Tensor::contiguous((&self.x).into(), Float::BF16, tokens, hidden);
+        let act = TensorMut::contiguous((&mut self.act).into(), Float::BF16, rows, i);
+        let y = TensorMut::contiguous((&mut self.y).into(), Float::F32, tokens, hidden);
+        let scratch = (&mut self.scratch).into();
+        backend.grouped_mlp(&op, quant, x, experts, &self.routes, None, scratch, act, y)
+    }
+
     pub fn set_x(&mut self, backend: &CudaBackend, x: &[bf16]) {
         backend
             .upload(&mut self.x, bytemuck::cast_slice(x))

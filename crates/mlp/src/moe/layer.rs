@@ -133,16 +133,16 @@ impl<B: Router + GroupedMatmul> DeepseekV4Moe<B> {
         }
         let backend = &*self.backend;
         let mut routes = workspace.take_routes(backend, &self.gate.routing, rows)?;
-        self.route(x, tokens, &mut routes, workspace)?;
-        // Taken out while the shared expert's stages use the rest.
+        // Taken out while the stages use the rest.
         let mut slot = std::mem::take(&mut workspace.shared);
         {
             let shape = [rows, self.hidden_size()];
             let mut shared = slot.matrix(backend, Float::BF16, shape)?;
             let mlp = &mut workspace.mlp;
+            // Before the router, whose experts a device may then ask for at once.
             self.shared.forward(x, shared.reborrow(), mlp)?;
-            self.experts(x, &routes, workspace)?;
-            self.sum(&routes, Some(shared.as_tensor()), y, workspace)?;
+            self.route(x, tokens, &mut routes, workspace)?;
+            self.experts_and_sum(x, &routes, shared.as_tensor(), y, workspace)?;
         }
         workspace.shared = slot;
         workspace.keep_routes(routes);
@@ -233,6 +233,29 @@ impl<B: Router + GroupedMatmul> DeepseekV4Moe<B> {
         let (quant, experts) = (self.quant.as_ref(), &*self.experts);
         let act = act.as_tensor();
         Ok(backend.grouped_matmul_sum(quant, act, experts, routes, shared, scratch, y)?)
+    }
+
+    /// Both halves, and the sum with what the shared expert gave.
+    fn experts_and_sum(
+        &self,
+        x: Tensor<'_, B>,
+        routes: &Routes<B::Buffer>,
+        shared: Tensor<'_, B>,
+        y: TensorMut<'_, B>,
+        workspace: &mut MoeWorkspace<B>,
+    ) -> Result<()> {
+        let backend = &*self.backend;
+        let requests = [
+            self.first_request(x.layout.rows, x.float),
+            self.second_request(y.layout.rows, y.float),
+        ];
+        let bytes = requests.map(|(request, shape)| backend.scratch(&request, &shape));
+        let scratch = workspace.scratch.reserve(backend, bytes[0].max(bytes[1]))?;
+        let act = [routes.count(), self.intermediate_size()];
+        let act = workspace.act.matrix(backend, Float::BF16, act)?;
+        let (op, quant, experts) = (&self.op, self.quant.as_ref(), &*self.experts);
+        let shared = Some(shared);
+        Ok(backend.grouped_mlp(op, quant, x, experts, routes, shared, scratch, act, y)?)
     }
 
     fn route_request(&self, rows: usize, x: Float) -> (Request, Shape) {

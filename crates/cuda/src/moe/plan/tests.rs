@@ -34,7 +34,7 @@ fn kernel(problem: &ExpertsProblem) -> ExpertsKernel {
 
 #[test]
 fn the_kernel_follows_from_the_rows_that_an_expert_has_on_average() {
-    use ExpertsKernel::{Any, Rows8, Rows16, Rows32, Tiles, Warpgroups};
+    use ExpertsKernel::{Any, Rows8, Rows8Halves, Rows16, Rows32, Tiles, Warpgroups};
     for (tokens, expected) in [
         (1, Rows8),
         (64, Rows8),
@@ -53,7 +53,8 @@ fn the_kernel_follows_from_the_rows_that_an_expert_has_on_average() {
         })
     };
     for (tokens, expected) in [
-        (1, Rows8),
+        (1, Rows8Halves),
+        (2, Rows8),
         (341, Rows8),
         (342, Rows16),
         (682, Rows16),
@@ -156,12 +157,12 @@ fn a_launch_has_no_more_blocks_than_work_or_room() {
     // Six experts, 2048 outputs by eight.
     let one = plan(&flash(1)).unwrap();
     assert_eq!((one.pieces, one.blocks), (256, 3 * 132));
-    // A block of packed ones has a multiprocessor to itself.
+    // Two blocks of packed ones are a multiprocessor's.
     let packed = ExpertsProblem {
         format: ExpertFormat::PackedE2m1,
         ..flash(1)
     };
-    assert_eq!(plan(&packed).unwrap().blocks, 132);
+    assert_eq!(plan(&packed).unwrap().blocks, 2 * 132);
     // Clusters of two take an item together: one with 17 rows by 96 outputs is one.
     let clusters = |routes, outputs| {
         let problem = ExpertsProblem {
@@ -216,11 +217,22 @@ fn shared_memory_fits_and_is_that_of_the_kernels() {
         }
         if format == ExpertFormat::PackedE2m1 {
             let source = include_str!("../../../kernels/moe/experts_packed.cu");
-            let constants = "PACKED_WARPS = 16, PACKED_THREADS = 32 * PACKED_WARPS, SLOTS = 2, SLOT = 2 * PACKED_UNIT";
-            assert!(source.contains(constants));
-            let rings = ExpertsKernel::Rows8.shared(format, 0) as usize;
-            assert_eq!(rings, 16 * 2 * 2 * 16 * 128 * 17 / 32);
-            assert_eq!(ExpertsKernel::Rows8.threads(format), 512);
+            for (kernel, rows, name) in [
+                (ExpertsKernel::Rows8Halves, 8, "packed_halves, 2"),
+                (ExpertsKernel::Rows8, 8, "packed, 1"),
+                (ExpertsKernel::Rows16, 16, "packed, 1"),
+            ] {
+                let (threads, resident) = (kernel.threads(format), kernel.resident(format));
+                let (warps, rings) = (threads / 32, kernel.shared(format, 0));
+                // Rings of so many copies of so many units of 16 by 128 codes.
+                let units = rings / warps / 2 / (16 * 128 * 17 / 32);
+                let line =
+                    format!("KERNEL(down, false, {rows}, {name}, {warps}, {resident}, 2, {units})");
+                assert!(source.contains(&line), "{line}");
+                // What the blocks of a multiprocessor may have on Hopper, with 1 KB and the kernel's own of each.
+                let of_block = kernel.shared(format, 256) as usize + 1024 + 512;
+                assert!(of_block * resident <= 228 * 1024, "{kernel:?}");
+            }
             let source = include_str!("../../../kernels/moe/experts_warpgroups.cu");
             assert!(source.contains("using Gathered = GatheredShape<2, 2, 128, 3>;"));
             let [groups, unit] = [16, 16 * 128 * 17 / 32];
@@ -244,18 +256,40 @@ fn routers_of_few_tokens_take_two_launches() {
         tokens,
         hidden: 4096,
         experts: 256,
+        top_k: 6,
         x: Float::BF16,
         gate: WeightType::Bf16,
         in_vectors: true,
     };
     let matrix_unit = facts(Accumulation::MatrixUnit);
     let text = |problem: &RouteProblem| RoutePlan::new(problem, &matrix_unit).to_string();
-    let one = "route_logits: 256 x 1 blocks; route_choose_and_sort: 1 block";
+    let one = "route_logits: 16 x 8 blocks; route_choose_and_sort: 1 block";
     assert_eq!(text(&problem(1)), one);
-    let more = "route_logits: 256 x 3 blocks; route_choose: 5 blocks; route_sort: 65 blocks";
+    let more = "route_logits: 16 x 8 blocks; route_choose: 5 blocks; route_sort: 3 blocks";
     assert_eq!(text(&problem(17)), more);
-    let many = "a matmul; route_choose: 17 blocks; route_sort: 65 blocks";
+    // 257 experts and 390 routes; beyond 1024 routes a warp to an expert.
+    let many = "a matmul; route_choose: 17 blocks; route_sort: 6 blocks";
     assert_eq!(text(&problem(65)), many);
+    let beyond = "a matmul; route_choose: 43 blocks; route_sort: 65 blocks";
+    assert_eq!(text(&problem(171)), beyond);
+    let too_many = RouteProblem {
+        experts: NEAR_EXPERTS,
+        ..problem(17)
+    };
+    let plan = RoutePlan::new(&too_many, &matrix_unit);
+    assert_eq!(plan.apart, Some([5, (NEAR_EXPERTS / 4 + 1) as u32]));
+    // A warp to a token.
+    for tokens in 1..=TOGETHER {
+        assert!(RoutePlan::together(tokens) as usize >= 32 * tokens);
+    }
+    let splits = |tokens| RoutePlan::new(&problem(tokens), &matrix_unit).splits() as usize;
+    for tokens in [1, 64, 65] {
+        assert_eq!(
+            splits(tokens),
+            RoutePlan::most_splits(tokens),
+            "{tokens} tokens"
+        );
+    }
     let others = [
         RouteProblem {
             x: Float::F32,
@@ -280,6 +314,17 @@ fn routers_of_few_tokens_take_two_launches() {
             Logits::Matmul,
             "{other:?}"
         );
+    }
+    let source = include_str!("../../../kernels/moe/route.cu");
+    for constants in [
+        format!("SPLITS = {LOGITS_SPLITS}, EXPERTS = {LOGITS_EXPERTS};"),
+        format!(
+            "NEAR = {NEAR}, NEAR_EXPERTS = 1u << {};",
+            NEAR_EXPERTS.ilog2()
+        ),
+        format!("TOGETHER = {TOGETHER};"),
+    ] {
+        assert!(source.contains(&constants), "{constants}");
     }
     let ordered = RoutePlan::new(&problem(1), &facts(Accumulation::Ordered));
     assert_eq!(ordered.logits, Logits::Matmul);
