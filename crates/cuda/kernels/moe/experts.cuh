@@ -77,6 +77,8 @@ TWIN_FIELD(ExpertsParams, sorted_before, 176);
 // Of a block of every kernel of experts.
 constexpr uint32_t EXPERT_THREADS = 32 * WARPS;
 
+// Routes are read past the L1, for some kernels read them before they wait (experts_packed.cu).
+
 // Adds up the tiles of the experts: ends[e] becomes how many there are up to e, with it. Returns how many there
 // are. All threads of the block take part.
 template <uint32_t ROWS, uint32_t THREADS = EXPERT_THREADS>
@@ -89,7 +91,7 @@ __device__ __forceinline__ uint32_t count_tiles(const ExpertsParams& p, uint32_t
         uint32_t sum = 0;
         if (e < p.experts) {
             const int32_t* const at = p.offsets + p.first + e;
-            sum = (uint32_t)(at[1] - at[0] + (int32_t)ROWS - 1) / ROWS;
+            sum = (uint32_t)(__ldcg(at + 1) - __ldcg(at) + (int32_t)ROWS - 1) / ROWS;
         }
 #pragma unroll
         for (uint32_t step = 1; step < 32; step *= 2) {
@@ -130,8 +132,8 @@ struct ExpertTile {
         const ExpertsParams& p, const uint32_t* ends, uint32_t tile) {
         const uint32_t low = expert_of(p, ends, tile);
         const int32_t* const at = p.offsets + p.first + low;
-        const uint32_t row = at[0] + (tile - (low ? ends[low - 1] : 0)) * ROWS;
-        return {low, row, min(ROWS, (uint32_t)at[1] - row)};
+        const uint32_t row = __ldcg(at) + (tile - (low ? ends[low - 1] : 0)) * ROWS;
+        return {low, row, min(ROWS, (uint32_t)__ldcg(at + 1) - row)};
     }
 };
 

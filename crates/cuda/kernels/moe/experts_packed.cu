@@ -1,13 +1,24 @@
 // Matmuls of routed experts in FP4 with few rows each, as fast as their weights are read; and what packs them.
 //
 // ## Method
-// 1. A warp takes a group of 16 rows of an expert's weight (packed.cuh) and a tile of 8 to 32 rows of x, and all of k.
+// 1. A warp takes a group of 16 rows of an expert's weight (packed.cuh) and a tile of 8 or 16 rows of x, and all of k;
+//    two warps share k where one token leaves half of the warps without a group.
 // 2. It asks for its groups by bulk copies into a ring that no other warp touches, two units at a time, and for those
 //    of its next item before it has multiplied this one's: memory does not wait for an epilogue.
 // 3. Codes become bf16 in registers: bits to their places, then one multiplication by the scale, which has the factor
 //    that is missing. An expert with a scale beyond 2 takes two.
-// 4. Weights are the 16 rows of the tensor cores' product, rows of x its 8 columns. Rows of x come from the L1, those
-//    of the next unit while this one is multiplied; of a tile with fewer rows nothing is read for the others.
+// 4. Weights are the 16 rows of the tensor cores' product, rows of x its 8 columns. Rows of x come from the L1, a
+//    quarter of the next unit's as soon as this one's has been multiplied; of a tile with fewer rows nothing is read
+//    for the others. The warps of a block work on one expert, for few rows to be in the L1 together.
+// 5. What limits it are instruction slots: 138 a unit of 2048 codes, and copies and lookups for two units at once.
+//    Three warps for each scheduler use half of the slots, six four fifths: hence 24 of 80 registers.
+//
+// ## Order of launches
+// A kernel here waits for the one before it, and then lets the next one start. So whatever is launched behind the first
+// half begins when the routes, which were written before the first half, are complete, and needs no wait to read them:
+// the second half (`sorted_before`) finds its first items and asks for their weights, which no kernel writes, while
+// the first half runs. act is written by that, and is read behind the wait; so is all that a quantization between them
+// reads. The kernel of sums likewise reads rows ahead behind a second half that waits first.
 #include "experts.cuh"
 #include "packed.cuh"
 #if __CUDA_ARCH__ == 900
@@ -180,7 +191,7 @@ template <int TILES> struct Item {
 #pragma unroll
         for (int i = 0; i < TILES; ++i) {
             const uint32_t row = tile.row + min(8 * i + threadIdx.x % 32 / 4, tile.rows - 1);
-            route[i] = GATED ? p.sorted[row] : (int32_t)row;
+            route[i] = GATED ? __ldcg(p.sorted + row) : (int32_t)row;
         }
     }
 };

@@ -65,7 +65,7 @@ TWIN_FIELD(RouteParams, splits, 156);
 
 constexpr uint32_t ALL = 0xffffffffu;
 
-// The blocks that share k, and the experts of each, as LOGITS_SPLITS and LOGITS_EXPERTS of src/moe/plan.rs.
+// The blocks that share k, and the experts of each, LOGITS_SPLITS and LOGITS_EXPERTS in src/moe/plan.rs.
 constexpr uint32_t SPLITS = 8, EXPERTS = 16;
 
 // Partial logits of 16 experts and of up to 64 tokens, whose rows are whole vectors: experts are the 16 rows of the
@@ -179,8 +179,8 @@ __device__ __forceinline__ Choice choice_of(const RouteParams& p, uint32_t token
     return c;
 }
 
-// The logits of N experts, none of the last of them: their sums over pieces of k, added up in order. Those of a piece
-// are all asked for at once.
+// The logits of which `at` tells the first of their sums over pieces of k, null for none: those are added up in order,
+// and those of several pieces asked for at once.
 template <uint32_t N, typename F> __device__ __forceinline__ void add_logits(const RouteParams& p, const F& at, float (&to)[N]) {
     const uint64_t split = (uint64_t)p.tokens * p.experts;
 #pragma unroll
@@ -312,10 +312,10 @@ __device__ __forceinline__ void choose_together(const RouteParams& p, int32_t* n
     __shared__ float scores[TOGETHER * 32 * KEPT];
     __shared__ uint32_t keys[TOGETHER * 32 * KEPT];
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    // A block of one or two times as many threads.
-    constexpr uint32_t AT_ONCE = 4;
-    const uint32_t e = threadIdx.x % (32 * KEPT), step = blockDim.x / (32 * KEPT);
-    const auto token_of = [&](uint32_t i) { return threadIdx.x / (32 * KEPT) + i * step; };
+    // Every other token's, as the block has twice as many threads as there are experts.
+    constexpr uint32_t AT_ONCE = 4, STEP = TOGETHER / KEPT;
+    const uint32_t e = threadIdx.x % (32 * KEPT);
+    const auto token_of = [&](uint32_t i) { return threadIdx.x / (32 * KEPT) + i * STEP; };
     for (uint32_t first = 0; token_of(first) < p.tokens; first += AT_ONCE) {
         float s[AT_ONCE];
         const auto there = [&](uint32_t j) { return e < p.experts && token_of(first + j) < p.tokens; };
@@ -426,8 +426,8 @@ route_sort(const __grid_constant__ RouteParams p) {
         sort_expert(p, expert);
     }
 }
-// A warp to a token, of at most TOGETHER. Its registers leave room for blocks of the next kernel.
-extern "C" __global__ void __launch_bounds__(32 * TOGETHER, 2)
+// A warp to a token, of at most TOGETHER.
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER, 1)
 route_choose_and_sort(const __grid_constant__ RouteParams p) {
     __shared__ int32_t near[NEAR];
     const uint32_t warp = threadIdx.x / 32;
@@ -437,6 +437,6 @@ route_choose_and_sort(const __grid_constant__ RouteParams p) {
     if (p.experts <= 256 && p.top_k <= 32) choose_together(p, to);
     else if (warp < p.tokens) choose(p, to, warp);
     __syncthreads();
-    if (fits) return sort_near(p, near, threadIdx.x, blockDim.x);
-    for (uint32_t expert = warp; expert <= p.experts; expert += blockDim.x / 32) sort_expert(p, expert);
+    if (fits) return sort_near(p, near, threadIdx.x, 32 * TOGETHER);
+    for (uint32_t expert = warp; expert <= p.experts; expert += TOGETHER) sort_expert(p, expert);
 }

@@ -145,13 +145,13 @@ template <uint32_t N> __device__ __forceinline__ void sum_rows(const SumParams& 
     const uint32_t column = (blockIdx.x * blockDim.x + threadIdx.x) * N;
     let_next_start();
     if (!p.sorted_before) wait_for_last();
-    const uint32_t row0 = p.offsets[p.first], rows = p.offsets[p.first + p.experts] - row0;
+    const uint32_t row0 = __ldcg(p.offsets + p.first), rows = __ldcg(p.offsets + p.first + p.experts) - row0;
     // -1 of no expert, and of an expert that is another rank's.
     int32_t row[AT_ONCE];
     const auto find_rows = [&](uint32_t token, uint32_t first) {
 #pragma unroll
         for (uint32_t i = 0; i < AT_ONCE; ++i) {
-            row[i] = first + i < p.top_k ? p.rows[(uint64_t)token * p.top_k + first + i] : -1;
+            row[i] = first + i < p.top_k ? __ldcg(p.rows + (uint64_t)token * p.top_k + first + i) : -1;
             if ((uint32_t)row[i] - row0 >= rows) row[i] = -1;
         }
     };

@@ -3,9 +3,10 @@
 //! ## Method
 //! 1. Logits of few tokens in bf16 have a kernel of their own; others are a matmul. Few tokens are then chosen for and
 //!    sorted by one block.
-//! 2. Experts with few rows on average: the kernels that stream weights, for tiles of 8, 16 or 32 rows. More rows: tiles
-//!    of 128 rows of a weight by 64; by packed FP4 Hopper's warpgroups, once rows are gathered. How many an expert really has
-//!    is known to the device alone, so that each of these takes any number, an expert's rows in several tiles.
+//! 2. Experts with few rows on average: the kernels that stream weights, for tiles of 8, 16 or 32 rows; of packed FP4 two
+//!    warps share a group where there are warps enough. More rows: tiles of 128 rows of a weight by 64; by packed FP4 Hopper's
+//!    warpgroups, once rows are gathered. How many an expert really has is known to the device alone, so that each of these
+//!    takes any number, an expert's rows in several tiles.
 //! 3. Ordered sums, other types, and what is not in whole 16-byte vectors: the kernel of any rows.
 //! 4. A launch has the blocks that the device holds at once, or as many as there can be work for.
 
@@ -34,6 +35,9 @@ const NEAR_EXPERTS: usize = 1 << 21;
 
 /// Tokens that one block chooses for and sorts.
 const TOGETHER: usize = 16;
+
+/// Threads of the block that chooses and sorts: a warp for each of those.
+pub(super) const TOGETHER_THREADS: u32 = 32 * TOGETHER as u32;
 
 /// Threads of a block of the kernels of a layer, but for those of packed experts.
 pub(super) const THREADS: u32 = 256;
@@ -105,15 +109,6 @@ impl RoutePlan {
             LOGITS_SPLITS
         } else {
             1
-        }
-    }
-
-    /// Threads of a block that chooses and sorts: a warp for each token, and for few tokens fewer registers.
-    pub(super) const fn together(tokens: usize) -> u32 {
-        if tokens <= TOGETHER / 2 {
-            16 * TOGETHER as u32
-        } else {
-            32 * TOGETHER as u32
         }
     }
 

@@ -5,7 +5,7 @@ use swiglu_core::{Float, Gate, Routes, RowLayout};
 
 use super::{
     call::{Moe, address, rows_aligned, side},
-    plan::{Logits, RoutePlan, RouteProblem},
+    plan::{Logits, RoutePlan, RouteProblem, TOGETHER_THREADS},
 };
 use crate::{
     buffer::CudaBuffer,
@@ -111,7 +111,7 @@ impl Moe {
                 None => self.launch(
                     stream,
                     kernels.choose_and_sort,
-                    ([1, 1], RoutePlan::together(tokens), 0),
+                    ([1, 1], TOGETHER_THREADS, 0),
                     &params,
                 ),
                 Some([choose, sort]) => {
