@@ -57,23 +57,29 @@ __device__ __forceinline__ void multiply_eights(float (&d)[SUMS], const uint32_t
 #undef SUM_32
 #undef PRODUCT
 
-// Asks for a group: 64 of k, whose fragments `a` are, of SLABS times 64 rows by `columns` of them.
+// Asks for a group: 64 of k, whose fragments `a` are, of SLABS times 64 rows by as many columns.
+template <int EIGHTS, int SLABS, int SUMS>
+__device__ __forceinline__ void multiply_group(float (&sum)[SLABS][SUMS], const uint32_t (&a)[SLABS][16], uint64_t x) {
+    if constexpr (4 * EIGHTS <= SUMS) {
+#pragma unroll
+        for (int m = 0; m < SLABS; ++m)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) multiply_eights<EIGHTS>(sum[m], a[m] + 4 * j, x + 2 * j);
+        end_group();
+    }
+}
+// The same by FIRST + `more` eights, of which there are fewer than 2 * BIT: four branches by bits, where a switch took
+// longer than some products.
+template <int FIRST, int BIT, int SLABS, int SUMS>
+__device__ __forceinline__ void multiply_group(
+    float (&sum)[SLABS][SUMS], const uint32_t (&a)[SLABS][16], uint64_t x, uint32_t more) {
+    if constexpr (BIT == 0) multiply_group<FIRST>(sum, a, x);
+    else if (more & BIT) multiply_group<FIRST + BIT, BIT / 2>(sum, a, x, more);
+    else multiply_group<FIRST, BIT / 2>(sum, a, x, more);
+}
 template <int SLABS, int SUMS>
 __device__ __forceinline__ void multiply_columns(
     float (&sum)[SLABS][SUMS], const uint32_t (&a)[SLABS][16], uint64_t x, uint32_t columns) {
     begin_products();
-#define EIGHTS(N)                                                                                           \
-    case N:                                                                                                 \
-        if constexpr (4 * N <= SUMS) {                                                                      \
-            _Pragma("unroll") for (int m = 0; m < SLABS; ++m)                                               \
-                _Pragma("unroll") for (int j = 0; j < 4; ++j)                                               \
-                    multiply_eights<N>(sum[m], a[m] + 4 * j, x + 2 * j);                                    \
-            end_group();                                                                                    \
-        }                                                                                                   \
-        break;
-    switch (columns / 8) {
-        EIGHTS(1) EIGHTS(2) EIGHTS(3) EIGHTS(4) EIGHTS(5) EIGHTS(6) EIGHTS(7) EIGHTS(8)
-        EIGHTS(9) EIGHTS(10) EIGHTS(11) EIGHTS(12) EIGHTS(13) EIGHTS(14) EIGHTS(15) EIGHTS(16)
-    }
-#undef EIGHTS
+    multiply_group<1, 8>(sum, a, x, columns / 8 - 1);
 }

@@ -115,29 +115,45 @@ template <class Shape> struct GatheredItem {
     }
 };
 
-// A lane's words of 64 of k of a group, as fragments of four products. MARKED experts take two multiplications.
+// A lane's words of 64 of k of a group, as fragments of four products.
 template <int HALF>
 __device__ __forceinline__ void decode_half(const uint8_t* unit, bool marked, uint32_t (&to)[16]) {
     const uint32_t lane = threadIdx.x % 32, select = HALF ? 0x3424u : 0x1404u, most = 0x7e807e80u;
     const uint2 of_row[2] = {*(const uint2*)(unit + lane * 16 + 8 * HALF),
         *(const uint2*)(unit + PACKED_CODES / 2 + lane * 16 + 8 * HALF)};
-    const uint2 both = *(const uint2*)(unit + PACKED_CODES + 8 * (lane / 4));
+    const uint2 scales = *(const uint2*)(unit + PACKED_CODES + 8 * (lane / 4));
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        const uint32_t scales = r ? both.y : both.x;
-        const uint32_t factors = marked ? most : __byte_perm(scales, 0, select) >> 1;
+        const uint32_t factors = marked ? most : __byte_perm(r ? scales.y : scales.x, 0, select) >> 1;
 #pragma unroll
         for (int s = 0; s < 2; ++s) {
             uint32_t pairs[4];
             widen_packed(s ? of_row[r].y : of_row[r].x, pairs);
 #pragma unroll
             for (int j = 0; j < 4; ++j) to[8 * s + 2 * j + r] = times_half(pairs[j], factors, s);
-            if (marked) {
-                const uint32_t more = power2((scales >> 8 * (2 * HALF + s)) - PACKED_BIAS & 255);
-#pragma unroll
-                for (int j = 0; j < 4; ++j) to[8 * s + 2 * j + r] = times2(to[8 * s + 2 * j + r], more);
-            }
         }
+    }
+}
+// The second multiplication that experts with a mark take.
+template <int HALF> __device__ __forceinline__ void scale_half(const uint8_t* unit, uint32_t (&to)[16]) {
+    const uint2 scales = *(const uint2*)(unit + PACKED_CODES + 8 * (threadIdx.x % 32 / 4));
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+            const uint32_t scale = power2(((r ? scales.y : scales.x) >> 8 * (2 * HALF + s)) - PACKED_BIAS & 255);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) to[8 * s + 2 * j + r] = times2(to[8 * s + 2 * j + r], scale);
+        }
+}
+// Those of following groups.
+template <int HALF, int SLABS>
+__device__ __forceinline__ void decode_slabs(const uint8_t* unit, bool marked, uint32_t (&to)[SLABS][16]) {
+#pragma unroll
+    for (int m = 0; m < SLABS; ++m) decode_half<HALF>(unit + m * PACKED_UNIT, marked, to[m]);
+    if (marked) {
+#pragma unroll
+        for (int m = 0; m < SLABS; ++m) scale_half<HALF>(unit + m * PACKED_UNIT, to[m]);
     }
 }
 
@@ -159,9 +175,7 @@ __device__ __forceinline__ void multiply_item(
     uint32_t first[SLABS][16], second[SLABS][16];
     const auto decode_first = [&] {
         wait_barrier<false>(Shape::full(base, at.stage), at.parity);
-        const uint8_t* const unit = weights + at.stage * Shape::STAGE;
-#pragma unroll
-        for (int m = 0; m < SLABS; ++m) decode_half<0>(unit + m * PACKED_UNIT, marked, first[m]);
+        decode_slabs<0>(weights + at.stage * Shape::STAGE, marked, first);
     };
     // Both blocks copy to a stage: both are told.
     const auto release = [&](uint32_t stage) {
@@ -175,10 +189,7 @@ __device__ __forceinline__ void multiply_item(
         // What reads the stage before and `second` has ended.
         wait_for_groups<1>();
         if (unit > 0) release(before);
-#pragma unroll
-        for (int m = 0; m < SLABS; ++m) {
-            decode_half<1>(weights + stage * Shape::STAGE + m * PACKED_UNIT, marked, second[m]);
-        }
+        decode_slabs<1>(weights + stage * Shape::STAGE, marked, second);
         multiply_columns(sum, second, x + (stage * Shape::STAGE + Shape::HALF) / 16, columns);
         before = stage;
         at.template advance<1>();

@@ -375,7 +375,7 @@ impl ExpertsProblem {
         let rows = self.routes.div_ceil(self.all_experts.max(1));
         match (self.format, rows) {
             (ExpertFormat::PackedE2m1, 0..=8) => &[Rows8Halves, Rows8, Any],
-            (ExpertFormat::PackedE2m1, 9..=16) => &[Rows16, Any],
+            (ExpertFormat::PackedE2m1, 9..=12) => &[Rows16, Any],
             (ExpertFormat::PackedE2m1, _) => &[Warpgroups, Rows16, Any],
             (_, 0..=4) => &[Rows8, Any],
             (_, 5..=16) => &[Rows32, Any],

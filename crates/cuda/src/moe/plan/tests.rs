@@ -57,8 +57,8 @@ fn the_kernel_follows_from_the_rows_that_an_expert_has_on_average() {
         (2, Rows8),
         (341, Rows8),
         (342, Rows16),
-        (682, Rows16),
-        (683, Warpgroups),
+        (512, Rows16),
+        (513, Warpgroups),
         (4096, Warpgroups),
     ] {
         assert_eq!(packed(tokens), expected, "{tokens} tokens, packed");
