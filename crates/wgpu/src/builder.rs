@@ -298,6 +298,7 @@ impl Builder {
         wanted: String,
     ) -> Result<WgpuBackend> {
         let mut facts = Facts::of(device, self.shared_buffers);
+        facts.ordered = self.accumulation == Accumulation::Ordered;
         let (mut backend, tier) = match self.tried((device, cache), best, facts, wanted) {
             Ok(backend) => (backend, best),
             Err(error) => {

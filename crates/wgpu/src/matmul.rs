@@ -6,4 +6,4 @@ mod record;
 
 pub(crate) use gated::{GatedOperands, GatedPlan, record as record_gated};
 pub(crate) use plan::{MatmulOperands, MatmulPlan};
-pub(crate) use record::{prepare, record};
+pub(crate) use record::{prepare, record, record_halves};

@@ -4,6 +4,7 @@ mod activation;
 mod cache;
 mod compile;
 mod cooperative;
+mod grouped_cooperative;
 mod kernel;
 mod matmul;
 mod matmul_text;
@@ -23,12 +24,13 @@ pub(crate) use cooperative::{
     COOPERATIVE_DEPTH, COOPERATIVE_SUBGROUPS, CooperativeFormat, CooperativeKernel,
     CooperativeShape, CooperativeTile, LEAST_COOPERATIVE, ROW_END,
 };
+pub(crate) use grouped_cooperative::GroupedTile;
 pub(crate) use kernel::Kernel;
 pub(crate) use matmul::{
     ANY_TOKENS, DeviceFormat, FEW_ANY, FEW_USUAL, GatedKernel, GemvKind, GemvTokens, LaneSums,
     MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
 };
-pub(crate) use moe::{GROUPED_TILE, GroupedKernel, GroupedKind, Half, MoeKernel};
+pub(crate) use moe::{GroupedKernel, GroupedKind, Half, MoeKernel};
 pub(crate) use quantize::QuantizeKernel;
 pub(crate) use shader::FUNCTIONS;
 pub(crate) use table::{MoePipelines, Pipelines, QuantizePipelines, TOO_FEW_BUFFERS, UNDECLARED};

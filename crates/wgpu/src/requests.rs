@@ -94,11 +94,11 @@ pub(crate) fn each_kernel(
                     each(Kernel::Moe(MoeKernel::Requantize { in_place }));
                 }
             }
-            grouped(Half::GateUp, weight, each)
+            grouped(Half::GateUp, weight, facts, each)
         }
         Request::GroupedMatmulSum { weight, .. } => {
             each(Kernel::Moe(MoeKernel::Sum));
-            grouped(Half::Down, weight, each)
+            grouped(Half::Down, weight, facts, each)
         }
         _ => Err(Error::unsupported(
             PLATFORM,
@@ -163,11 +163,20 @@ fn matmul(x: Float, weight: DeviceFormat, facts: &Facts, each: &mut dyn FnMut(Ke
 }
 
 /// A half of a layer's experts.
-fn grouped(half: Half, weight: WeightFormat, each: &mut dyn FnMut(Kernel)) -> Result<()> {
+fn grouped(
+    half: Half,
+    weight: WeightFormat,
+    facts: &Facts,
+    each: &mut dyn FnMut(Kernel),
+) -> Result<()> {
     each(Kernel::Moe(MoeKernel::Schedule));
     for format in device_formats(weight)?.into_iter().flatten() {
-        let kernels = GroupedKernel::of(half, format).map(MoeKernel::Grouped);
-        kernels.map(Kernel::Moe).for_each(&mut *each);
+        for kernel in GroupedKernel::of(half, format, facts) {
+            each(Kernel::Moe(MoeKernel::Grouped(kernel)));
+            if kernel.kind.is_cooperative() {
+                each(Kernel::RowsAsF16);
+            }
+        }
     }
     Ok(())
 }
@@ -278,8 +287,9 @@ mod tests {
             WeightFormat::Fp4,
         );
         let [route, first, second] = all.map(|request| of(request).len());
-        // The gate's matmul and two kernels; the schedule, four and two of quantized rows, or the sum.
-        assert_eq!((route, first, second), (8 + 5 + 2, 1 + 4 + 2, 1 + 4 + 1));
+        // The gate's matmul and two kernels; the schedule, eight of which three take rows in f16, and two of quantized
+        // rows, or the sum.
+        assert_eq!((route, first, second), (8 + 5 + 2, 1 + 9 + 2, 1 + 9 + 1));
         let Needs {
             storage_buffers,
             workgroup_bytes,

@@ -1,6 +1,7 @@
 //! Tests of a backend's kernels that take some of them away.
 
 mod cooperative;
+mod experts;
 
 use std::sync::Arc;
 

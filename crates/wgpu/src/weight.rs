@@ -46,6 +46,8 @@ pub struct Weight {
     pub(crate) chunks: Vec<Chunk>,
     /// Whether rows are exact in f16 as they are, or under the powers of two that they come with.
     pub(crate) exact_in_f16: bool,
+    /// The least and the greatest byte of FP4's scales, of experts.
+    pub(crate) scale_bytes: Option<[u8; 2]>,
     /// The kernel on cooperative matrices for dense rows of x, where there is one.
     pub(crate) dense: Option<wgpu::ComputePipeline>,
 }
@@ -243,6 +245,18 @@ impl<'p, 'a> Segment<'p, 'a> {
 }
 
 impl Weight {
+    /// The greatest byte of FP4's scales, if codes times scales are exact in f16 where its power of two becomes 2^13.
+    pub(crate) fn top_scale(&self) -> Option<u8> {
+        let [least, most] = self.scale_bytes?;
+        halves::fp4(least, most).then_some(most)
+    }
+
+    /// Whether FP4's scales, times a code and whatever x has, need no care: none is near an end of their range.
+    pub(crate) fn has_ordinary_scales(&self) -> bool {
+        self.scale_bytes
+            .is_some_and(|[least, most]| least >= 32 && most < 224)
+    }
+
     /// Outputs and inputs.
     pub(crate) const fn shape(&self) -> [usize; 2] {
         [self.rows, self.form.cols]
@@ -266,6 +280,7 @@ impl Weight {
             has_nan_codes: false,
             chunks: Vec::new(),
             exact_in_f16: cooperative,
+            scale_bytes: None,
             dense: None,
         };
         for segment in Segment::cut(parts) {

@@ -241,6 +241,11 @@ fn any_rows_by_any_weights_are_near_the_reference() {
             ..layer.clone()
         });
     }
+    // More rows of an expert than GEMVs take, on cooperative matrices in tiles of two heights.
+    for tokens in [70, 130] {
+        let layer = Layer::new([fp4; 2], [416, 224]);
+        all.push(Layer { tokens, ..layer });
+    }
     for formats in [[v4; 2], [fp4; 2], [fp8(ScaleFormat::E8M0, [8, 20]); 2]] {
         all.push(Layer {
             tiny: Some(5),

@@ -42,6 +42,8 @@ pub(crate) struct Facts {
     pub(crate) moe: bool,
     /// Whether there are kernels on cooperative matrices.
     pub(crate) cooperative: bool,
+    /// Whether sums are asked to be those of other calls to the bit.
+    pub(crate) ordered: bool,
     /// The only tiles that they take, where one is tried; by the shape, if none.
     pub(crate) cooperative_tile: Option<usize>,
     /// The number of large tiles from which on they pay.
@@ -64,6 +66,7 @@ impl Facts {
         quantizes: false,
         moe: false,
         cooperative: false,
+        ordered: false,
         cooperative_tile: None,
         least_large_tiles: u32::MAX,
         shared_buffers: false,
@@ -85,6 +88,7 @@ impl Facts {
         quantizes: true,
         moe: true,
         cooperative: true,
+        ordered: false,
         cooperative_tile: None,
         least_large_tiles: 96,
         shared_buffers: false,

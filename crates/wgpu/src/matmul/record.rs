@@ -154,27 +154,21 @@ pub(crate) fn prepare(
     Ok(())
 }
 
-/// Records x in f16, in rows that end with their exponents, for the dispatch that follows: its first and
-/// last byte in the scratch memory.
-fn record_halves(
+/// Records rows of x in f16, which end with their exponents, for the dispatch that follows: the scratch memory that
+/// they begin, and their bytes.
+pub(crate) fn record_halves(
     (device, pipelines): (&Device, &Pipelines),
     pass: &mut wgpu::ComputePass<'_>,
-    (call, x): (&MatmulCall, Window<'_>),
+    (rows, x): (&RowsCall, Window<'_>),
 ) -> Result<(wgpu::Buffer, u64)> {
-    let row = 2 * (u64::from(call.k) + ROW_END as u64);
-    let bytes = u64::from(call.tokens) * row;
+    let row = 2 * (u64::from(rows.k) + ROW_END as u64);
+    let bytes = u64::from(rows.rows) * row;
     let scratch = pipelines.scratch.of(device, bytes)?;
-    let rows = RowsCall {
-        rows: call.tokens,
-        k: call.k,
-        offset: call.x_offset,
-        stride: call.x_stride,
-    };
     let bindings = [x, x, Window::first(&scratch, bytes)].map(|window| window.binding());
     let group = bind(device, &pipelines.activation_bindings, bindings)?;
-    let [across, down] = in_workgroups(&pipelines.facts.bindings, call.tokens);
+    let [across, down] = in_workgroups(&pipelines.facts.bindings, rows.rows);
     let pipeline = pipelines.rows_as_f16()?;
-    dispatch(pass, pipeline, &group, &rows, [across, down, 1]);
+    dispatch(pass, pipeline, &group, rows, [across, down, 1]);
     Ok((scratch, bytes))
 }
 
@@ -197,7 +191,13 @@ pub(crate) fn record(
             let pipeline = pipelines.matmul(step.kernel, weight.dense.as_ref())?;
             let on = (device, pipelines);
             if step.kernel.takes_rows_as_f16() {
-                let (scratch, bytes) = record_halves(on, pass, (&call, x))?;
+                let rows = RowsCall {
+                    rows: call.tokens,
+                    k: call.k,
+                    offset: call.x_offset,
+                    stride: call.x_stride,
+                };
+                let (scratch, bytes) = record_halves(on, pass, (&rows, x))?;
                 call.x_offset = 0;
                 call.x_stride = call.k + ROW_END as u32;
                 let ends = [Window::first(&scratch, bytes), y];

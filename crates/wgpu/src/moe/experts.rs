@@ -133,6 +133,7 @@ impl Stack {
                 bound: Bound::default(),
             }],
             exact_in_f16: false,
+            scale_bytes: None,
             dense: None,
         })
     }
@@ -192,6 +193,16 @@ impl Stack {
             for (row, line) in bytes.chunks_exact_mut(self.scale_cols).enumerate() {
                 self.form.write_scale_bytes(host, row, line);
             }
+            let all = host
+                .scales()
+                .iter()
+                .copied()
+                .chain(to.scale_bytes.into_iter().flatten());
+            to.scale_bytes = all
+                .clone()
+                .min()
+                .zip(all.max())
+                .map(|(least, most)| [least, most]);
             return device.write_words(scales.data.raw(), number * count, &bytes);
         }
         let [block_rows, block_cols] = self.block;

@@ -12,11 +12,13 @@ use swiglu_core::{Error, Experts, Float, GatedActivation, Quantization, Routes, 
 use super::experts::Stack;
 use super::passes::{On, int, requantize, sum};
 use super::plan::{GroupedOperands, GroupedPlan, columns_at_a_time};
+use crate::device::BindingLimits;
 use crate::launch::{
-    Columns, GroupedCall, Matrix, Op, ScheduleCall, Window, bind, check_apart, dispatch,
-    float_code, in_workgroups,
+    Columns, GroupedCall, Matrix, Op, RowsCall, ScheduleCall, Scratch, Window, bind, check_apart,
+    dispatch, float_code, in_workgroups,
 };
-use crate::pipelines::{GROUPED_TILE, GroupedKernel, GroupedKind, Half, MoeKernel, Pipelines};
+use crate::matmul::record_halves;
+use crate::pipelines::{GroupedKernel, GroupedKind, Half, MoeKernel, Pipelines, ROW_END};
 use crate::weight::Weight;
 use crate::{Buffer, Result, View};
 
@@ -30,7 +32,8 @@ const fn in_scratch(view: View<'_>, rows: usize, cols: usize) -> Matrix<'_> {
     }
 }
 
-/// Items in the memory that calls share, and where their lists begin.
+/// Items in the memory that calls share, and where their lists begin. Where rows are found by their routes, these routes'
+/// experts, and the first of those that are loaded.
 struct Items {
     memory: wgpu::Buffer,
     bytes: u64,
@@ -45,6 +48,15 @@ fn record_items(
     plan: &GroupedPlan,
     (experts, routes): (&Range<usize>, &Routes<Buffer>),
 ) -> Result<Items> {
+    if plan.few == GroupedKind::Row {
+        let memory = routes.ids.raw().clone();
+        return Ok(Items {
+            bytes: memory.size(),
+            memory,
+            few: int(experts.start)?,
+            tiles: 0,
+        });
+    }
     let count = experts.len();
     let few = count + 1;
     let tiles = few + plan.few_items(count);
@@ -59,7 +71,7 @@ fn record_items(
         experts: int(count)?,
         few: int(plan.most_few)?,
         height: plan.few.height(),
-        tile: GROUPED_TILE,
+        tile: plan.tiles.map_or(1, GroupedKind::height),
         few_items: int(few)?,
         tile_items: int(tiles)?,
         unused: 0,
@@ -107,6 +119,12 @@ impl GroupedHalf<'_> {
             &GroupedOperands {
                 tokens,
                 rows: self.routes.count(),
+                experts: self.routes.routing().experts(),
+                ordinary: self.buffers.iter().all(Weight::has_ordinary_scales),
+                exact_in_f16: self
+                    .buffers
+                    .iter()
+                    .all(|buffer| buffer.top_scale().is_some()),
                 usual,
             },
         )
@@ -129,17 +147,21 @@ impl GroupedHalf<'_> {
         for (number, buffer) in self.buffers.iter().enumerate() {
             let first = number * per_buffer;
             let experts = first..self.range.len().min(first + per_buffer);
-            for (kind, list, count) in [
-                (plan.few, items.few, plan.few_items(experts.len())),
-                (
-                    GroupedKind::Tiles,
-                    items.tiles,
-                    plan.tile_items(experts.len()),
-                ),
-            ] {
+            let few = (plan.few, items.few, plan.few_items(experts.len()));
+            let tiles = plan.tiles.map(|kind| {
+                let count = plan.tile_items(experts.len());
+                (kind, items.tiles, count)
+            });
+            for (kind, list, count) in [Some(few), tiles].into_iter().flatten() {
                 if count == 0 {
                     continue;
                 }
+                let [of_x, both] = match kind {
+                    GroupedKind::Cooperative(_) => {
+                        [of_x, both].map(|rows| rows.min(rows_as_f16(&self.stack, limits)))
+                    }
+                    _ => [of_x, both],
+                };
                 let one = OneDispatch {
                     kernel: GroupedKernel {
                         half: self.half,
@@ -220,6 +242,22 @@ impl GroupedHalf<'_> {
             call.scale_cols = scales.cols;
         }
         let scales = chunk.scales.as_ref().map_or(&chunk.data, |s| &s.data);
+        let halves;
+        let x = if one.kernel.kind.is_cooperative() {
+            let rows = RowsCall {
+                rows: call.x_rows,
+                k: call.k,
+                offset: call.x_offset,
+                stride: call.x_stride,
+            };
+            let (memory, bytes) = record_halves((device, pipelines), pass, (&rows, x))?;
+            halves = memory;
+            (call.x_offset, call.x_stride) = (0, call.k + ROW_END as u32);
+            call.block_cols = one.buffer.top_scale().unwrap_or_default().into();
+            Window::first(&halves, bytes)
+        } else {
+            x
+        };
         let bindings = [
             x.binding(),
             chunk.data.raw().as_entire_buffer_binding(),
@@ -230,9 +268,10 @@ impl GroupedHalf<'_> {
             y.binding(),
         ];
         let group = bind(device, &moe.grouped, bindings)?;
-        let across = call.cols.div_ceil(one.kernel.outputs());
+        let outputs = one.kernel.outputs(call.rows, call.row_vectors);
+        let across = call.cols.div_ceil(outputs);
         if across > limits.workgroups {
-            let most = limits.workgroups.saturating_mul(one.kernel.outputs());
+            let most = limits.workgroups.saturating_mul(outputs);
             let expected = format!("at most {most} rows of a weight");
             return Err(Error::argument("experts", expected, call.cols).into());
         }
@@ -241,6 +280,12 @@ impl GroupedHalf<'_> {
         dispatch(pass, pipeline, &group, &call, [across, down, deep]);
         Ok(())
     }
+}
+
+/// Rows of x that scratch memory holds in f16.
+fn rows_as_f16(stack: &Stack, limits: &BindingLimits) -> usize {
+    let bytes = usize::try_from(limits.bytes.min(Scratch::MOST)).unwrap_or(usize::MAX);
+    (bytes / (2 * (stack.form.cols + ROW_END))).max(1)
 }
 
 /// What a dispatch does, whatever its windows.

@@ -3,6 +3,8 @@
 //! ## Method
 //! 1. How many rows each expert has only the device knows. An expert's rows go where a matmul by itself would send
 //!    them: up to [`FEW_USUAL`] to GEMVs, more to tiles. Both are dispatched where the number of all rows allows either.
+//!    Where cooperative matrices take them, from [`LEAST_COOPERATIVE`] rows on, tiles are as high as most experts have
+//!    rows.
 //! 2. An item needs a row, so there are no more items than rows; nor more than its experts can have.
 //! 3. What is not bf16 in whole vectors, or has codes that are NaN, goes to kernels of any type, four rows at a time.
 //! 4. The experts' outputs lie in scratch memory: as many columns at a time as have [`OUTPUT_BYTES`].
@@ -13,7 +15,7 @@ use swiglu_core::{Float, Request, Shape};
 
 use super::experts::Stack;
 use crate::device::Facts;
-use crate::pipelines::{FEW_USUAL, GROUPED_TILE, GroupedKernel, GroupedKind, Half};
+use crate::pipelines::{DeviceFormat, FEW_USUAL, GroupedKernel, GroupedKind, GroupedTile, Half};
 
 /// Bytes of the experts' outputs that are made at a time, at most.
 const OUTPUT_BYTES: usize = 128 << 20;
@@ -21,12 +23,23 @@ const OUTPUT_BYTES: usize = 128 << 20;
 /// Columns of outputs are made so many at a time, or a multiple, or all.
 const COLUMNS: usize = 64;
 
+/// From so many rows of an expert on cooperative matrices are faster than GEMVs.
+const LEAST_COOPERATIVE: usize = 5;
+
+/// Up to so many rows of a layer each is multiplied by itself: experts have few of them.
+const MOST_ROWS: usize = 192;
+
 /// What decides how a half of a layer's experts is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct GroupedOperands {
     pub(super) tokens: usize,
-    /// Rows of all tokens, T · k.
+    /// Rows of all tokens, T · k, and experts that they go to.
     pub(super) rows: usize,
+    pub(super) experts: usize,
+    /// Whether cooperative matrices take the experts' weights, in FP4.
+    pub(super) exact_in_f16: bool,
+    /// Whether their scales, of FP4, are ordinary.
+    pub(super) ordinary: bool,
     /// Whether x is bf16 in whole vectors, and codes are none of NaN.
     pub(super) usual: bool,
 }
@@ -38,8 +51,8 @@ pub(super) struct GroupedPlan {
     pub(super) few: GroupedKind,
     /// So many rows are few.
     pub(super) most_few: usize,
-    /// Whether tiles take more.
-    pub(super) tiles: bool,
+    /// For more, where there can be.
+    pub(super) tiles: Option<GroupedKind>,
     rows: usize,
 }
 
@@ -48,21 +61,35 @@ impl GroupedPlan {
         let GroupedOperands {
             tokens,
             rows,
+            experts,
+            exact_in_f16,
+            ordinary,
             usual,
         } = *operands;
         if !usual {
             return Self {
                 few: GroupedKind::Any,
                 most_few: rows,
-                tiles: false,
+                tiles: None,
                 rows,
             };
         }
-        // As a matmul by itself.
-        let most_few = if facts.software {
-            FEW_USUAL / 2
+        if ordinary && !facts.ordered && rows <= MOST_ROWS {
+            return Self {
+                few: GroupedKind::Row,
+                most_few: rows,
+                tiles: None,
+                rows,
+            };
+        }
+        let (most_few, tiles) = if facts.cooperative && exact_in_f16 {
+            let tile = GroupedTile::holding(rows, experts);
+            (LEAST_COOPERATIVE - 1, GroupedKind::Cooperative(tile))
+        } else if facts.software {
+            // As a matmul by itself.
+            (FEW_USUAL / 2, GroupedKind::Tiles)
         } else {
-            FEW_USUAL
+            (FEW_USUAL, GroupedKind::Tiles)
         };
         Self {
             few: if tokens == 1 {
@@ -71,7 +98,7 @@ impl GroupedPlan {
                 GroupedKind::Eight
             },
             most_few,
-            tiles: rows > most_few,
+            tiles: (rows > most_few).then_some(tiles),
             rows,
         }
     }
@@ -87,15 +114,15 @@ impl GroupedPlan {
 
     /// Items that experts with more rows can have.
     pub(super) fn tile_items(&self, experts: usize) -> usize {
-        if !self.tiles {
+        let Some(tiles) = self.tiles else {
             return 0;
-        }
+        };
         let with_many = experts.min(self.rows / (self.most_few + 1));
         if with_many == 0 {
             return 0;
         }
         // Each has one that is not full.
-        self.rows / GROUPED_TILE as usize + with_many
+        self.rows / tiles.height() as usize + with_many
     }
 }
 
@@ -103,17 +130,22 @@ impl fmt::Display for GroupedPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rows = self.few.height();
         match self.few {
+            GroupedKind::Row => f.write_str("grouped_row"),
             GroupedKind::Any => write!(f, "grouped_any({rows} rows)"),
             _ => write!(f, "grouped_gemv({rows} rows)"),
         }?;
-        if self.tiles {
-            write!(
-                f,
-                ", beyond {} rows of an expert grouped_tiles({GROUPED_TILE} x {GROUPED_TILE})",
-                self.most_few
-            )?;
-        }
-        Ok(())
+        let Some(tiles) = self.tiles else {
+            return Ok(());
+        };
+        let (rows, few) = (tiles.height(), self.most_few);
+        let (kernel, across) = match tiles {
+            GroupedKind::Cooperative(tile) => ("grouped_cooperative", tile.shape().rows),
+            _ => ("grouped_tiles", rows),
+        };
+        write!(
+            f,
+            ", beyond {few} rows of an expert {kernel}({rows} x {across})"
+        )
     }
 }
 
@@ -174,6 +206,9 @@ pub(crate) fn plan(facts: &Facts, request: &Request, shape: &Shape) -> Option<St
         &GroupedOperands {
             tokens: rows,
             rows: rows.saturating_mul(routing.top_k()),
+            experts: routing.experts(),
+            exact_in_f16: stack.form.format == DeviceFormat::Fp4,
+            ordinary: stack.form.format == DeviceFormat::Fp4,
             usual: stack.is_usual(float),
         },
     );
@@ -246,8 +281,13 @@ mod tests {
     #[test]
     fn few_rows_go_to_gemvs_and_many_to_tiles_too() {
         let (fp4, bf16) = (WeightFormat::Fp4, Float::BF16);
+        let plain = Facts {
+            cooperative: false,
+            ..Facts::GPU
+        };
         let tiles = "beyond 32 rows of an expert grouped_tiles(64 x 64)";
-        let one = "grouped_gemv(1 rows)";
+        let on_matrices = "beyond 4 rows of an expert grouped_cooperative";
+        let row = "grouped_row";
         let eight = format!("grouped_gemv(8 rows), {tiles}");
         for (facts, weight, x, tokens, expected) in [
             (
@@ -256,8 +296,8 @@ mod tests {
                 bf16,
                 1,
                 [
-                    format!("{one} and activation, experts in 2 buffers"),
-                    format!("{one}; sum_routes"),
+                    format!("{row} and activation, experts in 2 buffers"),
+                    format!("{row}; sum_routes"),
                 ],
             ),
             (
@@ -271,13 +311,25 @@ mod tests {
                 ],
             ),
             (
-                Facts::GPU,
+                plain,
                 fp4,
                 Float::F32,
                 8192,
                 [
                     "grouped_any(4 rows) and activation, experts in 2 buffers".to_owned(),
                     format!("4 x ({eight}; sum_routes)"),
+                ],
+            ),
+            (
+                Facts::GPU,
+                fp4,
+                bf16,
+                1024,
+                [
+                    format!(
+                        "grouped_gemv(8 rows), {on_matrices}(32 x 128) and activation, experts in 2 buffers"
+                    ),
+                    format!("grouped_gemv(8 rows), {on_matrices}(32 x 128); sum_routes"),
                 ],
             ),
         ] {
@@ -305,11 +357,19 @@ mod tests {
             let most = [2, 9, 40, 200][case % 4];
             let rows: Vec<usize> = (0..experts).map(|_| below(most)).collect();
             let count: usize = rows.iter().sum();
-            for (facts, usual) in [(Facts::GPU, true), (software, true), (Facts::GPU, false)] {
+            for (facts, usual, exact_in_f16) in [
+                (Facts::GPU, true, false),
+                (Facts::GPU, true, true),
+                (software, true, false),
+                (Facts::GPU, false, false),
+            ] {
                 for tokens in [1, 50] {
                     let operands = GroupedOperands {
                         tokens,
                         rows: count,
+                        experts,
+                        exact_in_f16,
+                        ordinary: false,
                         usual,
                     };
                     let plan = GroupedPlan::new(&facts, &operands);
@@ -318,7 +378,11 @@ mod tests {
                         rows.iter().partition(|&&rows| rows <= plan.most_few);
                     let items = few.iter().map(|rows| rows.div_ceil(height)).sum::<usize>();
                     assert!(items <= plan.few_items(experts), "{rows:?} {operands:?}");
-                    let tile = GROUPED_TILE as usize;
+                    let Some(tiles) = plan.tiles else {
+                        assert!(many.is_empty(), "{rows:?} {operands:?}");
+                        continue;
+                    };
+                    let tile = tiles.height() as usize;
                     let items = many.iter().map(|rows| rows.div_ceil(tile)).sum::<usize>();
                     assert!(items <= plan.tile_items(experts), "{rows:?} {operands:?}");
                 }

@@ -7,7 +7,7 @@ use super::matmul_text::text;
 use super::shader::Shader;
 use crate::device::Subgroups;
 
-const MATRICES: &str = include_str!("../shaders/cooperative_matrices.wgsl");
+pub(super) const MATRICES: &str = include_str!("../shaders/cooperative_matrices.wgsl");
 const OF_F16: &str = include_str!("../shaders/cooperative_f16.wgsl");
 const OF_BF16: &str = include_str!("../shaders/cooperative_bf16.wgsl");
 const OF_E4M3: &str = include_str!("../shaders/cooperative_e4m3.wgsl");
@@ -18,7 +18,7 @@ const ROWS_AS_F16: &str = include_str!("../shaders/rows_as_f16.wgsl");
 const LANES: u32 = 32;
 
 /// The side of a matrix.
-const MATRIX: u32 = 16;
+pub(super) const MATRIX: u32 = 16;
 
 /// What columns are multiples of.
 pub(crate) const COOPERATIVE_DEPTH: u32 = 32;
@@ -107,25 +107,25 @@ pub(crate) struct CooperativeShape {
     pub(crate) rows: u32,
     pub(crate) depth: u32,
     /// Subgroups along the tokens, along the rows, and along the columns of a step.
-    down: u32,
-    across: u32,
-    slices: u32,
+    pub(super) down: u32,
+    pub(super) across: u32,
+    pub(super) slices: u32,
 }
 
 impl CooperativeShape {
-    const fn invocations(&self) -> u32 {
+    pub(super) const fn invocations(&self) -> u32 {
         LANES * self.down * self.across * self.slices
     }
 
     /// Matrices of a subgroup along the tokens, and along the rows.
-    const fn matrices(&self) -> [u32; 2] {
+    pub(super) const fn matrices(&self) -> [u32; 2] {
         [
             self.tokens / MATRIX / self.down,
             self.rows / MATRIX / self.across,
         ]
     }
 
-    const fn workgroup_bytes(&self) -> u32 {
+    pub(super) const fn workgroup_bytes(&self) -> u32 {
         let sides = self.tokens + self.rows;
         sides * (self.depth / 4 + 2) * 8 + self.invocations() * 8 * 4 + sides * 4
     }
@@ -244,7 +244,6 @@ impl CooperativeKernel {
     /// The kernel without cooperative matrices.
     #[cfg(test)]
     pub(crate) fn stand_in(self, k: Option<u32>) -> Shader {
-        const STAND_IN: &str = include_str!("../shaders/cooperative_stand_in.wgsl");
         Shader {
             source: "enable f16;\n".to_owned()
                 + &self.text(STAND_IN, &multiply(&self.tile.shape(), STANDING_IN)),
@@ -272,7 +271,7 @@ pub(super) fn repeated(marker: &str, count: u32, text: &str) -> String {
 }
 
 /// The text with what is between its lines `#begin` and `#end` so many times, each numbered at `#p`.
-fn in_stages(text: &str, count: u32) -> String {
+pub(super) fn in_stages(text: &str, count: u32) -> String {
     let mut all = String::new();
     for (i, part) in text.split("#begin\n").enumerate() {
         match part.split_once("#end\n") {
@@ -288,19 +287,22 @@ fn in_stages(text: &str, count: u32) -> String {
 
 /// How tokens and rows are loaded from a place, and their products added: of cooperative matrices as they
 /// are, because drivers do not keep in registers what functions take and give.
-type Operations = [&'static str; 3];
+pub(super) type Operations = [&'static str; 3];
 
-const DIRECT: Operations = [
+pub(super) const DIRECT: Operations = [
     "coopLoadT<coop_mat16x16<f16, A>>(&x_tile[PLACE], LINE)",
     "coopLoad<coop_mat16x16<f16, B>>(&w_tile[PLACE], LINE)",
     "coopMultiplyAdd(TOKENS, ROWS, SUMS)",
 ];
 
 #[cfg(test)]
-const STANDING_IN: Operations = ["PLACE", "PLACE", "with_products(SUMS, TOKENS, ROWS)"];
+pub(super) const STAND_IN: &str = include_str!("../shaders/cooperative_stand_in.wgsl");
+
+#[cfg(test)]
+pub(super) const STANDING_IN: Operations = ["PLACE", "PLACE", "with_products(SUMS, TOKENS, ROWS)"];
 
 /// What a subgroup does with a step.
-fn multiply(shape: &CooperativeShape, [tokens, rows, products]: Operations) -> String {
+pub(super) fn multiply(shape: &CooperativeShape, [tokens, rows, products]: Operations) -> String {
     let [down, across] = shape.matrices();
     let mut all = String::new();
     for part in 0..shape.depth / shape.slices / MATRIX {

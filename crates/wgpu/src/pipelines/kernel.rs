@@ -56,7 +56,7 @@ impl Kernel {
             all.extend(GatedKernel::all().map(Self::Gated));
         }
         if facts.moe {
-            all.extend(MoeKernel::all().map(Self::Moe));
+            all.extend(MoeKernel::all(facts).map(Self::Moe));
         }
         if facts.cooperative {
             let any = |kernel| MatmulKernel::Cooperative {
@@ -119,11 +119,14 @@ impl Kernel {
                 storage_buffers: MOE_BUFFERS,
                 invocations: WORKGROUP,
                 workgroup_bytes: match kernel {
-                    MoeKernel::Choose | MoeKernel::Sort | MoeKernel::Schedule => 8 * WORKGROUP + 16,
+                    MoeKernel::Choose => 8 * WORKGROUP + 4 * 512 + 16,
+                    MoeKernel::Sort | MoeKernel::Schedule => 8 * WORKGROUP + 16,
                     MoeKernel::Requantize { .. } => QUANTIZE_BYTES,
                     MoeKernel::Sum => 0,
                     MoeKernel::Grouped(kernel) => match kernel.kind {
                         GroupedKind::Tiles => TWO_BUFFERS / 2 + 16,
+                        // What there must be for any kernel on cooperative matrices.
+                        GroupedKind::Cooperative(_) => 0,
                         _ => GEMV_BYTES + 4 * ROWS * 8 + 16,
                     },
                 },

@@ -52,7 +52,7 @@ pub(super) fn constants(
 }
 
 /// Constants as text.
-fn told(constants: &[(&str, u32)]) -> String {
+pub(super) fn told(constants: &[(&str, u32)]) -> String {
     let line = |(name, value): &(&str, u32)| format!("const {name}: u32 = {value}u;\n");
     constants.iter().map(line).collect()
 }

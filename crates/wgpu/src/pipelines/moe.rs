@@ -4,13 +4,15 @@ use std::fmt;
 
 use swiglu_core::Float;
 
-use super::cooperative::repeated;
-use super::matmul::{DeviceFormat, ROWS, Tier, TileKind};
+use super::cooperative::{in_stages, repeated};
+use super::grouped_cooperative::GroupedTile;
+use super::matmul::{DeviceFormat, LANES, LaneSums, ROWS, Tier, TileKind};
 use super::matmul_text::{self, GEMV_ANY, OPERANDS, TILED};
 use super::quantize::{QUANT, SCALES};
 use super::shader::{
     ELEMENT, FUNCTIONS_TEXT, NUMERIC, OP, OPERATION, Shader, WORKGROUP_TEXT, activation_constants,
 };
+use crate::device::Facts;
 
 pub(super) const CHOOSE: &str = include_str!("../shaders/choose_experts.wgsl");
 pub(super) const SORT: &str = include_str!("../shaders/sort_routes.wgsl");
@@ -23,6 +25,10 @@ const REQUANTIZE_IN_PLACE: &str = include_str!("../shaders/requantize_in_place.w
 const GROUPED_ACTIVATION: &str = include_str!("../shaders/grouped_activation.wgsl");
 const GROUPED_PLAIN: &str = include_str!("../shaders/grouped_plain.wgsl");
 const GROUPED_STORE: &str = include_str!("../shaders/grouped_store.wgsl");
+const GROUPED_ITEMS: &str = include_str!("../shaders/grouped_items.wgsl");
+const GROUPED_ROW: &str = include_str!("../shaders/grouped_row.wgsl");
+const REDUCE_FOUR_SUBGROUP: &str = include_str!("../shaders/reduce_four_subgroup.wgsl");
+const REDUCE_FOUR_WORKGROUP: &str = include_str!("../shaders/reduce_four_workgroup.wgsl");
 const GROUPED_GEMV: &str = include_str!("../shaders/grouped_gemv.wgsl");
 const GROUPED_ANY: &str = include_str!("../shaders/grouped_any.wgsl");
 const GROUPED_TILES: &str = include_str!("../shaders/grouped_tiles.wgsl");
@@ -34,11 +40,18 @@ pub(super) const MOE_BUFFERS: u32 = 8;
 const FEW_SUBGROUPS: u32 = 8;
 const FEW_PAIRS: u32 = 32;
 
+/// Subgroups of a workgroup that multiplies one row, and the rows of the weight that those which share one take.
+const ROW_SUBGROUPS: u32 = 4;
+const ROWS_OF: u32 = 16;
+
+/// Up to so many rows of a layer a workgroup takes half as many rows of the weight: all of a large device has some.
+const FEW_ROWS: u32 = 12;
+
 /// Tiles of grouped matmuls.
 const TILES: TileKind = TileKind::Small { aligned: true };
 
 /// Rows of a tile.
-pub(crate) const GROUPED_TILE: u32 = TILES.side();
+const GROUPED_TILE: u32 = TILES.side();
 
 /// A kernel of a layer of routed experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +89,8 @@ pub(crate) enum Half {
 /// What a grouped matmul takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GroupedKind {
+    /// One row of bf16 in whole vectors that its route finds, by scales that are ordinary.
+    Row,
     /// One row of an expert of bf16 in whole vectors.
     One,
     /// Up to eight such rows.
@@ -84,41 +99,81 @@ pub(crate) enum GroupedKind {
     Any,
     /// Up to [`GROUPED_TILE`] rows of bf16 in whole vectors.
     Tiles,
+    /// Up to a tile's rows of f16 that end with their exponents, on cooperative matrices.
+    Cooperative(GroupedTile),
 }
 
 impl GroupedKind {
-    const ALL: [Self; 4] = [Self::One, Self::Eight, Self::Any, Self::Tiles];
+    const ALL: [Self; 8] = [
+        Self::Row,
+        Self::One,
+        Self::Eight,
+        Self::Any,
+        Self::Tiles,
+        Self::Cooperative(GroupedTile::Low),
+        Self::Cooperative(GroupedTile::Middle),
+        Self::Cooperative(GroupedTile::High),
+    ];
+
+    /// Its place among them.
+    const fn place(self) -> usize {
+        match self {
+            Self::One => 0,
+            Self::Eight => 1,
+            Self::Any => 2,
+            Self::Tiles => 3,
+            Self::Cooperative(tile) => 4 + tile as usize,
+            Self::Row => 7,
+        }
+    }
 
     /// Rows of an item.
     pub(crate) const fn height(self) -> u32 {
         match self {
-            Self::One => 1,
+            Self::Row | Self::One => 1,
             Self::Eight => 8,
             Self::Any => 4,
             Self::Tiles => GROUPED_TILE,
+            Self::Cooperative(tile) => tile.shape().tokens,
         }
     }
 
     /// Whether it is made for weights of a format: x of experts is bf16, which is not the usual type of others.
     pub(crate) fn takes(self, weight: DeviceFormat) -> bool {
-        self == Self::Any || weight.usual_x() == Float::BF16
+        match self {
+            Self::Any => true,
+            Self::One | Self::Eight | Self::Tiles => weight.usual_x() == Float::BF16,
+            Self::Row | Self::Cooperative(_) => weight == DeviceFormat::Fp4,
+        }
+    }
+
+    /// Whether x comes to it in f16.
+    pub(crate) const fn is_cooperative(self) -> bool {
+        matches!(self, Self::Cooperative(_))
     }
 }
 
 impl GroupedKernel {
     /// All of them.
-    pub(crate) fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all(facts: &Facts) -> impl Iterator<Item = Self> + use<> {
+        let facts = *facts;
         let halves = [Half::GateUp, Half::Down].into_iter();
-        halves.flat_map(|half| {
+        halves.flat_map(move |half| {
             DeviceFormat::ALL
                 .into_iter()
-                .flat_map(move |w| Self::of(half, w))
+                .flat_map(move |w| Self::of(half, w, &facts))
         })
     }
 
     /// Those of a half by weights of a format.
-    pub(crate) fn of(half: Half, weight: DeviceFormat) -> impl Iterator<Item = Self> {
+    pub(crate) fn of(
+        half: Half,
+        weight: DeviceFormat,
+        facts: &Facts,
+    ) -> impl Iterator<Item = Self> + use<> {
+        let cooperative = facts.cooperative;
         let kinds = GroupedKind::ALL.into_iter();
+        let kinds = kinds.filter(move |kind| cooperative || !kind.is_cooperative());
         let kinds = kinds.filter(move |kind| kind.takes(weight));
         kinds.map(move |kind| Self { half, weight, kind })
     }
@@ -127,17 +182,34 @@ impl GroupedKernel {
     const fn index(self) -> usize {
         let kinds = GroupedKind::ALL.len();
         (self.half as usize * DeviceFormat::ALL.len() + self.weight as usize) * kinds
-            + self.kind as usize
+            + self.kind.place()
     }
 
     const PLACES: usize = 2 * DeviceFormat::ALL.len() * GroupedKind::ALL.len();
 
-    /// Columns of its results that a workgroup makes.
-    pub(crate) const fn outputs(self) -> u32 {
+    /// Columns of its results that a workgroup makes, of so many rows by a weight's of so many vectors.
+    pub(crate) const fn outputs(self, rows: u32, row_vectors: u32) -> u32 {
         let rows = match self.kind {
+            // As the shader has it.
+            GroupedKind::Row => {
+                let parts = if row_vectors > 2 * LANES {
+                    4
+                } else if row_vectors > LANES {
+                    2
+                } else {
+                    1
+                };
+                let of_each = if rows <= FEW_ROWS {
+                    ROWS_OF / 2
+                } else {
+                    ROWS_OF
+                };
+                ROW_SUBGROUPS / parts * of_each
+            }
             GroupedKind::One | GroupedKind::Eight => 2 * FEW_PAIRS,
             GroupedKind::Any => ROWS,
             GroupedKind::Tiles => GROUPED_TILE,
+            GroupedKind::Cooperative(tile) => tile.shape().rows,
         };
         match self.half {
             Half::GateUp => rows / 2,
@@ -146,18 +218,31 @@ impl GroupedKernel {
     }
 
     fn shader(self, tier: Tier) -> Shader {
+        match self.kind {
+            GroupedKind::Cooperative(tile) => {
+                let enabled = "enable f16;\nenable wgpu_cooperative_matrix;\n";
+                self.shader_of(tier, enabled, &tile.text())
+            }
+            _ => self.shader_of(tier, "", ""),
+        }
+    }
+
+    /// With the text of a kernel on cooperative matrices, where it is one, and what that has to enable.
+    fn shader_of(self, tier: Tier, enabled: &str, cooperative: &str) -> Shader {
         let gated = self.half == Half::GateUp;
-        let list = u32::from(self.kind == GroupedKind::Tiles);
+        let tiled = matches!(self.kind, GroupedKind::Tiles | GroupedKind::Cooperative(_));
+        let list = u32::from(tiled);
         let flags = format!(
             "const GATED: bool = {gated};\nconst LIST: u32 = {list}u;\nconst OUTPUTS: u32 = {}u;\n",
-            self.outputs()
+            self.outputs(0, 0)
         );
         let mut own = match self.kind {
-            GroupedKind::One | GroupedKind::Eight => Vec::new(),
             GroupedKind::Any | GroupedKind::Tiles => vec![GROUPED_STORE],
+            _ => Vec::new(),
         };
         let mut constants = match self.kind {
             GroupedKind::Any => matmul_text::constants((self.weight, None), false, tier),
+            GroupedKind::Cooperative(_) => Vec::new(),
             _ => matmul_text::constants((self.weight, Some(Float::BF16)), true, tier),
         };
         if gated {
@@ -174,6 +259,7 @@ impl GroupedKernel {
             matmul_text::gemv_own(FEW_SUBGROUPS, tier, &[&pairs, &text])
         };
         let (entry, text) = match self.kind {
+            GroupedKind::Row => ("grouped_row", row_text(gated, tier)),
             GroupedKind::One => ("grouped_gemv", gemv(1)),
             GroupedKind::Eight => ("grouped_gemv", gemv(2)),
             GroupedKind::Any => (
@@ -184,17 +270,23 @@ impl GroupedKernel {
                 "grouped_tiles",
                 matmul_text::tile_constants(tier, TILES) + &[OPERANDS, TILED].concat(),
             ),
+            GroupedKind::Cooperative(_) => ("grouped_cooperative", cooperative.to_owned()),
         };
         own.push(match self.kind {
-            GroupedKind::One | GroupedKind::Eight => "",
             GroupedKind::Any => GROUPED_ANY,
             GroupedKind::Tiles => GROUPED_TILES,
+            _ => "",
         });
-        let shared = [NUMERIC, ELEMENT, OP, GROUPED_CALL].concat();
-        let source = flags + &shared + &text + &own.concat();
-        let source = match self.kind {
-            GroupedKind::Tiles => source,
-            _ => matmul_text::told_of_lanes(source, tier),
+        let items = match self.kind {
+            GroupedKind::Row => "",
+            _ => GROUPED_ITEMS,
+        };
+        let shared = [NUMERIC, ELEMENT, OP, GROUPED_CALL, items].concat();
+        let source = enabled.to_owned() + &flags + &shared + &text + &own.concat();
+        let source = if tiled || self.kind == GroupedKind::Row {
+            source
+        } else {
+            matmul_text::told_of_lanes(source, tier)
         };
         Shader {
             source,
@@ -203,6 +295,36 @@ impl GroupedKernel {
             checked: false,
         }
     }
+}
+
+#[cfg(test)]
+impl GroupedKernel {
+    /// The kernel without cooperative matrices, of one that is on them.
+    pub(crate) fn stand_in(self, tier: Tier) -> Option<Shader> {
+        use super::cooperative::{STAND_IN, STANDING_IN};
+        match self.kind {
+            GroupedKind::Cooperative(tile) => {
+                let text = tile.text_on(STAND_IN, STANDING_IN);
+                Some(self.shader_of(tier, "enable f16;\n", &text))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The text of the kernel for one row.
+fn row_text(gated: bool, tier: Tier) -> String {
+    let reduce = match tier.sums {
+        LaneSums::Subgroup => REDUCE_FOUR_SUBGROUP,
+        LaneSums::AnySubgroup | LaneSums::Workgroup => REDUCE_FOUR_WORKGROUP,
+    };
+    let constants = [
+        ("LANES", LANES),
+        ("ROWS_OF", ROWS_OF),
+        ("FEW_ROWS", FEW_ROWS),
+        ("COLUMN_ROWS", 1 + u32::from(gated)),
+    ];
+    matmul_text::told(&constants) + OPERANDS + reduce + &in_stages(GROUPED_ROW, ROWS_OF / 4)
 }
 
 /// The text of a GEMV that leaves out rows which an item does not have.
@@ -216,7 +338,7 @@ fn only_present(gemv: &str) -> String {
 
 impl MoeKernel {
     /// All of them, by [`Self::index`] where they are not grouped matmuls.
-    pub(crate) fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all(facts: &Facts) -> impl Iterator<Item = Self> + use<> {
         let others = [
             Self::Choose,
             Self::Sort,
@@ -227,7 +349,7 @@ impl MoeKernel {
         ];
         others
             .into_iter()
-            .chain(GroupedKernel::all().map(Self::Grouped))
+            .chain(GroupedKernel::all(facts).map(Self::Grouped))
     }
 
     /// Its place among [`Self::PLACES`].
@@ -294,12 +416,20 @@ impl fmt::Display for GroupedKernel {
         };
         let rows = kind.height();
         match kind {
+            GroupedKind::Row => write!(f, "grouped_row(bf16 by {weight}{and})"),
             GroupedKind::One | GroupedKind::Eight => {
                 write!(f, "grouped_gemv(bf16 by {weight}{and}, {rows} rows)")
             }
             GroupedKind::Any => write!(f, "grouped_any(by {weight}{and}, {rows} rows)"),
             GroupedKind::Tiles => {
                 write!(f, "grouped_tiles({rows} x {rows}, bf16 by {weight}{and})")
+            }
+            GroupedKind::Cooperative(tile) => {
+                let across = tile.shape().rows;
+                write!(
+                    f,
+                    "grouped_cooperative({rows} x {across}, bf16 by {weight}{and})"
+                )
             }
         }
     }
@@ -311,11 +441,11 @@ mod tests {
 
     #[test]
     fn every_kernel_has_a_place_of_its_own() {
-        let mut places: Vec<_> = MoeKernel::all().map(MoeKernel::index).collect();
+        let mut places: Vec<_> = MoeKernel::all(&Facts::GPU).map(MoeKernel::index).collect();
         let count = places.len();
         places.sort_unstable();
         places.dedup();
-        assert_eq!((places.len(), count), (34, 34));
+        assert_eq!((places.len(), count), (42, 42));
         assert!(places.iter().all(|&place| place < MoeKernel::PLACES));
     }
 

@@ -16,6 +16,8 @@ use super::matmul::{
     DeviceFormat, GATED_INVOCATIONS, GatedKernel, GemvKind, MANY_TILES, MatmulKernel, Tier,
     TileKind,
 };
+#[cfg(test)]
+use super::moe::GroupedKernel;
 use super::moe::{MOE_BUFFERS, MoeKernel};
 use super::quantize::{QUANTIZE_BUFFERS, QuantizeKernel};
 use crate::Result;
@@ -176,6 +178,7 @@ impl Facts {
             quantizes: device.storage_buffers() >= QUANTIZE_BUFFERS,
             moe: device.storage_buffers() >= MOE_BUFFERS,
             cooperative: device.has_cooperative_matrices(),
+            ordered: false,
             cooperative_tile: None,
             // Software has no use for many invocations.
             least_large_tiles: if device.is_software() {
@@ -343,8 +346,9 @@ impl Pipelines {
 
     /// Puts kernels that need none in place of those on cooperative matrices.
     #[cfg(test)]
-    pub(crate) fn stand_in(&mut self, device: &Device) -> Result<()> {
-        let builder = PipelineBuilder::new(device, &self.cache, self.facts.shared_buffers);
+    pub(crate) fn stand_in(&mut self, device: &Device, tier: Tier) -> Result<()> {
+        let cache = Arc::clone(&self.cache);
+        let builder = PipelineBuilder::new(device, &cache, self.facts.shared_buffers);
         let kernels: Vec<_> = CooperativeKernel::all().collect();
         let bindings = self.matmul_bindings()?;
         let jobs: Vec<_> = kernels
@@ -362,6 +366,13 @@ impl Pipelines {
         }
         self.facts.cooperative = true;
         self.stands_in = true;
+        for kernel in GroupedKernel::all(&self.facts) {
+            if let Some(shader) = kernel.stand_in(tier) {
+                let kernel = Kernel::Moe(MoeKernel::Grouped(kernel));
+                let pipeline = builder.build_one(self.bindings(kernel)?, &shader)?;
+                self.set(kernel, pipeline);
+            }
+        }
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use super::compile::with_writable_inputs;
 use super::cooperative::{self, CooperativeKernel};
 use super::kernel::Kernel;
 use super::matmul::{LaneSums, Tier};
+use super::moe::GroupedKernel;
 use super::shader::{OP, Shader};
 use super::{activation, matmul_text, moe, quantize};
 use crate::device::Facts;
@@ -42,6 +43,9 @@ fn all_shaders() -> Vec<Shader> {
     .map(tier);
     let with = |kernel: &Kernel| tiers.map(|tier| kernel.shader(tier));
     let mut all: Vec<_> = Kernel::all(&Facts::GPU).iter().flat_map(with).collect();
+    for kernel in GroupedKernel::all(&Facts::GPU) {
+        all.extend(kernel.stand_in(tiers[0]));
+    }
     for kernel in CooperativeKernel::all() {
         all.push(kernel.shader(Some(7168)));
         all.push(kernel.stand_in(None));
@@ -172,7 +176,7 @@ fn every_shader_is_valid_in_either_form() {
     let all = all_shaders();
     assert_eq!(
         all.len(),
-        3 * (13 + 5 + 5 * (5 + 3) + 4 * 3 + 3 * 4 + 1 + 34) + 2 * 3 * 4
+        3 * (13 + 5 + 5 * (5 + 3) + 4 * 3 + 3 * 4 + 1 + 42) + 2 * 3 * 4 + 2 * 3
     );
     for shader in all {
         check(&shader, &shader.source);

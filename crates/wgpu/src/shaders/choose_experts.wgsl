@@ -6,6 +6,7 @@
 // 2. Scores plus biases become keys, whose order as integers is theirs, with NaN above everything and -0 as +0.
 //    The next expert is the first of those with the greatest key behind the last one: nothing is marked,
 //    and the lower expert comes first of equals.
+//    Keys of the first KEPT experts are made once, by the invocation that takes them every time.
 // 3. One invocation weighs what was chosen.
 
 struct ChooseCall {
@@ -50,6 +51,9 @@ const BY_BIAS_VL: u32 = 2u;
 const BY_TABLE: u32 = 3u;
 
 var<workgroup> choice: u32;
+const KEPT: u32 = 512u;
+var<workgroup> keys: array<u32, KEPT>;
+
 // The best key of each invocation, and the expert that has it.
 var<workgroup> best: array<vec2<u32>, WORKGROUP>;
 
@@ -120,6 +124,18 @@ fn biased(row: u32, expert: u32, by: u32) -> f32 {
     return s + bitcast<f32>(bias_or_table[expert]);
 }
 
+// The key of an expert in some round, which only one invocation asks for.
+fn key_at(row: u32, expert: u32, by: u32, slot: u32) -> u32 {
+    if slot > 0u && expert < KEPT {
+        return keys[expert];
+    }
+    let key = key_of(biased(row, expert, by));
+    if expert < KEPT {
+        keys[expert] = key;
+    }
+    return key;
+}
+
 fn ranks_above(a: vec2<u32>, b: vec2<u32>) -> bool {
     return a.x > b.x || (a.x == b.x && a.y < b.y);
 }
@@ -187,7 +203,7 @@ fn choose_experts(
     for (var slot = 0u; slot < call.top_k; slot++) {
         var found = vec2(0u, 0u);
         for (var expert = local; expert < call.experts; expert += WORKGROUP) {
-            let candidate = vec2(key_of(biased(row, expert, by)), expert);
+            let candidate = vec2(key_at(row, expert, by, slot), expert);
             let open = slot == 0u || ranks_above(last, candidate);
             if open && ranks_above(candidate, found) {
                 found = candidate;

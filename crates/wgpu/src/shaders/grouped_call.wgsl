@@ -11,7 +11,8 @@ struct GroupedCall {
     // Elements in a row, and vectors of 16 bytes in one of the weight.
     k: u32,
     row_vectors: u32,
-    // Where scales lie in a part, as in a matmul's call.
+    // Where scales lie in a part, as in a matmul's call; on cooperative matrices `block_cols` is the greatest byte of
+    // FP4's scales.
     block_rows: u32,
     block_cols: u32,
     scale_cols: u32,
@@ -33,14 +34,13 @@ struct GroupedCall {
     // The first column that is made, and how many are.
     first_col: u32,
     cols: u32,
-    // Where the list of items begins.
+    // Where the list of items begins; where rows are found by their routes, the first expert that is loaded.
     items: u32,
     op: Op,
 }
 
 var<immediate> call: GroupedCall;
 
-@group(0) @binding(3) var<storage, read> schedule: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> sorted: array<i32>;
 @group(0) @binding(5) var<storage, read> route_weights: array<f32>;
 // Atomic, because two outputs share a word.
@@ -54,23 +54,6 @@ struct Item {
 }
 
 var<private> item: Item;
-var<workgroup> found: vec4<u32>;
-
-// Takes the nth item of the buffer's experts, in the list that this kernel is for: whether there is one, the same
-// for the whole workgroup. Every invocation must call it.
-fn take_item(n: u32, local: u32) -> bool {
-    if local == 0u {
-        let first = schedule[call.first_expert][LIST] + n;
-        found = vec4(0u);
-        if first < schedule[call.end_expert][LIST] {
-            found = schedule[call.items + first];
-        }
-    }
-    let own = workgroupUniformLoad(&found);
-    item = Item(own.x, own.y, own.z);
-    return own.z != 0u;
-}
-
 fn tokens() -> u32 {
     return item.count;
 }

@@ -41,7 +41,7 @@ fn open() -> Option<Vec<WgpuBackend>> {
     };
     let mut pipelines =
         Pipelines::new(backend.device(), tier, facts, &Arc::default(), Some(&[])).unwrap();
-    pipelines.stand_in(backend.device()).unwrap();
+    pipelines.stand_in(backend.device(), tier).unwrap();
     standing_in.pipelines = Arc::new(pipelines);
     let mut all = vec![standing_in];
     if backend.pipelines.facts.cooperative {

@@ -5,7 +5,9 @@
 //!    of 8 significant bits are f16s from 2^-17 on, as f16s are multiples of 2^-24 at least.
 //! 2. Codes of E4M3 are from 2^-9 to 448 and have 4 significant bits. Of scales that are powers of two the
 //!    largest in a row of blocks becomes 2^7, which takes 448 to 57344; the least may be 2^-15.
-//! 3. A weight that has other numbers (NaN, infinities, subnormal ones) or others' range has no such
+//! 3. Codes of E2M1 are multiples of 2^-1 up to 6. Of experts' scales the largest becomes 2^13, which takes 6 to 49152;
+//!    the least may be 2^-23.
+//! 4. A weight that has other numbers (NaN, infinities, subnormal ones) or others' range has no such
 //!    powers, and is multiplied by other kernels.
 
 use super::lift::Lift;
@@ -18,6 +20,9 @@ const LEAST: i32 = -17;
 
 /// Those of the largest and the least scale of E4M3.
 const SCALES: [i32; 2] = [-15, 7];
+
+/// Those of E2M1.
+const SCALES_FP4: [i32; 2] = [-23, 13];
 
 /// The shaders multiply 256ths of codes.
 const CODES: i32 = 8;
@@ -61,6 +66,12 @@ pub(super) fn block_row(scales: &[f32], lift: Lift) -> Option<(Vec<f32>, i32)> {
     let factor = 2_f64.powi(CODES - exponent);
     let factors = scales.iter().map(|&s| (f64::from(s) * factor) as f32);
     Some((factors.collect(), exponent - lift.logarithm()))
+}
+
+/// Whether codes of E2M1 by scales between two bytes are f16s where the greatest becomes the largest there may be.
+pub(super) fn fp4(least: u8, most: u8) -> bool {
+    let [lowest, highest] = SCALES_FP4;
+    most < u8::MAX && i32::from(most) - i32::from(least) <= highest - lowest
 }
 
 /// The logarithm of a normal power of two.
@@ -117,6 +128,23 @@ mod tests {
         ] {
             assert_eq!(exponent(&row), None, "{row:?}");
         }
+    }
+
+    #[test]
+    fn every_code_of_fp4_is_an_f16_under_scales_that_are_near_enough() {
+        for least in [0, 100, 218_u8] {
+            let most = least + 36;
+            assert!(fp4(least, most) && !fp4(least, most + 1));
+            for byte in least..=most {
+                let scale = 2_f64.powi(i32::from(byte) - i32::from(most) + SCALES_FP4[1]);
+                for code in 0..16 {
+                    let made = f64::from(swiglu_core::E2M1(code).to_f32()) * scale;
+                    assert!(is_f16(made), "{code} by {byte} of {most}");
+                }
+            }
+        }
+        // NaN.
+        assert!(!fp4(250, 255));
     }
 
     #[test]

@@ -1,0 +1,186 @@
+// Many rows of an expert by its weights in FP4, on matrices that a subgroup holds together.
+//
+// ## Method
+// 1. As in `matmul_cooperative.wgsl`: steps of DEPTH columns go through the workgroup's memory, where codes times
+//    scales become f16s. `top_scale` is the greatest byte of scales: its power of two becomes 2^13, which takes the
+//    largest code to 49152. Scales 2^36 below it still leave every code a multiple of f16's least number.
+// 2. Rows of x are gathered by the item's routes, in the first half; they are f16s that end with their exponent.
+// 3. In the first half a gate and its up are neighbours in a tile, so that one invocation has both when sums leave.
+//    They leave one matrix of each subgroup after another in a loop: drivers would compile many copies of the activation.
+//
+// Marks are as there.
+
+@group(0) @binding(0) var<storage, read> x: array<vec4<f16>>;
+@group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> scales: array<u32>;
+
+// Vectors of four in a line of a tile: two more than a step has, so that eight lines lie in different banks.
+const LINE: u32 = DEPTH / 4u + 2u;
+const PARTS: u32 = INVOCATIONS / 32u / SLICES;
+// Vectors of a step, and lines that the workgroup's invocations bring at a time.
+const X_VECTORS: u32 = DEPTH / 4u;
+const X_LINES: u32 = INVOCATIONS / X_VECTORS;
+const W_VECTORS: u32 = DEPTH / 32u;
+const W_LINES: u32 = INVOCATIONS / W_VECTORS;
+
+var<workgroup> x_tile: array<vec4<f16>, TILE_TOKENS * LINE>;
+var<workgroup> w_tile: array<vec4<f16>, TILE_ROWS * LINE>;
+// A matrix of each subgroup on its way out.
+var<workgroup> staged: array<f32, INVOCATIONS * 8u>;
+var<workgroup> token_exponents: array<i32, TILE_TOKENS>;
+
+fn top_scale() -> u32 {
+    return call.block_cols;
+}
+
+// What codes are multiplied by in place of the scale at a byte; they are 2^-14 of their value.
+fn factor_at(at: u32) -> f32 {
+    let byte = (scales[at >> 2u] >> ((at & 3u) << 3u)) & 0xffu;
+    return bitcast<f32>((byte + 154u - top_scale()) << 23u);
+}
+
+// The eight codes of a word, as `weight/codes.rs` has arranged them.
+fn keep_eight(at: u32, codes: u32, by: f32) {
+    let a = unpack2x16float(codes & 0x8e008e00u);
+    let b = unpack2x16float((codes << 3u) & 0x8e008e00u);
+    let c = unpack2x16float(((codes << 6u) & 0x0e000e00u) | ((codes << 1u) & 0x80008000u));
+    let d = unpack2x16float(((codes << 9u) & 0x0e000e00u) | ((codes << 2u) & 0x80008000u));
+    w_tile[at] = vec4<f16>(vec4(a.x, b.x, c.x, d.x) * by);
+    w_tile[at + 1u] = vec4<f16>(vec4(a.y, b.y, c.y, d.y) * by);
+}
+
+fn keep(at: u32, raw: vec4<u32>, factor: f32, inside: bool) {
+    let by = select(0.0, factor, inside);
+    keep_eight(at, raw.x, by);
+    keep_eight(at + 2u, raw.y, by);
+    keep_eight(at + 4u, raw.z, by);
+    keep_eight(at + 6u, raw.w, by);
+}
+
+// A vector's place in a row of so many, or the first beyond it.
+fn column(v: u32, count: u32) -> u32 {
+    return select(0u, v, v < count);
+}
+
+// What is staged: of each subgroup the matrix that begins so many tokens and rows after its first.
+fn put(at: vec2<u32>, first: u32, local: u32) {
+    for (var four = local; four < PARTS * 64u; four += INVOCATIONS) {
+        let part = four / 64u;
+        let own = at + vec2(part % ACROSS * MATRICES_ACROSS, part / ACROSS * MATRICES_DOWN) * 16u
+            + vec2(four % 4u * 4u, four / 4u % 16u);
+        var sums = vec4(0.0);
+        for (var slice = 0u; slice < SLICES; slice++) {
+            let start = (slice * PARTS * 64u + four) * 4u;
+            sums += vec4(staged[start], staged[start + 1u], staged[start + 2u], staged[start + 3u]);
+        }
+        let n = own.y;
+        if !is_inside(n) {
+            continue;
+        }
+        let exponent = token_exponents[n] + i32(top_scale()) - 140;
+        sums = vec4(
+            scale(sums.x, exponent),
+            scale(sums.y, exponent),
+            scale(sums.z, exponent),
+            scale(sums.w, exponent),
+        );
+        if GATED {
+            var both = vec2(0u);
+            for (var i = 0u; i < 2u; i++) {
+                both[i] = activated(sums[2u * i], sums[2u * i + 1u], weight_of(n));
+            }
+            let col = first + own.x / 2u;
+            if col < call.cols {
+                store_pair(n, col, both);
+            }
+        } else {
+            for (var i = 0u; i < 2u; i++) {
+                let col = first + own.x + 2u * i;
+                if col < call.cols {
+                    store_pair(n, col, vec2(narrow_bf16(sums[2u * i]), narrow_bf16(sums[2u * i + 1u])));
+                }
+            }
+        }
+    }
+}
+
+@compute @workgroup_size(INVOCATIONS)
+fn grouped_cooperative(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    if !take_item(group.z * groups.y + group.y, local) {
+        return;
+    }
+    enter(local);
+    let first = group.x * OUTPUTS;
+    let last = item.count - 1u;
+    let k = call.k;
+    for (var i = local; i < TILE_TOKENS; i += INVOCATIONS) {
+        token_exponents[i] = i32(x[(x_start(min(i, last)) + k) / 4u].x);
+    }
+    let subgroup = local / 32u;
+    let slice = subgroup / PARTS * (X_VECTORS / SLICES);
+    let part = subgroup % PARTS;
+    let x_line = part / ACROSS * MATRICES_DOWN * 16u * LINE + slice;
+    let w_line = part % ACROSS * MATRICES_ACROSS * 16u * LINE + slice;
+    let x_own = local / X_VECTORS;
+    let x_k = local % X_VECTORS;
+    let w_own = local / W_VECTORS;
+    let w_k = local % W_VECTORS;
+    let x_to = x_own * LINE + x_k;
+    let w_to = w_own * LINE + w_k * 8u;
+    let x_from#x = x_start(min(x_own + #xu * X_LINES, last)) / 4u;
+    let w_row#w = tile_row(first, w_own + #wu * W_LINES);
+    let w_from#w = w_row#w * call.row_vectors;
+    let key#w = scale_start(w_row#w);
+    var c#i#j = Sums();
+#begin
+    var x_at#p = column(#pu * X_VECTORS + x_k, k / 4u);
+    var w_at#p = column(#pu * W_VECTORS + w_k, call.row_vectors);
+    var x#p_#x = x[x_from#x + x_at#p];
+    var w#p_#w = weights[w_from#w + w_at#p];
+    var f#p_#w = factor_at(key#w + w_at#p);
+#end
+    for (var step = 0u; step < k; step += STAGES * DEPTH) {
+#begin
+        if #pu > 0u && step + #pu * DEPTH >= k {
+            break;
+        }
+        let first#p = step + #pu * DEPTH;
+        let x_inside#p = first#p / 4u + x_k < k / 4u;
+        let w_inside#p = first#p / 32u + w_k < call.row_vectors;
+        workgroupBarrier();
+        x_tile[x_to + #xu * X_LINES * LINE] = select(vec4<f16>(), x#p_#x, x_inside#p);
+        keep(w_to + #wu * W_LINES * LINE, w#p_#w, f#p_#w, w_inside#p);
+        workgroupBarrier();
+        let next#p = first#p + STAGES * DEPTH;
+        x_at#p = column(next#p / 4u + x_k, k / 4u);
+        w_at#p = column(next#p / 32u + w_k, call.row_vectors);
+        x#p_#x = x[x_from#x + x_at#p];
+        w#p_#w = weights[w_from#w + w_at#p];
+        f#p_#w = factor_at(key#w + w_at#p);
+#multiply
+#end
+    }
+    // A bound that is no constant: a loop that is unrolled would be copies again.
+    let count = min(MATRICES_DOWN * MATRICES_ACROSS, k);
+    for (var n = 0u; n < count; n++) {
+        workgroupBarrier();
+        switch n {
+#stage
+            default: {}
+        }
+        workgroupBarrier();
+        put(vec2(n % MATRICES_ACROSS, n / MATRICES_ACROSS) * 16u, first, local);
+    }
+}
+
+// The weight's row at a line of a tile.
+fn tile_row(first: u32, line: u32) -> u32 {
+    if GATED {
+        return weight_row(line % 2u, first + line / 2u);
+    }
+    return weight_row(0u, first + line);
+}
