@@ -287,9 +287,9 @@ mod tests {
             WeightFormat::Fp4,
         );
         let [route, first, second] = all.map(|request| of(request).len());
-        // The gate's matmul and two kernels; the schedule, eight of which three take rows in f16, and two of quantized
+        // The gate's matmul and two kernels; the schedule, nine of which four take rows in f16, and two of quantized
         // rows, or the sum.
-        assert_eq!((route, first, second), (8 + 5 + 2, 1 + 9 + 2, 1 + 9 + 1));
+        assert_eq!((route, first, second), (8 + 5 + 2, 1 + 10 + 2, 1 + 10 + 1));
         let Needs {
             storage_buffers,
             workgroup_bytes,

@@ -27,7 +27,7 @@ const COLUMNS: usize = 64;
 const LEAST_COOPERATIVE: usize = 5;
 
 /// Up to so many rows of a layer each is multiplied by itself: experts have few of them.
-const MOST_ROWS: usize = 192;
+const MOST_ROWS: usize = 512;
 
 /// What decides how a half of a layer's experts is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::grouped_cooperative::GroupedTile;
 use super::matmul::DeviceFormat;
 use super::matmul_text::text;
 use super::shader::Shader;
@@ -37,6 +38,14 @@ pub(crate) const COOPERATIVE_SUBGROUPS: Subgroups = Subgroups {
         let mut i = 0;
         while i < CooperativeTile::ALL.len() {
             let bytes = CooperativeTile::ALL[i].shape().workgroup_bytes();
+            if bytes > most {
+                most = bytes;
+            }
+            i += 1;
+        }
+        i = 0;
+        while i < GroupedTile::ALL.len() {
+            let bytes = GroupedTile::ALL[i].shape().workgroup_bytes();
             if bytes > most {
                 most = bytes;
             }

@@ -13,24 +13,27 @@ const RAW: u32 = 32;
 /// The tiles that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GroupedTile {
+    /// With longer steps than others.
+    Flat,
     Low,
     Middle,
     High,
 }
 
 impl GroupedTile {
-    pub(crate) const ALL: [Self; 3] = [Self::Low, Self::Middle, Self::High];
+    pub(crate) const ALL: [Self; 4] = [Self::Flat, Self::Low, Self::Middle, Self::High];
 
     pub(crate) const fn shape(self) -> CooperativeShape {
-        let [tokens, down, across, slices] = match self {
-            Self::Low => [32, 1, 4, 2],
-            Self::Middle => [64, 2, 4, 1],
-            Self::High => [128, 2, 4, 1],
+        let [tokens, depth, down, across, slices] = match self {
+            Self::Flat => [16, 128, 1, 4, 2],
+            Self::Low => [32, 64, 1, 4, 2],
+            Self::Middle => [64, 64, 2, 4, 1],
+            Self::High => [128, 64, 2, 4, 1],
         };
         CooperativeShape {
             tokens,
             rows: 128,
-            depth: 64,
+            depth,
             down,
             across,
             slices,
@@ -42,7 +45,7 @@ impl GroupedTile {
         match self {
             // Registers are short.
             Self::High => 1,
-            Self::Low | Self::Middle => 2,
+            Self::Flat | Self::Low | Self::Middle => 2,
         }
     }
 
@@ -128,7 +131,8 @@ mod tests {
     #[test]
     fn tiles_hold_a_quarter_more_rows_than_an_expert_has_on_average() {
         for (tokens, tile) in [
-            (1, GroupedTile::Low),
+            (1, GroupedTile::Flat),
+            (512, GroupedTile::Flat),
             (1024, GroupedTile::Low),
             (2048, GroupedTile::Middle),
             (4096, GroupedTile::High),

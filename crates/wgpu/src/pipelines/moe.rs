@@ -4,7 +4,7 @@ use std::fmt;
 
 use swiglu_core::Float;
 
-use super::cooperative::{in_stages, repeated};
+use super::cooperative::repeated;
 use super::grouped_cooperative::GroupedTile;
 use super::matmul::{DeviceFormat, LANES, LaneSums, ROWS, Tier, TileKind};
 use super::matmul_text::{self, GEMV_ANY, OPERANDS, TILED};
@@ -104,12 +104,13 @@ pub(crate) enum GroupedKind {
 }
 
 impl GroupedKind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Row,
         Self::One,
         Self::Eight,
         Self::Any,
         Self::Tiles,
+        Self::Cooperative(GroupedTile::Flat),
         Self::Cooperative(GroupedTile::Low),
         Self::Cooperative(GroupedTile::Middle),
         Self::Cooperative(GroupedTile::High),
@@ -123,7 +124,7 @@ impl GroupedKind {
             Self::Any => 2,
             Self::Tiles => 3,
             Self::Cooperative(tile) => 4 + tile as usize,
-            Self::Row => 7,
+            Self::Row => 8,
         }
     }
 
@@ -324,7 +325,7 @@ fn row_text(gated: bool, tier: Tier) -> String {
         ("FEW_ROWS", FEW_ROWS),
         ("COLUMN_ROWS", 1 + u32::from(gated)),
     ];
-    matmul_text::told(&constants) + OPERANDS + reduce + &in_stages(GROUPED_ROW, ROWS_OF / 4)
+    matmul_text::told(&constants) + &[OPERANDS, reduce, GROUPED_ROW].concat()
 }
 
 /// The text of a GEMV that leaves out rows which an item does not have.
@@ -445,7 +446,7 @@ mod tests {
         let count = places.len();
         places.sort_unstable();
         places.dedup();
-        assert_eq!((places.len(), count), (42, 42));
+        assert_eq!((places.len(), count), (44, 44));
         assert!(places.iter().all(|&place| place < MoeKernel::PLACES));
     }
 

@@ -176,7 +176,7 @@ fn every_shader_is_valid_in_either_form() {
     let all = all_shaders();
     assert_eq!(
         all.len(),
-        3 * (13 + 5 + 5 * (5 + 3) + 4 * 3 + 3 * 4 + 1 + 42) + 2 * 3 * 4 + 2 * 3
+        3 * (13 + 5 + 5 * (5 + 3) + 4 * 3 + 3 * 4 + 1 + 44) + 2 * 3 * 4 + 2 * 4
     );
     for shader in all {
         check(&shader, &shader.source);

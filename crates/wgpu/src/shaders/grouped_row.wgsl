@@ -8,8 +8,8 @@
 //    chains of fma, and a vector's scale, which is an ordinary one, is a shift of its byte.
 // 3. The lanes' sums of four rows are reduced together; those of the parts meet in the workgroup's memory.
 //
-// In the first half rows are a gate and its up by turns. Lines between marks are there for each four of ROWS_OF rows; of
-// these a workgroup takes half where there is little for all of a large device.
+// In the first half rows are a gate and its up by turns. Of ROWS_OF rows a workgroup takes half where there is little for
+// all of a large device.
 
 @group(0) @binding(3) var<storage, read> ids: array<i32>;
 
@@ -67,6 +67,11 @@ struct Elements {
     d: mat2x4<f32>,
 }
 
+fn elements_at(x_from: u32, v: u32) -> Elements {
+    let at = x_from + 4u * v;
+    return Elements(eight_at(at), eight_at(at + 1u), eight_at(at + 2u), eight_at(at + 3u));
+}
+
 fn eight_at(at: u32) -> mat2x4<f32> {
     let v = x[at];
     return mat2x4(widen_four(2u, v.xy), widen_four(2u, v.zw));
@@ -80,6 +85,24 @@ fn vector_sum(codes: vec4<u32>, word: u32, shift: u32, e: Elements) -> f32 {
     sum = with_eight(sum, codes.w, e.d[0], e.d[1]);
     // Codes are 2^-14 of their value.
     return sum * bitcast<f32>((((word >> shift) & 0xffu) + 14u) << 23u);
+}
+
+// The same of four rows, all of whose loads come first.
+fn four_sums(rows: vec4<u32>, v: u32, e: Elements) -> vec4<f32> {
+    let at = rows * call.row_vectors + vec4(v);
+    let a = weights[at.x];
+    let b = weights[at.y];
+    let c = weights[at.z];
+    let d = weights[at.w];
+    let word_at = rows * (call.scale_cols / 4u) + vec4(v >> 2u);
+    let words = vec4(scales[word_at.x], scales[word_at.y], scales[word_at.z], scales[word_at.w]);
+    let shift = (v & 3u) << 3u;
+    return vec4(
+        vector_sum(a, words.x, shift, e),
+        vector_sum(b, words.y, shift, e),
+        vector_sum(c, words.z, shift, e),
+        vector_sum(d, words.w, shift, e),
+    );
 }
 
 @compute @workgroup_size(LANES * SUBGROUPS)
@@ -101,44 +124,31 @@ fn grouped_row(
     let count = SUBGROUPS / parts * rows_of;
     let first = group.x * (count / COLUMN_ROWS);
     let x_from = x_start(0u) / 8u;
-    let scale_words = call.scale_cols / 4u;
-#begin
-    var sums#p = vec4(0.0);
-#end
-    for (var v = part * LANES + lane; v < call.row_vectors; v += parts * LANES) {
-        let at = x_from + 4u * v;
-        let e = Elements(eight_at(at), eight_at(at + 1u), eight_at(at + 2u), eight_at(at + 3u));
-        let shift = (v & 3u) << 3u;
-        let word = v >> 2u;
-#begin
-        if 4u * #pu < rows_of {
-            let a#p = row_at(first, own + 4u * #pu);
-            let b#p = row_at(first, own + 4u * #pu + 1u);
-            let c#p = row_at(first, own + 4u * #pu + 2u);
-            let d#p = row_at(first, own + 4u * #pu + 3u);
-            let codes_a#p = weights[a#p * call.row_vectors + v];
-            let codes_b#p = weights[b#p * call.row_vectors + v];
-            let codes_c#p = weights[c#p * call.row_vectors + v];
-            let codes_d#p = weights[d#p * call.row_vectors + v];
-            let word_a#p = scales[a#p * scale_words + word];
-            let word_b#p = scales[b#p * scale_words + word];
-            let word_c#p = scales[c#p * scale_words + word];
-            let word_d#p = scales[d#p * scale_words + word];
-            sums#p += vec4(
-                vector_sum(codes_a#p, word_a#p, shift, e),
-                vector_sum(codes_b#p, word_b#p, shift, e),
-                vector_sum(codes_c#p, word_c#p, shift, e),
-                vector_sum(codes_d#p, word_d#p, shift, e),
-            );
+    let begin = part * LANES + lane;
+    let is_long = call.row_vectors > parts * LANES;
+    var e = elements_at(x_from, min(begin, call.row_vectors - 1u));
+    for (var n = 0u; n < rows_of; n += 4u) {
+        let place = own + n;
+        let rows = vec4(
+            row_at(first, place),
+            row_at(first, place + 1u),
+            row_at(first, place + 2u),
+            row_at(first, place + 3u),
+        );
+        var four = vec4(0.0);
+        if is_long {
+            for (var v = begin; v < call.row_vectors; v += parts * LANES) {
+                e = elements_at(x_from, v);
+                four += four_sums(rows, v, e);
+            }
+        } else if begin < call.row_vectors {
+            four = four_sums(rows, begin, e);
         }
-#end
+        let total = reduce_four(four, local, lane);
+        if lane % 8u == 0u {
+            sums[part * count + place + lane / 8u] = total;
+        }
     }
-#begin
-    let total#p = reduce_four(sums#p, local, lane);
-    if lane % 8u == 0u && 4u * #pu < rows_of {
-        sums[part * count + own + 4u * #pu + lane / 8u] = total#p;
-    }
-#end
     workgroupBarrier();
     if GATED {
         if local < count / 2u {

@@ -11,11 +11,29 @@ use crate::device::Facts;
 use crate::pipelines::{LaneSums, Pipelines, Tier};
 use crate::{WgpuBackend, requests, wgpu};
 
-const EXPERTS: usize = 9;
 const TOP_K: usize = 3;
+
+/// A layer's sizes.
+#[derive(Clone, Copy, Debug)]
+struct Layer {
+    experts: usize,
+    hidden: usize,
+    intermediate: usize,
+}
+
 /// Columns that are no whole steps, and rows that are no whole tiles.
-const HIDDEN: usize = 160;
-const INTERMEDIATE: usize = 96;
+const NARROW: Layer = Layer {
+    experts: 64,
+    hidden: 160,
+    intermediate: 96,
+};
+
+/// Rows that are longer than a vector for each lane of a workgroup, and such that two subgroups share.
+const LONG: Layer = Layer {
+    experts: 4,
+    hidden: 4160,
+    intermediate: 1056,
+};
 
 fn requests(routing: Routing) -> [Request; 2] {
     let (weight, float) = (WeightFormat::Fp4, Float::BF16);
@@ -51,29 +69,34 @@ fn rows(rows: usize, cols: usize) -> Vec<u8> {
 }
 
 /// Both halves of a layer, whose sums are exact in f32 and so the same in any order.
-fn run(backend: &WgpuBackend, tokens: usize) -> [Vec<u8>; 2] {
-    let routing = Routing::new(EXPERTS, TOP_K, 1.0, true, Selection::Score).unwrap();
+fn run(backend: &WgpuBackend, layer: Layer, tokens: usize) -> [Vec<u8>; 2] {
+    let Layer {
+        experts: count,
+        hidden,
+        intermediate,
+    } = layer;
+    let routing = Routing::new(count, TOP_K, 1.0, true, Selection::Score).unwrap();
     let (format, bf16s) = (WeightFormat::Fp4, Float::BF16);
     let shape = ExpertsShape {
-        range: 0..EXPERTS,
-        hidden: HIDDEN,
-        intermediate: INTERMEDIATE,
+        range: 0..count,
+        hidden,
+        intermediate,
         gate_up: format,
         down: format,
     };
     let mut experts = backend.alloc_experts(shape).unwrap();
-    for e in 0..EXPERTS {
-        let wide = [INTERMEDIATE, HIDDEN];
+    for e in 0..count {
+        let wide = [intermediate, hidden];
         let [gate, up] = [0, 1].map(|part| weight(wide, 7 * e + part));
-        let down = weight([HIDDEN, INTERMEDIATE], 7 * e + 2);
+        let down = weight([hidden, intermediate], 7 * e + 2);
         backend.load_expert(&mut experts, gate, up, down).unwrap();
     }
     let mut routes = Routes::new(backend, &routing, tokens).unwrap();
     // Some of no expert, and one expert with few rows.
     let id = |r: usize| match r % 29 {
         0 => -1,
-        1 if r < 60 => EXPERTS as i32 - 1,
-        n => (n % (EXPERTS - 1)) as i32,
+        1 if r < 60 => count as i32 - 1,
+        n => (n % (count - 1)) as i32,
     };
     let ids: Vec<i32> = (0..routes.count()).map(id).collect();
     let weights: Vec<f32> = (0..ids.len())
@@ -88,25 +111,25 @@ fn run(backend: &WgpuBackend, tokens: usize) -> [Vec<u8>; 2] {
         depth,
     };
     let [first, second] = requests(routing);
-    let bytes = backend.scratch(&first, &sizes(2 * INTERMEDIATE, HIDDEN));
-    let bytes = bytes.max(backend.scratch(&second, &sizes(HIDDEN, INTERMEDIATE)));
+    let bytes = backend.scratch(&first, &sizes(2 * intermediate, hidden));
+    let bytes = bytes.max(backend.scratch(&second, &sizes(hidden, intermediate)));
     let mut scratch = backend.alloc(bytes).unwrap();
-    let x = filled(&rows(tokens, HIDDEN));
-    let mut act = filled(&vec![0xff; 2 * ids.len() * INTERMEDIATE]);
+    let x = filled(&rows(tokens, hidden));
+    let mut act = filled(&vec![0xff; 2 * ids.len() * intermediate]);
     let op = GatedActivation::deepseek_v4();
-    let from = Tensor::contiguous(WgpuBackend::view(&x), bf16s, tokens, HIDDEN);
+    let from = Tensor::contiguous(WgpuBackend::view(&x), bf16s, tokens, hidden);
     let view = WgpuBackend::view_mut(&mut act);
-    let to = TensorMut::contiguous(view, bf16s, ids.len(), INTERMEDIATE);
+    let to = TensorMut::contiguous(view, bf16s, ids.len(), intermediate);
     let memory = WgpuBackend::view_mut(&mut scratch);
     backend
         .grouped_matmul_act_and_mul(&op, None, from, &experts, &routes, memory, to)
         .unwrap();
     // Not what the first half made: sums of that are not exact.
-    let whole = filled(&rows(ids.len(), INTERMEDIATE));
-    let mut y = backend.alloc(4 * tokens * HIDDEN).unwrap();
-    let from = Tensor::contiguous(WgpuBackend::view(&whole), bf16s, ids.len(), INTERMEDIATE);
+    let whole = filled(&rows(ids.len(), intermediate));
+    let mut y = backend.alloc(4 * tokens * hidden).unwrap();
+    let from = Tensor::contiguous(WgpuBackend::view(&whole), bf16s, ids.len(), intermediate);
     let view = WgpuBackend::view_mut(&mut y);
-    let to = TensorMut::contiguous(view, Float::F32, tokens, HIDDEN);
+    let to = TensorMut::contiguous(view, Float::F32, tokens, hidden);
     let memory = WgpuBackend::view_mut(&mut scratch);
     backend
         .grouped_matmul_sum(None, from, &experts, &routes, None, memory, to)
@@ -117,7 +140,7 @@ fn run(backend: &WgpuBackend, tokens: usize) -> [Vec<u8>; 2] {
 /// Tiles of every height give the bits of kernels in order, and so do rows that their routes find.
 #[test]
 fn rows_of_experts_are_the_same_by_every_kernel() {
-    let routing = Routing::new(EXPERTS, TOP_K, 1.0, true, Selection::Score).unwrap();
+    let routing = Routing::new(NARROW.experts, TOP_K, 1.0, true, Selection::Score).unwrap();
     let requests = requests(routing);
     let builder = WgpuBackend::builder()
         .features(wgpu::Features::SHADER_F16)
@@ -151,14 +174,15 @@ fn rows_of_experts_are_the_same_by_every_kernel() {
         other
     };
     let (plain, standing_in) = (with(true, false), with(false, true));
-    // By their routes; then in tiles of 32, 64 and 128 rows.
-    for tokens in [1, 4, 20, 70, 110, 250] {
-        let want = run(&plain, tokens);
+    // By their routes; then in tiles of 16, 32, 64 and 128 rows.
+    let narrow = [1, 20, 200, 500, 900, 1200].map(|tokens| (NARROW, tokens));
+    for (layer, tokens) in narrow.into_iter().chain([(LONG, 1)]) {
+        let want = run(&plain, layer, tokens);
         assert!(want.iter().all(|bytes| bytes.iter().any(|b| *b != 0)));
         for other in [&standing_in, &backend] {
-            let got = run(other, tokens);
-            assert!(got[0] == want[0], "act of {tokens} tokens");
-            assert!(got[1] == want[1], "y of {tokens} tokens");
+            let got = run(other, layer, tokens);
+            assert!(got[0] == want[0], "act of {tokens} tokens, {layer:?}");
+            assert!(got[1] == want[1], "y of {tokens} tokens, {layer:?}");
         }
     }
 }
