@@ -242,7 +242,7 @@ fn any_rows_by_any_weights_are_near_the_reference() {
         });
     }
     // More rows than those that are multiplied one by one.
-    for tokens in [70, 180] {
+    for tokens in [70, 260] {
         let layer = Layer::new([fp4; 2], [416, 224]);
         all.push(Layer { tokens, ..layer });
     }

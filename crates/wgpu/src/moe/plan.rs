@@ -5,9 +5,11 @@
 //!    them: up to [`FEW_USUAL`] to GEMVs, more to tiles. Both are dispatched where the number of all rows allows either.
 //!    Where cooperative matrices take them, from [`LEAST_COOPERATIVE`] rows on, tiles are as high as most experts have
 //!    rows.
-//! 2. An item needs a row, so there are no more items than rows; nor more than its experts can have.
-//! 3. What is not bf16 in whole vectors, or has codes that are NaN, goes to kernels of any type, four rows at a time.
-//! 4. The experts' outputs lie in scratch memory: as many columns at a time as have [`OUTPUT_BYTES`].
+//! 2. Up to [`MOST_ROWS`] rows of FP4 under ordinary scales find their experts by their routes, without items, unless
+//!    sums are to be those of a matmul by itself.
+//! 3. An item needs a row, so there are no more items than rows; nor more than its experts can have.
+//! 4. What is not bf16 in whole vectors, or has codes that are NaN, goes to kernels of any type, four rows at a time.
+//! 5. The experts' outputs lie in scratch memory: as many columns at a time as have [`OUTPUT_BYTES`].
 
 use std::fmt;
 
@@ -24,10 +26,10 @@ const OUTPUT_BYTES: usize = 128 << 20;
 const COLUMNS: usize = 64;
 
 /// From so many rows of an expert on cooperative matrices are faster than GEMVs.
-const LEAST_COOPERATIVE: usize = 5;
+const LEAST_COOPERATIVE: usize = 4;
 
-/// Up to so many rows of a layer each is multiplied by itself: experts have few of them.
-const MOST_ROWS: usize = 512;
+/// Up to so many rows of a layer are faster one by one, though some of them share an expert.
+const MOST_ROWS: usize = 768;
 
 /// What decides how a half of a layer's experts is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,7 +288,7 @@ mod tests {
             ..Facts::GPU
         };
         let tiles = "beyond 32 rows of an expert grouped_tiles(64 x 64)";
-        let on_matrices = "beyond 4 rows of an expert grouped_cooperative";
+        let on_matrices = "beyond 3 rows of an expert grouped_cooperative";
         let row = "grouped_row";
         let eight = format!("grouped_gemv(8 rows), {tiles}");
         for (facts, weight, x, tokens, expected) in [
