@@ -6,7 +6,7 @@ use super::matmul::{
     DeviceFormat, GatedKernel, GemvKind, LANES, MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
 };
 use super::matmul_text;
-use super::moe::{GroupedKind, MOE_BUFFERS, MoeKernel};
+use super::moe::{GroupedKind, MOE_BUFFERS, MoeKernel, ROW_BYTES};
 use super::quantize::{self, QUANTIZE_BUFFERS, QuantizeKernel};
 use super::shader::Shader;
 use crate::device::{Facts, Needs};
@@ -125,6 +125,7 @@ impl Kernel {
                     MoeKernel::Sum => 0,
                     MoeKernel::Grouped(kernel) => match kernel.kind {
                         GroupedKind::Tiles => TWO_BUFFERS / 2 + 16,
+                        GroupedKind::Row => ROW_BYTES,
                         // What there must be for any kernel on cooperative matrices.
                         GroupedKind::Cooperative(_) => 0,
                         _ => GEMV_BYTES + 4 * ROWS * 8 + 16,

@@ -44,6 +44,9 @@ const FEW_PAIRS: u32 = 32;
 const ROW_SUBGROUPS: u32 = 4;
 const ROWS_OF: u32 = 16;
 
+/// Bytes of its memory: the sums of lanes, of rows and what is stored, and the row that it takes.
+pub(super) const ROW_BYTES: u32 = ROW_SUBGROUPS * (LANES * 16 + ROWS_OF * 8) + 16;
+
 /// Up to so many rows of a layer a workgroup takes half as many rows of the weight: all of a large device has some.
 const FEW_ROWS: u32 = 12;
 
