@@ -68,7 +68,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// those that [`Matmul::matmul_quantized`] widens codes into, and [`Router::route`]'s logits.
     fn scratch(&self, request: &Request, shape: &Shape) -> usize {
         match request {
-            Request::QuantizedMatmul { .. } => {
+            Request::QuantizedMatmul { .. }
+            | Request::QuantizingGatedMatmul { .. }
+            | Request::QuantizingMatmul { .. } => {
                 shape.rows.saturating_mul(shape.depth).saturating_mul(2)
             }
             Request::Activation { .. }

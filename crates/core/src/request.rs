@@ -60,6 +60,30 @@ pub enum Request {
         /// The type of y.
         y: Float,
     },
+    /// [`crate::Matmul::quantizing_matmul_act_and_mul`]. A backend that does not know it has no kernels for it.
+    QuantizingGatedMatmul {
+        /// The activation.
+        op: GatedActivation,
+        /// How x is quantized.
+        quant: Quantization,
+        /// The type of x.
+        x: Float,
+        /// How w is stored.
+        weight: WeightFormat,
+        /// The type of `act`.
+        act: Float,
+    },
+    /// [`crate::Matmul::quantizing_matmul`]. A backend that does not know it has no kernels for it.
+    QuantizingMatmul {
+        /// How x is quantized.
+        quant: Quantization,
+        /// The type of x.
+        x: Float,
+        /// How w is stored.
+        weight: WeightFormat,
+        /// The type of y.
+        y: Float,
+    },
     /// [`crate::Router::route`].
     Route {
         /// How tokens choose.
@@ -108,6 +132,19 @@ impl fmt::Display for Request {
             Self::QuantizedMatmul { quant, weight, y } => {
                 write!(f, "matmul of {quant} by {weight} to {y}")
             }
+            Self::QuantizingGatedMatmul {
+                op,
+                quant,
+                x,
+                weight,
+                act,
+            } => write!(f, "matmul of {x} to {quant} by {weight} and {op} in {act}"),
+            Self::QuantizingMatmul {
+                quant,
+                x,
+                weight,
+                y,
+            } => write!(f, "matmul of {x} to {quant} by {weight} to {y}"),
             Self::Route { routing, x, weight } => {
                 write!(f, "routing of {x} by {weight} to {routing}")
             }

@@ -207,9 +207,9 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
             ..
         } = workspace;
         let float = self.stages.float;
-        let mut gate_up = gate_up.matrix(backend, float, [rows, 2 * i])?;
         let op = &self.stages.op;
         let Some(quant) = &self.stages.quant else {
+            let mut gate_up = gate_up.matrix(backend, float, [rows, 2 * i])?;
             let mut act = act.matrix(backend, float, [rows, i])?;
             if let [both] = &self.gate_up[..] {
                 backend.matmul_act_and_mul(op, x, both, gate_up, act.reborrow())?;
@@ -224,6 +224,17 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
         let scratch = scratch.max(self.second_scratch(quant, rows, y.float));
         let widest = self.stages.hidden.max(i);
         quantized.matrix(backend, quant, [rows, widest], scratch)?;
+        gate_up.matrix(backend, float, [rows, 2 * i])?;
+        if let ([both], true) = (&self.gate_up[..], quant.materialize()) {
+            // In the memory of a `gate_up` that is not written.
+            let mut act = gate_up.matrix(backend, float, [rows, i])?;
+            let (_, room) = quantized.matrix(backend, quant, [rows, widest], scratch)?;
+            if backend.quantizing_matmul_act_and_mul(op, quant, x, both, room, act.reborrow())? {
+                let room = (quantized, scratch);
+                return self.quantizing_down(quant, act.as_tensor(), y, room);
+            }
+        }
+        let mut gate_up = gate_up.matrix(backend, float, [rows, 2 * i])?;
         let weights = &self.gate_up;
         self.quantize_and_matmul(quant, x, (weights, scratch), gate_up.reborrow(), quantized)?;
         let (mut act, scratch) = quantized.matrix(backend, quant, [rows, i], scratch)?;
@@ -231,6 +242,27 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
         let input = gate_up.as_tensor().into();
         backend.act_and_mul_quant(op, quant, input, act.reborrow(), options)?;
         Ok(backend.matmul_quantized(quant, act.as_quantized(), &self.down, scratch, y)?)
+    }
+
+    /// y = quant(act) · wᵀ, w being down.
+    fn quantizing_down(
+        &self,
+        quant: &Quantization,
+        act: Tensor<'_, B>,
+        mut y: TensorMut<'_, B>,
+        (slots, scratch): (&mut QuantizedSlots<B>, usize),
+    ) -> Result<()> {
+        let shape = [act.layout.rows, act.layout.cols];
+        let (_, room) = slots.matrix(&*self.backend, quant, shape, scratch)?;
+        let down = &self.down;
+        if self
+            .backend
+            .quantizing_matmul(quant, act, down, room, y.reborrow())?
+        {
+            return Ok(());
+        }
+        let down = (std::slice::from_ref(&**down), scratch);
+        self.quantize_and_matmul(quant, act, down, y, slots)
     }
 
     /// As [`Self::forward`], stage by stage into the caller's memory and never fused: `gate_up`

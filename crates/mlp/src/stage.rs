@@ -102,7 +102,32 @@ impl Stages {
             let plan = plan(&stage.request, &shape)?;
             Some(format!("{} {shape}: {plan}", stage.name))
         };
-        self.list().into_iter().filter_map(line).collect()
+        let quantizing = self.quantizing();
+        let lines = quantizing.and_then(|[gate_up, down]| Some([line(gate_up)?, line(down)?]));
+        lines.map_or_else(
+            || self.list().into_iter().filter_map(line).collect(),
+            Vec::from,
+        )
+    }
+
+    /// The stages of a pass that quantizes within its matmuls, where the backend has kernels for it.
+    fn quantizing(&self) -> Option<[Stage; 2]> {
+        let quant = self.quant.filter(|q| q.materialize() && self.is_merged())?;
+        let (x, float) = (Float::BF16, self.float);
+        let mut first = self.first(|weight| Request::QuantizingGatedMatmul {
+            op: self.op,
+            quant,
+            x,
+            weight,
+            act: float,
+        });
+        let second = self.second(Request::QuantizingMatmul {
+            quant,
+            x: float,
+            weight: self.down,
+            y: self.y,
+        });
+        Some([first.next()?, second])
     }
 
     /// Whether gate and up are one weight: only those of one format can be.

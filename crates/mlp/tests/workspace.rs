@@ -247,3 +247,71 @@ fn a_configuration_that_is_not_valid_asks_for_nothing() {
         assert!(refused(wide).starts_with(expected));
     });
 }
+
+/// A backend that quantizes within its matmuls, or within the first of them, gives the same bits.
+#[test]
+fn matmuls_may_quantize_on_the_way() {
+    let form = form(96, 64);
+    let fp8 = ActivationQuant::Fp8Block;
+    let steps = [
+        "quantize",
+        "matmul_quantized",
+        "act_and_mul_quant",
+        "matmul_quantized",
+    ];
+    let (first, second) = ("quantizing_matmul_act_and_mul", "quantizing_matmul");
+    let cases: [([bool; 2], &[&str]); 3] = [
+        ([false, false], &steps),
+        ([true, false], &[first, "quantize", "matmul_quantized"]),
+        ([true, true], &[first, second]),
+    ];
+    let x: Vec<bf16> = (0..3 * 96)
+        .map(|i| bf16::from_f32((i * 37 % 101) as f32 - 50.0))
+        .collect();
+    let mut results = Vec::new();
+    for (quantizes, calls) in cases {
+        let probe = Probe {
+            quantizes,
+            ..Probe::default()
+        };
+        on(probe, &form, fp8, |mlp, probe, _| {
+            let (mlp, mut workspace) = (mlp.unwrap(), Workspace::new());
+            let rows = RowLayout::contiguous(3, 96);
+            let mut y = vec![bf16::ZERO; 3 * 96];
+            let mut forward = || {
+                let to = TensorMut::from_slice(&mut y, rows);
+                mlp.forward(Tensor::from_slice(&x, rows), to, &mut workspace)
+                    .unwrap();
+            };
+            forward();
+            assert_eq!(probe.called(), calls);
+            let allocated = probe.allocated();
+            forward();
+            assert_eq!((allocated, probe.allocated()), (4, 4));
+            results.push(y);
+        });
+    }
+    assert!(results[0].iter().any(|y| y.to_f32() != 0.0));
+    assert_eq!(results[0], results[1]);
+    assert_eq!(results[0], results[2]);
+}
+
+#[test]
+fn a_plan_says_where_matmuls_quantize() {
+    let probe = Probe {
+        quantizes: [true; 2],
+        ..Probe::default()
+    };
+    on(
+        probe,
+        &form(80, 70),
+        ActivationQuant::Fp8Block,
+        |mlp, _, _| {
+            let expected = [
+                "gate_up [3, 80] x [140, 80]: 3 rows",
+                "down [3, 70] x [80, 70]: 3 rows",
+            ];
+            assert_eq!(mlp.unwrap().plan(3), expected);
+        },
+    );
+}

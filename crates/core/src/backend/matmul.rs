@@ -106,6 +106,50 @@ pub trait Matmul: Backend {
         self.dequantize(quant, x, widened.reborrow())?;
         self.matmul(widened.as_tensor(), weight, y)
     }
+
+    /// Enqueues `act = op(R(c · wᵀ))`, c being x as `quant` leaves it and R the rounding to act's type, if
+    /// the backend has kernels that quantize on the way; whether it has. By default it has none.
+    /// Results are those of [`Quantize::quantize`], [`Self::matmul_quantized`] and
+    /// [`ActAndMul::act_and_mul`], codes in no memory of the caller's. `scratch` is
+    /// [`Self::matmul_quantized`]'s.
+    ///
+    /// # Errors
+    /// As of these three. Nothing has been enqueued then, or where it is false.
+    fn quantizing_matmul_act_and_mul(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantization,
+        x: Tensor<'_, Self>,
+        weight: &Self::Weight,
+        scratch: Self::ViewMut<'_>,
+        act: TensorMut<'_, Self>,
+    ) -> Result<bool>
+    where
+        Self: Quantize,
+    {
+        let _ = (op, quant, x, weight, scratch, act);
+        Ok(false)
+    }
+
+    /// Enqueues `y = c · wᵀ` as [`Self::quantizing_matmul_act_and_mul`] does, with the results of
+    /// [`Quantize::quantize`] and [`Self::matmul_quantized`], if the backend has kernels for it; whether it has.
+    ///
+    /// # Errors
+    /// As of these two.
+    fn quantizing_matmul(
+        &self,
+        quant: &Quantization,
+        x: Tensor<'_, Self>,
+        weight: &Self::Weight,
+        scratch: Self::ViewMut<'_>,
+        y: TensorMut<'_, Self>,
+    ) -> Result<bool>
+    where
+        Self: Quantize,
+    {
+        let _ = (quant, x, weight, scratch, y);
+        Ok(false)
+    }
 }
 
 fn matmul_request(weight: Option<WeightFormat>) -> Request {

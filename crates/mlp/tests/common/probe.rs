@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use swiglu_core::reference::{Reference, ReferenceWeight};
 use swiglu_core::{
     ActAndMul, Backend, GateUp, GatedActivation, HostBuffer, HostWeight, Matmul, QuantOptions,
-    Quantization, Quantize, Quantized, QuantizedMut, Request, Result, Rounding, Shape, Support,
-    Tensor, TensorMut,
+    Quantization, Quantize, Quantized, QuantizedMut, Request, Result, Rounding, RowLayout,
+    ScaleLayout, ScaleOrder, Shape, Support, Tensor, TensorMut,
 };
 
 pub struct Probe {
@@ -18,6 +18,8 @@ pub struct Probe {
     pub refuses: fn(&Request) -> bool,
     /// Whether its matmul with an activation is one kernel, which leaves `gate_up` unwritten.
     pub fuses: bool,
+    /// Whether its matmuls by gate and up, and by down, quantize on the way.
+    pub quantizes: [bool; 2],
     /// A fault: it rounds so, whatever is asked for.
     pub rounds: Option<Rounding>,
 }
@@ -29,6 +31,7 @@ impl Default for Probe {
             calls: Mutex::default(),
             refuses: |_| false,
             fuses: false,
+            quantizes: [false; 2],
             rounds: None,
         }
     }
@@ -114,6 +117,8 @@ impl Backend for Probe {
     fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
         match request {
             Request::Matmul { .. } => None,
+            Request::QuantizingGatedMatmul { .. } if !self.quantizes[0] => None,
+            Request::QuantizingMatmul { .. } if !self.quantizes[1] => None,
             _ => Some(format!("{} rows", shape.rows)),
         }
     }
@@ -264,5 +269,76 @@ impl Matmul for Probe {
         let mut widened = HostBuffer::zeroed(x.layout.rows * depth * 2)?;
         let widened = widened.bytes_mut();
         Reference.matmul_quantized(quant, reading_codes(x), weight, widened, writing(y))
+    }
+    fn quantizing_matmul_act_and_mul(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantization,
+        x: Tensor<'_, Self>,
+        weight: &ReferenceWeight,
+        scratch: &mut [u8],
+        act: TensorMut<'_, Self>,
+    ) -> Result<bool> {
+        if !self.quantizes[0] {
+            return Ok(false);
+        }
+        self.note("quantizing_matmul_act_and_mul");
+        let layout = RowLayout::contiguous(act.layout.rows, 2 * act.layout.cols);
+        let mut inside = HostBuffer::zeroed(layout.rows * layout.cols * act.float.size())?;
+        let between = TensorMut::new(inside.bytes_mut(), act.float, layout);
+        self.multiply_quantizing(quant, x, weight, scratch, between)?;
+        let between = Tensor::new(inside.bytes(), act.float, layout);
+        Reference.act_and_mul(&self.faulty(op), between.into(), writing(act))?;
+        Ok(true)
+    }
+    fn quantizing_matmul(
+        &self,
+        quant: &Quantization,
+        x: Tensor<'_, Self>,
+        weight: &ReferenceWeight,
+        scratch: &mut [u8],
+        y: TensorMut<'_, Self>,
+    ) -> Result<bool> {
+        if !self.quantizes[1] {
+            return Ok(false);
+        }
+        self.note("quantizing_matmul");
+        self.multiply_quantizing(quant, x, weight, scratch, writing(y))?;
+        Ok(true)
+    }
+}
+
+impl Probe {
+    /// y = quant(x) · wᵀ.
+    fn multiply_quantizing(
+        &self,
+        quant: &Quantization,
+        x: Tensor<'_, Self>,
+        weight: &ReferenceWeight,
+        scratch: &mut [u8],
+        y: TensorMut<'_, Reference>,
+    ) -> Result<()> {
+        let RowLayout { rows, cols, .. } = x.layout;
+        let asked_for = Self::scratch_bytes(rows, self.weight_shape(weight)[0], cols);
+        assert!(
+            scratch.len() >= asked_for,
+            "{} of {asked_for}",
+            scratch.len()
+        );
+        let groups = quant.groups(cols);
+        let order = ScaleOrder::RowMajor;
+        let scale_layout = ScaleLayout::contiguous(quant.format(), order, rows, groups);
+        let mut codes = HostBuffer::zeroed(rows * cols)?;
+        let mut scales = HostBuffer::zeroed(scale_layout.bytes()?)?;
+        let mut widened = HostBuffer::zeroed(2 * rows * cols)?;
+        let mut codes = QuantizedMut::<Reference> {
+            codes: codes.bytes_mut(),
+            layout: RowLayout::contiguous(rows, cols),
+            scales: scales.bytes_mut(),
+            scale_layout,
+        };
+        Reference.quantize(quant, reading(x), codes.reborrow())?;
+        let widened = widened.bytes_mut();
+        Reference.matmul_quantized(quant, codes.as_quantized(), weight, widened, y)
     }
 }
