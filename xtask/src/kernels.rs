@@ -53,13 +53,15 @@ const PACKAGES: [&str; 4] = [
 const NVRTC: &str = include_str!("nvrtc.py");
 
 /// The folder of each source in `crates/cuda/kernels`, and its name.
-const SOURCES: [(&str, &str); 16] = [
+const SOURCES: [(&str, &str); 18] = [
     ("activation", "activation"),
     ("quant", "act_quant"),
     ("matmul", "matmul"),
     ("matmul", "matmul_rows"),
     ("matmul", "matmul_tiles"),
+    ("matmul", "codes"),
     ("matmul", "decode"),
+    ("matmul", "decode_codes"),
     ("matmul", "warpgroups"),
     ("quant", "quantize"),
     ("ranks", "round"),

@@ -21,6 +21,7 @@ use crate::{
 
 mod moe;
 mod quantize;
+mod quantizing;
 
 fn fits(what: &'static str, room: usize, data: usize) -> swiglu_core::Result<()> {
     if data <= room {
@@ -160,7 +161,9 @@ impl Backend for CudaBackend {
             Request::ActivationQuant { op, .. } => self.quantizers.supports(op),
             Request::Quantize { .. } => Support::Native,
             Request::Matmul { weight, .. } => weight::support(*weight),
-            Request::GatedMatmul { op, weight, .. } => {
+            Request::QuantizingMatmul { weight, .. } => weight::support(*weight),
+            Request::GatedMatmul { op, weight, .. }
+            | Request::QuantizingGatedMatmul { op, weight, .. } => {
                 weight::support(*weight).and(self.activations.supports(op))
             }
             Request::QuantizedMatmul { quant, weight, .. } => {
@@ -209,6 +212,9 @@ impl Backend for CudaBackend {
                 let act = self.activations.describe(op, *act, &half, self.options)?;
                 Some(format!("{matmul}; {act}"))
             }
+            Request::QuantizingGatedMatmul { .. } | Request::QuantizingMatmul { .. } => {
+                self.matmuls.quantizing_plan_of(request, shape)
+            }
             Request::Route { .. }
             | Request::GroupedGatedMatmul { .. }
             | Request::GroupedMatmulSum { .. } => Moe::plan(request, shape, self.matmuls.facts()),
@@ -220,7 +226,9 @@ impl Backend for CudaBackend {
     fn scratch(&self, request: &Request, shape: &Shape) -> usize {
         match request {
             // Codes, widened.
-            Request::QuantizedMatmul { .. } => {
+            Request::QuantizedMatmul { .. }
+            | Request::QuantizingGatedMatmul { .. }
+            | Request::QuantizingMatmul { .. } => {
                 shape.rows.saturating_mul(shape.depth).saturating_mul(2)
             }
             _ => Moe::scratch(request, shape, self.matmuls.facts()),
@@ -424,5 +432,31 @@ impl Matmul for CudaBackend {
             }
         }
         Ok(())
+    }
+
+    /// By a weight that is packed: one kernel for few tokens, or the matmuls of x as its codes are, widened
+    /// to `scratch`.
+    fn quantizing_matmul_act_and_mul(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantization,
+        x: Tensor<'_, Self>,
+        weight: &CudaWeight,
+        scratch: DeviceViewMut<'_>,
+        act: TensorMut<'_, Self>,
+    ) -> swiglu_core::Result<bool> {
+        self.multiply_quantizing(quant, Some(op), (&x, weight, &act), scratch)
+    }
+
+    /// As [`Self::quantizing_matmul_act_and_mul`].
+    fn quantizing_matmul(
+        &self,
+        quant: &Quantization,
+        x: Tensor<'_, Self>,
+        weight: &CudaWeight,
+        scratch: DeviceViewMut<'_>,
+        y: TensorMut<'_, Self>,
+    ) -> swiglu_core::Result<bool> {
+        self.multiply_quantizing(quant, None, (&x, weight, &y), scratch)
     }
 }

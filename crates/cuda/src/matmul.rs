@@ -1,6 +1,7 @@
 //! Matmuls: which kernel one runs, our own kernels, and cublasLt.
 
 mod call;
+mod codes;
 mod cublaslt;
 mod describe;
 mod kernels;
@@ -8,6 +9,7 @@ mod library;
 mod packed;
 mod parameters;
 mod plan;
+mod quantizing;
 mod scratch;
 mod step;
 mod warpgroups;
@@ -16,3 +18,4 @@ pub(crate) use call::Matmuls;
 pub(crate) use parameters::y_type;
 pub(crate) use plan::MatmulFacts;
 pub use plan::Route;
+pub(crate) use quantizing::{QuantizingCall, QuantizingPlan};

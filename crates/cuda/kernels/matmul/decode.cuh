@@ -11,11 +11,15 @@
 //    of it below (docs/numerics.md has the bound).
 // 4. Weights are the 16 rows of the tensor cores' product, tokens its 8 columns. A unit's sum is multiplied by
 //    the weight's scales, then by the inverse power, and added in f32.
-// 5. Warps leave their sums where their rings were, and the block adds them in the warps' order. The
+// 5. A kernel that quantizes makes codes of each token's 128 following k first, as quantize.cu does, all 128 in one
+//    warp; codes are exact in f16, and the inverse power is their scale. So sums are, to the bit, those of codes
+//    widened to bf16.
+// 6. Warps leave their sums where their rings were, and the block adds them in the warps' order. The
 //    blocks send each other the half that is the other's. Then rows are stored, or activated first.
 #pragma once
 #include "step.cuh"
 #include "../common/async.cuh"
+#include "../common/fp8.cuh"
 
 constexpr int BLOCKS = 2;  // of a cluster
 
@@ -46,6 +50,23 @@ struct Power {
         up = __uint_as_float((269u - e) << 23), down = __uint_as_float((e - 15u) << 23);
     }
 };
+
+// A group's codes: what numbers are multiplied by, and the scale, both powers of two.
+struct Codes {
+    float inverse, scale;
+    // Of numbers of at most this magnitude, given by its bits as bf16.
+    __device__ __forceinline__ Codes(uint32_t top, float floor) {
+        const uint32_t byte = power_of_two_scale(max(top << 16, __float_as_uint(floor)));
+        inverse = inverse_power(byte), scale = power(byte);
+    }
+    __device__ __forceinline__ uint32_t operator()(uint32_t low, uint32_t high) const {
+        const float x[4] = {
+            __uint_as_float(low << 16) * inverse, __uint_as_float(low & 0xffff0000u) * inverse,
+            __uint_as_float(high << 16) * inverse, __uint_as_float(high & 0xffff0000u) * inverse};
+        return encode4(x);
+    }
+};
+
 __device__ __forceinline__ uint32_t larger_magnitudes(uint4 v) {
     const uint32_t m = 0x7fff7fffu;
     return __vmaxu2(__vmaxu2(v.x & m, v.y & m), __vmaxu2(v.z & m, v.w & m));
@@ -56,10 +77,11 @@ __device__ __forceinline__ uint32_t with_lane(uint32_t top, int distance) {
 __device__ __forceinline__ uint32_t larger_half(uint32_t top) { return max(top >> 16, top & 0xffffu); }
 
 // A stream of GROUPS at most; TOKENS: one, whose x a warp converts together, or tiles of 8. A
-// warp's ring holds RING units. AHEAD units of x are read at once.
-template <bool GATED, int GROUPS, int TOKENS, int RING, int AHEAD>
-__device__ __forceinline__ void decode(const StepParams& p) {
+// warp's ring holds RING units. AHEAD units of x are read at once. QUANTIZES x, whose least amax is `floor`.
+template <bool GATED, int GROUPS, int TOKENS, int RING, int AHEAD, bool QUANTIZES = false>
+__device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) {
     constexpr bool ONE = TOKENS == 1;
+    static_assert(!QUANTIZES || AHEAD % 2 == 0, "a group is two units");
     constexpr int THREADS = 32 * WARPS, TILES = (TOKENS + 7) / 8, PAIRS = GROUPS * TILES;
     constexpr int OWNED = (PAIRS + 1) / BLOCKS;  // pairs of a group and a tile that a block finishes
     constexpr int SLOT = HEAD + GROUPS * GROUP_CODES;
@@ -118,20 +140,54 @@ __device__ __forceinline__ void decode(const StepParams& p) {
         for (int t = 0; t < TILES; ++t) {
             // Beyond the last token the last one stands in, and its results are not stored.
             const uint64_t row = min(token0 + t * 8 + g, p.t - 1) * p.x_stride;
-            const bf16* const at = p.x + row + (first + min(unit, count - 1)) * UNIT_K + q * 8;
+            const bf16* const at = p.x + row + (first + unit) * UNIT_K + q * 8;
             to[t][0] = __ldcg((const uint4*)at);
             to[t][1] = __ldcg((const uint4*)(at + 32));
         }
     };
-    if (!ONE && count > 0) {
+    // Of the two tokens that a lane has sums of; x as words of f16.
+    const auto multiply_unit = [&](int unit, const uint32_t(&x)[TILES][8], const float2(&down)[TILES]) {
+        arrived(unit);
+        const uint8_t* const slot = ring + unit % RING * SLOT;
 #pragma unroll
-        for (int d = 0; d < AHEAD; ++d) read_x(d, xs[d]);
-    }
-    for (int begin = 0; begin < count; begin += AHEAD) {
-        if constexpr (ONE) {
+        for (int i = 0; i < GROUPS; ++i) {
+            // Of groups that the stream has not, anything: it is not stored.
+            const float4 scale = ((const float4*)slot)[i];
+            const uint4* const codes = (const uint4*)(slot + HEAD + i * GROUP_CODES) + lane;
+            const uint4 lo = codes[0], hi = codes[32];
+            uint32_t low[4][2], high[4][2];  // of rows g and g + 8
+            widen_codes(lo.x, low[0]), widen_codes(lo.y, low[1]);
+            widen_codes(lo.z, low[2]), widen_codes(lo.w, low[3]);
+            widen_codes(hi.x, high[0]), widen_codes(hi.y, high[1]);
+            widen_codes(hi.z, high[2]), widen_codes(hi.w, high[3]);
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) {
+                float u[4] = {}, v[4] = {};  // k below 32, and from 32 on
+                const auto add = [&](float(&to)[4], int j) {
+                    const uint32_t b[2] = {x[t][2 * j], x[t][2 * j + 1]};
+                    multiply<f16>(to, low[j], high[j], b);
+                };
+                add(u, 0), add(v, 2), add(u, 1), add(v, 3);
+#pragma unroll
+                for (int e = 0; e < 4; e += STEP) {
+                    const float s0 = e < 2 ? scale.x : scale.y, s1 = e < 2 ? scale.z : scale.w;
+                    const float both = fmaf(v[e], s1, u[e] * s0);
+                    sum[i][t][e] = fmaf(both, e % 2 ? down[t].y : down[t].x, sum[i][t][e]);
+                }
+            }
+        }
+        if (unit + RING < count) {
+            __syncwarp();
+            if (lane == 0) fetch(unit + RING);
+        }
+    };
+    // Groups begin at even units, so that a warp reads the other one's x too of those that it has half of.
+    const int begin0 = QUANTIZES ? -(first & 1) : 0, end = QUANTIZES ? count + ((first + count) & 1) : count;
+    if constexpr (ONE) {
+        for (int begin = begin0; begin < end; begin += AHEAD) {
             constexpr int LOADS = (AHEAD + 3) / 4;
             const uint4* const x = (const uint4*)(p.x + token0 * p.x_stride + (first + begin) * UNIT_K);
-            const int there = min(AHEAD, count - begin) * 8;
+            const int there = min(AHEAD, end - begin) * 8;
             uint4 v[LOADS];
 #pragma unroll
             for (int d = 0; d < LOADS; ++d) {
@@ -141,27 +197,86 @@ __device__ __forceinline__ void decode(const StepParams& p) {
             __syncwarp();
 #pragma unroll
             for (int d = 0; d < LOADS; ++d) {
-                const uint32_t top = with_lane(with_lane(with_lane(larger_magnitudes(v[d]), 1), 2), 4);
-                const Power power(larger_half(top));
+                const uint32_t of_unit = with_lane(with_lane(with_lane(larger_magnitudes(v[d]), 1), 2), 4);
                 const int at = d * 32 + lane;
-                if (at < AHEAD * 8) {
-                    one_x[warp][at] = make_uint4(scaled(v[d].x, power.up), scaled(v[d].y, power.up),
+                uint4 words;
+                float down;
+                if constexpr (QUANTIZES) {
+                    const Codes codes(larger_half(with_lane(of_unit, 8)), floor);
+                    uint32_t w[2][2];
+                    widen_codes(codes(v[d].x, v[d].y), w[0]), widen_codes(codes(v[d].z, v[d].w), w[1]);
+                    words = make_uint4(w[0][0], w[0][1], w[1][0], w[1][1]), down = codes.scale;
+                } else {
+                    const Power power(larger_half(of_unit));
+                    words = make_uint4(scaled(v[d].x, power.up), scaled(v[d].y, power.up),
                         scaled(v[d].z, power.up), scaled(v[d].w, power.up));
-                    if (lane % 8 == 0) one_power[warp][at / 8] = power.down;
+                    down = power.down;
+                }
+                if (at < AHEAD * 8) {
+                    one_x[warp][at] = words;
+                    if (lane % 8 == 0) one_power[warp][at / 8] = down;
                 }
             }
             __syncwarp();
-        }
 #pragma unroll
-        for (int d = 0; d < AHEAD; ++d) {
-            const int unit = begin + d;
-            if (unit >= count) break;
-            uint32_t x[TILES][8];
-            float2 down[TILES];  // of the two tokens that a lane has sums of
-            if constexpr (ONE) {
+            for (int d = 0; d < AHEAD; ++d) {
+                const int unit = begin + d;
+                if (unit >= count) break;
+                if (QUANTIZES && unit < 0) continue;
+                uint32_t x[1][8];
                 *(uint4*)&x[0][0] = one_x[warp][d * 8 + q], *(uint4*)&x[0][4] = one_x[warp][d * 8 + 4 + q];
-                down[0].x = one_power[warp][d];
-            } else {
+                const float2 down[1] = {{one_power[warp][d], 0.0f}};
+                multiply_unit(unit, x, down);
+            }
+        }
+    } else if constexpr (QUANTIZES) {
+        uint4 xs[2][TILES][2];
+        const auto read_group = [&](int unit) { read_x(unit, xs[0]), read_x(unit + 1, xs[1]); };
+        if (begin0 < end) read_group(begin0);
+        for (int begin = begin0; begin < end; begin += 2) {
+            uint32_t codes[2][TILES][4];
+            float2 down[TILES];
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) {
+                const uint32_t of_lane = __vmaxu2(
+                    __vmaxu2(larger_magnitudes(xs[0][t][0]), larger_magnitudes(xs[0][t][1])),
+                    __vmaxu2(larger_magnitudes(xs[1][t][0]), larger_magnitudes(xs[1][t][1])));
+                const Codes of(larger_half(with_lane(with_lane(of_lane, 1), 2)), floor);
+#pragma unroll
+                for (int d = 0; d < 2; ++d) {
+                    const uint4 lo = xs[d][t][0], hi = xs[d][t][1];
+                    codes[d][t][0] = of(lo.x, lo.y), codes[d][t][1] = of(lo.z, lo.w);
+                    codes[d][t][2] = of(hi.x, hi.y), codes[d][t][3] = of(hi.z, hi.w);
+                }
+                down[t].x = __shfl_sync(~0u, of.scale, q * 8);
+                down[t].y = __shfl_sync(~0u, of.scale, q * 8 + 4);
+            }
+            if (begin + 2 < end) read_group(begin + 2);
+#pragma unroll
+            for (int d = 0; d < 2; ++d) {
+                const int unit = begin + d;
+                if (unit < 0 || unit >= count) continue;
+                uint32_t x[TILES][8];
+#pragma unroll
+                for (int i = 0; i < TILES * 4; ++i) {
+                    widen_codes(codes[d][i / 4][i % 4], *(uint32_t(*)[2])&x[i / 4][i % 4 * 2]);
+                }
+                multiply_unit(unit, x, down);
+            }
+        }
+    } else {
+        uint4 xs[AHEAD][TILES][2];
+        if (count > 0) {
+#pragma unroll
+            for (int d = 0; d < AHEAD; ++d) read_x(min(d, count - 1), xs[d]);
+        }
+        for (int begin = 0; begin < count; begin += AHEAD) {
+#pragma unroll
+            for (int d = 0; d < AHEAD; ++d) {
+                const int unit = begin + d;
+                if (unit >= count) break;
+                uint32_t x[TILES][8];
+                float2 down[TILES];
 #pragma unroll
                 for (int t = 0; t < TILES; ++t) {
                     const uint4 lo = xs[d][t][0], hi = xs[d][t][1];
@@ -174,39 +289,7 @@ __device__ __forceinline__ void decode(const StepParams& p) {
                     down[t].y = __shfl_sync(~0u, power.down, q * 8 + 4);
                 }
                 if (unit + AHEAD < count) read_x(unit + AHEAD, xs[d]);
-            }
-            arrived(unit);
-            const uint8_t* const slot = ring + unit % RING * SLOT;
-#pragma unroll
-            for (int i = 0; i < GROUPS; ++i) {
-                // Of groups that the stream has not, anything: it is not stored.
-                const float4 scale = ((const float4*)slot)[i];
-                const uint4* const codes = (const uint4*)(slot + HEAD + i * GROUP_CODES) + lane;
-                const uint4 lo = codes[0], hi = codes[32];
-                uint32_t low[4][2], high[4][2];  // of rows g and g + 8
-                widen_codes(lo.x, low[0]), widen_codes(lo.y, low[1]);
-                widen_codes(lo.z, low[2]), widen_codes(lo.w, low[3]);
-                widen_codes(hi.x, high[0]), widen_codes(hi.y, high[1]);
-                widen_codes(hi.z, high[2]), widen_codes(hi.w, high[3]);
-#pragma unroll
-                for (int t = 0; t < TILES; ++t) {
-                    float u[4] = {}, v[4] = {};  // k below 32, and from 32 on
-                    const auto add = [&](float(&to)[4], int j) {
-                        const uint32_t b[2] = {x[t][2 * j], x[t][2 * j + 1]};
-                        multiply<f16>(to, low[j], high[j], b);
-                    };
-                    add(u, 0), add(v, 2), add(u, 1), add(v, 3);
-#pragma unroll
-                    for (int e = 0; e < 4; e += STEP) {
-                        const float s0 = e < 2 ? scale.x : scale.y, s1 = e < 2 ? scale.z : scale.w;
-                        const float both = fmaf(v[e], s1, u[e] * s0);
-                        sum[i][t][e] = fmaf(both, e % 2 ? down[t].y : down[t].x, sum[i][t][e]);
-                    }
-                }
-            }
-            if (unit + RING < count) {
-                __syncwarp();
-                if (lane == 0) fetch(unit + RING);
+                multiply_unit(unit, x, down);
             }
         }
     }

@@ -38,6 +38,29 @@ __device__ __forceinline__ void multiply_warpgroup(float (&d)[TOKENS / 2], const
             "%120, %121, %122, %123, %124, %125, %126, %127", 128, 129, 130, 131, 132, SUM_128);
     }
 }
+// The same of codes, 32 of k, both operands in shared memory; `adds` to d, or d begins at zero.
+#define CODES_PRODUCT(TOKENS, NAMES, A, B, ADDS, ...)                                                \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %" #ADDS ", 0; "                                     \
+        "wgmma.mma_async.sync.aligned.m64n" #TOKENS "k32.f32.e4m3.e4m3 {" NAMES "}, "                \
+        "%" #A ", %" #B ", p, 1, 1;}"                                                                \
+        : __VA_ARGS__ : "l"(a), "l"(b), "r"((int)adds))
+
+template <int TOKENS>
+__device__ __forceinline__ void multiply_codes_warpgroup(float (&d)[TOKENS / 2], uint64_t a, uint64_t b, bool adds) {
+    static_assert(TOKENS == 8 || TOKENS == 16 || TOKENS == 32 || TOKENS == 64 || TOKENS == 128, "the products that are here");
+    if constexpr (TOKENS == 8) {
+        CODES_PRODUCT(8, "%0, %1, %2, %3", 4, 5, 6, "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]));
+    } else if constexpr (TOKENS == 16) {
+        CODES_PRODUCT(16, "%0, %1, %2, %3, %4, %5, %6, %7", 8, 9, 10, SUM_8(0));
+    } else if constexpr (TOKENS == 32) {
+        CODES_PRODUCT(32, TEN() "%10, %11, %12, %13, %14, %15", 16, 17, 18, SUM_8(0), SUM_8(8));
+    } else if constexpr (TOKENS == 64) {
+        CODES_PRODUCT(64, TEN() TEN(1) TEN(2) "%30, %31", 32, 33, 34, SUM_32(0));
+    } else {
+        CODES_PRODUCT(128, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60, %61, %62, %63", 64, 65, 66, SUM_64);
+    }
+}
+#undef CODES_PRODUCT
 #undef TEN
 #undef SUM_8
 #undef SUM_32

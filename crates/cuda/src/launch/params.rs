@@ -179,6 +179,14 @@ pub(crate) struct StepParams {
     pub(crate) scalars: Scalars,
 }
 
+/// `QuantizingParams` of `matmul/decode_codes.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct QuantizingParams {
+    pub(crate) step: StepParams,
+    pub(crate) floor: f32,
+}
+
 /// `WarpgroupParams` of `matmul/warpgroups.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -186,6 +194,28 @@ pub(crate) struct WarpgroupParams {
     pub(crate) x: TensorMap,
     pub(crate) step: StepParams,
     pub(crate) rows: u32,
+}
+
+/// `CodesParams` of `matmul/codes.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct CodesParams {
+    pub(crate) x: TensorMap,
+    pub(crate) w: TensorMap,
+    pub(crate) x_scales: u64,
+    pub(crate) w_scales: u64,
+    pub(crate) y: u64,
+    pub(crate) y_stride: u64,
+    pub(crate) scale_row: u64,
+    pub(crate) scale_word: u64,
+    pub(crate) word_log: u32,
+    pub(crate) power_of_two: u32,
+    pub(crate) scale_columns: u32,
+    pub(crate) t: u32,
+    pub(crate) n: u32,
+    pub(crate) k: u32,
+    pub(crate) rows: u32,
+    pub(crate) y_type: u32,
 }
 
 /// `ExpertsParams` of `moe/experts.cuh`.
@@ -383,8 +413,14 @@ mod tests {
             w: 0, x: 8, y: 16, x_stride: 24, y_stride: 32, packing: 40, t: 56, k: 60, y_type: 64,
             clamped: 68, eager: 72, scalars: 76,
         });
+        twin!("matmul/decode_codes.cu", QuantizingParams, 104, { step: 0, floor: 96, });
         twin!("matmul/warpgroups.cuh", WarpgroupParams, 256, {
             x: 0, step: 128, rows: 224,
+        });
+        twin!("matmul/codes.cuh", CodesParams, 384, {
+            x: 0, w: 128, x_scales: 256, w_scales: 264, y: 272, y_stride: 280, scale_row: 288,
+            scale_word: 296, word_log: 304, power_of_two: 308, scale_columns: 312, t: 316, n: 320,
+            k: 324, rows: 328, y_type: 332,
         });
         twin!("moe/experts.cuh", ExpertsParams, 184, {
             x: 0, w: 8, scales: 16, scale_rows: 24, y: 32, offsets: 40, sorted: 48, weights: 56,

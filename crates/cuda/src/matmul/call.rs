@@ -9,9 +9,10 @@ use swiglu_core::{
 };
 
 use super::{
+    codes::CodesKernels,
     kernels::MatmulKernels,
     library::{Addresses, CublasLt, LibraryShape, WORKSPACE, alignment},
-    packed::PackedKernels,
+    packed::{Around, PackedKernels},
     plan::{
         CodesPlan, CodesProblem, MatmulFacts, MatmulPlan, MatmulProblem, OwnKernel, OwnPlan,
         PackedPlan, Route, ScalesShape,
@@ -34,6 +35,7 @@ struct Loaded {
     kernels: MatmulKernels,
     /// Where the device has them.
     packed: Option<PackedKernels>,
+    codes: Option<CodesKernels>,
     /// Or why it is not there.
     library: Result<CublasLt, String>,
     /// Room for the largest FP8 weight loaded so far, decoded or unpacked, of each stream.
@@ -50,7 +52,7 @@ pub(crate) struct Matmuls {
 }
 
 /// What a plan depends on.
-fn problem(x: &RawMatrix, weight: &CudaWeight, y: &RawMatrix) -> MatmulProblem {
+pub(super) fn problem(x: &RawMatrix, weight: &CudaWeight, y: &RawMatrix) -> MatmulProblem {
     let t = x.layout.rows;
     let stride = if t == 1 { 0 } else { x.layout.stride };
     let starts = x.first() | (stride * x.float.size()) as u64;
@@ -86,6 +88,7 @@ impl Matmuls {
             context: context.clone(),
             kernels: MatmulKernels::new(context)?,
             packed: packed.then(|| PackedKernels::new(context)).transpose()?,
+            codes: packed.then(|| CodesKernels::new(context)).transpose()?,
             library,
             rooms: Rooms::default(),
         };
@@ -148,7 +151,7 @@ impl Matmuls {
     }
 
     /// Checks that a weight is one by itself and lies in the context that the kernels were loaded into.
-    fn check_weight(&self, weight: &CudaWeight) -> Result<()> {
+    pub(super) fn check_weight(&self, weight: &CudaWeight) -> Result<()> {
         if weight.stack.is_some() {
             let expected = "a weight by itself";
             return Err(CoreError::argument("weight", expected, "routed experts").into());
@@ -158,6 +161,13 @@ impl Matmuls {
         }
         let expected = "a weight of the backend's context";
         Err(CoreError::argument("weight", expected, "another context's").into())
+    }
+
+    pub(super) fn bind(&self) -> Result<()> {
+        self.loaded
+            .context
+            .bind_to_thread()
+            .doing("bind the context")
     }
 
     /// Enqueues y = x · wᵀ, the given way or the best.
@@ -181,10 +191,7 @@ impl Matmuls {
         if x.layout.rows > i32::MAX as usize {
             return Err(CoreError::argument("x", "fewer than 2^31 rows", x.layout.rows).into());
         }
-        self.loaded
-            .context
-            .bind_to_thread()
-            .doing("bind the context")?;
+        self.bind()?;
         let problem = problem(x, weight, y);
         // The library may have no algorithm for a shape, which a plan cannot know.
         for facts in [self.facts, self.facts.without_library()] {
@@ -199,7 +206,9 @@ impl Matmuls {
                         self.by_library(stream, weight.elements, x, weight, y, addresses)
                     }
                     MatmulPlan::Decode { .. } => self.by_decoding(stream, x, weight, y, addresses),
-                    MatmulPlan::Packed(plan) => self.by_stream(stream, plan, x, weight, y, None),
+                    MatmulPlan::Packed(plan) => {
+                        self.by_stream(stream, plan, x, weight, y, Around::default())
+                    }
                     MatmulPlan::Own(own) => self.by_own(stream, &own, x, weight, y),
                 }
             }?;
@@ -240,20 +249,20 @@ impl Matmuls {
     }
 
     /// Enqueues a kernel that streams the weight; false for one that is not packed.
-    unsafe fn by_stream(
+    pub(super) unsafe fn by_stream(
         &self,
         stream: sys::CUstream,
         plan: PackedPlan,
         x: &RawMatrix,
         weight: &CudaWeight,
         y: &RawMatrix,
-        activation: Option<(&GatedActivation, StepActivation)>,
+        around: Around<'_>,
     ) -> Result<bool> {
         let (Some(packed), Some(packing)) = (&self.loaded.packed, weight.packing) else {
             return Ok(false);
         };
         // SAFETY: by the caller's contract.
-        unsafe { packed.stream(stream, plan, x, (weight, packing), y, activation) }?;
+        unsafe { packed.stream(stream, plan, x, (weight, packing), y, around) }?;
         Ok(true)
     }
 
@@ -314,12 +323,13 @@ impl Matmuls {
         };
         x.check_aligned("x")?;
         act.check_aligned("output")?;
-        self.loaded
-            .context
-            .bind_to_thread()
-            .doing("bind the context")?;
+        self.bind()?;
+        let around = Around {
+            activation: Some((op, activation)),
+            ..Around::default()
+        };
         // SAFETY: by this function's contract.
-        unsafe { self.by_stream(stream, plan, x, weight, act, Some((op, activation))) }
+        unsafe { self.by_stream(stream, plan, x, weight, act, around) }
     }
 
     /// Enqueues a matmul of one type; false where the library has no algorithm for it.
@@ -349,7 +359,7 @@ impl Matmuls {
         unsafe { library.matmul(shape, addresses, None, workspace, stream) }
     }
 
-    /// Enqueues y = (code · scale) · wᵀ on FP8 tensor cores, where cublasLt can; else false, and
+    /// Enqueues y = (code · scale) · wᵀ on FP8 tensor cores, where these can; else false, and
     /// `scratch` may hold anything. Which calls these are is [`CodesPlan`]'s.
     ///
     /// # Safety
@@ -367,8 +377,7 @@ impl Matmuls {
     ) -> Result<bool> {
         self.check_weight(weight)?;
         let blocks = weight.scales.as_ref().and_then(|s| s.blocks.as_ref());
-        let library = (&self.loaded.library, &self.workspace);
-        let ((Ok(library), Some(workspace)), Some(blocks)) = (library, blocks) else {
+        let Some(blocks) = blocks else {
             return Ok(false);
         };
         let (t, y_stride) = (x.codes_layout.rows, y.layout.stride * y.float.size());
@@ -388,7 +397,17 @@ impl Matmuls {
             return Ok(false);
         };
         x.check_places()?;
+        self.bind()?;
         let scales = match plan {
+            CodesPlan::Own(step) => {
+                let Some(kernels) = &self.loaded.codes else {
+                    return Ok(false);
+                };
+                let weight = (weight, blocks.address());
+                // SAFETY: by this function's contract; the plan is of this call.
+                unsafe { kernels.multiply(stream, step, x, weight, y) }?;
+                return Ok(true);
+            }
             CodesPlan::ScalesInPlace => x.scales,
             CodesPlan::ScalesInScratch => {
                 // SAFETY: by this function's contract; T · K / 128 floats are less than T · K
@@ -398,6 +417,9 @@ impl Matmuls {
                 }
                 scratch.first()
             }
+        };
+        let (Ok(library), Some(workspace)) = (&self.loaded.library, &self.workspace) else {
+            return Ok(false);
         };
         let addresses = [weight.data.address(), x.first(), y.first()];
         let shape = LibraryShape {
@@ -410,10 +432,6 @@ impl Matmuls {
             y_stride: y.layout.stride,
             alignments: addresses.map(alignment),
         };
-        self.loaded
-            .context
-            .bind_to_thread()
-            .doing("bind the context")?;
         let scales = Some([blocks.address(), scales]);
         // SAFETY: by this function's contract.
         unsafe { library.matmul(shape, addresses, scales, workspace, stream) }

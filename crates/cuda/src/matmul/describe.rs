@@ -5,7 +5,8 @@ use swiglu_core::{Float, Request, Shape};
 use super::{
     call::Matmuls,
     plan::{CodesPlan, CodesProblem, MatmulPlan, MatmulProblem},
-    step::StepActivation,
+    quantizing::QuantizingPlan,
+    step::{StepActivation, StepKind},
 };
 
 impl Matmuls {
@@ -19,6 +20,33 @@ impl Matmuls {
         let problem = MatmulProblem::of_shape(shape, types, true, self.facts())?;
         StepActivation::of(op)?;
         Some(problem.gated(self.facts())?.to_string())
+    }
+
+    /// The plan of a matmul that quantizes, as [`Self::gated_plan`]; none where it is several calls.
+    pub(crate) fn quantizing_plan_of(&self, request: &Request, shape: &Shape) -> Option<String> {
+        let (quant, kind, types) = match request {
+            Request::QuantizingGatedMatmul {
+                op,
+                quant,
+                x,
+                weight,
+                act,
+            } => {
+                StepActivation::of(op)?;
+                (quant, StepKind::Gated, (*x, *weight, *act))
+            }
+            Request::QuantizingMatmul {
+                quant,
+                x,
+                weight,
+                y,
+            } => (quant, StepKind::Plain, (*x, *weight, *y)),
+            _ => return None,
+        };
+        let pairs = kind == StepKind::Gated;
+        let problem = MatmulProblem::of_shape(shape, types, pairs, self.facts())?;
+        let plan = QuantizingPlan::new(&problem, self.facts(), quant, kind)?;
+        Some(plan.to_string())
     }
 
     /// The plan of a matmul of this shape on rows without gaps, on one line; none for requests of

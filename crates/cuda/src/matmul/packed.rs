@@ -17,7 +17,7 @@ use crate::{
     error::Result,
     launch::{
         driver::{Fatbins, Function, Grid, Module, fatbins},
-        params::{PackedParams, Packing, Scalars, StepParams, WarpgroupParams},
+        params::{PackedParams, Packing, QuantizingParams, Scalars, StepParams, WarpgroupParams},
         tensor_map::TensorMap,
     },
     view::RawMatrix,
@@ -25,6 +25,7 @@ use crate::{
 };
 
 static DECODE: Fatbins = fatbins!("decode");
+static DECODE_CODES: Fatbins = fatbins!("decode_codes");
 static WARPGROUPS: Fatbins = fatbins!("warpgroups");
 
 /// The kernels, loaded into the context of a device that has them.
@@ -35,18 +36,28 @@ pub(super) struct PackedKernels {
     rows: [[Function; X_ROWS.len()]; Float::ALL.len()],
     unpack: Function,
     unpack_to_bf16: Function,
-    _modules: [Module; 2],
+    _modules: [Module; 3],
+}
+
+/// What happens to x before, and to the sums after a matmul.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Around<'a> {
+    /// The least amax of a group of x, if it is quantized.
+    pub(super) floor: Option<f32>,
+    pub(super) activation: Option<(&'a GatedActivation, StepActivation)>,
 }
 
 impl PackedKernels {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
         let module = Module::load(context, &DECODE)?;
+        let of_codes = Module::load(context, &DECODE_CODES)?;
         let of_warpgroups = Module::load(context, &WARPGROUPS)?;
         let unpack = module.function("unpack_e4m3")?;
         // All of a kind are loaded in its place.
         let mut steps = [unpack; StepKernel::ALL.len()];
         for (function, kernel) in steps.iter_mut().zip(StepKernel::ALL) {
-            *function = module.function(&kernel.name())?;
+            let of = if kernel.quantizes { &of_codes } else { &module };
+            *function = of.function(&kernel.name())?;
             function.allow_shared(kernel.shared())?;
             function.prefer_shared()?;
         }
@@ -68,7 +79,7 @@ impl PackedKernels {
             rows,
             unpack,
             unpack_to_bf16: module.function("unpack_e4m3_to_bf16")?,
-            _modules: [module, of_warpgroups],
+            _modules: [module, of_codes, of_warpgroups],
         })
     }
 
@@ -84,9 +95,9 @@ impl PackedKernels {
         x: &RawMatrix,
         (weight, packing): (&CudaWeight, Packing),
         y: &RawMatrix,
-        activation: Option<(&GatedActivation, StepActivation)>,
+        around: Around<'_>,
     ) -> Result<()> {
-        let (clamped, eager, scalars) = match activation {
+        let (clamped, eager, scalars) = match around.activation {
             Some((op, of)) => (of.clamped, of.eager, scalars(op)),
             None => (false, false, Scalars::default()),
         };
@@ -112,8 +123,20 @@ impl PackedKernels {
                     shared: StepKernel::ALL[plan.place].shared(),
                     programmatic: true,
                 };
+                let kernel = &self.steps[plan.place];
                 // SAFETY: by this function's contract, and the kernels stay inside of the call's shapes.
-                unsafe { self.steps[plan.place].launch(stream, grid, &params) }
+                unsafe {
+                    match around.floor {
+                        None => kernel.launch(stream, grid, &params),
+                        Some(floor) => {
+                            let params = QuantizingParams {
+                                step: params,
+                                floor,
+                            };
+                            kernel.launch(stream, grid, &params)
+                        }
+                    }
+                }
             }
             PackedPlan::Warpgroups(plan) => {
                 let kernel = WarpgroupKernel::ALL[plan.place];

@@ -15,6 +15,7 @@ use std::fmt;
 use swiglu_core::{Accumulation, Float, Shape, WeightFormat};
 
 use super::{
+    codes::CodesStep,
     step::{StepKind, StepPlan},
     warpgroups::WarpgroupPlan,
 };
@@ -104,11 +105,16 @@ impl MatmulFacts {
         }
     }
 
-    /// Whether FP8 tensor cores may multiply codes as they are. The library has these kernels for
-    /// Hopper alone.
+    /// Whether FP8 tensor cores may multiply codes as they are, of any number of tokens. The library
+    /// has these kernels for Hopper alone.
     pub(crate) fn multiplies_codes(&self) -> bool {
         let there = self.library == Some(LibraryKind::BlockScaling);
         there && self.capability.major == 9 && self.accumulation == Accumulation::Fp8TensorCore
+    }
+
+    /// The same of few tokens, by our own kernels.
+    fn multiplies_few_codes(&self) -> bool {
+        self.has_packed_kernels() && self.accumulation == Accumulation::Fp8TensorCore
     }
 }
 
@@ -201,7 +207,7 @@ impl MatmulProblem {
     /// The kernel of warpgroups, for tokens in bf16 by a packed weight whose codes become bf16 by a factor.
     pub(super) fn warpgroups(&self, facts: &MatmulFacts, kind: StepKind) -> Option<WarpgroupPlan> {
         let has_factors = self.scales.is_some_and(|s| s.factors);
-        let takes = self.x == Float::BF16 && self.x_aligned && has_factors;
+        let takes = self.t > 0 && self.x == Float::BF16 && self.x_aligned && has_factors;
         let packing = self.packing.filter(|_| takes)?;
         let any_order = facts.accumulation != Accumulation::Ordered;
         any_order.then(|| WarpgroupPlan::new(self.t, packing, kind))?
@@ -444,6 +450,8 @@ pub(crate) struct CodesProblem {
 /// A matmul of codes on FP8 tensor cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CodesPlan {
+    /// By our own kernel, for few tokens: scales of x as they are.
+    Own(CodesStep),
     /// The scales of x are read where they are.
     ScalesInPlace,
     /// They are written to the scratch memory first, as f32s in columns.
@@ -454,9 +462,16 @@ impl CodesPlan {
     /// The plan of a call; none where the codes are to be widened.
     pub(crate) fn new(problem: &CodesProblem, facts: &MatmulFacts) -> Option<Self> {
         let CodesProblem { t, n, k, .. } = *problem;
-        let whole = t.is_multiple_of(4) && n.is_multiple_of(4) && k.is_multiple_of(16);
+        let whole = n.is_multiple_of(4) && k.is_multiple_of(16);
         let fits = problem.group == 128 && problem.w_in_blocks && problem.aligned && whole;
-        if !facts.multiplies_codes() || !fits || t == 0 || t > i32::MAX as usize {
+        if !fits || t == 0 || t > i32::MAX as usize {
+            return None;
+        }
+        let few = || CodesStep::new(t, [n, k], facts.multiprocessors);
+        if let Some(step) = facts.multiplies_few_codes().then(few).flatten() {
+            return Some(Self::Own(step));
+        }
+        if !facts.multiplies_codes() || !t.is_multiple_of(4) {
             return None;
         }
         if problem.scales_in_columns {
@@ -469,6 +484,7 @@ impl CodesPlan {
 impl fmt::Display for CodesPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Own(step) => write!(f, "{step}"),
             Self::ScalesInPlace => f.write_str("cublasLt on FP8 tensor cores"),
             Self::ScalesInScratch => {
                 f.write_str("scales_to_f32_columns, then cublasLt on FP8 tensor cores")

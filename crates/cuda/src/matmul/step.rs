@@ -30,10 +30,11 @@ impl StepKind {
     }
 }
 
-/// A kernel of `decode.cu`.
+/// A kernel of `decode.cu`, or of `decode_codes.cu` if it quantizes x.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StepKernel {
     pub(super) kind: StepKind,
+    pub(super) quantizes: bool,
     /// Groups of a stream, at most.
     groups: u32,
     /// Tokens of a cluster, at most.
@@ -45,15 +46,23 @@ pub(super) struct StepKernel {
 const fn step(kind: StepKind, groups: u32, tokens: u32, ring: u32) -> StepKernel {
     StepKernel {
         kind,
+        quantizes: false,
         groups,
         tokens,
         ring,
     }
 }
 
+const fn quantizing(kind: StepKind, groups: u32, tokens: u32, ring: u32) -> StepKernel {
+    StepKernel {
+        quantizes: true,
+        ..step(kind, groups, tokens, ring)
+    }
+}
+
 impl StepKernel {
-    /// All of them: of each kind by groups, and then by tokens.
-    pub(super) const ALL: [Self; 20] = [
+    /// All of them: those that do not quantize and those that do, of each kind by groups, and then by tokens.
+    pub(super) const ALL: [Self; 32] = [
         step(StepKind::Gated, 4, 1, 3),
         step(StepKind::Gated, 4, 8, 3),
         step(StepKind::Gated, 4, 16, 3),
@@ -74,11 +83,28 @@ impl StepKernel {
         step(StepKind::Plain, 7, 1, 2),
         step(StepKind::Plain, 7, 8, 2),
         step(StepKind::Plain, 7, 16, 2),
+        quantizing(StepKind::Gated, 4, 1, 3),
+        quantizing(StepKind::Gated, 4, 8, 3),
+        quantizing(StepKind::Gated, 4, 16, 3),
+        quantizing(StepKind::Gated, 6, 1, 3),
+        quantizing(StepKind::Gated, 6, 8, 2),
+        quantizing(StepKind::Gated, 6, 16, 2),
+        quantizing(StepKind::Plain, 4, 1, 2),
+        quantizing(StepKind::Plain, 4, 8, 2),
+        quantizing(StepKind::Plain, 4, 16, 2),
+        quantizing(StepKind::Plain, 7, 1, 2),
+        quantizing(StepKind::Plain, 7, 8, 2),
+        quantizing(StepKind::Plain, 7, 16, 2),
     ];
 
     pub(super) fn name(&self) -> String {
         let (kind, groups, tokens) = (self.kind.name(), self.groups, self.tokens);
-        format!("decode_{kind}_{groups}_groups_{tokens}_tokens")
+        let of = if self.quantizes {
+            "quantizing"
+        } else {
+            "decode"
+        };
+        format!("{of}_{kind}_{groups}_groups_{tokens}_tokens")
     }
 
     /// Bytes of dynamic shared memory of a block: its warps' rings, and the sums that it receives.
@@ -113,6 +139,9 @@ impl StepActivation {
 /// faster on an H200 than the kernels for few rows.
 const MOST_TOKENS: usize = 64;
 
+/// Tokens up to which quantizing as x is read was faster there than before the matmul.
+const MOST_QUANTIZED: usize = 16;
+
 /// A launch of a decode step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StepPlan {
@@ -126,10 +155,21 @@ impl StepPlan {
     /// The plan of so many tokens by a packed weight; none where they are too many, or the streams
     /// too large, or not of pairs of rows for a gated one.
     pub(super) fn new(t: usize, packing: Packing, kind: StepKind) -> Option<Self> {
+        Self::of_kernels(t, packing, kind, false)
+    }
+
+    /// The same by a kernel that quantizes x in groups of 128 with scales that are powers of two.
+    pub(super) fn quantizing(t: usize, packing: Packing, kind: StepKind) -> Option<Self> {
+        let plan = Self::of_kernels(t, packing, kind, true);
+        plan.filter(|_| t <= MOST_QUANTIZED)
+    }
+
+    fn of_kernels(t: usize, packing: Packing, kind: StepKind, quantizes: bool) -> Option<Self> {
         let all = StepKernel::ALL;
-        let fits = |k: &&StepKernel| k.kind == kind && packing.most_groups() <= k.groups as usize;
+        let of_kind = |k: &StepKernel| k.kind == kind && k.quantizes == quantizes;
+        let fits = |k: &&StepKernel| of_kind(k) && packing.most_groups() <= k.groups as usize;
         let groups = all.iter().find(fits)?.groups;
-        let of_groups = |k: &StepKernel| k.kind == kind && k.groups == groups;
+        let of_groups = |k: &StepKernel| of_kind(k) && k.groups == groups;
         let enough = |k: &StepKernel| of_groups(k) && t <= k.tokens as usize;
         let first = all.iter().position(enough);
         let place = first.or_else(|| all.iter().rposition(of_groups))?;
@@ -159,9 +199,13 @@ mod tests {
 
     #[test]
     fn the_table_is_that_of_the_kernels() {
-        let source = include_str!("../../kernels/matmul/decode.cu");
-        let lines: Vec<&str> = source
-            .lines()
+        let sources = [
+            include_str!("../../kernels/matmul/decode.cu"),
+            include_str!("../../kernels/matmul/decode_codes.cu"),
+        ];
+        let lines: Vec<&str> = sources
+            .iter()
+            .flat_map(|source| source.lines())
             .filter(|line| line.starts_with("KERNEL("))
             .collect();
         assert_eq!(lines.len(), StepKernel::ALL.len());

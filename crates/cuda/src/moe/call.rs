@@ -365,6 +365,22 @@ impl Moe {
         unsafe { self.launch(stream, kernel, (blocks, THREADS, 0), &params) }
     }
 
+    /// Enqueues rows as a quantization leaves them, as bf16.
+    ///
+    /// # Safety
+    /// As [`swiglu_core::Quantize::quantize`] has it of views: both matrices lie at their addresses, of one shape.
+    pub(crate) unsafe fn widen_rows(
+        &self,
+        stream: sys::CUstream,
+        quant: &Quantization,
+        from: &RawMatrix,
+        to: &RawMatrix,
+    ) -> Result<()> {
+        self.bind()?;
+        // SAFETY: by this function's contract.
+        unsafe { self.widen(stream, quant, from, to, from.layout.rows, None) }
+    }
+
     /// Enqueues rows as a quantization leaves them, as bf16: all, or those of some experts.
     unsafe fn widen(
         &self,

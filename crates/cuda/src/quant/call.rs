@@ -1,7 +1,8 @@
 //! A quantization over bare device memory, and what is checked of it.
 
 use swiglu_core::{
-    ActShape, Error as CoreError, GatedActivation, Quantization, Rounding, RowLayout, ScaleLayout,
+    ActShape, Error as CoreError, GatedActivation, Quantization, Rounding, RowLayout, ScaleFormat,
+    ScaleLayout, ScaleOrder,
 };
 
 use crate::{
@@ -27,6 +28,32 @@ impl RawQuantized {
     /// Address of the first code.
     pub(crate) const fn first(&self) -> u64 {
         self.codes + self.codes_layout.offset as u64
+    }
+
+    /// Places from a row's scale to the next one's, and from a word of a row's scales to the next.
+    pub(crate) const fn scale_steps(&self) -> [u64; 2] {
+        let stride = self.scales_layout.stride as u64;
+        match self.scales_layout.order {
+            ScaleOrder::RowMajor => [stride, 1],
+            ScaleOrder::ColumnMajor => [1, stride],
+            ScaleOrder::Packed => [4, 4 * stride],
+        }
+    }
+
+    /// The binary logarithm of the scales in a word.
+    pub(crate) const fn word_log(&self) -> u32 {
+        match self.scales_layout.order {
+            ScaleOrder::RowMajor | ScaleOrder::ColumnMajor => 0,
+            ScaleOrder::Packed => 2,
+        }
+    }
+
+    /// 1 where scales are powers of two as bytes, 0 where they are f32s.
+    pub(crate) const fn has_powers(&self) -> u32 {
+        match self.scales_layout.format {
+            ScaleFormat::E8M0 => 1,
+            ScaleFormat::F32 => 0,
+        }
     }
 
     /// Checks shapes and strides, as core does for memory whose length it knows.

@@ -1,6 +1,6 @@
 //! A quantization as kernels' parameters, cut into launches.
 
-use swiglu_core::{Float, Quantization, ScaleFormat, ScaleOrder};
+use swiglu_core::{Float, Quantization};
 
 use super::call::RawQuantized;
 use crate::{
@@ -14,12 +14,7 @@ impl QuantParams {
     /// The caller has checked the matrices.
     pub(super) fn new(quant: &Quantization, numbers: &RawMatrix, quantized: &RawQuantized) -> Self {
         let (codes, scales) = (&quantized.codes_layout, &quantized.scales_layout);
-        let stride = scales.stride as u64;
-        let (scale_row, scale_word, word_log) = match scales.order {
-            ScaleOrder::RowMajor => (stride, 1, 0),
-            ScaleOrder::ColumnMajor => (1, stride, 0),
-            ScaleOrder::Packed => (4, 4 * stride, 2),
-        };
+        let [scale_row, scale_word] = quantized.scale_steps();
         let params = Self {
             gate: numbers.first(),
             up: 0,
@@ -42,11 +37,8 @@ impl QuantParams {
             d: codes.cols as u32,
             groups: scales.groups as u32,
             group_log: 0,
-            word_log,
-            power_of_two: match scales.format {
-                ScaleFormat::E8M0 => 1,
-                ScaleFormat::F32 => 0,
-            },
+            word_log: quantized.word_log(),
+            power_of_two: quantized.has_powers(),
             materialize: u32::from(quant.materialize()),
             floor: quant.floor(),
             scalars: Scalars::default(),
@@ -109,7 +101,7 @@ impl QuantParams {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use swiglu_core::{RowLayout, ScaleLayout};
+    use swiglu_core::{RowLayout, ScaleLayout, ScaleOrder};
 
     fn params(rows: usize, d: usize, order: ScaleOrder, float: Float) -> QuantParams {
         let quant = Quantization::deepseek_v4();

@@ -7,6 +7,7 @@ mod common;
 mod extremes;
 mod gated;
 mod graphs;
+mod quantizing;
 mod sums;
 mod warpgroups;
 mod weights;

@@ -2,9 +2,13 @@
 
 use swiglu_core::reference::Reference;
 use swiglu_core::{
-    Accumulation, Backend, E4M3, Float, HostWeight, Matmul, Quantization, Quantize, Quantized,
-    Request, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, Support, TensorMut, WeightFormat,
+    Accumulation, Backend, E4M3, Element, Float, HostWeight, Matmul, Quantization, Quantize,
+    Quantized, Request, RowLayout, ScaleFormat, ScaleLayout, ScaleOrder, Support, TensorMut,
+    WeightFormat,
 };
+
+use half::{bf16, f16};
+use swiglu_cuda::CudaBackend;
 
 use crate::{
     common::{POISON, open},
@@ -16,6 +20,8 @@ struct CodesMatmul {
     order: ScaleOrder,
     t: usize,
     k: usize,
+    /// Rows of each part of the weight.
+    n: usize,
     codes: Vec<u8>,
     /// f32s or bytes, for every place of the layout.
     scales: Vec<u8>,
@@ -33,8 +39,18 @@ fn random(seed: u32, i: usize) -> u32 {
 impl CodesMatmul {
     /// Codes and powers of two, out of which `codes` and `powers` choose by random numbers.
     fn new(
-        (quant, order): (Quantization, ScaleOrder),
+        which: (Quantization, ScaleOrder),
         [t, k]: [usize; 2],
+        code: impl Fn(u32) -> u8,
+        power: impl Fn(u32) -> u8,
+    ) -> Self {
+        Self::of_rows(which, [t, N, k], code, power)
+    }
+
+    /// The same by a weight of 2 · n rows.
+    fn of_rows(
+        (quant, order): (Quantization, ScaleOrder),
+        [t, n, k]: [usize; 3],
         code: impl Fn(u32) -> u8,
         power: impl Fn(u32) -> u8,
     ) -> Self {
@@ -49,32 +65,39 @@ impl CodesMatmul {
         };
         let codes = |seed, count| (0..count).map(|i| code(random(seed, i))).collect();
         let powers = |seed, count| (0..count).map(|i| power(random(seed, i))).collect();
-        let blocks = k.div_ceil(128) * (N / 128);
+        let blocks = k.div_ceil(128) * (n / 128);
         Self {
             quant,
             order,
             t,
             k,
+            n,
             codes: codes(2, t * k),
             scales,
-            weight: [codes(3, N * k), codes(4, N * k)],
+            weight: [codes(3, n * k), codes(4, n * k)],
             weight_scales: [powers(5, blocks), powers(6, blocks)],
         }
     }
 
     /// y in f32, and the scratch memory.
     fn run<B: Quantize + Matmul>(&self, backend: &B) -> (Vec<f32>, Vec<u8>) {
-        let (t, k) = (self.t, self.k);
+        self.run_to::<f32, B>(backend)
+    }
+
+    /// y, and the scratch memory.
+    fn run_to<Y: Element, B: Quantize + Matmul>(&self, backend: &B) -> (Vec<Y>, Vec<u8>) {
+        let (t, n, k) = (self.t, self.n, self.k);
         let parts = [0, 1].map(|i| {
             let (codes, scales) = (&self.weight[i], &self.weight_scales[i]);
-            HostWeight::new([N, k], WeightFormat::DEEPSEEK_V4, codes, scales).unwrap()
+            HostWeight::new([n, k], WeightFormat::DEEPSEEK_V4, codes, scales).unwrap()
         });
         let weight = backend.load_weight(&parts).unwrap();
         let format = self.quant.format();
         let scale_layout = ScaleLayout::contiguous(format, self.order, t, self.quant.groups(k));
         let (codes, scales) = (filled(backend, &self.codes), filled(backend, &self.scales));
         let mut scratch = filled(backend, &vec![POISON; t * k * 2]);
-        let mut y = filled(backend, &vec![POISON; t * 2 * N * 4]);
+        let size = size_of::<Y>();
+        let mut y = filled(backend, &vec![POISON; t * 2 * n * size]);
         let x = Quantized {
             codes: B::view(&codes),
             layout: RowLayout::contiguous(t, k),
@@ -82,12 +105,12 @@ impl CodesMatmul {
             scale_layout,
         };
         let room = B::view_mut(&mut scratch);
-        let to = TensorMut::contiguous(B::view_mut(&mut y), Float::F32, t, 2 * N);
+        let to = TensorMut::contiguous(B::view_mut(&mut y), Y::FLOAT, t, 2 * n);
         backend
             .matmul_quantized(&self.quant, x, &weight, room, to)
             .unwrap();
         let y = bytes(backend, &y);
-        let y = y.chunks_exact(4).map(bytemuck::pod_read_unaligned);
+        let y = y.chunks_exact(size).map(bytemuck::pod_read_unaligned);
         (y.collect(), bytes(backend, &scratch))
     }
 }
@@ -194,9 +217,63 @@ fn codes_are_multiplied_where_the_backend_says_so() {
         )
     };
     let written = |t| of(t).run(&backend).1.iter().any(|&b| b != POISON);
-    assert_eq!(written(64), !native);
-    assert!(written(63));
+    // By our own kernels and by cublasLt, which takes whole fours of tokens.
+    assert_eq!(written(63), !native);
+    assert_eq!(written(512), !native);
+    assert!(written(510));
     let groups = Quantization::new(32, ScaleFormat::F32).unwrap();
     let support = backend.supports(&request(groups));
     assert!(matches!(support, Support::Emulated(_)));
+}
+
+/// Every kernel of codes: tokens of each, weights of few tiles and of many, and each type of y.
+#[test]
+fn every_kernel_of_codes_is_exact() {
+    fn compare<Y: Element>(backend: &CudaBackend, [t, n, k]: [usize; 3]) {
+        let which = (Quantization::deepseek_v4(), ScaleOrder::RowMajor);
+        let code = |r| E4M3::from_f32_saturating((r % 4) as f32 - 1.0).0;
+        let shape = [t, n, k];
+        let matmul = CodesMatmul::of_rows(which, shape, code, |r| 124 + (r % 3) as u8);
+        let (got, _) = matmul.run_to::<Y, _>(backend);
+        let (want, _) = matmul.run_to::<Y, _>(&Reference);
+        let at = (0..got.len()).find(|&i| got[i].to_bits() != want[i].to_bits());
+        let pair = at.map(|i| (i, got[i], want[i]));
+        assert_eq!(pair, None, "{} {t} x {k} by {n}", Y::FLOAT);
+    }
+    let Some((backend, _turn)) = open() else {
+        return;
+    };
+    let backend = backend.with_accumulation(Accumulation::Fp8TensorCore);
+    for t in [8, 9, 16, 17, 32, 33, 65, 128, 129, 200, 255, 256] {
+        compare::<f32>(&backend, [t, 128, 1024]);
+    }
+    // 68 tiles of 64 rows, for 66 pairs of multiprocessors.
+    for t in [5, 31, 40, 64, 65, 121, 128] {
+        compare::<f32>(&backend, [t, 2176, 384]);
+    }
+    for t in [3, 40, 256] {
+        compare::<bf16>(&backend, [t, 128, 272]);
+        compare::<f16>(&backend, [t, 128, 128]);
+    }
+}
+
+/// A NaN among the codes is its row's or its token's.
+#[test]
+fn a_nan_code_stays_in_its_row() {
+    let Some((backend, _turn)) = open() else {
+        return;
+    };
+    let backend = backend.with_accumulation(Accumulation::Fp8TensorCore);
+    let which = (Quantization::deepseek_v4(), ScaleOrder::RowMajor);
+    let of = |t| CodesMatmul::new(which, [t, 512], |r| r as u8 & 0x3f, |_| 127);
+    for t in [1, 16, 100] {
+        let (clean, _) = of(t).run(&backend);
+        let mut bad = of(t);
+        (bad.codes[200], bad.weight[1][7 * 512 + 300]) = (0x7f, 0xff);
+        let (got, _) = bad.run(&backend);
+        for (at, (got, clean)) in got.iter().zip(&clean).enumerate() {
+            let nan = at < 2 * N || at % (2 * N) == N + 7;
+            assert!(got.is_nan() == nan && (nan || got == clean), "{at}: {got}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 use super::*;
-use swiglu_core::ScaleFormat;
+use crate::matmul::quantizing::QuantizingPlan;
+use swiglu_core::{Quantization, ScaleFormat};
 
 const HOPPER: MatmulFacts = MatmulFacts {
     capability: Capability { major: 9, minor: 0 },
@@ -353,7 +354,7 @@ fn plans_print_the_kernels_names() {
 }
 
 const CODES: CodesProblem = CodesProblem {
-    t: 64,
+    t: 512,
     n: 512,
     k: 1024,
     group: 128,
@@ -385,6 +386,25 @@ fn codes_go_to_tensor_cores_only_where_that_is_asked_for_and_there() {
 }
 
 #[test]
+fn codes_of_few_tokens_take_kernels_of_our_own() {
+    let of = |t, facts: &MatmulFacts| CodesPlan::new(&CodesProblem { t, ..CODES }, facts);
+    let name = |t| of(t, &ON_FP8).unwrap().to_string();
+    assert_eq!(name(63), "codes_64_rows_64_tokens: 8 clusters of 2 blocks");
+    assert_eq!(
+        name(255),
+        "codes_64_rows_256_tokens: 8 clusters of 2 blocks"
+    );
+    // Without the library too.
+    let alone = ON_FP8.without_library();
+    assert!(matches!(of(4, &alone), Some(CodesPlan::Own(_))));
+    assert_eq!(of(260, &alone), None);
+    assert_eq!(of(4, &HOPPER), None);
+    let mut other = ON_FP8;
+    other.capability.minor = 1;
+    assert!(!matches!(of(4, &other), Some(CodesPlan::Own(_))));
+}
+
+#[test]
 fn codes_that_do_not_fit_are_widened() {
     let with = |change: fn(&mut CodesProblem)| {
         let mut problem = CODES;
@@ -392,7 +412,7 @@ fn codes_that_do_not_fit_are_widened() {
         CodesPlan::new(&problem, &ON_FP8)
     };
     let changes: [fn(&mut CodesProblem); 8] = [
-        |p| p.t = 63,
+        |p| p.t = 510,
         |p| p.t = 0,
         |p| p.n = 510,
         |p| p.k = 1032,
@@ -404,9 +424,78 @@ fn codes_that_do_not_fit_are_widened() {
     for change in changes {
         assert_eq!(with(change), None);
     }
+    let few: [fn(&mut CodesProblem); 5] = [
+        |p| p.n = 510,
+        |p| p.k = 1032,
+        |p| p.group = 64,
+        |p| p.w_in_blocks = false,
+        |p| p.aligned = false,
+    ];
+    for change in few {
+        let mut problem = CodesProblem { t: 4, ..CODES };
+        change(&mut problem);
+        assert_eq!(CodesPlan::new(&problem, &ON_FP8), None);
+    }
     let in_place = with(|p| {
         p.scales_in_columns = true;
         p.scratch_aligned = false;
     });
     assert_eq!(in_place, Some(CodesPlan::ScalesInPlace));
+}
+
+#[test]
+fn few_tokens_are_quantized_as_they_are_read_and_more_before() {
+    let v4 = Quantization::deepseek_v4();
+    let plan = |problem: &MatmulProblem, facts: &MatmulFacts, quant: &Quantization, kind| {
+        let plan = QuantizingPlan::new(problem, facts, quant, kind);
+        plan.map(|plan| plan.to_string())
+    };
+    let format = fp8(ScaleFormat::E8M0, [128; 2]);
+    for (shape, groups) in [([4096, 4096], [4, 4]), ([6144, 7168], [6, 7])] {
+        for (t, tokens) in [(1, 1), (2, 8), (8, 8), (9, 16), (16, 16)] {
+            for (kind, groups) in [StepKind::Gated, StepKind::Plain].into_iter().zip(groups) {
+                let problem = loaded(t, shape, format, kind == StepKind::Gated);
+                let name = format!(
+                    "quantizing_{}_{groups}_groups_{tokens}_tokens: 66 x 1 clusters of 2 blocks",
+                    kind.name()
+                );
+                assert_eq!(plan(&problem, &HOPPER, &v4, kind), Some(name));
+            }
+        }
+    }
+    let starts = |problem: &MatmulProblem, quant: &Quantization, start: &str| {
+        let plan = plan(problem, &HOPPER, quant, StepKind::Gated).unwrap();
+        assert!(plan.starts_with(start), "{plan}");
+    };
+    let few = loaded(4, [4096, 4096], format, true);
+    let widened = "moe_widen, then decode_gated_4_groups_8_tokens: ";
+    let of = |group, scales| Quantization::new(group, scales).unwrap();
+    starts(&few, &of(64, ScaleFormat::E8M0), widened);
+    starts(&few, &of(128, ScaleFormat::F32), widened);
+    let mut other = few;
+    other.x = Float::F32;
+    starts(&other, &v4, widened);
+    other = few;
+    other.x_aligned = false;
+    starts(&other, &v4, widened);
+    // Half a group of k.
+    starts(&loaded(4, [4096, 4096 + 64], format, true), &v4, widened);
+    let more = loaded(17, [4096, 4096], format, true);
+    starts(&more, &v4, "moe_widen, then warpgroups_gated_1x4_32_tokens");
+
+    let gated =
+        |problem: &MatmulProblem, facts: &MatmulFacts| plan(problem, facts, &v4, StepKind::Gated);
+    assert_eq!(gated(&few, &ON_FP8), None);
+    let none = loaded(0, [4096, 4096], format, true);
+    assert_eq!((gated(&none, &HOPPER), none.gated(&HOPPER)), (None, None));
+    assert_eq!(
+        gated(&loaded(700, [4096, 4096], format, true), &HOPPER),
+        None
+    );
+    other = few;
+    other.packing = None;
+    assert_eq!(gated(&other, &HOPPER), None);
+    let down = loaded(700, [4096, 2048], format, false);
+    let down = plan(&down, &HOPPER, &v4, StepKind::Plain).unwrap();
+    assert_eq!(down, "moe_widen, then unpack_e4m3_to_bf16, then cublasLt");
 }

@@ -1,0 +1,60 @@
+use swiglu_core::{Float, GatedActivation, Matmul, Quantization, Tensor, TensorMut, check};
+
+use super::matrix;
+use crate::{
+    matmul::{QuantizingCall, QuantizingPlan},
+    open::CudaBackend,
+    view::DeviceViewMut,
+    weight::CudaWeight,
+};
+
+impl CudaBackend {
+    /// y = c · wᵀ or op of it, c being x as `quant` leaves it; false where there are no kernels for it.
+    pub(super) fn multiply_quantizing(
+        &self,
+        quant: &Quantization,
+        op: Option<&GatedActivation>,
+        (x, weight, y): (&Tensor<'_, Self>, &CudaWeight, &TensorMut<'_, Self>),
+        scratch: DeviceViewMut<'_>,
+    ) -> swiglu_core::Result<bool> {
+        let [rows, cols] = self.weight_shape(weight);
+        let outputs = if op.is_some() { rows / 2 } else { rows };
+        check::matmul(x, [outputs, cols], y)?;
+        let widened = TensorMut::<Self>::contiguous(scratch, Float::BF16, x.layout.rows, cols);
+        widened.as_tensor().check("scratch")?;
+        let (x, y, widened) = (
+            matrix(x),
+            matrix(&y.as_tensor()),
+            matrix(&widened.as_tensor()),
+        );
+        let call = QuantizingCall {
+            quant,
+            op,
+            x: &x,
+            weight,
+            y: &y,
+        };
+        let (stream, matmuls) = (self.stream.cu_stream(), &self.matmuls);
+        // SAFETY: the call has been checked against the views, whose memory lives until the stream
+        // has run it; the plan is the call's.
+        let done = unsafe {
+            match matmuls.quantizing_plan(&call) {
+                None => false,
+                Some(QuantizingPlan::Step(step)) => matmuls.quantizing_step(stream, step, &call)?,
+                Some(QuantizingPlan::Widened(_)) => {
+                    x.check_aligned("x")?;
+                    y.check_aligned("y")?;
+                    self.moe.widen_rows(stream, quant, &x, &widened)?;
+                    match op {
+                        Some(op) => matmuls.gated_matmul(stream, op, &widened, weight, &y)?,
+                        None => {
+                            matmuls.matmul(stream, &widened, weight, &y, None)?;
+                            true
+                        }
+                    }
+                }
+            }
+        };
+        Ok(done)
+    }
+}

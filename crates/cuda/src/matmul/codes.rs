@@ -1,0 +1,254 @@
+//! Which kernel multiplies codes by an FP8 weight in rows on Hopper's FP8 tensor cores, and its call.
+
+use std::{fmt, sync::Arc};
+
+use cudarc::driver::{CudaContext, sys};
+
+use super::parameters::y_type;
+use crate::{
+    error::Result,
+    launch::{
+        driver::{Fatbins, Function, Grid, Module, fatbins},
+        params::CodesParams,
+        tensor_map::TensorMap,
+    },
+    quant::RawQuantized,
+    view::RawMatrix,
+    weight::CudaWeight,
+};
+
+static CODES: Fatbins = fatbins!("codes");
+
+/// Blocks of a cluster, which share k.
+const CLUSTER: u32 = 2;
+
+/// Columns of a stage, and of what shares a scale.
+const STAGE: usize = 128;
+
+/// A kernel of `codes.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CodesKernel {
+    /// Of the weight, of a block.
+    rows: u32,
+    /// Of a block, at most.
+    tokens: u32,
+    /// Sets of warpgroups, which take stages in turns.
+    sets: u32,
+    stages: u32,
+    /// Whether it is for weights whose tiles of 64 rows are more than pairs of multiprocessors, for others, or for all.
+    wide: Option<bool>,
+}
+
+const fn kernel(rows: u32, tokens: u32, sets: u32, stages: u32, wide: Option<bool>) -> CodesKernel {
+    CodesKernel {
+        rows,
+        tokens,
+        sets,
+        stages,
+        wide,
+    }
+}
+
+impl CodesKernel {
+    const ALL: [Self; 8] = [
+        kernel(64, 8, 2, 12, None),
+        kernel(64, 16, 2, 10, None),
+        kernel(64, 32, 2, 9, None),
+        kernel(64, 64, 2, 12, Some(false)),
+        kernel(64, 128, 2, 8, Some(false)),
+        kernel(64, 256, 1, 5, Some(false)),
+        kernel(128, 64, 1, 8, Some(true)),
+        kernel(128, 128, 1, 6, Some(true)),
+    ];
+
+    fn name(&self) -> String {
+        format!("codes_{}_rows_{}_tokens", self.rows, self.tokens)
+    }
+
+    /// Warpgroups of 64 rows by up to 128 tokens, and a warp that copies.
+    const fn threads(&self) -> u32 {
+        let tokens = if self.tokens > 128 {
+            self.tokens / 128
+        } else {
+            1
+        };
+        128 * self.sets * (self.rows / 64) * tokens + 32
+    }
+
+    /// Bytes of dynamic shared memory of a block: stages, or the sums that take their place, barriers, and the
+    /// scales of its part of k, of tokens and of the weight.
+    fn shared(&self, k: usize) -> usize {
+        let [rows, tokens] = [self.rows, self.tokens].map(|n| n as usize);
+        let ring = self.stages as usize * (rows + tokens) * STAGE;
+        let sums = self.sets as usize * tokens * (rows + 4) * 4;
+        let units = k.div_ceil(STAGE).div_ceil(CLUSTER as usize);
+        ring.max(sums) + 16 * self.stages as usize + units * (tokens + 1) * 4
+    }
+}
+
+/// What a block may have on Hopper.
+const MOST_SHARED: usize = 227 * 1024;
+
+/// A launch of a kernel of codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CodesStep {
+    /// The place in [`CodesKernel::ALL`].
+    place: usize,
+    blocks: u32,
+    shared: u32,
+    /// Tokens of a block: all.
+    rows: u32,
+}
+
+impl CodesStep {
+    /// The plan of so many tokens; none where they are too many.
+    pub(super) fn new(t: usize, [n, k]: [usize; 2], multiprocessors: u32) -> Option<Self> {
+        let is_wide = n.div_ceil(64) > (multiprocessors / CLUSTER) as usize;
+        let fits = |kernel: &CodesKernel| {
+            let of_weight = kernel.wide.is_none_or(|wide| wide == is_wide);
+            of_weight && t <= kernel.tokens as usize && kernel.shared(k) <= MOST_SHARED
+        };
+        let place = CodesKernel::ALL.iter().position(fits)?;
+        let kernel = CodesKernel::ALL[place];
+        let tiles = u32::try_from(n.div_ceil(kernel.rows as usize)).ok()?;
+        (t > 0).then_some(Self {
+            place,
+            blocks: tiles.checked_mul(CLUSTER)?,
+            shared: kernel.shared(k) as u32,
+            rows: (t as u32).next_multiple_of(8),
+        })
+    }
+}
+
+impl fmt::Display for CodesStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, clusters) = (CodesKernel::ALL[self.place].name(), self.blocks / CLUSTER);
+        write!(f, "{name}: {clusters} clusters of {CLUSTER} blocks")
+    }
+}
+
+/// The kernels, loaded into the context of a device that has them.
+pub(super) struct CodesKernels {
+    kernels: [Function; CodesKernel::ALL.len()],
+    _module: Module,
+}
+
+impl CodesKernels {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        let module = Module::load(context, &CODES)?;
+        // All are loaded in the first one's place.
+        let mut kernels = [module.function(&CodesKernel::ALL[0].name())?; CodesKernel::ALL.len()];
+        for (function, kernel) in kernels.iter_mut().zip(CodesKernel::ALL) {
+            *function = module.function(&kernel.name())?;
+            function.allow_shared(MOST_SHARED as u32)?;
+            function.prefer_shared()?;
+        }
+        Ok(Self {
+            kernels,
+            _module: module,
+        })
+    }
+
+    /// Enqueues y = (code · scale) · wᵀ.
+    ///
+    /// # Safety
+    /// The plan is of this call, which has been checked, its memory lives until the stream has run
+    /// it, and the stream's context is bound. `blocks` is the address of the weight's scales as rows of a multiple of four.
+    pub(super) unsafe fn multiply(
+        &self,
+        stream: sys::CUstream,
+        plan: CodesStep,
+        x: &RawQuantized,
+        (weight, blocks): (&CudaWeight, u64),
+        y: &RawMatrix,
+    ) -> Result<()> {
+        let kernel = CodesKernel::ALL[plan.place];
+        let (codes, [scale_row, scale_word]) = (&x.codes_layout, x.scale_steps());
+        let (n, k) = (weight.rows, weight.cols);
+        let params = CodesParams {
+            x: TensorMap::of_codes(x.first(), [codes.rows, k], codes.stride, plan.rows)?,
+            w: TensorMap::of_codes(weight.data.address(), [n, k], k, kernel.rows)?,
+            x_scales: x.scales,
+            w_scales: blocks,
+            y: y.first(),
+            y_stride: y.layout.stride as u64,
+            scale_row,
+            scale_word,
+            word_log: x.word_log(),
+            power_of_two: x.has_powers(),
+            scale_columns: k.div_ceil(STAGE).next_multiple_of(4) as u32,
+            t: codes.rows as u32,
+            n: n as u32,
+            k: k as u32,
+            rows: plan.rows,
+            y_type: y_type(y.float),
+        };
+        let grid = Grid {
+            blocks: [plan.blocks, 1],
+            threads: kernel.threads(),
+            shared: plan.shared,
+            programmatic: true,
+        };
+        // SAFETY: by this function's contract, and the kernels stay inside of the call's shapes.
+        unsafe { self.kernels[plan.place].launch(stream, grid, &params) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_that_of_the_kernels() {
+        let source = include_str!("../../kernels/matmul/codes.cu");
+        let lines: Vec<&str> = source
+            .lines()
+            .filter(|line| line.starts_with("KERNEL("))
+            .collect();
+        assert_eq!(lines.len(), CodesKernel::ALL.len());
+        for (line, kernel) in lines.iter().zip(CodesKernel::ALL) {
+            let (rows, tokens, sets) = (kernel.rows, kernel.tokens, kernel.sets);
+            let of = format!("KERNEL({rows}, {tokens}, {sets}, {}, ", kernel.stages);
+            assert!(line.starts_with(&of), "{line} is not {of}");
+        }
+    }
+
+    #[test]
+    fn a_block_has_all_tokens_and_its_share_of_k() {
+        let named = |t: usize, shape: [usize; 2]| {
+            CodesStep::new(t, shape, 132).map(|plan| plan.to_string())
+        };
+        let flash = |t| named(t, [4096, 4096]);
+        let of = |name: &str| Some(format!("codes_{name}_tokens: 64 clusters of 2 blocks"));
+        for (t, name) in [(1, "64_rows_8"), (9, "64_rows_16"), (32, "64_rows_32")] {
+            assert_eq!(flash(t), of(name));
+        }
+        for (t, name) in [
+            (33, "64_rows_64"),
+            (65, "64_rows_128"),
+            (256, "64_rows_256"),
+        ] {
+            assert_eq!(flash(t), of(name));
+        }
+        assert_eq!((flash(0), flash(257)), (None, None));
+        let pro = |t| named(t, [6144, 7168]);
+        let of =
+            |name: &str, n: u32| Some(format!("codes_{name}_tokens: {n} clusters of 2 blocks"));
+        assert_eq!(pro(32), of("64_rows_32", 96));
+        assert_eq!(pro(33), of("128_rows_64", 48));
+        assert_eq!(pro(128), of("128_rows_128", 48));
+        assert_eq!(pro(129), None);
+        // Whose scales do not fit beside the stages.
+        assert!(named(256, [4096, 6912]).is_none());
+        assert!(named(256, [4096, 6656]).is_some());
+        // 12 stages of 64 rows and 64 tokens, and scales of 16 times 128 of k.
+        let plan = CodesStep::new(64, [4096, 4096], 132).unwrap();
+        assert_eq!(plan.shared, 12 * (128 * 128 + 16) + 16 * (64 + 1) * 4);
+        assert_eq!(
+            (plan.rows, CodesKernel::ALL[plan.place].threads()),
+            (64, 288)
+        );
+        assert_eq!(CodesKernel::ALL[5].threads(), 288);
+        assert_eq!(CodesKernel::ALL[7].threads(), 288);
+    }
+}

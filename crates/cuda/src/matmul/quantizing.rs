@@ -1,0 +1,125 @@
+//! Matmuls that quantize x on the way: which kernels run, and the calls of those that do both.
+//!
+//! ## Method
+//! 1. Few tokens in bf16, groups of 128 and scales that are powers of two: a decode step that makes x's codes as it reads it.
+//! 2. Other calls by a packed weight: what the quantization leaves of x is written to scratch memory as bf16, in one
+//!    pass, and the matmul reads that.
+//! 3. Others are quantized and multiplied by two calls.
+
+use std::fmt;
+
+use cudarc::driver::sys;
+use swiglu_core::{Accumulation, Float, GatedActivation, Quantization, ScaleFormat};
+
+use super::{
+    call::{Matmuls, problem},
+    packed::Around,
+    plan::{MatmulFacts, MatmulPlan, MatmulProblem, PackedPlan},
+    step::{StepActivation, StepKind, StepPlan},
+};
+use crate::{error::Result, view::RawMatrix, weight::CudaWeight};
+
+/// Columns of a group that decode steps quantize.
+const GROUP: usize = 128;
+
+/// How x is quantized and multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QuantizingPlan {
+    /// By one kernel.
+    Step(StepPlan),
+    /// x is written as its codes are, widened, and this reads it.
+    Widened(MatmulPlan),
+}
+
+impl QuantizingPlan {
+    /// The plan of a call; none where it is two.
+    pub(super) fn new(
+        problem: &MatmulProblem,
+        facts: &MatmulFacts,
+        quant: &Quantization,
+        kind: StepKind,
+    ) -> Option<Self> {
+        let packing = problem.packing?;
+        if facts.accumulation != Accumulation::MatrixUnit {
+            return None;
+        }
+        let in_groups = quant.group() == GROUP && problem.k.is_multiple_of(GROUP);
+        let powers = quant.format() == ScaleFormat::E8M0;
+        let reads_x = problem.x == Float::BF16 && problem.x_aligned;
+        let takes = in_groups && powers && reads_x;
+        let step = || StepPlan::quantizing(problem.t, packing, kind);
+        if let Some(step) = takes.then(step).flatten() {
+            return Some(Self::Step(step));
+        }
+        let widened = MatmulProblem {
+            x: Float::BF16,
+            x_aligned: true,
+            ..*problem
+        };
+        let plan = match kind {
+            StepKind::Gated => widened.gated(facts).map(MatmulPlan::Packed),
+            StepKind::Plain => MatmulPlan::new(&widened, facts, None),
+        };
+        plan.filter(|_| problem.t > 0).map(Self::Widened)
+    }
+}
+
+impl fmt::Display for QuantizingPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step(step) => write!(f, "{step}"),
+            Self::Widened(plan) => write!(f, "moe_widen, then {plan}"),
+        }
+    }
+}
+
+/// y = c · wᵀ or op of it, c being x as a quantization leaves it.
+#[derive(Clone, Copy)]
+pub(crate) struct QuantizingCall<'a> {
+    pub(crate) quant: &'a Quantization,
+    pub(crate) op: Option<&'a GatedActivation>,
+    pub(crate) x: &'a RawMatrix,
+    pub(crate) weight: &'a CudaWeight,
+    pub(crate) y: &'a RawMatrix,
+}
+
+impl Matmuls {
+    /// What a call runs; none where it is several.
+    pub(crate) fn quantizing_plan(&self, call: &QuantizingCall<'_>) -> Option<QuantizingPlan> {
+        let kind = match call.op {
+            Some(op) => StepActivation::of(op).map(|_| StepKind::Gated)?,
+            None => StepKind::Plain,
+        };
+        let problem = problem(call.x, call.weight, call.y);
+        QuantizingPlan::new(&problem, self.facts(), call.quant, kind)
+    }
+
+    /// Enqueues a step that quantizes; false where there is none for the weight.
+    ///
+    /// # Safety
+    /// As [`Self::matmul`]; the plan is this call's.
+    pub(crate) unsafe fn quantizing_step(
+        &self,
+        stream: sys::CUstream,
+        plan: StepPlan,
+        call: &QuantizingCall<'_>,
+    ) -> Result<bool> {
+        let QuantizingCall {
+            quant,
+            op,
+            x,
+            weight,
+            y,
+        } = *call;
+        self.check_weight(weight)?;
+        x.check_aligned("x")?;
+        y.check_aligned("y")?;
+        self.bind()?;
+        let around = Around {
+            floor: Some(quant.floor()),
+            activation: op.and_then(|op| Some((op, StepActivation::of(op)?))),
+        };
+        // SAFETY: by this function's contract.
+        unsafe { self.by_stream(stream, PackedPlan::Step(plan), x, weight, y, around) }
+    }
+}
