@@ -33,6 +33,9 @@ const SHAPES: [(&str, [usize; 2]); 4] = [
 ];
 const TOKENS: [usize; 6] = [1, 4, 16, 64, 256, 4096];
 
+/// Of whole MLPs.
+const OF_MLPS: [usize; 14] = [1, 2, 4, 8, 16, 24, 32, 64, 96, 128, 192, 256, 1024, 4096];
+
 const FEW: [usize; 6] = [1, 4, 8, 16, 32, 64];
 
 /// The bytes of a weight and of its scales.
@@ -55,10 +58,20 @@ pub fn weights(
     shape: [usize; 2],
     format: WeightFormat,
 ) -> Result<Vec<CudaWeight>, Failure> {
+    let copies = (COLD / (shape[0] * format.row_bytes(shape[1]))).max(2);
+    weights_of(&gpu.backend, shape, format, copies)
+}
+
+/// So many copies of one weight, as a backend loads them.
+fn weights_of(
+    backend: &CudaBackend,
+    shape: [usize; 2],
+    format: WeightFormat,
+    copies: usize,
+) -> Result<Vec<CudaWeight>, Failure> {
     let [data, scales] = weight_bytes(shape, format)?;
     let weight = HostWeight::new(shape, format, &data, &scales)?;
-    let copies = (COLD / data.len()).max(2);
-    let load = |_| Ok(gpu.backend.load_weight(std::slice::from_ref(&weight))?);
+    let load = |_| Ok(backend.load_weight(std::slice::from_ref(&weight))?);
     (0..copies).map(load).collect()
 }
 
@@ -148,10 +161,13 @@ pub fn matmuls(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
         ];
         for (kind, format) in kinds {
             let weights = weights(gpu, [n, k], format)?;
+            // FP8 tensor cores read weights by rows.
+            let in_rows = weights_of(&gpu.tensor_cores, [n, k], format, weights.len())?;
             for t in TOKENS {
                 let matmul = Measured {
                     gpu,
                     weights: &weights,
+                    in_rows: &in_rows,
                     format,
                     shape: [t, n, k],
                 };
@@ -170,6 +186,7 @@ pub fn matmuls(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
 struct Measured<'a> {
     gpu: &'a Gpu,
     weights: &'a [CudaWeight],
+    in_rows: &'a [CudaWeight],
     format: WeightFormat,
     /// T, N and K.
     shape: [usize; 3],
@@ -249,14 +266,14 @@ impl Measured<'_> {
         let mut y = gpu.backend.alloc(t * n * 2)?;
         let mut room = gpu.backend.alloc(t * k * 2)?;
         let mut figures = Vec::new();
-        for (how, backend, rate) in [
-            ("widened", &gpu.backend, 989.0),
-            ("FP8 tensor cores", &gpu.tensor_cores, 1979.0),
+        for (how, backend, weights, rate) in [
+            ("widened", &gpu.backend, self.weights, 989.0),
+            ("FP8 tensor cores", &gpu.tensor_cores, self.in_rows, 1979.0),
         ] {
             let mut call = |place: usize| {
                 let room = (&mut room).into();
                 let y = Out::contiguous((&mut y).into(), BF16, t, n);
-                backend.matmul_quantized(&quant, codes.read(), &self.weights[place], room, y)
+                backend.matmul_quantized(&quant, codes.read(), &weights[place], room, y)
             };
             call(0)?;
             let case = self.graph(call)?;
@@ -274,9 +291,15 @@ pub fn mlps(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     for model in [MlpShape::PRO, MlpShape::FLASH] {
         let (name, h, i) = (model.name, model.hidden, model.intermediate);
         let gate_up = gate_ups(gpu, &model)?;
-        let down = weights(gpu, [h, i], WeightFormat::DEEPSEEK_V4)?;
+        let format = WeightFormat::DEEPSEEK_V4;
+        let down = weights(gpu, [h, i], format)?;
         let copies = gate_up.len();
-        for t in TOKENS {
+        // FP8 tensor cores read weights by rows.
+        let in_rows = [[2 * i, h], [h, i]];
+        let in_rows = in_rows.map(|shape| weights_of(&gpu.tensor_cores, shape, format, copies));
+        let [first, second] = in_rows;
+        let in_rows = [first?, second?];
+        for t in OF_MLPS {
             let x = numbers(gpu, t * h)?;
             let alloc = |cols: usize| gpu.backend.alloc(2 * t * cols);
             let (mut wide, mut act) = (alloc(2 * i)?, alloc(i)?);
@@ -296,13 +319,26 @@ pub fn mlps(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
             plain(0)?;
             let bytes = 3 * h * i;
             let mut cases = vec![gpu.case(copies, bytes, &mut plain)?];
-            for b in [&gpu.backend, &gpu.tensor_cores] {
+            for (b, gate_up, down) in [
+                (&gpu.backend, &gate_up, &down),
+                (&gpu.tensor_cores, &in_rows[0], &in_rows[1]),
+            ] {
                 let mut fp8 = |place: usize| -> Result<(), Failure> {
-                    let from = In::contiguous((&x).into(), BF16, t, h);
-                    b.quantize(&quant, from, codes_x.write())?;
+                    let from = || In::contiguous((&x).into(), BF16, t, h);
+                    let to = Out::contiguous((&mut act).into(), BF16, t, i);
+                    let space = (&mut room).into();
+                    let weight = &gate_up[place];
+                    if b.quantizing_matmul_act_and_mul(&op, &quant, from(), weight, space, to)? {
+                        let from = In::contiguous((&act).into(), BF16, t, i);
+                        let to = Out::contiguous((&mut y).into(), BF16, t, h);
+                        let space = (&mut room).into();
+                        b.quantizing_matmul(&quant, from, &down[place], space, to)?;
+                        return Ok(());
+                    }
+                    b.quantize(&quant, from(), codes_x.write())?;
                     let to = Out::contiguous((&mut wide).into(), BF16, t, 2 * i);
                     let space = (&mut room).into();
-                    b.matmul_quantized(&quant, codes_x.read(), &gate_up[place], space, to)?;
+                    b.matmul_quantized(&quant, codes_x.read(), weight, space, to)?;
                     let from = In::contiguous((&wide).into(), BF16, t, 2 * i).into();
                     let options = QuantOptions::default();
                     b.act_and_mul_quant(&op, &quant, from, codes_act.write(), options)?;
@@ -353,9 +389,10 @@ pub fn accuracy(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     for (name, tensor_cores) in [("FP8 tensor cores", true), ("widened to f32", false)] {
         let to = Out::contiguous((&mut y).into(), Float::F32, t, n);
         if tensor_cores {
+            let in_rows = &weights_of(&gpu.tensor_cores, [n, k], format, 1)?[0];
             let space = (&mut room).into();
             gpu.tensor_cores
-                .matmul_quantized(&quant, codes.read(), weight, space, to)?;
+                .matmul_quantized(&quant, codes.read(), in_rows, space, to)?;
         } else {
             let mut wide = Out::contiguous((&mut room).into(), Float::F32, t, k);
             gpu.backend
