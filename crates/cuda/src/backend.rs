@@ -417,7 +417,7 @@ impl Matmul for CudaBackend {
         let widened = TensorMut::<Self>::contiguous(scratch, Float::BF16, rows, cols);
         check::matmul(&widened.as_tensor(), self.weight_shape(weight), &y)?;
         check::dequantize(quant, &x, &widened)?;
-        let (stream, options) = (self.stream.cu_stream(), self.options);
+        let (stream, options) = (self.stream.cu_stream(), self.quantizing());
         let (x, y) = (quantized(&x), matrix(&y.as_tensor()));
         let widened = matrix(&widened.as_tensor());
         let quantizers = &self.quantizers;

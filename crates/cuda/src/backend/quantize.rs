@@ -4,7 +4,19 @@ use swiglu_core::{
 };
 
 use super::{gate_up, matrix, quantized};
-use crate::{activation::Batches, open::CudaBackend, quant::RawQuantCall};
+use crate::{
+    activation::Batches, launch::options::LaunchOptions, open::CudaBackend, quant::RawQuantCall,
+};
+
+impl CudaBackend {
+    /// How quantizations are launched: between matmuls, which all may start early, they may too.
+    pub(super) const fn quantizing(&self) -> LaunchOptions {
+        LaunchOptions {
+            programmatic: true,
+            ..self.options
+        }
+    }
+}
 
 impl Quantize for CudaBackend {
     fn act_and_mul_quant(
@@ -26,7 +38,7 @@ impl Quantize for CudaBackend {
             }),
             hits: extra.hits.map(|hits| hits.address()),
         };
-        let (stream, options) = (self.stream.cu_stream(), self.options);
+        let (stream, options) = (self.stream.cu_stream(), self.quantizing());
         // SAFETY: as `act_and_mul`.
         unsafe {
             self.quantizers
@@ -42,7 +54,7 @@ impl Quantize for CudaBackend {
         output: QuantizedMut<'_, Self>,
     ) -> swiglu_core::Result<()> {
         check::quantize(quant, &input, &output)?;
-        let (stream, options) = (self.stream.cu_stream(), self.options);
+        let (stream, options) = (self.stream.cu_stream(), self.quantizing());
         let (input, output) = (matrix(&input), quantized(&output.as_quantized()));
         // SAFETY: as `act_and_mul`.
         unsafe {
@@ -59,7 +71,7 @@ impl Quantize for CudaBackend {
         output: TensorMut<'_, Self>,
     ) -> swiglu_core::Result<()> {
         check::dequantize(quant, &input, &output)?;
-        let (stream, options) = (self.stream.cu_stream(), self.options);
+        let (stream, options) = (self.stream.cu_stream(), self.quantizing());
         let (input, output) = (quantized(&input), matrix(&output.as_tensor()));
         // SAFETY: as `act_and_mul`.
         unsafe {

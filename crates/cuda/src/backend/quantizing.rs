@@ -41,17 +41,15 @@ impl CudaBackend {
             match matmuls.quantizing_plan(&call) {
                 None => false,
                 Some(QuantizingPlan::Step(step)) => matmuls.quantizing_step(stream, step, &call)?,
-                Some(QuantizingPlan::Widened(_)) => {
+                Some(QuantizingPlan::Widened(plan)) => {
                     x.check_aligned("x")?;
                     y.check_aligned("y")?;
                     self.moe.widen_rows(stream, quant, &x, &widened)?;
-                    match op {
-                        Some(op) => matmuls.gated_matmul(stream, op, &widened, weight, &y)?,
-                        None => {
-                            matmuls.matmul(stream, &widened, weight, &y, None)?;
-                            true
-                        }
-                    }
+                    let call = QuantizingCall {
+                        x: &widened,
+                        ..call
+                    };
+                    matmuls.widened(stream, plan, &call)?
                 }
             }
         };

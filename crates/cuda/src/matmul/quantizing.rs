@@ -94,7 +94,7 @@ impl Matmuls {
         QuantizingPlan::new(&problem, self.facts(), call.quant, kind)
     }
 
-    /// Enqueues a step that quantizes; false where there is none for the weight.
+    /// Enqueues a step that quantizes x; false where there is none for the weight.
     ///
     /// # Safety
     /// As [`Self::matmul`]; the plan is this call's.
@@ -104,22 +104,58 @@ impl Matmuls {
         plan: StepPlan,
         call: &QuantizingCall<'_>,
     ) -> Result<bool> {
+        let around = Around {
+            floor: Some(call.quant.floor()),
+            ..Around::default()
+        };
+        // SAFETY: by this function's contract.
+        unsafe { self.by_packed(stream, PackedPlan::Step(plan), call, around) }
+    }
+
+    /// Enqueues the matmul of a call whose x has been widened, by its plan; false where there is none
+    /// for the weight.
+    ///
+    /// # Safety
+    /// As [`Self::quantizing_step`].
+    pub(crate) unsafe fn widened(
+        &self,
+        stream: sys::CUstream,
+        plan: MatmulPlan,
+        call: &QuantizingCall<'_>,
+    ) -> Result<bool> {
+        let around = Around {
+            alone: true,
+            ..Around::default()
+        };
+        // SAFETY: by this function's contract.
+        unsafe {
+            if let MatmulPlan::Packed(plan) = plan {
+                return self.by_packed(stream, plan, call, around);
+            }
+            self.matmul(stream, call.x, call.weight, call.y, None)?;
+        }
+        Ok(true)
+    }
+
+    unsafe fn by_packed(
+        &self,
+        stream: sys::CUstream,
+        plan: PackedPlan,
+        call: &QuantizingCall<'_>,
+        around: Around<'_>,
+    ) -> Result<bool> {
         let QuantizingCall {
-            quant,
-            op,
-            x,
-            weight,
-            y,
+            op, x, weight, y, ..
         } = *call;
         self.check_weight(weight)?;
         x.check_aligned("x")?;
         y.check_aligned("y")?;
         self.bind()?;
         let around = Around {
-            floor: Some(quant.floor()),
             activation: op.and_then(|op| Some((op, StepActivation::of(op)?))),
+            ..around
         };
-        // SAFETY: by this function's contract.
-        unsafe { self.by_stream(stream, PackedPlan::Step(plan), x, weight, y, around) }
+        // SAFETY: by the callers' contracts.
+        unsafe { self.by_stream(stream, plan, x, weight, y, around) }
     }
 }
