@@ -18,6 +18,48 @@ constexpr bool gated_kind = true, plain_kind = false;
     quantizing_##KIND##_##GROUPS##_groups_##TOKENS##_tokens(const __grid_constant__ QuantizingParams p) { \
         decode<KIND##_kind, GROUPS, TOKENS, RING, AHEAD, true>(p.step, p.floor);                       \
     }
+
+// The twin of `WidenCodesParams` in src/launch/params.rs.
+struct WidenCodesParams {
+    const bf16* x;
+    bf16* to;            // rows without gaps
+    uint64_t x_stride;   // elements
+    uint32_t groups;     // in all
+    uint32_t row_groups; // of a row
+    Divisor by_row;      // by row_groups
+    float floor;
+};
+TWIN_SIZE(WidenCodesParams, 48);
+TWIN_FIELD(WidenCodesParams, x, 0);
+TWIN_FIELD(WidenCodesParams, to, 8);
+TWIN_FIELD(WidenCodesParams, x_stride, 16);
+TWIN_FIELD(WidenCodesParams, groups, 24);
+TWIN_FIELD(WidenCodesParams, row_groups, 28);
+TWIN_FIELD(WidenCodesParams, by_row, 32);
+TWIN_FIELD(WidenCodesParams, floor, 40);
+
+// x as its codes are, widened, for matmuls of more tokens. Sixteen threads have a group.
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
+widen_codes(const __grid_constant__ WidenCodesParams p) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, of_group = i % 16, group = min(i / 16, p.groups - 1);
+    const uint32_t row = p.by_row.quotient(group), column = (group - row * p.row_groups) * 128 + of_group * 8;
+    begin();
+    const uint4 v = __ldcg((const uint4*)(p.x + row * p.x_stride + column));
+    uint32_t top = larger_magnitudes(v);
+#pragma unroll
+    for (int distance = 1; distance < 16; distance *= 2) top = with_lane(top, distance);
+    const Codes codes(larger_half(top), p.floor);
+    const auto widened = [&](uint32_t two) {
+        const __half2 both = *(const __half2*)&two;
+        return narrow2(bf16(), __low2float(both) * codes.scale, __high2float(both) * codes.scale);
+    };
+    uint32_t w[2][2];
+    widen_codes(codes(v.x, v.y), w[0]), widen_codes(codes(v.z, v.w), w[1]);
+    if (i / 16 >= p.groups) return;
+    const uint64_t to = (uint64_t)row * p.row_groups * 128 + column;
+    *(uint4*)(p.to + to) = make_uint4(widened(w[0][0]), widened(w[0][1]), widened(w[1][0]), widened(w[1][1]));
+}
+
 // src/matmul/step.rs has this table.
 KERNEL(gated, 4, 1, 3, 4, 2)
 KERNEL(gated, 4, 8, 3, 2, 2)

@@ -41,15 +41,17 @@ impl CudaBackend {
             match matmuls.quantizing_plan(&call) {
                 None => false,
                 Some(QuantizingPlan::Step(step)) => matmuls.quantizing_step(stream, step, &call)?,
-                Some(QuantizingPlan::Widened(plan)) => {
+                Some(QuantizingPlan::Widened { in_vectors, matmul }) => {
                     x.check_aligned("x")?;
                     y.check_aligned("y")?;
-                    self.moe.widen_rows(stream, quant, &x, &widened)?;
+                    if !in_vectors || !matmuls.widen(stream, &call, &widened)? {
+                        self.moe.widen_rows(stream, quant, &x, &widened)?;
+                    }
                     let call = QuantizingCall {
                         x: &widened,
                         ..call
                     };
-                    matmuls.widened(stream, plan, &call)?
+                    matmuls.widened(stream, matmul, &call)?
                 }
             }
         };

@@ -187,6 +187,19 @@ pub(crate) struct QuantizingParams {
     pub(crate) floor: f32,
 }
 
+/// `WidenCodesParams` of `matmul/decode_codes.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct WidenCodesParams {
+    pub(crate) x: u64,
+    pub(crate) to: u64,
+    pub(crate) x_stride: u64,
+    pub(crate) groups: u32,
+    pub(crate) row_groups: u32,
+    pub(crate) by_row: Divisor,
+    pub(crate) floor: f32,
+}
+
 /// `WarpgroupParams` of `matmul/warpgroups.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -414,6 +427,9 @@ mod tests {
             clamped: 68, eager: 72, scalars: 76,
         });
         twin!("matmul/decode_codes.cu", QuantizingParams, 104, { step: 0, floor: 96, });
+        twin!("matmul/decode_codes.cu", WidenCodesParams, 48, {
+            x: 0, to: 8, x_stride: 16, groups: 24, row_groups: 28, by_row: 32, floor: 40,
+        });
         twin!("matmul/warpgroups.cuh", WarpgroupParams, 256, {
             x: 0, step: 128, rows: 224,
         });

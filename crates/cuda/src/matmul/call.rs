@@ -163,6 +163,10 @@ impl Matmuls {
         Err(CoreError::argument("weight", expected, "another context's").into())
     }
 
+    pub(super) fn packed(&self) -> Option<&PackedKernels> {
+        self.loaded.packed.as_ref()
+    }
+
     pub(super) fn bind(&self) -> Result<()> {
         self.loaded
             .context

@@ -17,7 +17,10 @@ use crate::{
     error::Result,
     launch::{
         driver::{Fatbins, Function, Grid, Module, fatbins},
-        params::{PackedParams, Packing, QuantizingParams, Scalars, StepParams, WarpgroupParams},
+        params::{
+            Divisor, PackedParams, Packing, QuantizingParams, Scalars, StepParams, WarpgroupParams,
+            WidenCodesParams,
+        },
         tensor_map::TensorMap,
     },
     view::RawMatrix,
@@ -36,6 +39,7 @@ pub(super) struct PackedKernels {
     rows: [[Function; X_ROWS.len()]; Float::ALL.len()],
     unpack: Function,
     unpack_to_bf16: Function,
+    widen: Function,
     _modules: [Module; 3],
 }
 
@@ -84,6 +88,7 @@ impl PackedKernels {
             warpgroups,
             rows,
             unpack,
+            widen: of_codes.function("widen_codes")?,
             unpack_to_bf16: module.function("unpack_e4m3_to_bf16")?,
             _modules: [module, of_codes, of_warpgroups],
         })
@@ -161,6 +166,38 @@ impl PackedKernels {
                 unsafe { self.warpgroups[plan.place].launch(stream, grid, &params) }
             }
         }
+    }
+
+    /// Enqueues x as codes of 128 with scales that are powers of two leave it, to rows without gaps.
+    ///
+    /// # Safety
+    /// As [`Self::stream`], of x in bf16 whose rows begin at multiples of 16 bytes.
+    pub(super) unsafe fn widen(
+        &self,
+        stream: sys::CUstream,
+        floor: f32,
+        x: &RawMatrix,
+        to: &RawMatrix,
+    ) -> Result<()> {
+        let row_groups = (x.layout.cols / 128) as u32;
+        let groups = x.layout.rows as u32 * row_groups;
+        let params = WidenCodesParams {
+            x: x.first(),
+            to: to.first(),
+            x_stride: x.layout.stride as u64,
+            groups,
+            row_groups,
+            by_row: Divisor::new(row_groups),
+            floor,
+        };
+        let grid = Grid {
+            blocks: [groups.div_ceil(THREADS / 16), 1],
+            threads: THREADS,
+            shared: 0,
+            programmatic: true,
+        };
+        // SAFETY: by this function's contract.
+        unsafe { self.widen.launch(stream, grid, &params) }
     }
 
     /// Enqueues a matmul of few rows: the kernels at this place among those of x's type.

@@ -22,13 +22,20 @@ use crate::{error::Result, view::RawMatrix, weight::CudaWeight};
 /// Columns of a group that decode steps quantize.
 const GROUP: usize = 128;
 
+/// Numbers of x whose groups `widen_codes` counts, fewer than.
+const MOST: usize = 1 << 31;
+
 /// How x is quantized and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuantizingPlan {
     /// By one kernel.
     Step(StepPlan),
     /// x is written as its codes are, widened, and this reads it.
-    Widened(MatmulPlan),
+    Widened {
+        /// Whether by `widen_codes`, which is for what a step takes.
+        in_vectors: bool,
+        matmul: MatmulPlan,
+    },
 }
 
 impl QuantizingPlan {
@@ -60,7 +67,11 @@ impl QuantizingPlan {
             StepKind::Gated => widened.gated(facts).map(MatmulPlan::Packed),
             StepKind::Plain => MatmulPlan::new(&widened, facts, None),
         };
-        plan.filter(|_| problem.t > 0).map(Self::Widened)
+        let widened = |matmul| Self::Widened {
+            in_vectors: takes && problem.t.saturating_mul(problem.k) < MOST,
+            matmul,
+        };
+        plan.filter(|_| problem.t > 0).map(widened)
     }
 }
 
@@ -68,7 +79,14 @@ impl fmt::Display for QuantizingPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Step(step) => write!(f, "{step}"),
-            Self::Widened(plan) => write!(f, "moe_widen, then {plan}"),
+            Self::Widened { in_vectors, matmul } => {
+                let widen = if *in_vectors {
+                    "widen_codes"
+                } else {
+                    "moe_widen"
+                };
+                write!(f, "{widen}, then {matmul}")
+            }
         }
     }
 }
@@ -110,6 +128,25 @@ impl Matmuls {
         };
         // SAFETY: by this function's contract.
         unsafe { self.by_packed(stream, PackedPlan::Step(plan), call, around) }
+    }
+
+    /// Enqueues x as its codes are, widened, by `widen_codes`; false where that is not there.
+    ///
+    /// # Safety
+    /// As [`Self::quantizing_step`]; `to` is \[T, K\] of bf16 without gaps.
+    pub(crate) unsafe fn widen(
+        &self,
+        stream: sys::CUstream,
+        call: &QuantizingCall<'_>,
+        to: &RawMatrix,
+    ) -> Result<bool> {
+        let Some(packed) = self.packed() else {
+            return Ok(false);
+        };
+        self.bind()?;
+        // SAFETY: by this function's contract.
+        unsafe { packed.widen(stream, call.quant.floor(), call.x, to) }?;
+        Ok(true)
     }
 
     /// Enqueues the matmul of a call whose x has been widened, by its plan; false where there is none

@@ -481,7 +481,11 @@ fn few_tokens_are_quantized_as_they_are_read_and_more_before() {
     // Half a group of k.
     starts(&loaded(4, [4096, 4096 + 64], format, true), &v4, widened);
     let more = loaded(17, [4096, 4096], format, true);
-    starts(&more, &v4, "moe_widen, then warpgroups_gated_1x4_32_tokens");
+    starts(
+        &more,
+        &v4,
+        "widen_codes, then warpgroups_gated_1x4_32_tokens",
+    );
 
     let gated =
         |problem: &MatmulProblem, facts: &MatmulFacts| plan(problem, facts, &v4, StepKind::Gated);
@@ -497,5 +501,5 @@ fn few_tokens_are_quantized_as_they_are_read_and_more_before() {
     assert_eq!(gated(&other, &HOPPER), None);
     let down = loaded(700, [4096, 2048], format, false);
     let down = plan(&down, &HOPPER, &v4, StepKind::Plain).unwrap();
-    assert_eq!(down, "moe_widen, then unpack_e4m3_to_bf16, then cublasLt");
+    assert_eq!(down, "widen_codes, then unpack_e4m3_to_bf16, then cublasLt");
 }
