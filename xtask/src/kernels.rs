@@ -53,7 +53,7 @@ const PACKAGES: [&str; 4] = [
 const NVRTC: &str = include_str!("nvrtc.py");
 
 /// The folder of each source in `crates/cuda/kernels`, and its name.
-const SOURCES: [(&str, &str); 18] = [
+const SOURCES: [(&str, &str); 19] = [
     ("activation", "activation"),
     ("quant", "act_quant"),
     ("matmul", "matmul"),
@@ -63,6 +63,7 @@ const SOURCES: [(&str, &str); 18] = [
     ("matmul", "decode"),
     ("matmul", "decode_codes"),
     ("matmul", "warpgroups"),
+    ("matmul", "mapped"),
     ("quant", "quantize"),
     ("ranks", "round"),
     ("limits", "limits"),

@@ -6,6 +6,7 @@ mod cublaslt;
 mod describe;
 mod kernels;
 mod library;
+mod mapped;
 mod packed;
 mod parameters;
 mod plan;

@@ -191,13 +191,48 @@ impl Function {
         grid: Grid,
         params: &P,
     ) -> Result<()> {
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        // SAFETY: by this function's contract.
+        unsafe { self.launch_clusters(stream, grid, None, params) }
+    }
+
+    /// The same in clusters of so many blocks, where the kernel is not compiled for a number.
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    pub(crate) unsafe fn launch_clusters<P>(
+        self,
+        stream: sys::CUstream,
+        grid: Grid,
+        cluster: Option<u32>,
+        params: &P,
+    ) -> Result<()> {
+        use sys::CUlaunchAttributeID as Id;
+        let attribute = |id, value| sys::CUlaunchAttribute {
+            id,
             pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                programmaticStreamSerializationAllowed: 1,
-            },
+            value,
         };
+        let overlap = attribute(
+            Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: i32::from(grid.programmatic),
+            },
+        );
+        let blocks = attribute(
+            Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                    x: cluster.unwrap_or(1),
+                    y: 1,
+                    z: 1,
+                },
+            },
+        );
+        let mut attributes = match (grid.programmatic, cluster) {
+            (true, _) => [overlap, blocks],
+            (false, _) => [blocks, overlap],
+        };
+        let count = u32::from(grid.programmatic) + u32::from(cluster.is_some());
         let config = sys::CUlaunchConfig {
             gridDimX: grid.blocks[0],
             gridDimY: grid.blocks[1],
@@ -207,8 +242,8 @@ impl Function {
             blockDimZ: 1,
             sharedMemBytes: grid.shared,
             hStream: stream,
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(grid.programmatic),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count,
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: by this function's contract; the driver copies the parameter before it returns.

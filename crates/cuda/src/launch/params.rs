@@ -231,6 +231,20 @@ pub(crate) struct CodesParams {
     pub(crate) y_type: u32,
 }
 
+/// `MappedParams` of `matmul/mapped.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct MappedParams {
+    pub(crate) weight: TensorMap,
+    pub(crate) x: TensorMap,
+    pub(crate) step: StepParams,
+    pub(crate) tile_groups: u32,
+    pub(crate) parts: u32,
+    pub(crate) stages: u32,
+    pub(crate) ahead: u32,
+    pub(crate) gated: u32,
+}
+
 /// `ExpertsParams` of `moe/experts.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -437,6 +451,10 @@ mod tests {
             x: 0, w: 128, x_scales: 256, w_scales: 264, y: 272, y_stride: 280, scale_row: 288,
             scale_word: 296, word_log: 304, power_of_two: 308, scale_columns: 312, t: 316, n: 320,
             k: 324, rows: 328, y_type: 332,
+        });
+        twin!("matmul/mapped.cuh", MappedParams, 384, {
+            weight: 0, x: 128, step: 256, tile_groups: 352, parts: 356, stages: 360, ahead: 364,
+            gated: 368,
         });
         twin!("moe/experts.cuh", ExpertsParams, 184, {
             x: 0, w: 8, scales: 16, scale_rows: 24, y: 32, offsets: 40, sorted: 48, weights: 56,

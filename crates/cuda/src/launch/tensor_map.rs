@@ -4,12 +4,23 @@ use cudarc::driver::sys::{
     self, CUtensorMap, CUtensorMapDataType as Type, CUtensorMapFloatOOBfill as Beyond,
     CUtensorMapInterleave, CUtensorMapL2promotion as Promotion, CUtensorMapSwizzle as Swizzle,
 };
-use swiglu_core::RowLayout;
 
 use crate::{
     error::{Doing, Result},
     view::RawMatrix,
 };
+
+/// Elements, and what of them the L2 reads at once.
+type Elements = (Type, Promotion);
+const BF16: Elements = (
+    Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+    Promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+);
+/// The next tile is beside this one.
+const CODES: Elements = (
+    Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+    Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+);
 
 /// A map as kernels take it.
 #[derive(Clone, Copy, Debug)]
@@ -21,25 +32,16 @@ impl TensorMap {
     /// bytes. A tile's rows are 128 bytes each in shared memory, their pieces of 16 bytes swizzled
     /// by the row's number in eight; beyond the last row are zeros.
     pub(crate) fn of_rows(matrix: &RawMatrix, rows: u32) -> Result<Self> {
-        let RowLayout {
-            rows: all,
-            cols,
-            stride,
-            ..
-        } = matrix.layout;
-        let bytes = |elements: usize| elements as u64 * matrix.float.size() as u64;
-        let [row, stride] = [cols, stride].map(bytes);
-        let kind = Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-        let sides = [cols as u64, all as u64];
+        let layout = &matrix.layout;
         // That of one row may be anything.
-        let stride = if all == 1 { row } else { stride };
-        let promotion = Promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE;
-        Self::tiles(
-            (kind, promotion),
-            matrix.first(),
-            (sides, stride),
-            [64, rows],
-        )
+        let stride = if layout.rows == 1 {
+            layout.cols
+        } else {
+            layout.stride
+        };
+        let bytes = (stride * matrix.float.size()) as u64;
+        let sides = [layout.cols as u64, layout.rows as u64];
+        Self::new(BF16, matrix.first(), sides, [bytes], [64, rows])
     }
 
     /// The same of codes, whose tiles have 128 columns.
@@ -49,26 +51,34 @@ impl TensorMap {
         stride: usize,
         rows: u32,
     ) -> Result<Self> {
-        let kind = Type::CU_TENSOR_MAP_DATA_TYPE_UINT8;
-        let sides = [cols as u64, all as u64];
         let stride = if all == 1 { cols } else { stride };
-        // The next tile is beside this one.
-        let promotion = Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
-        Self::tiles(
-            (kind, promotion),
-            address,
-            (sides, stride as u64),
-            [128, rows],
-        )
+        let sides = [cols as u64, all as u64];
+        Self::new(CODES, address, sides, [stride as u64], [128, rows])
     }
 
-    fn tiles(
-        (kind, promotion): (Type, Promotion),
-        address: u64,
-        (sides, stride): ([u64; 2], u64),
-        tile: [u32; 2],
+    /// The same of a weight of bf16 without gaps, in tiles of so many groups: eight following rows and eight others. There
+    /// are so many groups, and so many rows from the first of one to the first of the next and to its ninth.
+    pub(crate) fn of_groups(
+        (address, cols): (u64, usize),
+        (groups, [next, half]): (u32, [usize; 2]),
+        tile_groups: u32,
     ) -> Result<Self> {
-        let (strides, steps) = ([stride], [1, 1]);
+        let rows = |rows: usize| (2 * cols * rows) as u64;
+        let sides = [cols as u64, 8, 2, u64::from(groups)];
+        let strides = [rows(1), rows(half), rows(next)];
+        Self::new(BF16, address, sides, strides, [64, 8, 2, tile_groups])
+    }
+
+    /// `strides` are in bytes, but for the first side's.
+    fn new<const SIDES: usize, const STRIDES: usize>(
+        (kind, promotion): Elements,
+        address: u64,
+        sides: [u64; SIDES],
+        strides: [u64; STRIDES],
+        tile: [u32; SIDES],
+    ) -> Result<Self> {
+        const { assert!(SIDES == STRIDES + 1, "a stride for each side but the first") };
+        let steps = [1; SIDES];
         let mut map = CUtensorMap { opaque: [0; 16] };
         // SAFETY: the pointers are to this frame's arrays, as long as the rank asks; nothing is read
         // at the address.
@@ -76,7 +86,7 @@ impl TensorMap {
             sys::cuTensorMapEncodeTiled(
                 &raw mut map,
                 kind,
-                2,
+                SIDES as u32,
                 address as *mut _,
                 sides.as_ptr(),
                 strides.as_ptr(),

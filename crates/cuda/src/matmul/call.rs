@@ -12,10 +12,11 @@ use super::{
     codes::CodesKernels,
     kernels::MatmulKernels,
     library::{Addresses, CublasLt, LibraryShape, WORKSPACE, alignment},
+    mapped::{MappedKernels, MappedPlan},
     packed::{Around, PackedKernels},
     plan::{
-        CodesPlan, CodesProblem, MatmulFacts, MatmulPlan, MatmulProblem, OwnKernel, OwnPlan,
-        PackedPlan, Route, ScalesShape,
+        CodesPlan, CodesProblem, GatedPlan, MatmulFacts, MatmulPlan, MatmulProblem, OwnKernel,
+        OwnPlan, PackedPlan, Route, ScalesShape,
     },
     scratch::{Room, Rooms},
     step::StepActivation,
@@ -36,6 +37,7 @@ struct Loaded {
     /// Where the device has them.
     packed: Option<PackedKernels>,
     codes: Option<CodesKernels>,
+    mapped: Option<MappedKernels>,
     /// Or why it is not there.
     library: Result<CublasLt, String>,
     /// Room for the largest FP8 weight loaded so far, decoded or unpacked, of each stream.
@@ -89,6 +91,7 @@ impl Matmuls {
             kernels: MatmulKernels::new(context)?,
             packed: packed.then(|| PackedKernels::new(context)).transpose()?,
             codes: packed.then(|| CodesKernels::new(context)).transpose()?,
+            mapped: packed.then(|| MappedKernels::new(context)).transpose()?,
             library,
             rooms: Rooms::default(),
         };
@@ -213,6 +216,7 @@ impl Matmuls {
                     MatmulPlan::Packed(plan) => {
                         self.by_stream(stream, plan, x, weight, y, Around::default())
                     }
+                    MatmulPlan::Mapped(plan) => self.by_map(stream, plan, x, weight, y, None),
                     MatmulPlan::Own(own) => self.by_own(stream, &own, x, weight, y),
                 }
             }?;
@@ -267,6 +271,29 @@ impl Matmuls {
         };
         // SAFETY: by the caller's contract.
         unsafe { packed.stream(stream, plan, x, (weight, packing), y, around) }?;
+        Ok(true)
+    }
+
+    /// Enqueues a kernel that reads the weight by a tensor map; false for a packed one, which no such plan is of.
+    unsafe fn by_map(
+        &self,
+        stream: sys::CUstream,
+        plan: MappedPlan,
+        x: &RawMatrix,
+        weight: &CudaWeight,
+        y: &RawMatrix,
+        activation: Option<(&GatedActivation, StepActivation)>,
+    ) -> Result<bool> {
+        let Some(mapped) = self
+            .loaded
+            .mapped
+            .as_ref()
+            .filter(|_| weight.packing.is_none())
+        else {
+            return Ok(false);
+        };
+        // SAFETY: by the caller's contract.
+        unsafe { mapped.launch(stream, plan, x, weight, y, activation) }?;
         Ok(true)
     }
 
@@ -328,12 +355,20 @@ impl Matmuls {
         x.check_aligned("x")?;
         act.check_aligned("output")?;
         self.bind()?;
-        let around = Around {
-            activation: Some((op, activation)),
-            ..Around::default()
-        };
+        let activation = Some((op, activation));
         // SAFETY: by this function's contract.
-        unsafe { self.by_stream(stream, plan, x, weight, act, around) }
+        unsafe {
+            match plan {
+                GatedPlan::Packed(plan) => {
+                    let around = Around {
+                        activation,
+                        ..Around::default()
+                    };
+                    self.by_stream(stream, plan, x, weight, act, around)
+                }
+                GatedPlan::Mapped(plan) => self.by_map(stream, plan, x, weight, act, activation),
+            }
+        }
     }
 
     /// Enqueues a matmul of one type; false where the library has no algorithm for it.

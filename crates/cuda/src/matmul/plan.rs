@@ -3,7 +3,8 @@
 //!
 //! ## Method
 //! 1. Ordered sums are asked for: the kernel whose sums have one order, which takes everything.
-//! 2. x and w of one type: cublasLt.
+//! 2. x and w of one type: cublasLt, but for few tokens in bf16 on Hopper, where a kernel reads the weight by a tensor
+//!    map ([`super::mapped`]).
 //! 3. Other types, few rows of x: the kernels that stream a packed weight ([`super::step`]), or those
 //!    that read w once for every 64 rows or fewer. Some more: Hopper's warpgroups ([`super::warpgroups`]).
 //! 4. More rows: an FP8 weight that is exact in bf16 is decoded to it, and then cublasLt.
@@ -16,6 +17,7 @@ use swiglu_core::{Accumulation, Float, Shape, WeightFormat};
 
 use super::{
     codes::CodesStep,
+    mapped::MappedPlan,
     step::{StepKind, StepPlan},
     warpgroups::WarpgroupPlan,
 };
@@ -49,6 +51,8 @@ const ORDERED_TILE: usize = 64;
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
+    /// The kernels that read a weight in bf16 by a tensor map, for few tokens.
+    Mapped,
     /// cublasLt, for equal types.
     Library,
     /// An FP8 weight decoded to bf16, then cublasLt.
@@ -213,11 +217,25 @@ impl MatmulProblem {
         any_order.then(|| WarpgroupPlan::new(self.t, packing, kind))?
     }
 
+    /// The kernel that reads a weight in bf16 as it is stored, for few tokens in bf16.
+    pub(super) fn mapped(&self, facts: &MatmulFacts) -> Option<MappedPlan> {
+        let reads = self.x == Float::BF16 && self.x_aligned && self.weight == WeightType::Bf16;
+        // The library rounds to the same types.
+        let writes = self.y != Float::F16;
+        let there = facts.has_packed_kernels() && facts.accumulation != Accumulation::Ordered;
+        let takes = reads && writes && there;
+        takes.then(|| MappedPlan::new(self.t, [self.n, self.k], facts.multiprocessors))?
+    }
+
     /// The kernel that multiplies and activates.
-    pub(super) fn gated(&self, facts: &MatmulFacts) -> Option<PackedPlan> {
-        let step = self.step(facts, StepKind::Gated).map(PackedPlan::Step);
-        let by_warpgroups = || self.warpgroups(facts, StepKind::Gated);
-        by_warpgroups().map(PackedPlan::Warpgroups).or(step)
+    pub(super) fn gated(&self, facts: &MatmulFacts) -> Option<GatedPlan> {
+        let packed = |plan| GatedPlan::Packed(plan);
+        let warpgroups = self.warpgroups(facts, StepKind::Gated);
+        let warpgroups = warpgroups.map(PackedPlan::Warpgroups).map(packed);
+        let step = self.step(facts, StepKind::Gated);
+        let step = step.map(PackedPlan::Step).map(packed);
+        let mapped = self.mapped(facts).map(GatedPlan::Mapped);
+        warpgroups.or(step).or(mapped)
     }
 
     /// Whether the weight can be decoded to bf16 without loss, in whole vectors, for cublasLt.
@@ -312,6 +330,22 @@ impl fmt::Display for PackedPlan {
     }
 }
 
+/// A launch of a kernel that multiplies and activates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GatedPlan {
+    Packed(PackedPlan),
+    Mapped(MappedPlan),
+}
+
+impl fmt::Display for GatedPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Packed(plan) => write!(f, "{plan}"),
+            Self::Mapped(plan) => write!(f, "{plan}"),
+        }
+    }
+}
+
 /// How a matmul is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MatmulPlan {
@@ -324,6 +358,8 @@ pub(crate) enum MatmulPlan {
     },
     /// A kernel that streams a packed weight.
     Packed(PackedPlan),
+    /// A kernel that reads a weight in bf16 by a tensor map.
+    Mapped(MappedPlan),
     /// One of our own kernels.
     Own(OwnPlan),
 }
@@ -346,10 +382,10 @@ impl MatmulPlan {
 
     /// The routes of a matmul, the best first; the last one takes all alignments.
     fn routes(problem: &MatmulProblem, accumulation: Accumulation) -> &'static [Route] {
-        use Route::{Decode, Library, Ordered, Rows, Step, Tiles, Warpgroups};
+        use Route::{Decode, Library, Mapped, Ordered, Rows, Step, Tiles, Warpgroups};
         match problem.t {
             _ if accumulation == Accumulation::Ordered => &[Ordered],
-            _ if WeightType::of(problem.x) == problem.weight => &[Library, Tiles, Ordered],
+            _ if WeightType::of(problem.x) == problem.weight => &[Mapped, Library, Tiles, Ordered],
             t if t <= FEW_ROWS => &[Warpgroups, Step, Rows, Tiles, Ordered],
             t if t <= MORE_ROWS => &[Warpgroups, Decode, Rows, Tiles, Ordered],
             _ => &[Warpgroups, Decode, Tiles, Ordered],
@@ -363,6 +399,7 @@ impl MatmulPlan {
         // What cublasLt takes: x and y of one type, or y in f32.
         let library = facts.library.is_some() && (problem.y == x || problem.y == Float::F32);
         let kernel = match route {
+            Route::Mapped => return problem.mapped(facts).map(Self::Mapped),
             Route::Library => {
                 return (library && WeightType::of(x) == weight).then_some(Self::Library);
             }
@@ -412,6 +449,7 @@ impl fmt::Display for MatmulPlan {
             Self::Decode { packed: false } => f.write_str("decode_e4m3_to_bf16, then cublasLt"),
             Self::Decode { packed: true } => f.write_str("unpack_e4m3_to_bf16, then cublasLt"),
             Self::Packed(plan) => write!(f, "{plan}"),
+            Self::Mapped(plan) => write!(f, "{plan}"),
             Self::Own(own) => {
                 let [w, x] = own.blocks;
                 let name = match own.kernel {

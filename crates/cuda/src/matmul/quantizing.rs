@@ -14,7 +14,7 @@ use swiglu_core::{Accumulation, Float, GatedActivation, Quantization, ScaleForma
 use super::{
     call::{Matmuls, problem},
     packed::Around,
-    plan::{MatmulFacts, MatmulPlan, MatmulProblem, PackedPlan},
+    plan::{GatedPlan, MatmulFacts, MatmulPlan, MatmulProblem, PackedPlan},
     step::{StepActivation, StepKind, StepPlan},
 };
 use crate::{error::Result, view::RawMatrix, weight::CudaWeight};
@@ -64,7 +64,11 @@ impl QuantizingPlan {
             ..*problem
         };
         let plan = match kind {
-            StepKind::Gated => widened.gated(facts).map(MatmulPlan::Packed),
+            StepKind::Gated => match widened.gated(facts)? {
+                GatedPlan::Packed(plan) => Some(MatmulPlan::Packed(plan)),
+                // By weights in bf16, which are not quantized for.
+                GatedPlan::Mapped(_) => None,
+            },
             StepKind::Plain => MatmulPlan::new(&widened, facts, None),
         };
         let widened = |matmul| Self::Widened {

@@ -46,7 +46,7 @@ fn kernel(problem: &MatmulProblem, facts: &MatmulFacts) -> OwnKernel {
 #[test]
 fn equal_types_go_to_the_library_and_to_tiles_without_it() {
     let bf16 = WeightFormat::Float(Float::BF16);
-    for t in [1, 64, 4096] {
+    for t in [65, 4096] {
         let mut problem = problem(t, bf16);
         assert_eq!(plan(&problem), MatmulPlan::Library);
         let without = HOPPER.without_library();
@@ -57,6 +57,46 @@ fn equal_types_go_to_the_library_and_to_tiles_without_it() {
         problem.y = Float::F32;
         assert_eq!(plan(&problem), MatmulPlan::Library);
     }
+}
+
+#[test]
+fn few_tokens_in_bf16_read_the_weight_by_a_map_on_hopper() {
+    let takes = |change: fn(&mut MatmulProblem), facts: &MatmulFacts| {
+        let mut problem = problem(64, WeightFormat::Float(Float::BF16));
+        change(&mut problem);
+        let plain = MatmulPlan::new(&problem, facts, None);
+        let plain = matches!(plain, Some(MatmulPlan::Mapped(_)));
+        let gated = matches!(problem.gated(facts), Some(GatedPlan::Mapped(_)));
+        assert_eq!(plain, gated);
+        plain
+    };
+    assert!(takes(|_| (), &HOPPER) && takes(|_| (), &HOPPER.without_library()));
+    assert!(takes(|p| p.y = Float::F32, &HOPPER));
+    let changes: [fn(&mut MatmulProblem); 8] = [
+        |p| p.x = Float::F16,
+        |p| p.y = Float::F16,
+        |p| p.x_aligned = false,
+        |p| p.weight = WeightType::F16,
+        |p| p.weight = WeightType::E4m3,
+        |p| p.t = 65,
+        |p| p.n += 8,
+        |p| p.k += 4,
+    ];
+    for change in changes {
+        assert!(!takes(change, &HOPPER));
+    }
+    let mut facts = HOPPER;
+    facts.accumulation = Accumulation::Ordered;
+    assert!(!takes(|_| (), &facts));
+    for (major, minor) in [(8, 0), (10, 0), (12, 0)] {
+        facts = HOPPER;
+        facts.capability = Capability { major, minor };
+        assert!(!takes(|_| (), &facts), "sm_{major}{minor}");
+    }
+    let flash = loaded(1, [4096, 4096], WeightFormat::Float(Float::BF16), true);
+    let text = "mapped_bf16_4_groups_8_tokens: 64 clusters of 2 blocks";
+    assert_eq!(flash.gated(&HOPPER).unwrap().to_string(), text);
+    assert_eq!(plan(&flash).to_string(), text);
 }
 
 #[test]
@@ -241,7 +281,10 @@ fn only_factors_and_rows_in_bf16_take_warpgroups() {
         let mut problem = loaded(64, [4096, 2048], WeightFormat::DEEPSEEK_V4, true);
         change(&mut problem);
         let plain = MatmulPlan::new(&problem, facts, Some(Route::Warpgroups)).is_some();
-        let gated = matches!(problem.gated(facts), Some(PackedPlan::Warpgroups(_)));
+        let gated = matches!(
+            problem.gated(facts),
+            Some(GatedPlan::Packed(PackedPlan::Warpgroups(_)))
+        );
         assert_eq!(plain, gated);
         plain
     };
@@ -347,7 +390,7 @@ fn plans_print_the_kernels_names() {
     let v4 = WeightFormat::DEEPSEEK_V4;
     assert_eq!(text(1, v4), "matmul_8_rows_bf16_e4m3: 32 x 1 blocks");
     assert_eq!(text(256, v4), "decode_e4m3_to_bf16, then cublasLt");
-    assert_eq!(text(1, WeightFormat::Float(Float::BF16)), "cublasLt");
+    assert_eq!(text(65, WeightFormat::Float(Float::BF16)), "cublasLt");
     let narrow = fp8(ScaleFormat::F32, [32, 32]);
     let expected = "matmul_8_rows_bf16_e4m3_narrow: 32 x 1 blocks";
     assert_eq!(text(1, narrow), expected);
