@@ -59,7 +59,7 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     let gate = HostWeight::new([EXPERTS, H], bf16s, bytemuck::cast_slice(&gate), &[])?;
     let gate = HostGate::new(routing, gate, Some(vec![0.0; EXPERTS]), None, None)?;
     let gate = b.load_gate(&gate)?;
-    let shared_gate_up = gate_ups(gpu, &MlpShape::FLASH)?;
+    let shared_gate_up = gate_ups(gpu, &MlpShape::FLASH, MlpShape::FLASH.weight())?;
     let shared_down = weights(gpu, [H, I], MlpShape::FLASH.weight())?;
     let of_shared = 3 * H * I + 2 * EXPERTS * H;
     for t in TOKENS {

@@ -1,6 +1,6 @@
 //! Times activations, matmuls and MLPs against their limits, in CUDA graphs, on cold buffers:
 //!
-//! `cargo bench -p swiglu-bench --features cuda --bench cuda [-- limit quantized matmuls mlps blocks few steps experts] [--csv]`
+//! `cargo bench -p swiglu-bench --features cuda --bench cuda [-- limit quantized matmuls mlps blocks few steps bf16 experts] [--csv]`
 //!
 //! ## Method
 //! 1. A graph holds many calls over a ring of buffers larger than the L2.
@@ -8,7 +8,8 @@
 //! 3. What is compared takes turns, replay by replay. The limit of an activation is a kernel of the
 //!    same shape that moves as many bytes; that of a matmul its weight's bytes or its operations.
 //!
-//! `mlps` are those of `matmuls` alone, `blocks` tries the sizes of a block, `few` the matmuls of few rows, `steps` MLPs of few tokens, `experts`
+//! `mlps` are those of `matmuls` alone, `blocks` tries the sizes of a block, `few` the matmuls of few rows, `steps` MLPs of
+//! few tokens, `bf16` the same with weights in bf16, `experts`
 //! routers and routed experts; without words it is the first three.
 
 mod experts;
@@ -38,6 +39,7 @@ fn main() -> Result<(), Failure> {
             "mlps" => matmuls::mlps(&gpu, &mut report)?,
             "experts" => experts::experts(&gpu, &mut report)?,
             "steps" => steps::steps(&gpu, &mut report)?,
+            "bf16" => steps::in_bf16(&gpu, &mut report)?,
             "matmuls" => {
                 matmuls::matmuls(&gpu, &mut report)?;
                 matmuls::mlps(&gpu, &mut report)?;

@@ -290,7 +290,7 @@ pub fn mlps(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     let (op, quant) = (GatedActivation::deepseek_v4(), Quantization::deepseek_v4());
     for model in [MlpShape::PRO, MlpShape::FLASH] {
         let (name, h, i) = (model.name, model.hidden, model.intermediate);
-        let gate_up = gate_ups(gpu, &model)?;
+        let gate_up = gate_ups(gpu, &model, model.weight())?;
         let format = WeightFormat::DEEPSEEK_V4;
         let down = weights(gpu, [h, i], format)?;
         let copies = gate_up.len();

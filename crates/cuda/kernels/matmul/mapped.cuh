@@ -6,8 +6,7 @@
 // 2. A group is sixteen rows of the weight: 16 following ones, or 8 of the gate and the matching 8 of the up half,
 //    which the map brings together, so that both sums of a pair are one thread's. A tile is a group a warp.
 // 3. The blocks of a cluster share k.
-// 4. Weights are asked for before the wait for the kernel before: as many stages as there are, and some more into the
-//    L2, so that memory is at work while kernels take turns. x comes after the wait.
+// 4. Weights are asked for before the wait for the kernel before, as many stages as there are; x comes after it.
 // 5. A block sends its sums to those of the cluster that own them, which add them up in the order of k, and store or
 //    activate them. No barrier of the cluster orders memory: that would wait for all that is on its way.
 #pragma once
@@ -21,7 +20,6 @@ struct MappedParams {
     uint32_t tile_groups;  // of a tile, at most a warp's each
     uint32_t parts;        // of k, and blocks of a cluster
     uint32_t stages;
-    uint32_t ahead;        // stages more whose weights are brought to the L2
     uint32_t gated;
 };
 TWIN_SIZE(MappedParams, 384);
@@ -31,18 +29,13 @@ TWIN_FIELD(MappedParams, step, 256);
 TWIN_FIELD(MappedParams, tile_groups, 352);
 TWIN_FIELD(MappedParams, parts, 356);
 TWIN_FIELD(MappedParams, stages, 360);
-TWIN_FIELD(MappedParams, ahead, 364);
-TWIN_FIELD(MappedParams, gated, 368);
+TWIN_FIELD(MappedParams, gated, 364);
 
 // Groups from one on, as many as the map has, of 64 of k.
 __device__ __forceinline__ void copy_groups(
     uint32_t to, const TensorMap& map, uint32_t k, uint32_t group, uint32_t barrier) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
         "[%0], [%1, {%2, %3, %3, %4}], [%5];" ::"r"(to), "l"(&map), "r"(k), "r"(0), "r"(group), "r"(barrier) : "memory");
-}
-__device__ __forceinline__ void prefetch_groups(const TensorMap& map, uint32_t k, uint32_t group) {
-    asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %2, %3}];"
-        ::"l"(&map), "r"(k), "r"(0), "r"(group) : "memory");
 }
 __device__ __forceinline__ void prefetch_map(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
@@ -93,9 +86,6 @@ template <typename T, int WARPS, int TOKENS> __device__ __forceinline__ void map
         const auto fetch_x = [&](uint32_t unit, uint32_t stage) {
             tensor_copy(base + stage * X, params.x, (first + unit) * UNIT_K, 0, full(stage));
         };
-        const auto prefetch = [&](uint32_t unit) {
-            if (unit < count) prefetch_groups(params.weight, (first + unit) * UNIT_K, group0);
-        };
         const uint32_t before = min(stages, count);
         if (lane == 0) {
             for (uint32_t i = 0; i < stages; ++i) {
@@ -107,7 +97,6 @@ template <typename T, int WARPS, int TOKENS> __device__ __forceinline__ void map
             expect_bytes(summed, SUMS * 16);
             for (uint32_t u = 0; u < before; ++u) fetch_weights(u, u);
             prefetch_map(params.x);
-            for (uint32_t i = 0; i < params.ahead; ++i) prefetch(stages + i);
         }
         __syncwarp();
         meet_cluster();
@@ -118,7 +107,6 @@ template <typename T, int WARPS, int TOKENS> __device__ __forceinline__ void map
             for (uint32_t u = stages; u < count; ++u, at.advance(stages)) {
                 wait_barrier<false>(empty(at.stage), at.parity);
                 fetch_weights(u, at.stage), fetch_x(u, at.stage);
-                prefetch(u + params.ahead);
             }
         }
         return;

@@ -241,7 +241,6 @@ pub(crate) struct MappedParams {
     pub(crate) tile_groups: u32,
     pub(crate) parts: u32,
     pub(crate) stages: u32,
-    pub(crate) ahead: u32,
     pub(crate) gated: u32,
 }
 
@@ -453,8 +452,7 @@ mod tests {
             k: 324, rows: 328, y_type: 332,
         });
         twin!("matmul/mapped.cuh", MappedParams, 384, {
-            weight: 0, x: 128, step: 256, tile_groups: 352, parts: 356, stages: 360, ahead: 364,
-            gated: 368,
+            weight: 0, x: 128, step: 256, tile_groups: 352, parts: 356, stages: 360, gated: 364,
         });
         twin!("moe/experts.cuh", ExpertsParams, 184, {
             x: 0, w: 8, scales: 16, scale_rows: 24, y: 32, offsets: 40, sorted: 48, weights: 56,

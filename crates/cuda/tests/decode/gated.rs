@@ -10,6 +10,7 @@ use swiglu_cuda::{CudaBackend, CudaBuffer};
 
 use crate::common::sums::fp8;
 use crate::common::{bytes, filled, open};
+use crate::mapped::BF16;
 use crate::weights::{has_steps, random};
 
 const POISON: u8 = 0xa5;
@@ -99,23 +100,24 @@ fn clamped(limit: f32) -> GatedActivation {
     GatedActivation::silu_and_mul_with_clamp(limit, 1.0, 0.0).unwrap()
 }
 
+fn same_bits<T: Element>(backend: &CudaBackend, half: &Half, op: &GatedActivation) {
+    let [fused, two] = half.run::<T>(backend, op);
+    let differs = |at: &usize| fused[*at].to_bits() != two[*at].to_bits();
+    let at = (0..two.len()).find(differs);
+    let pair = at.map(|at| (at, fused[at], two[at]));
+    assert!(
+        pair.is_none(),
+        "{op} in {}, {} of {:?}: {pair:?}",
+        T::FLOAT,
+        half.i,
+        half.parts[0].format()
+    );
+    assert!(two.iter().any(|y| y.to_f32() != 0.0));
+}
+
 /// Bit for bit, as both have the same sums: in every type, limit and rounding.
 #[test]
 fn one_kernel_gives_the_bits_of_two() {
-    fn compare<T: Element>(backend: &CudaBackend, half: &Half, op: &GatedActivation) {
-        let [fused, two] = half.run::<T>(backend, op);
-        let differs = |at: &usize| fused[*at].to_bits() != two[*at].to_bits();
-        let at = (0..two.len()).find(differs);
-        let pair = at.map(|at| (at, fused[at], two[at]));
-        assert!(
-            pair.is_none(),
-            "{op} in {}, {} of {:?}: {pair:?}",
-            T::FLOAT,
-            half.i,
-            half.parts[0].format()
-        );
-        assert!(two.iter().any(|y| y.to_f32() != 0.0));
-    }
     let Some((backend, _turn)) = open("decode") else {
         return;
     };
@@ -132,39 +134,67 @@ fn one_kernel_gives_the_bits_of_two() {
     for op in ops {
         for rounding in [Rounding::Official, Rounding::Eager] {
             let op = op.with_rounding(rounding);
-            compare::<bf16>(&backend, &half, &op);
-            compare::<f16>(&backend, &half, &op);
-            compare::<f32>(&backend, &half, &op);
+            same_bits::<bf16>(&backend, &half, &op);
+            same_bits::<f16>(&backend, &half, &op);
+            same_bits::<f32>(&backend, &half, &op);
         }
     }
     for shape in SHAPES {
         for t in [1, 2, 8, 9, 16] {
-            compare::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
+            same_bits::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
         }
     }
     let any_scales = fp8(ScaleFormat::F32, [128, 128]);
     for t in [17, 32, 33, 48] {
         for shape in [SHAPES[1], SHAPES[3]] {
-            compare::<bf16>(&backend, &Half::new(t, shape, any_scales), &clamped(1.0));
+            same_bits::<bf16>(&backend, &Half::new(t, shape, any_scales), &clamped(1.0));
         }
     }
     // By warpgroups, shards too.
     for shape in [SHAPES[1], SHAPES[3], [192, 448], [256, 128], [288, 128]] {
         for t in [17, 33, 65, 128, 129, 256] {
-            compare::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
+            same_bits::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
         }
     }
     for (shape, t) in [(SHAPES[1], 300), (SHAPES[3], 257)] {
-        compare::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
+        same_bits::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
     }
     for op in [clamped(1.0), GatedActivation::silu_and_mul()] {
         let eager = op.with_rounding(Rounding::Eager);
         for t in [40, 200] {
             let half = Half::new(t, SHAPES[1], fp8(ScaleFormat::E8M0, [32, 32]));
-            compare::<f32>(&backend, &half, &op);
-            compare::<f16>(&backend, &half, &eager);
-            compare::<bf16>(&backend, &half, &eager);
+            same_bits::<f32>(&backend, &half, &op);
+            same_bits::<f16>(&backend, &half, &eager);
+            same_bits::<bf16>(&backend, &half, &eager);
         }
+    }
+}
+
+/// By tensor maps, shards too.
+#[test]
+fn one_kernel_gives_the_bits_of_two_by_weights_in_bf16() {
+    let Some((backend, _turn)) = open("decode") else {
+        return;
+    };
+    if !has_steps(&backend) {
+        return;
+    }
+    for shape in [
+        [8, 72],
+        [192, 448],
+        [256, 1096],
+        [288, 128],
+        SHAPES[1],
+        SHAPES[3],
+    ] {
+        for t in [1, 3, 17, 33, 63, 65, 127, 128] {
+            same_bits::<bf16>(&backend, &Half::new(t, shape, BF16), &clamped(1.0));
+        }
+    }
+    for op in [clamped(1.0), clamped(10.0), GatedActivation::silu_and_mul()] {
+        let half = Half::new(20, SHAPES[0], BF16);
+        same_bits::<bf16>(&backend, &half, &op.with_rounding(Rounding::Eager));
+        same_bits::<f32>(&backend, &half, &op);
     }
 }
 
@@ -177,16 +207,18 @@ fn limit_and_rounding_reach_the_kernel() {
     if !has_steps(&backend) {
         return;
     }
-    let half = Half::new(2, SHAPES[0], WeightFormat::DEEPSEEK_V4);
-    let run = |op: GatedActivation| half.run::<bf16>(&backend, &op)[0].clone();
-    let plain = run(GatedActivation::silu_and_mul());
-    let one = run(clamped(1.0));
-    let largest = |y: &[bf16]| y.iter().fold(0.0_f32, |m, y| m.max(y.to_f32().abs()));
-    assert!(largest(&plain) > 1.0 && largest(&one) <= 0.7343);
-    assert_ne!(one, run(clamped(0.5)));
-    assert_ne!(one, run(clamped(1.0).with_rounding(Rounding::Eager)));
-    assert_ne!(
-        plain,
-        run(GatedActivation::silu_and_mul().with_rounding(Rounding::Eager))
-    );
+    for format in [WeightFormat::DEEPSEEK_V4, BF16] {
+        let half = Half::new(2, SHAPES[0], format);
+        let run = |op: GatedActivation| half.run::<bf16>(&backend, &op)[0].clone();
+        let plain = run(GatedActivation::silu_and_mul());
+        let one = run(clamped(1.0));
+        let largest = |y: &[bf16]| y.iter().fold(0.0_f32, |m, y| m.max(y.to_f32().abs()));
+        assert!(largest(&plain) > 1.0 && largest(&one) <= 0.7343);
+        assert_ne!(one, run(clamped(0.5)));
+        assert_ne!(one, run(clamped(1.0).with_rounding(Rounding::Eager)));
+        assert_ne!(
+            plain,
+            run(GatedActivation::silu_and_mul().with_rounding(Rounding::Eager))
+        );
+    }
 }

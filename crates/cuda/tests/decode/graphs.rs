@@ -7,6 +7,7 @@ use swiglu_cuda::cudarc::driver::sys;
 use swiglu_cuda::{CudaBackend, CudaBuffer, CudaWeight};
 
 use crate::common::{bytes, filled, open};
+use crate::mapped::BF16;
 use crate::weights::{has_steps, random};
 
 const H: usize = 1088;
@@ -26,14 +27,12 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn new(backend: &CudaBackend) -> Self {
-        let half = |seed| random([I, H], WeightFormat::DEEPSEEK_V4, seed);
+    fn new(backend: &CudaBackend, format: WeightFormat) -> Self {
+        let half = |seed| random([I, H], format, seed);
         let room = |cols: usize| filled(backend, &vec![0; MOST * cols * 2]);
         Self {
             gate_up: backend.load_gate_up(half(1), half(2)).unwrap(),
-            down: backend
-                .load_weight(&[random([H, I], WeightFormat::DEEPSEEK_V4, 3)])
-                .unwrap(),
+            down: backend.load_weight(&[random([H, I], format, 3)]).unwrap(),
             x: room(H),
             between: room(2 * I),
             act: room(I),
@@ -90,32 +89,39 @@ fn expected(backend: &CudaBackend, mlp: &mut Mlp, seed: u64) -> Vec<u8> {
 
 const TOKENS: [usize; 11] = [1, 8, 16, 3, 32, 33, 1, 64, 100, 200, 300];
 
+const FORMATS: [WeightFormat; 2] = [WeightFormat::DEEPSEEK_V4, BF16];
+
 #[test]
 fn captured_chains_replay_on_new_values() {
     let Some((backend, _turn)) = open("decode") else {
         return;
     };
-    if !has_steps(&backend) {
-        return;
+    if has_steps(&backend) {
+        FORMATS
+            .into_iter()
+            .for_each(|format| captured(&backend, format));
     }
-    let mut mlp = Mlp::new(&backend);
+}
+
+fn captured(backend: &CudaBackend, format: WeightFormat) {
+    let mut mlp = Mlp::new(backend, format);
     let stream = backend.stream().clone();
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     stream.begin_capture(mode).unwrap();
-    TOKENS.into_iter().for_each(|t| mlp.forward(&backend, t));
+    TOKENS.into_iter().for_each(|t| mlp.forward(backend, t));
     let graph = stream
         .end_capture(sys::CUgraphInstantiate_flags(0))
         .unwrap()
         .unwrap();
     let mut results = Vec::new();
     for seed in 0..20 {
-        let want = expected(&backend, &mut mlp, seed);
+        let want = expected(backend, &mut mlp, seed);
         for _ in 0..3 {
             backend
                 .upload(&mut mlp.x, bytemuck::cast_slice(&x(seed)))
                 .unwrap();
             graph.launch().unwrap();
-            assert!(bytes(&backend, &mlp.x) == want, "{seed}");
+            assert!(bytes(backend, &mlp.x) == want, "{seed}");
         }
         results.push(want);
     }
@@ -133,8 +139,13 @@ fn two_streams_do_not_disturb_each_other() {
     }
     let stream = first.stream().context().new_stream().unwrap();
     let second = CudaBackend::from_stream(stream).unwrap();
-    let mut mlps = [Mlp::new(&first), Mlp::new(&second)];
-    let backends = [&first, &second];
+    for format in FORMATS {
+        run_both([&first, &second], format);
+    }
+}
+
+fn run_both(backends: [&CudaBackend; 2], format: WeightFormat) {
+    let mut mlps = backends.map(|backend| Mlp::new(backend, format));
     for seed in 0..20 {
         let want = [0, 1].map(|i| expected(backends[i], &mut mlps[i], seed + 100 * i as u64));
         for (i, mlp) in mlps.iter_mut().enumerate() {

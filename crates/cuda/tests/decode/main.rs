@@ -1,4 +1,5 @@
-//! Packed weights: what Hopper's decode steps and warpgroups give, and every other way that reads such a weight.
+//! Few tokens on Hopper: what its decode steps and warpgroups give by packed weights, every other way that reads such a
+//! weight, and weights in bf16 by tensor maps.
 // Helpers beside the tests unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 
@@ -7,6 +8,7 @@ mod common;
 mod extremes;
 mod gated;
 mod graphs;
+mod mapped;
 mod quantizing;
 mod sums;
 mod warpgroups;

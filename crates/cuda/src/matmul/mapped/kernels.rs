@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, sys};
 use swiglu_core::GatedActivation;
 
-use super::{AHEAD, MappedKernel, MappedPlan};
+use super::{MappedKernel, MappedPlan};
 use crate::{
     activation::scalars,
     error::Result,
@@ -97,7 +97,6 @@ impl MappedKernels {
             tile_groups: plan.tile_groups,
             parts: plan.parts,
             stages: kernel.stages(),
-            ahead: AHEAD,
             gated: u32::from(activation.is_some()),
         };
         let grid = Grid {

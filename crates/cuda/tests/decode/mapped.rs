@@ -1,0 +1,110 @@
+//! Few tokens by weights in bf16 as they are stored, which tensor maps copy on Hopper.
+
+use half::bf16;
+use swiglu_conformance::inputs::Numbers;
+use swiglu_core::{Float, HostWeight, WeightFormat};
+use swiglu_cuda::Route;
+
+use crate::common::open;
+use crate::common::sums::{compare, matmul, new_weight};
+use crate::weights::{exact, has_steps, random};
+
+pub const BF16: WeightFormat = WeightFormat::Float(Float::BF16);
+
+/// Of one group and of several a tile, of tiles that the last group does not fill, of one to eight parts of k, and of k
+/// that is less than a stage, ends within one, and is more than all stages.
+const SHAPES: [[usize; 2]; 9] = [
+    [16, 8],
+    [16, 1096],
+    [160, 64],
+    [512, 4096],
+    [2128, 200],
+    [4224, 192],
+    [5120, 328],
+    [7168, 128],
+    [16_896, 64],
+];
+
+/// On both sides of what each kernel takes.
+const TOKENS: [usize; 13] = [1, 2, 3, 8, 9, 16, 17, 33, 63, 64, 65, 127, 128];
+
+#[test]
+fn sums_of_every_number_of_tokens() {
+    let Some((backend, _turn)) = open("mapped") else {
+        return;
+    };
+    if !has_steps(&backend) {
+        return;
+    }
+    let way = (&backend, Route::Mapped);
+    for (seed, shape) in SHAPES.into_iter().enumerate() {
+        let [n, k] = shape;
+        let tokens = if n < 4000 {
+            &TOKENS[..]
+        } else {
+            &[1, 17, 64, 100]
+        };
+        for &t in tokens {
+            let mut numbers = Numbers::new(t as u64);
+            let small: Vec<bf16> = (0..t * k)
+                .map(|_| bf16::from_f32(numbers.below(17) as f32 - 8.0))
+                .collect();
+            let x = Numbers::new(3).values::<bf16>(t * k, 4.0);
+            let took = [
+                compare(way, &small, &exact(shape, BF16, seed as u64), 0.0),
+                compare(way, &x, &random(shape, BF16, seed as u64), 1.0),
+            ];
+            assert_eq!(took, [true; 2], "{t} by {shape:?}");
+        }
+    }
+}
+
+/// Rows of one in turn, so that outputs are the weight's elements, each from its place.
+#[test]
+fn every_element_is_itself() {
+    let Some((backend, _turn)) = open("mapped") else {
+        return;
+    };
+    if !has_steps(&backend) {
+        return;
+    }
+    let (n, k) = (304, 56);
+    let identity: Vec<bf16> = (0..k * k)
+        .map(|i| bf16::from_f32(f32::from(i % k == i / k)))
+        .collect();
+    let weight = random([n, k], BF16, 1);
+    let got = matmul((&backend, Route::Mapped), &identity, &weight, 8).unwrap();
+    for (at, got) in got.iter().enumerate() {
+        let (column, row) = (at / n, at % n);
+        assert_eq!(*got, weight.element(row, column), "[{row}, {column}]");
+    }
+}
+
+/// What no tensor map or no kernel is for, which goes to the library.
+#[test]
+fn other_calls_are_refused() {
+    let Some((backend, _turn)) = open("mapped") else {
+        return;
+    };
+    if !has_steps(&backend) {
+        return;
+    }
+    let takes = |t: usize, shape: [usize; 2], format, gap| {
+        let x = Numbers::new(1).values::<bf16>(t * shape[1], 4.0);
+        let weight: HostWeight<'_> = new_weight(shape, format, || 0.5, || 1.0);
+        matmul((&backend, Route::Mapped), &x, &weight, gap).is_some()
+    };
+    assert!(takes(4, [64, 128], BF16, 0) && takes(128, [64, 128], BF16, 8));
+    assert!(!takes(129, [64, 128], BF16, 0));
+    // Rows of x and of the weight that do not begin at multiples of 16 bytes; but one row of x has no next.
+    assert!(!takes(4, [64, 128], BF16, 4) && takes(1, [64, 128], BF16, 4));
+    assert!(!takes(4, [64, 132], BF16, 0) && !takes(4, [72, 128], BF16, 0));
+    let others = [
+        WeightFormat::Float(Float::F16),
+        WeightFormat::Float(Float::F32),
+        WeightFormat::DEEPSEEK_V4,
+    ];
+    for format in others {
+        assert!(!takes(4, [64, 128], format, 0), "{format}");
+    }
+}
