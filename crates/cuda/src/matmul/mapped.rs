@@ -33,17 +33,15 @@ const fn kernel(groups: u32, tokens: u32) -> MappedKernel {
 
 impl MappedKernel {
     /// All of them: by groups, then by tokens.
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 8] = [
         kernel(4, 8),
         kernel(4, 16),
         kernel(4, 32),
         kernel(4, 64),
-        kernel(4, 128),
         kernel(8, 8),
         kernel(8, 16),
         kernel(8, 32),
         kernel(8, 64),
-        kernel(8, 128),
     ];
 
     /// The most groups that a tile of any of them has.
@@ -164,7 +162,7 @@ mod tests {
         }
         assert_eq!(kernel(4, 8).stages(), 24);
         assert_eq!(kernel(4, 8).shared(), 24 * (8192 + 1024 + 16) + 2048 + 8);
-        assert_eq!(kernel(8, 128).stages(), 5);
+        assert_eq!(kernel(8, 64).stages(), 8);
     }
 
     /// Tiles, their groups and parts of k, on an H200.
@@ -199,8 +197,8 @@ mod tests {
         assert_eq!(shape(4096, 0), None);
         assert!(shape(4096 + 16, 4096 + 8).is_some());
         let most = |t| MappedPlan::new(t, [4096, 4096], 132).map(|plan| plan.kernel().tokens);
-        assert_eq!([0, 129].map(most), [None; 2]);
-        let tokens = [1, 8, 9, 16, 17, 32, 33, 64, 65, 128].map(most);
-        assert_eq!(tokens, [8, 8, 16, 16, 32, 32, 64, 64, 128, 128].map(Some));
+        assert_eq!([0, 65].map(most), [None; 2]);
+        let tokens = [1, 8, 9, 16, 17, 32, 33, 64].map(most);
+        assert_eq!(tokens, [8, 8, 16, 16, 32, 32, 64, 64].map(Some));
     }
 }

@@ -187,7 +187,7 @@ fn one_kernel_gives_the_bits_of_two_by_weights_in_bf16() {
         SHAPES[1],
         SHAPES[3],
     ] {
-        for t in [1, 3, 17, 33, 63, 65, 127, 128] {
+        for t in [1, 3, 8, 17, 33, 63, 64] {
             same_bits::<bf16>(&backend, &Half::new(t, shape, BF16), &clamped(1.0));
         }
     }

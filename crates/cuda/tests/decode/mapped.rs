@@ -26,7 +26,7 @@ const SHAPES: [[usize; 2]; 9] = [
 ];
 
 /// On both sides of what each kernel takes.
-const TOKENS: [usize; 13] = [1, 2, 3, 8, 9, 16, 17, 33, 63, 64, 65, 127, 128];
+const TOKENS: [usize; 11] = [1, 2, 3, 8, 9, 16, 17, 32, 33, 63, 64];
 
 #[test]
 fn sums_of_every_number_of_tokens() {
@@ -39,11 +39,7 @@ fn sums_of_every_number_of_tokens() {
     let way = (&backend, Route::Mapped);
     for (seed, shape) in SHAPES.into_iter().enumerate() {
         let [n, k] = shape;
-        let tokens = if n < 4000 {
-            &TOKENS[..]
-        } else {
-            &[1, 17, 64, 100]
-        };
+        let tokens = if n < 4000 { &TOKENS[..] } else { &[1, 17, 64] };
         for &t in tokens {
             let mut numbers = Numbers::new(t as u64);
             let small: Vec<bf16> = (0..t * k)
@@ -94,8 +90,8 @@ fn other_calls_are_refused() {
         let weight: HostWeight<'_> = new_weight(shape, format, || 0.5, || 1.0);
         matmul((&backend, Route::Mapped), &x, &weight, gap).is_some()
     };
-    assert!(takes(4, [64, 128], BF16, 0) && takes(128, [64, 128], BF16, 8));
-    assert!(!takes(129, [64, 128], BF16, 0));
+    assert!(takes(4, [64, 128], BF16, 0) && takes(64, [64, 128], BF16, 8));
+    assert!(!takes(65, [64, 128], BF16, 0));
     // Rows of x and of the weight that do not begin at multiples of 16 bytes; but one row of x has no next.
     assert!(!takes(4, [64, 128], BF16, 4) && takes(1, [64, 128], BF16, 4));
     assert!(!takes(4, [64, 132], BF16, 0) && !takes(4, [72, 128], BF16, 0));
