@@ -9,8 +9,8 @@
 //!    same shape that moves as many bytes; that of a matmul its weight's bytes or its operations.
 //!
 //! `mlps` are those of `matmuls` alone, `blocks` tries the sizes of a block, `few` the matmuls of few rows, `steps` MLPs of
-//! few tokens, `bf16` the same with weights in bf16, `experts`
-//! routers and routed experts; without words it is the first three.
+//! few tokens, `bf16` the same with weights in bf16, `experts` routers and routed experts; without words it is the first
+//! three.
 
 mod experts;
 mod gpu;
