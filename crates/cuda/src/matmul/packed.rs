@@ -152,7 +152,7 @@ impl PackedKernels {
             PackedPlan::Warpgroups(plan) => {
                 let kernel = WarpgroupKernel::ALL[plan.place];
                 let grid = Grid {
-                    blocks: plan.blocks,
+                    blocks: [plan.blocks, 1],
                     threads: kernel.threads(),
                     shared: kernel.shared().max(if around.alone { ALONE } else { 0 }),
                     programmatic: true,

@@ -214,7 +214,7 @@ impl MatmulProblem {
         let takes = self.t > 0 && self.x == Float::BF16 && self.x_aligned && has_factors;
         let packing = self.packing.filter(|_| takes)?;
         let any_order = facts.accumulation != Accumulation::Ordered;
-        any_order.then(|| WarpgroupPlan::new(self.t, packing, kind))?
+        any_order.then(|| WarpgroupPlan::new(self.t, packing, kind, facts.multiprocessors))?
     }
 
     /// The kernel that reads a weight in bf16 as it is stored, for few tokens in bf16.

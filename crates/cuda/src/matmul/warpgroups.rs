@@ -20,7 +20,7 @@ pub(super) struct WarpgroupKernel {
     /// Sets of warpgroups, which take stages in turns.
     sets: u32,
     stages: u32,
-    /// Whether registers are dealt out, for which a whole warpgroup copies.
+    /// Whether registers are dealt out, for which a whole warpgroup copies instead of two warps.
     deals: bool,
     /// Tokens of a call up to which the kernel was the fastest.
     most: usize,
@@ -32,17 +32,18 @@ pub(super) struct WarpgroupKernel {
 /// fewest.
 type Line = (u32, u32, u32, u32, u32, u32, bool, usize, usize);
 
-/// By slots, then by tokens.
-const LINES: [Line; 10] = [
+/// By slots, then by tokens: the first one that takes a call is the fastest.
+const LINES: [Line; 11] = [
     (1, 4, 32, 2, 2, 12, false, 32, 1),
-    (1, 4, 64, 2, 2, 8, false, 64, 1),
-    (1, 4, 128, 2, 2, 10, false, 128, 1),
-    (1, 4, 256, 2, 2, 6, true, 256, 1),
-    (2, 4, 256, 2, 1, 5, true, 512, 4),
-    (1, 8, 32, 2, 2, 12, false, 32, 1),
-    (1, 8, 64, 2, 2, 12, false, 64, 1),
-    (1, 8, 128, 2, 1, 8, false, 128, 1),
-    (1, 8, 256, 2, 1, 5, true, 256, 1),
+    (1, 4, 64, 2, 2, 7, false, 64, 1),
+    (1, 4, 128, 2, 2, 8, false, 128, 1),
+    (2, 4, 128, 2, 1, 8, false, 256, 1),
+    (2, 4, 256, 2, 1, 4, true, 512, 4),
+    (2, 4, 256, 1, 1, 5, true, usize::MAX, 4),
+    (1, 8, 32, 2, 2, 12, false, 32, 5),
+    (1, 8, 64, 2, 2, 10, false, 64, 5),
+    (1, 8, 128, 2, 1, 8, false, 128, 5),
+    (1, 8, 256, 2, 1, 4, true, 256, 5),
     (1, 8, 256, 1, 1, 5, true, 512, 6),
 ];
 
@@ -87,15 +88,24 @@ impl WarpgroupKernel {
     }
 
     pub(super) const fn threads(&self) -> u32 {
-        32 * self.warps() + if self.deals { 128 } else { 32 }
+        32 * self.warps() + if self.deals { 128 } else { 64 }
     }
 
-    /// Bytes of dynamic shared memory of a block: stages, or the sums that take their place, and barriers.
+    /// Those that share the k of a tile.
+    const fn parts(&self) -> u32 {
+        self.blocks * self.sets
+    }
+
+    /// Bytes of dynamic shared memory of a block: stages, what warps have of sums, and barriers.
     pub(super) fn shared(&self) -> u32 {
         let weights = self.streams * unit_bytes(self.slots as usize) as u32;
         let ring = self.stages * (128 * self.tokens + weights);
-        let sums = self.warps() * (self.tokens / 8) * 32 * 16;
-        ring.max(sums) + 16 * self.stages
+        // Eights of tokens, of 16 rows in f32: what other parts send, or four at a time.
+        let eights = match self.parts() {
+            1 => 4,
+            parts => self.tokens / 8 / parts * (parts - 1),
+        };
+        ring + self.warps() * eights * 512 + 16 * self.stages + 8
     }
 }
 
@@ -107,34 +117,50 @@ const FEWEST_TOKENS: u32 = 17;
 pub(crate) struct WarpgroupPlan {
     /// The place in [`WarpgroupKernel::ALL`].
     pub(super) place: usize,
-    pub(super) blocks: [u32; 2],
-    /// Tokens of a block.
+    /// Of streams, and of tokens.
+    pub(super) tiles: [u32; 2],
+    pub(super) blocks: u32,
+    /// Tokens of a tile.
     pub(super) rows: u32,
 }
 
 impl WarpgroupPlan {
     /// The plan of so many tokens by a packed weight; none where they are too few or too many, the streams
     /// too large, or not of pairs of rows for a gated one.
-    pub(super) fn new(t: usize, packing: Packing, kind: StepKind) -> Option<Self> {
+    pub(super) fn new(
+        t: usize,
+        packing: Packing,
+        kind: StepKind,
+        multiprocessors: u32,
+    ) -> Option<Self> {
         let groups = packing.most_groups();
-        let slots = if groups <= 4 { 4 } else { 8 };
-        let fits = |k: &WarpgroupKernel| k.kind == kind && k.slots == slots;
-        let place = WarpgroupKernel::ALL
-            .iter()
-            .position(|k| fits(k) && t <= k.most && groups >= k.fewest)?;
+        let takes = |k: &WarpgroupKernel| {
+            let of_stream = k.fewest..=k.slots as usize;
+            k.kind == kind && t <= k.most && of_stream.contains(&groups)
+        };
+        let place = WarpgroupKernel::ALL.iter().position(takes)?;
         let kernel = WarpgroupKernel::ALL[place];
         let pairs = kind == StepKind::Plain || packing.pairs();
-        let tiles = packing.streams.div_ceil(kernel.streams);
-        // Blocks have as many tokens each, which are whole eights where there are several.
-        let (t, times) = (t as u32, (t as u32).div_ceil(kernel.tokens));
-        let rows = if times == 1 {
-            t
-        } else {
-            t.div_ceil(times).next_multiple_of(8)
+        let t = u32::try_from(t).ok()?;
+        // Tiles have as many tokens each, which are whole eights where there are several.
+        let rows = match t.div_ceil(kernel.tokens) {
+            0 | 1 => t,
+            times => t.div_ceil(times).next_multiple_of(8),
         };
-        (pairs && t >= FEWEST_TOKENS).then(|| Self {
+        if !pairs || t < FEWEST_TOKENS {
+            return None;
+        }
+        let tiles = [packing.streams.div_ceil(kernel.streams), t.div_ceil(rows)];
+        let all = tiles[0].checked_mul(tiles[1])?;
+        // A block that has all of k takes one tile after another.
+        let blocks = match kernel.parts() {
+            1 => all.min(multiprocessors),
+            _ => all.checked_mul(kernel.blocks)?,
+        };
+        Some(Self {
             place,
-            blocks: [tiles * kernel.blocks, t.div_ceil(rows)],
+            tiles,
+            blocks,
             rows,
         })
     }
@@ -142,11 +168,9 @@ impl WarpgroupPlan {
 
 impl fmt::Display for WarpgroupPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kernel = WarpgroupKernel::ALL[self.place];
-        let [x, y] = self.blocks;
-        let clusters = x / kernel.blocks;
-        let (name, blocks) = (kernel.name(), kernel.blocks);
-        write!(f, "{name}: {clusters} x {y} clusters of {blocks} blocks")
+        let name = WarpgroupKernel::ALL[self.place].name();
+        let ([streams, tokens], blocks) = (self.tiles, self.blocks);
+        write!(f, "{name}: {streams} x {tokens} tiles by {blocks} blocks")
     }
 }
 
@@ -167,7 +191,7 @@ mod tests {
         {
             let of = format!("KERNELS({streams}, {slots}, {tokens}, {blocks}, {sets}, {stages}, ");
             assert!(line.starts_with(&of), "{line} is not {of}");
-            let registers = line.split(", ").nth(7);
+            let registers = line.split(", ").nth(6);
             assert_eq!(registers != Some("0"), deals, "{line}");
         }
     }
@@ -179,9 +203,20 @@ mod tests {
             assert!(kernel.shared() <= 227 * 1024, "{kernel:?}");
             assert!(kernel.threads() <= 1024, "{kernel:?}");
         }
-        // Stages of 32 and of 256 tokens, with a stream of four groups.
-        let stage = |tokens: u32| tokens * 128 + 4224 + 16;
-        assert_eq!(WarpgroupKernel::ALL[0].shared(), 12 * stage(32));
-        assert_eq!(WarpgroupKernel::ALL[6].shared(), 6 * stage(256));
+        // Stages of 32 and of 256 tokens, of one stream of four groups and of two.
+        let stage = |tokens: u32, streams: u32| tokens * 128 + streams * 4224 + 16;
+        // Eight warps have an eight from each of three parts, or sixteen from one, or four at a time.
+        let [few, shared, whole] = [0, 8, 10].map(|at| WarpgroupKernel::ALL[at].shared());
+        assert_eq!(few, 12 * stage(32, 1) + 8 * 3 * 512 + 8);
+        assert_eq!(shared, 4 * stage(256, 2) + 8 * 16 * 512 + 8);
+        assert_eq!(whole, 5 * stage(256, 2) + 8 * 4 * 512 + 8);
+    }
+
+    /// So that a multiprocessor begins with the next kernel's weights while it has the last one's block.
+    #[test]
+    fn blocks_for_few_tokens_go_in_twos() {
+        for kernel in &WarpgroupKernel::ALL[..4] {
+            assert!(2 * (kernel.shared() + 1024) <= 228 * 1024, "{kernel:?}");
+        }
     }
 }

@@ -230,48 +230,51 @@ fn decode_steps_of_the_models_stream_packed_weights() {
 
 #[test]
 fn more_tokens_of_the_models_take_warpgroups() {
-    let names = |shape: &str, clusters: &str, of: usize| {
-        ["gated", "plain"].map(|kind| {
-            format!("warpgroups_{kind}_{shape}_{of}_blocks: {clusters} clusters of {of} blocks")
-        })
+    let names = |shape: &str, tiles: &str, blocks: usize| {
+        ["gated", "plain"]
+            .map(|kind| format!("warpgroups_{kind}_{shape}: {tiles} tiles by {blocks} blocks"))
     };
     let flash = |t| mlp(t, [4096, 2048], 128);
-    assert_eq!(flash(17), names("1x4_32_tokens", "66 x 1", 2));
-    assert_eq!(flash(33), names("1x4_64_tokens", "66 x 1", 2));
-    assert_eq!(flash(65), names("1x4_128_tokens", "66 x 1", 2));
-    assert_eq!(flash(129), names("1x4_256_tokens", "66 x 1", 2));
-    assert_eq!(flash(257), names("2x4_256_tokens", "33 x 2", 2));
-    assert_eq!(flash(512), names("2x4_256_tokens", "33 x 2", 2));
-    let more = "unpack_e4m3_to_bf16, then cublasLt".to_owned();
-    assert_eq!(flash(513), [String::new(), more.clone()]);
+    assert_eq!(flash(17), names("1x4_32_tokens_2_blocks", "66 x 1", 132));
+    assert_eq!(flash(33), names("1x4_64_tokens_2_blocks", "66 x 1", 132));
+    assert_eq!(flash(65), names("1x4_128_tokens_2_blocks", "66 x 1", 132));
+    assert_eq!(flash(129), names("2x4_128_tokens_2_blocks", "33 x 2", 132));
+    assert_eq!(flash(257), names("2x4_256_tokens_2_blocks", "33 x 2", 132));
+    assert_eq!(flash(512), names("2x4_256_tokens_2_blocks", "33 x 2", 132));
+    assert_eq!(flash(513), names("2x4_256_tokens_1_blocks", "33 x 3", 99));
+    // A block has one tile after another.
+    assert_eq!(flash(1280), names("2x4_256_tokens_1_blocks", "33 x 5", 132));
     for (sizes, block) in [([7168, 3072], 128), ([5120, 2304], 32)] {
         let large = |t| mlp(t, sizes, block);
-        assert_eq!(large(32), names("1x8_32_tokens", "66 x 1", 2));
-        assert_eq!(large(64), names("1x8_64_tokens", "66 x 1", 2));
-        assert_eq!(large(128), names("1x8_128_tokens", "66 x 1", 2));
-        assert_eq!(large(256), names("1x8_256_tokens", "66 x 1", 2));
+        assert_eq!(large(32), names("1x8_32_tokens_2_blocks", "66 x 1", 132));
+        assert_eq!(large(64), names("1x8_64_tokens_2_blocks", "66 x 1", 132));
+        assert_eq!(large(128), names("1x8_128_tokens_2_blocks", "66 x 1", 132));
+        assert_eq!(large(256), names("1x8_256_tokens_2_blocks", "66 x 1", 132));
     }
+    let more = "unpack_e4m3_to_bf16, then cublasLt".to_owned();
     let pro = |t| mlp(t, [7168, 3072], 128);
-    assert_eq!(pro(512), names("1x8_256_tokens", "66 x 2", 1));
+    assert_eq!(pro(512), names("1x8_256_tokens_1_blocks", "66 x 2", 132));
     assert_eq!(pro(513), [String::new(), more.clone()]);
     // Streams of five groups leave three of eight slots empty.
     assert_eq!(mlp(257, [5120, 2304], 32), [String::new(), more]);
 }
 
 #[test]
-fn blocks_of_warpgroups_share_the_tokens() {
+fn tiles_of_warpgroups_share_the_tokens() {
     let rows = |t| {
         let problem = loaded(t, [4096, 2048], WeightFormat::DEEPSEEK_V4, false);
         problem
             .warpgroups(&HOPPER, StepKind::Plain)
-            .map(|p| (p.rows, p.blocks[1]))
+            .map(|p| (p.rows, p.tiles[1]))
     };
-    for t in [17, 33, 250, 256] {
+    for t in [17, 33, 127, 128] {
         assert_eq!(rows(t), Some((t as u32, 1)));
     }
+    assert_eq!(rows(129), Some((72, 2)));
     assert_eq!(rows(257), Some((136, 2)));
     assert_eq!(rows(500), Some((256, 2)));
     assert_eq!(rows(512), Some((256, 2)));
+    assert_eq!(rows(1000), Some((256, 4)));
     assert_eq!(rows(16), None);
 }
 
