@@ -9,7 +9,8 @@
 //    scale is a power of two up to 2^7 and no code a NaN (src/weight.rs asks). So sums are those of all of k.
 // 3. Codes lie as mma takes them, eight of a row and following k a lane. A product takes two of every eight, so the
 //    four lanes of a row trade theirs.
-// 4. A stage is decoded while the last one is multiplied. SETS of warpgroups take the stages in turns.
+// 4. A stage is decoded while the last one is multiplied. SETS of warpgroups take the stages in turns,
+//    and their products follow one another.
 // 5. Of the parts that share k each finishes some of the tokens. The others send it their sums, which it adds up in the
 //    order of k. Sums pass through shared memory once more, to be stored or activated in a short loop: unrolled, its
 //    instructions would have to be fetched. It has several activations under way at once.
@@ -227,6 +228,15 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
         trade(make_uint2(low.z, low.w), factor_of(scales.z), a + 8);
         trade(make_uint2(high.z, high.w), factor_of(scales.w), a + 9);
     };
+    // By named barriers of a warpgroup and the one before it.
+    constexpr uint32_t WARPGROUPS = Shape::WARPS / 4;
+    const auto wait_turn = [&] {
+        if constexpr (SETS > 1) asm volatile("bar.sync %0, 256;" ::"r"(1 + warp / 4) : "memory");
+    };
+    const auto pass_turn = [&] {
+        if constexpr (SETS > 1) asm volatile("bar.arrive %0, 256;" ::"r"(1 + (warp / 4 + 1) % WARPGROUPS) : "memory");
+    };
+    if (warp / 4 == WARPGROUPS - 1) pass_turn();
     const uint64_t x = describe_rows(base);
     RingPlace<STAGES> at{set};
     const auto arrived = [&] { wait_barrier<false>(full(at.stage), at.parity); };
@@ -241,12 +251,14 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
         uint32_t last = 0;
         // The set's next stage, from `ready`; the one after it is brought to `other`.
         const auto take_turn = [&](uint32_t turn, const uint32_t (&ready)[16], uint32_t (&other)[16]) {
+            wait_turn();
             begin_products();
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 multiply_warpgroup<TOKENS>(sum, ready + 4 * j, x + at.stage * (Shape::X / 16) + j * 2);
             }
             end_group();
+            pass_turn();
             const uint32_t before = last;
             last = at.stage;
             at.template advance<SETS>();
