@@ -6,10 +6,21 @@ struct alignas(64) TensorMap {
     uint64_t words[16];
 };
 
+// All threads of the cluster, each of which sees what the others have written.
 __device__ __forceinline__ void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-// 64 of k of so many tokens as the map has.
+// The same without an order of memory: a release waits for all accesses on their way.
+__device__ __forceinline__ void meet_cluster() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+// Four sums to another block of the cluster, whose barrier counts their bytes.
+__device__ __forceinline__ void send(uint32_t to, float4 v, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
+        ::"r"(to), "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(__float_as_uint(v.z)),
+          "r"(__float_as_uint(v.w)), "r"(barrier) : "memory");
+}
+// 64 of k of so many tokens as the map has; of codes 128.
 __device__ __forceinline__ void tensor_copy(uint32_t to, const TensorMap& map, uint32_t k, uint32_t token, uint32_t barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
         ::"r"(to), "l"(&map), "r"(k), "r"(token), "r"(barrier) : "memory");

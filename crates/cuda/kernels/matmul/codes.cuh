@@ -12,16 +12,12 @@
 #pragma once
 #include "matmul.cuh"
 #include "wgmma.cuh"
-#include "../common/async.cuh"
+#include "../common/cluster.cuh"
 #include "../common/fp8.cuh"
-
-struct alignas(64) CodesMap {
-    uint64_t words[16];
-};
 
 // The twin of `CodesParams` in src/launch/params.rs.
 struct CodesParams {
-    CodesMap x, w;                    // tiles of 128 codes
+    TensorMap x, w;                   // tiles of 128 codes
     const void* x_scales;
     const float* w_scales;            // [N / 128, scale_columns]
     void* y;
@@ -54,15 +50,6 @@ TWIN_FIELD(CodesParams, y_type, 332);
 
 constexpr uint32_t CODES_K = 128;  // of a stage
 constexpr int CODES_BLOCKS = 2;    // of a cluster
-
-__device__ __forceinline__ void copy_codes(uint32_t to, const CodesMap& map, uint32_t k, uint32_t row, uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-        ::"r"(to), "l"(&map), "r"(k), "r"(row), "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void sync_blocks() {
-    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 
 // The shape of a block: rows of the weight, tokens, those of a warpgroup's product.
 template <int ROWS, int TOKENS, int SETS, int STAGES> struct CodesShape {
@@ -103,10 +90,10 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
         if (lane == 0) {
             const auto fetch_weights = [&](uint32_t unit, uint32_t stage) {
                 expect_bytes(full(stage), p.rows * CODES_K + Shape::W);
-                copy_codes(weights + stage * Shape::W, p.w, (first + unit) * CODES_K, row0, full(stage));
+                tensor_copy(weights + stage * Shape::W, p.w, (first + unit) * CODES_K, row0, full(stage));
             };
             const auto fetch_x = [&](uint32_t unit, uint32_t stage) {
-                copy_codes(base + stage * Shape::X, p.x, (first + unit) * CODES_K, token0, full(stage));
+                tensor_copy(base + stage * Shape::X, p.x, (first + unit) * CODES_K, token0, full(stage));
             };
             const uint32_t before = min((uint32_t)BEFORE, count);
             for (uint32_t u = 0; u < before; ++u) fetch_weights(u, u);
@@ -120,7 +107,7 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
             }
         }
         __syncwarp();
-        sync_blocks(), sync_blocks();
+        sync_cluster(), sync_cluster();
         return;
     }
     const auto sync_block = [] { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); };
@@ -178,7 +165,7 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
             mine[(8 * t + e % 2) * Shape::SUMS_STRIDE + e / 2 * 8] = sum[4 * t + e];
         }
     }
-    sync_blocks();
+    sync_cluster();
     uint32_t blocks[BLOCKS];
 #pragma unroll
     for (int b = 0; b < BLOCKS; ++b) blocks[b] = in_block(base, b);
@@ -210,5 +197,5 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
     }
     // No block leaves while another reads its sums.
     __syncwarp();
-    sync_blocks();
+    sync_cluster();
 }

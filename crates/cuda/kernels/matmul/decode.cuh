@@ -18,16 +18,10 @@
 //    blocks send each other the half that is the other's. Then rows are stored, or activated first.
 #pragma once
 #include "step.cuh"
-#include "../common/async.cuh"
+#include "../common/cluster.cuh"
 #include "../common/fp8.cuh"
 
 constexpr int BLOCKS = 2;  // of a cluster
-
-__device__ __forceinline__ void send(uint32_t to, float4 v, uint32_t barrier) {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
-        ::"r"(to), "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(__float_as_uint(v.z)),
-          "r"(__float_as_uint(v.w)), "r"(barrier) : "memory");
-}
 
 // Four codes as two words of f16; a NaN is a NaN.
 __device__ __forceinline__ void widen_codes(uint32_t codes, uint32_t (&words)[2]) {

@@ -10,7 +10,8 @@
 // 5. A block sends its sums to those of the cluster that own them, which add them up in the order of k, and store or
 //    activate them. No barrier of the cluster orders memory: that would wait for all that is on its way.
 #pragma once
-#include "warpgroups.cuh"
+#include "step.cuh"
+#include "../common/cluster.cuh"
 #include "wgmma_shared.cuh"
 
 // The twin of `MappedParams` in src/launch/params.rs.
@@ -40,16 +41,6 @@ __device__ __forceinline__ void copy_groups(
 __device__ __forceinline__ void prefetch_map(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
-// Sums to another block, whose barrier counts their bytes.
-__device__ __forceinline__ void send(uint32_t to, float a, float b, float c, float d, uint32_t barrier) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
-        ::"r"(to), "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier) : "memory");
-}
-// All threads of the cluster, without an order of memory.
-__device__ __forceinline__ void meet_cluster() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
-}
-
 // A place in a ring of stages.
 struct RingCounter {
     uint32_t stage = 0, parity = 0;
@@ -137,7 +128,7 @@ template <typename T, int WARPS, int TOKENS> __device__ __forceinline__ void map
     for (uint32_t i = 0; i < LANE_SUMS; ++i) {
         const uint32_t o = (warp * LANE_SUMS + i) * 32 + lane, owner = o / piece;
         const uint32_t to = base + sums + (part * piece + o % piece) * 16;
-        send(in_block(to, owner), sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3], in_block(summed, owner));
+        send(in_block(to, owner), make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]), in_block(summed, owner));
     }
     wait_barrier<false>(summed, 0);
 #pragma unroll 1

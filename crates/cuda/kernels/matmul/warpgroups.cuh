@@ -30,11 +30,6 @@ TWIN_FIELD(WarpgroupParams, x, 0);
 TWIN_FIELD(WarpgroupParams, step, 128);
 TWIN_FIELD(WarpgroupParams, rows, 224);
 
-__device__ __forceinline__ void send_sums(uint32_t to, float4 v, uint32_t barrier) {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
-        ::"r"(to), "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(__float_as_uint(v.z)),
-           "r"(__float_as_uint(v.w)), "r"(barrier) : "memory");
-}
 // Eight rows of eight of 16 bits, of which a lane has two of a row: turned, two of a column.
 __device__ __forceinline__ uint32_t turned(uint32_t v) {
     uint32_t r;
@@ -338,7 +333,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
                 const uint32_t place = Shape::RING + of_warp * Shape::SUMS + from * OWN * 512 + lane * 16;
                 const uint32_t address = in_block(base + place, to / SETS), barrier = in_block(sent, to / SETS);
 #pragma unroll
-                for (int t = 0; t < OWN; ++t) send_sums(address + t * 512, of_eight(to * OWN + t), barrier);
+                for (int t = 0; t < OWN; ++t) send(address + t * 512, of_eight(to * OWN + t), barrier);
             }
             wait_barrier<true>(sent, 0);
 #pragma unroll

@@ -146,8 +146,9 @@ uint4 x[2][AHEAD];
 }
 
 // sqrt(softplus(l)): log1p keeps what log(1 + e) loses below -16.6, and the comparison takes no NaN to 0. From -20 on
-// down it is exp(l / 2) to the last bit, which no subnormal exp(l) comes between.
-__device__ __forceinline__ float score(float l) {
+// down it is exp(l / 2) to the last bit, which no subnormal exp(l) comes between. A call, as instructions that run once
+// are slower to fetch than to run.
+static __device__ __noinline__ float score(float l) {
     if (l < -20.0f) return expf(0.5f * l);
     const float above = l < 0.0f ? 0.0f : l;
     return sqrtf(above + log1pf(expf(-fabsf(l))));
