@@ -287,7 +287,11 @@ impl Toolkit {
                     include("cuda_cccl"),
                 ]),
         )?;
-        let kernels = resources(&String::from_utf8_lossy(&output.stdout), target);
+        let report = String::from_utf8_lossy(&output.stdout);
+        if let Some(line) = serialized(&report) {
+            return Err(format!("{name} for {target}: {line}").into());
+        }
+        let kernels = resources(&report, target);
         Ok(Image {
             name,
             target,
@@ -319,6 +323,12 @@ impl Toolkit {
     }
 }
 
+/// ptxas's line that products of warpgroups wait for each other: several times as slow, with the same results.
+fn serialized(report: &str) -> Option<&str> {
+    let mut lines = report.lines();
+    lines.find(|line| line.contains("wgmma.mma_async instructions are serialized"))
+}
+
 /// A line for each kernel out of ptxas's report on one target.
 fn resources(report: &str, target: &str) -> Vec<String> {
     let (mut lines, mut kernel, mut spills) = (Vec::new(), "", String::new());
@@ -343,6 +353,14 @@ fn resources(report: &str, target: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn products_that_wait_for_each_other_are_found() {
+        let line = "ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async instructions are serialized due to";
+        let report = format!("ptxas info    : Used 7 registers\n{line} reasons");
+        assert!(serialized(&report).is_some_and(|found| found.starts_with(line)));
+        assert_eq!(serialized("ptxas info    : Used 7 registers"), None);
+    }
 
     #[test]
     fn a_report_becomes_a_line_for_each_kernel() {

@@ -229,7 +229,8 @@ fn a_second_pass_of_routed_experts_allocates_nothing() {
     let zeros = |bytes: usize| common::filled(&backend, &vec![0; bytes]);
     let (x, mut act, mut y) = (zeros(2 * T * H), zeros(2 * 2 * T * I), zeros(2 * T * H));
     // Logits, x quantized, or what experts give: all are less.
-    let mut scratch = zeros(2 * 2 * T * H + 1024);
+    // Outputs, and the rows that are gathered.
+    let mut scratch = zeros(2 * 2 * T * (H + I) + 1024);
     for accumulation in [Accumulation::MatrixUnit, Accumulation::Ordered] {
         backend = backend.with_accumulation(accumulation);
         for (rows, quant) in [1, 20, T]

@@ -99,7 +99,7 @@ fn mlps(
         let [enqueued, done] = gpu.by_host(copies, |place| forward(place, None))?;
         let mut figures = vec![
             figure("floor: weights at 4.39 TB/s", "us", bytes as f64 / 4.39e6),
-            figure(&format!("{own}, in a graph"), "us", in_graph[0]),
+            figure(format!("{own}, in a graph"), "us", in_graph[0]),
             figure("enqueued by the host", "us", done),
             figure("the host's share", "us", enqueued),
         ];

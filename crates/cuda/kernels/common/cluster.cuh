@@ -20,6 +20,11 @@ __device__ __forceinline__ void send(uint32_t to, float4 v, uint32_t barrier) {
         ::"r"(to), "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(__float_as_uint(v.z)),
           "r"(__float_as_uint(v.w)), "r"(barrier) : "memory");
 }
+// The same of four that wgmma has just added to: copied to other registers they would make it wait after each product.
+__device__ __forceinline__ void send(uint32_t to, float a, float b, float c, float d, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
+        ::"r"(to), "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier) : "memory");
+}
 // 64 of k of so many tokens as the map has; of codes 128.
 __device__ __forceinline__ void tensor_copy(uint32_t to, const TensorMap& map, uint32_t k, uint32_t token, uint32_t barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"

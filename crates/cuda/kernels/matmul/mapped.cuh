@@ -128,7 +128,7 @@ template <typename T, int WARPS, int TOKENS> __device__ __forceinline__ void map
     for (uint32_t i = 0; i < LANE_SUMS; ++i) {
         const uint32_t o = (warp * LANE_SUMS + i) * 32 + lane, owner = o / piece;
         const uint32_t to = base + sums + (part * piece + o % piece) * 16;
-        send(in_block(to, owner), make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]), in_block(summed, owner));
+        send(in_block(to, owner), sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3], in_block(summed, owner));
     }
     wait_barrier<false>(summed, 0);
 #pragma unroll 1

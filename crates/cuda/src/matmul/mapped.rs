@@ -12,7 +12,7 @@ const UNIT_K: usize = 64;
 const GROUP: usize = 16;
 
 /// Parts of k, and blocks of a cluster: those that were faster first.
-const PARTS: [u32; 4] = [2, 4, 8, 1];
+const PARTS: [u32; 3] = [2, 4, 8];
 
 /// Shared memory of a block, at most. Two smaller ones a multiprocessor, of which one waits with its weights, were no
 /// faster for V4-Flash up to 16 tokens, and slower else.
@@ -93,7 +93,8 @@ pub(crate) struct MappedPlan {
 
 impl MappedPlan {
     /// The plan of so many tokens by a weight \[n, k\] on a device of so many multiprocessors, a block each; none where
-    /// there are too many tokens or rows, the rows are no whole groups, or do not begin at multiples of 16 bytes.
+    /// there are too many tokens or rows, the rows are no whole groups, or do not begin at multiples of 16 bytes, or k is
+    /// one stage.
     pub(super) fn new(t: usize, [n, k]: [usize; 2], multiprocessors: u32) -> Option<Self> {
         let whole = n > 0 && n.is_multiple_of(GROUP) && k > 0 && k.is_multiple_of(8);
         let groups = u32::try_from(n / GROUP).ok().filter(|_| whole)?;
@@ -183,10 +184,11 @@ mod tests {
         // Of few rows more blocks share k, as far as it has stages.
         assert_eq!(shape(512, 4096), Some([32, 1, 4]));
         assert_eq!(shape(16, 4096), Some([1, 1, 8]));
-        assert_eq!(shape(16, 64), Some([1, 1, 1]));
-        // Up to a full tile a multiprocessor.
-        assert_eq!(shape(132 * 128, 4096), Some([132, 8, 1]));
-        assert_eq!(shape(132 * 128 + 16, 4096), None);
+        assert_eq!(shape(16, 72), Some([1, 1, 2]));
+        assert_eq!(shape(16, 64), None);
+        // Up to a full tile for two multiprocessors.
+        assert_eq!(shape(66 * 128, 4096), Some([66, 8, 2]));
+        assert_eq!(shape(66 * 128 + 16, 4096), None);
     }
 
     #[test]

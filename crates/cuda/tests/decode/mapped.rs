@@ -11,18 +11,18 @@ use crate::weights::{exact, has_steps, random};
 
 pub const BF16: WeightFormat = WeightFormat::Float(Float::BF16);
 
-/// Of one group and of several a tile, of tiles that the last group does not fill, of one to eight parts of k, and of k
-/// that is less than a stage, ends within one, and is more than all stages.
+/// Of one group and of several a tile, of tiles that the last group does not fill, of two to eight parts of k, and of k
+/// that ends within a stage, and is more than all stages.
 const SHAPES: [[usize; 2]; 9] = [
-    [16, 8],
+    [16, 72],
     [16, 1096],
-    [160, 64],
+    [160, 128],
     [512, 4096],
     [2128, 200],
     [4224, 192],
     [5120, 328],
     [7168, 128],
-    [16_896, 64],
+    [8448, 128],
 ];
 
 /// On both sides of what each kernel takes.
@@ -64,15 +64,17 @@ fn every_element_is_itself() {
     if !has_steps(&backend) {
         return;
     }
-    let (n, k) = (304, 56);
-    let identity: Vec<bf16> = (0..k * k)
-        .map(|i| bf16::from_f32(f32::from(i % k == i / k)))
-        .collect();
+    let (n, k, t) = (304, 120, 60);
     let weight = random([n, k], BF16, 1);
-    let got = matmul((&backend, Route::Mapped), &identity, &weight, 8).unwrap();
-    for (at, got) in got.iter().enumerate() {
-        let (column, row) = (at / n, at % n);
-        assert_eq!(*got, weight.element(row, column), "[{row}, {column}]");
+    for first in [0, t] {
+        let identity: Vec<bf16> = (0..t * k)
+            .map(|i| bf16::from_f32(f32::from(i % k == first + i / k)))
+            .collect();
+        let got = matmul((&backend, Route::Mapped), &identity, &weight, 8).unwrap();
+        for (at, got) in got.iter().enumerate() {
+            let (column, row) = (first + at / n, at % n);
+            assert_eq!(*got, weight.element(row, column), "[{row}, {column}]");
+        }
     }
 }
 
@@ -91,7 +93,7 @@ fn other_calls_are_refused() {
         matmul((&backend, Route::Mapped), &x, &weight, gap).is_some()
     };
     assert!(takes(4, [64, 128], BF16, 0) && takes(64, [64, 128], BF16, 8));
-    assert!(!takes(65, [64, 128], BF16, 0));
+    assert!(!takes(65, [64, 128], BF16, 0) && !takes(4, [64, 64], BF16, 0));
     // Rows of x and of the weight that do not begin at multiples of 16 bytes; but one row of x has no next.
     assert!(!takes(4, [64, 128], BF16, 4) && takes(1, [64, 128], BF16, 4));
     assert!(!takes(4, [64, 132], BF16, 0) && !takes(4, [72, 128], BF16, 0));

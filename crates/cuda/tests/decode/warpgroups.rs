@@ -52,13 +52,13 @@ fn sums_of_every_number_of_tokens() {
             }
         }
     }
-    // Of several tiles of tokens: of streams of four groups, also so many that a block has two tiles, and of six and
-    // seven.
+    // Of several tiles of tokens: of streams of four groups, on devices of fewer multiprocessors so many that a block has
+    // two, and of six and seven.
     for (shape, t) in [
         (LARGE[0], 257),
         (LARGE[0], 300),
         (LARGE[0], 600),
-        (LARGE[0], 1100),
+        (LARGE[0], 1024),
         (LARGE[2], 500),
         (LARGE[3], 261),
     ] {

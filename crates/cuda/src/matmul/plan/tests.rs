@@ -242,8 +242,7 @@ fn more_tokens_of_the_models_take_warpgroups() {
     assert_eq!(flash(257), names("2x4_256_tokens_2_blocks", "33 x 2", 132));
     assert_eq!(flash(512), names("2x4_256_tokens_2_blocks", "33 x 2", 132));
     assert_eq!(flash(513), names("2x4_256_tokens_1_blocks", "33 x 3", 99));
-    // A block has one tile after another.
-    assert_eq!(flash(1280), names("2x4_256_tokens_1_blocks", "33 x 5", 132));
+    assert_eq!(flash(1024), names("2x4_256_tokens_1_blocks", "33 x 4", 132));
     for (sizes, block) in [([7168, 3072], 128), ([5120, 2304], 32)] {
         let large = |t| mlp(t, sizes, block);
         assert_eq!(large(32), names("1x8_32_tokens_2_blocks", "66 x 1", 132));
@@ -252,6 +251,7 @@ fn more_tokens_of_the_models_take_warpgroups() {
         assert_eq!(large(256), names("1x8_256_tokens_2_blocks", "66 x 1", 132));
     }
     let more = "unpack_e4m3_to_bf16, then cublasLt".to_owned();
+    assert_eq!(flash(1025), [String::new(), more.clone()]);
     let pro = |t| mlp(t, [7168, 3072], 128);
     assert_eq!(pro(512), names("1x8_256_tokens_1_blocks", "66 x 2", 132));
     assert_eq!(pro(513), [String::new(), more.clone()]);
@@ -539,13 +539,13 @@ fn few_tokens_are_quantized_as_they_are_read_and_more_before() {
     let none = loaded(0, [4096, 4096], format, true);
     assert_eq!((gated(&none, &HOPPER), none.gated(&HOPPER)), (None, None));
     assert_eq!(
-        gated(&loaded(700, [4096, 4096], format, true), &HOPPER),
+        gated(&loaded(1100, [4096, 4096], format, true), &HOPPER),
         None
     );
     other = few;
     other.packing = None;
     assert_eq!(gated(&other, &HOPPER), None);
-    let down = loaded(700, [4096, 2048], format, false);
+    let down = loaded(1100, [4096, 2048], format, false);
     let down = plan(&down, &HOPPER, &v4, StepKind::Plain).unwrap();
     assert_eq!(down, "widen_codes, then unpack_e4m3_to_bf16, then cublasLt");
 }
