@@ -9,14 +9,14 @@ use swiglu_core::{
 };
 
 use super::{
-    codes::CodesKernels,
+    codes::{CodesKernels, CodesPlan, CodesProblem},
     kernels::MatmulKernels,
     library::{Addresses, CublasLt, LibraryShape, WORKSPACE, alignment},
     mapped::{MappedKernels, MappedPlan},
     packed::{Around, PackedKernels},
     plan::{
-        CodesPlan, CodesProblem, GatedPlan, MatmulFacts, MatmulPlan, MatmulProblem, OwnKernel,
-        OwnPlan, PackedPlan, Route, ScalesShape,
+        GatedPlan, MatmulFacts, MatmulPlan, MatmulProblem, OwnKernel, OwnPlan, PackedPlan, Route,
+        ScalesShape,
     },
     scratch::{Room, Rooms},
     step::StepActivation,

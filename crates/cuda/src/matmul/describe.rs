@@ -4,7 +4,8 @@ use swiglu_core::{Float, Request, Shape};
 
 use super::{
     call::Matmuls,
-    plan::{CodesPlan, CodesProblem, MatmulPlan, MatmulProblem},
+    codes::{CodesPlan, CodesProblem},
+    plan::{MatmulPlan, MatmulProblem},
     quantizing::QuantizingPlan,
     step::{StepActivation, StepKind},
 };

@@ -16,7 +16,6 @@ use std::fmt;
 use swiglu_core::{Accumulation, Float, Shape, WeightFormat};
 
 use super::{
-    codes::CodesStep,
     mapped::MappedPlan,
     step::{StepKind, StepPlan},
     warpgroups::WarpgroupPlan,
@@ -117,7 +116,7 @@ impl MatmulFacts {
     }
 
     /// The same of few tokens, by our own kernels.
-    fn multiplies_few_codes(&self) -> bool {
+    pub(super) fn multiplies_few_codes(&self) -> bool {
         self.has_packed_kernels() && self.accumulation == Accumulation::Fp8TensorCore
     }
 }
@@ -462,70 +461,6 @@ impl fmt::Display for MatmulPlan {
                     kernel => kernel.name(own.x, own.weight),
                 };
                 write!(f, "{name}: {w} x {x} blocks")
-            }
-        }
-    }
-}
-
-/// x as codes: what decides whether FP8 tensor cores multiply them as they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CodesProblem {
-    pub(crate) t: usize,
-    pub(crate) n: usize,
-    pub(crate) k: usize,
-    /// Elements of x that share a scale.
-    pub(crate) group: usize,
-    /// Whether w is FP8 in blocks of 128 x 128 that no part cuts.
-    pub(crate) w_in_blocks: bool,
-    /// Whether rows of codes and of y begin at multiples of 16 bytes.
-    pub(crate) aligned: bool,
-    /// Whether the scales of x are f32 in columns without gaps, at a multiple of 16 bytes.
-    pub(crate) scales_in_columns: bool,
-    /// Whether the scratch memory begins at a multiple of 16 bytes.
-    pub(crate) scratch_aligned: bool,
-}
-
-/// A matmul of codes on FP8 tensor cores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CodesPlan {
-    /// By our own kernel, for few tokens: scales of x as they are.
-    Own(CodesStep),
-    /// The scales of x are read where they are.
-    ScalesInPlace,
-    /// They are written to the scratch memory first, as f32s in columns.
-    ScalesInScratch,
-}
-
-impl CodesPlan {
-    /// The plan of a call; none where the codes are to be widened.
-    pub(crate) fn new(problem: &CodesProblem, facts: &MatmulFacts) -> Option<Self> {
-        let CodesProblem { t, n, k, .. } = *problem;
-        let whole = n.is_multiple_of(4) && k.is_multiple_of(16);
-        let fits = problem.group == 128 && problem.w_in_blocks && problem.aligned && whole;
-        if !fits || t == 0 || t > i32::MAX as usize {
-            return None;
-        }
-        let few = || CodesStep::new(t, [n, k], facts.multiprocessors);
-        if let Some(step) = facts.multiplies_few_codes().then(few).flatten() {
-            return Some(Self::Own(step));
-        }
-        if !facts.multiplies_codes() || !t.is_multiple_of(4) {
-            return None;
-        }
-        if problem.scales_in_columns {
-            return Some(Self::ScalesInPlace);
-        }
-        problem.scratch_aligned.then_some(Self::ScalesInScratch)
-    }
-}
-
-impl fmt::Display for CodesPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Own(step) => write!(f, "{step}"),
-            Self::ScalesInPlace => f.write_str("cublasLt on FP8 tensor cores"),
-            Self::ScalesInScratch => {
-                f.write_str("scales_to_f32_columns, then cublasLt on FP8 tensor cores")
             }
         }
     }

@@ -1,5 +1,8 @@
 use super::*;
-use crate::matmul::quantizing::QuantizingPlan;
+use crate::matmul::{
+    codes::{CodesPlan, CodesProblem},
+    quantizing::QuantizingPlan,
+};
 use swiglu_core::{Quantization, ScaleFormat};
 
 const HOPPER: MatmulFacts = MatmulFacts {
