@@ -212,22 +212,20 @@ fn inputs_of_any_rank_are_read_where_they_lie() {
     let mlp = written(&synthetic()).mlp();
     for dtype in FLOATS {
         let whole = x(&[3, 4, H], dtype);
-        let expected = mlp.forward(&whole).unwrap();
-        for (what, x, y) in [
-            ("[T, H]", whole.i(1).unwrap(), expected.i(1).unwrap()),
-            ("[H]", whole.i((1, 2)).unwrap(), expected.i((1, 2)).unwrap()),
-            (
-                "the last token",
-                whole.i((.., 3, ..)).unwrap(),
-                expected.i((.., 3, ..)).unwrap(),
-            ),
-            (
-                "no rows",
-                whole.narrow(0, 0, 0).unwrap(),
-                expected.narrow(0, 0, 0).unwrap(),
-            ),
+        // Sums may have another order for another number of rows.
+        for (what, x) in [
+            ("[T, H]", whole.i(1).unwrap()),
+            ("[H]", whole.i((1, 2)).unwrap()),
+            ("the last token", whole.i((.., 3, ..)).unwrap()),
+            ("no rows", whole.narrow(0, 0, 0).unwrap()),
         ] {
-            assert_same(&mlp.forward(&x).unwrap(), &y, what);
+            let alone = Tensor::from_vec(values(&x), x.dims(), &Device::Cpu).unwrap();
+            let alone = alone.to_dtype(dtype).unwrap();
+            assert_same(
+                &mlp.forward(&x).unwrap(),
+                &mlp.forward(&alone).unwrap(),
+                what,
+            );
         }
         let wide = Tensor::cat(&[&whole, &whole], 2)
             .unwrap()
