@@ -160,8 +160,9 @@ impl Backend for CudaBackend {
             Request::Activation { op, .. } => self.activations.supports(op),
             Request::ActivationQuant { op, .. } => self.quantizers.supports(op),
             Request::Quantize { .. } => Support::Native,
-            Request::Matmul { weight, .. } => weight::support(*weight),
-            Request::QuantizingMatmul { weight, .. } => weight::support(*weight),
+            Request::Matmul { weight, .. } | Request::QuantizingMatmul { weight, .. } => {
+                weight::support(*weight)
+            }
             Request::GatedMatmul { op, weight, .. }
             | Request::QuantizingGatedMatmul { op, weight, .. } => {
                 weight::support(*weight).and(self.activations.supports(op))
