@@ -80,3 +80,37 @@ template <int N> __device__ __forceinline__ void sum_warps(float (&sum)[N]) {
         }
     }
 }
+
+// The same, and what becomes of it: `use(i, sums)` for each four, by the threads that have the place of those that
+// brought them. All warps take part, and the code is there once.
+template <int N, typename Use> __device__ __forceinline__ void use_sums(const float (&sum)[N][4], Use use) {
+    // So many at a time: 32 KB.
+    constexpr int PIECE = N < (int)WARPS ? N : (int)WARPS;
+    static_assert(N % PIECE == 0);
+    __shared__ float4 of_warp[WARPS][PIECE][32];
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int first = 0; first < N; first += PIECE) {
+        if (first > 0) __syncthreads();
+#pragma unroll
+        for (int i = 0; i < PIECE; ++i) {
+            const float(&s)[4] = sum[first + i];
+            of_warp[warp][i][lane] = make_float4(s[0], s[1], s[2], s[3]);
+        }
+        __syncthreads();
+        if (warp >= PIECE) continue;
+        float4 s[WARPS];
+#pragma unroll
+        for (uint32_t i = 0; i < WARPS; ++i) s[i] = of_warp[i][warp][lane];
+#pragma unroll
+        for (uint32_t half = WARPS / 2; half > 0; half /= 2) {
+#pragma unroll
+            for (uint32_t i = 0; i < half; ++i) {
+                const float4 a = s[i], b = s[i + half];
+                s[i] = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+            }
+        }
+        const float of_all[4] = {s[0].x, s[0].y, s[0].z, s[0].w};
+        use(first + warp, of_all);
+    }
+}

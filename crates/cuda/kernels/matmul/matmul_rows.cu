@@ -112,17 +112,13 @@ __device__ __forceinline__ void few_rows(const MatmulParams& p) {
             }
         }
     }
-    sum_warps((float(&)[GROUPS * TILES * 4])sum);
-    if (warp != 0) return;
+    use_sums((float(&)[GROUPS * TILES][4])sum, [&](uint32_t i, const float (&of)[4]) {
+        const uint32_t n = n0 + g + i / TILES * 16, t = t0 + i % TILES * 8 + 2 * q;
 #pragma unroll
-    for (int i = 0; i < GROUPS; ++i)
-#pragma unroll
-        for (int tile = 0; tile < TILES; ++tile)
-#pragma unroll
-            for (int c = 0; c < 4; ++c) {
-                const uint32_t n = n0 + g + 16 * i + c / 2 * 8, t = t0 + 8 * tile + 2 * q + c % 2;
-                if (n < p.n && t < p.t) store(p, t, n, sum[i][tile][c]);
-            }
+        for (int c = 0; c < 4; ++c) {
+            if (n + c / 2 * 8 < p.n && t + c % 2 < p.t) store(p, t + c % 2, n + c / 2 * 8, of[c]);
+        }
+    });
 }
 
 // Kernels are named matmul_<rows of x>_rows_<x>_<w>; those of _narrow serve blocks of 32 columns.

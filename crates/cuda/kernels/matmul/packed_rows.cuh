@@ -112,18 +112,15 @@ __device__ __forceinline__ void few_rows(const PackedParams& params) {
             }
         }
     }
-    sum_warps((float(&)[GROUPS * TILES * 4])sum);
-    if (warp != 0) return;
+    use_sums((float(&)[GROUPS * TILES][4])sum, [&](uint32_t i, const float (&of)[4]) {
+        const uint32_t group = group0 + i / TILES, t = t0 + i % TILES * 8 + 2 * q;
+        if (group >= params.packing.groups) return;
 #pragma unroll
-    for (int i = 0; i < GROUPS; ++i)
-#pragma unroll
-        for (int tile = 0; tile < TILES; ++tile)
-#pragma unroll
-            for (int c = 0; c < 4; ++c) {
-                const uint32_t n = packed_row(params.packing, group0 + i, g + c / 2 * 8);
-                const uint32_t t = t0 + 8 * tile + 2 * q + c % 2;
-                if (group0 + i < params.packing.groups && t < p.t) store(p, t, n, sum[i][tile][c]);
-            }
+        for (int c = 0; c < 4; ++c) {
+            const uint32_t n = packed_row(params.packing, group, g + c / 2 * 8);
+            if (t + c % 2 < p.t) store(p, t + c % 2, n, of[c]);
+        }
+    });
 }
 
 // Sixteen codes of a row: eight from k on, eight from k + 32 on.
