@@ -5,11 +5,13 @@
 // 2. A warp makes 32 x 64 of the tile: it reads its rows, decodes and splits them in registers
 //    (fragments.cuh), and multiplies.
 // 3. The sum over a block of scales is multiplied by the scale and added in f32.
+// 4. The tile goes through shared memory, so that side by side threads store side by side columns.
 #include "matmul.cuh"
 
 constexpr uint32_t TILE = 128, THREADS = 256;
 constexpr uint32_t DEPTH = 32;          // of k in a stage
 constexpr uint32_t MEMORY = 96 * 1024;  // bytes of all stages, at most
+constexpr uint32_t TILE_STRIDE = TILE + 4;  // of the tile in shared memory: a warp's stores meet every bank once
 
 template <typename X, typename W> __device__ constexpr uint32_t stages() {
     const uint32_t most = MEMORY / (TILE * DEPTH * (uint32_t)(sizeof(X) + sizeof(W)));
@@ -117,16 +119,27 @@ template <typename X, typename W> __device__ __forceinline__ void tiles(const Ma
             read_scales(block + 1);
         }
     }
+    // The stages are read: the tile takes their place, by rows of x.
+    static_assert(STAGES * STAGE * (sizeof(X) + sizeof(W)) >= TILE * TILE_STRIDE * sizeof(float));
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncthreads();
+    float* const tile = (float*)shared;
 #pragma unroll
     for (int i = 0; i < ROWS; ++i)
 #pragma unroll
         for (int j = 0; j < COLUMNS; ++j)
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
-                const uint32_t n = n0 + w0 + 16 * i + c / 2 * 8;
-                const uint32_t t = t0 + x0 - g + 8 * j + 2 * q + c % 2;
-                if (n < p.n && t < p.t) store(p, t, n, sum[i][j][c]);
+                const uint32_t n = w0 + 16 * i + c / 2 * 8, t = x0 - g + 8 * j + 2 * q + c % 2;
+                tile[t * TILE_STRIDE + n] = sum[i][j][c];
             }
+    __syncthreads();
+    const uint32_t n = threadIdx.x % TILE;
+    if (n0 + n >= p.n) return;
+#pragma unroll 4
+    for (uint32_t t = threadIdx.x / TILE; t < min(TILE, p.t - t0); t += THREADS / TILE) {
+        store(p, t0 + t, n0 + n, tile[t * TILE_STRIDE + n]);
+    }
 }
 
 // Kernels are named matmul_tiles_<x>_<w>.
