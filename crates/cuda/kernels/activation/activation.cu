@@ -7,9 +7,6 @@
 //    inputs by words, shifted by half of one where they lie so. The ends of a row take whole vectors too.
 // 4. Function, clamp, rounding and layout are template parameters; instances.cuh lists what is compiled.
 #include "functions.cuh"
-#ifndef ANYB
-#define ANYB 2
-#endif
 #include "instances.cuh"
 #include "../common/memory.cuh"
 

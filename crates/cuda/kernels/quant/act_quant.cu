@@ -27,29 +27,47 @@ __device__ __forceinline__ void add_hits(uint32_t* counters, uint32_t hits) {
     }
 }
 
-// Those of a thread's outputs that f32 lost once more, out of memory. Where the thread stands is found out again.
+// A thread's inputs, one by one. Where they lie is found out again: kept, it would take registers from the usual way.
+template <typename T, bool INTERLEAVED, int N, int VECTORS> struct Inputs {
+    static constexpr int APART = INTERLEAVED ? 2 : 1;
+    Place<N> at;
+    const T *gates, *ups;
+
+    __device__ __forceinline__ explicit Inputs(const QuantParams& p) : at(place<N, VECTORS>(p)) {
+        gates = (const T*)p.gate + at.row * p.gate_stride + APART * (uint64_t)at.column;
+        ups = INTERLEAVED ? gates + 1 : (const T*)p.up + at.row * p.up_stride + at.column;
+    }
+    // Does something with each: its number, the gate and the up half.
+    template <typename Use> __device__ __forceinline__ void each(Use use) const {
+#pragma unroll 1
+        for (uint32_t j = 0; j < VECTORS * N; ++j) {
+            const uint32_t from = j / N * at.step + j % N;
+            if (from < at.left) use(j, widen(gates[APART * from]), widen(ups[APART * from]));
+        }
+    }
+};
+
+// Those of a thread's outputs that f32 lost once more, out of memory.
 template <typename F, Clamp C, typename T, bool INTERLEAVED, int N, int VECTORS>
 __device__ __noinline__ void mend(const QuantParams& p, float* y) {
-    constexpr int APART = INTERLEAVED ? 2 : 1;
-    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    const uint32_t row = p.by_row.quotient(i), in_row = i - row * p.row_threads;
-    const uint32_t group = in_row >> p.group_log, of_group = in_row - (group << p.group_log);
-    const uint32_t column = ((group * VECTORS << p.group_log) + of_group) * N, step = N << p.group_log;
-    const T* const gates = (const T*)p.gate + row * p.gate_stride + APART * (uint64_t)column;
-    const T* const ups = INTERLEAVED ? gates + 1 : (const T*)p.up + row * p.up_stride + column;
-#pragma unroll 1
-    for (uint32_t j = 0; j < VECTORS * N; ++j) {
-        const uint32_t at = j / N * step + j % N;
-        if (at >= p.d - column) continue;
-        const float g = widen(gates[APART * at]), u = widen(ups[APART * at]);
+    Inputs<T, INTERLEAVED, N, VECTORS>(p).each([&](uint32_t j, float g, float u) {
         bool lost = false;
         gated_or_lost<F, C, T, false>(g, u, p.scalars, lost);
         if (lost) y[j] = gated_wide<F, C, T>(g, u, p.scalars);
-    }
+    });
 }
 
-template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, typename P, bool ALIGNED, bool HITS,
-          Known KNOWN>
+// Counts the clamp's hits, out of memory: they are rarely asked for.
+template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, int N, int VECTORS>
+__device__ __noinline__ void count_hits(const QuantParams& p) {
+    Inputs<T, INTERLEAVED, N, VECTORS> inputs(p);
+    mask(p, inputs.at);
+    uint32_t hits = 0;
+    inputs.each([&](uint32_t, float g, float u) { hits += clamp_hits<F, C, T, EAGER>(g, u, p.scalars); });
+    add_hits(p.hits, hits);
+}
+
+template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, typename P, bool ALIGNED, Known KNOWN>
 __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
     constexpr int N = P::N, VECTORS = P::VECTORS;
     Place<N> at = place<N, VECTORS>(p);
@@ -61,7 +79,6 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
     if constexpr (KNOWN == Known::Nothing) mask(p, at);
 
     float y[VECTORS * N] = {};
-    uint32_t hits = 0;
     if (at.left > 0) {
         float gate[VECTORS][N] = {}, up[VECTORS][N] = {};
 #pragma unroll
@@ -85,7 +102,6 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
         for (int j = 0; j < VECTORS * N; ++j) {
             const float g = gate[j / N][j % N], u = up[j / N][j % N];
             y[j] = gated_or_lost<F, C, T, EAGER>(g, u, p.scalars, lost);
-            if constexpr (HITS) hits += clamp_hits<F, C, T, EAGER>(g, u, p.scalars);
         }
         if (lost) {
             // Through local memory, and only here: a function out of line takes no register from the usual way.
@@ -110,34 +126,28 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
         }
     }
     write_quantized<N, VECTORS, ALIGNED, KNOWN>(p, at, y);
-    if constexpr (HITS) {
-        if (p.hits != nullptr) add_hits(p.hits, hits);
+    if constexpr (C != Clamp::None && KNOWN == Known::Nothing) {
+        if (p.hits != nullptr) count_hits<F, C, T, EAGER, INTERLEAVED, N, VECTORS>(p);
     }
 }
 
-// Kernels are named quant_<function>_<clamp>_<layout>_<type>_<rounding>_<access>. Those of single
-// elements count hits where they are asked to, and take the registers that they need; of vectors
-// there is a form that counts. DeepSeek's activations have forms besides that know their scales, of 4,
-// 8 and 16 elements a thread: which is fastest depends on the size of the call.
-#define KERNEL(NAME, BOUNDS, ELEMENTS, ALIGNED, HITS, KNOWN, F, C, T, EAGER, INTERLEAVED)          \
-    extern "C" __global__ void __launch_bounds__ BOUNDS NAME(const __grid_constant__ QuantParams p) { \
-        using P = Part<T, ELEMENTS>;                                                              \
-        act_and_quantize<F, Clamp::C, T, EAGER, INTERLEAVED, P, ALIGNED, HITS, Known::KNOWN>(p);  \
+// Kernels are named quant_<function>_<clamp>_<layout>_<type>_<rounding>_<access>. DeepSeek's activations have forms
+// besides that know their scales, of 4, 8 and 16 elements a thread: which is fastest depends on the size of the call.
+#define KERNEL(NAME, ELEMENTS, ALIGNED, KNOWN, F, C, T, EAGER, INTERLEAVED)                         \
+    extern "C" __global__ void __launch_bounds__(512) NAME(const __grid_constant__ QuantParams p) { \
+        using P = Part<T, ELEMENTS>;                                                                \
+        act_and_quantize<F, Clamp::C, T, EAGER, INTERLEAVED, P, ALIGNED, Known::KNOWN>(p);          \
     }
-#define UNCLAMPED(NAME, ...)                                                  \
-    KERNEL(NAME##_element, (1024, 1), 4, false, false, Nothing, __VA_ARGS__)  \
-    KERNEL(NAME##_vectors, (1024), 8, true, false, Nothing, __VA_ARGS__)
-#define CLAMPED(NAME, ...)                                                    \
-    KERNEL(NAME##_element, (1024, 1), 4, false, true, Nothing, __VA_ARGS__)   \
-    KERNEL(NAME##_vectors, (1024), 8, true, false, Nothing, __VA_ARGS__)      \
-    KERNEL(NAME##_vectors_hits, (1024), 8, true, true, Nothing, __VA_ARGS__)
-#define KNOWN_SCALES(NAME, ...)                                        \
-    KERNEL(NAME##_4_e8m0, (512), 4, true, false, E8m0, __VA_ARGS__)    \
-    KERNEL(NAME##_8_e8m0, (512), 8, true, false, E8m0, __VA_ARGS__)    \
-    KERNEL(NAME##_16_e8m0, (512), 16, true, false, E8m0, __VA_ARGS__)  \
-    KERNEL(NAME##_4_f32, (512), 4, true, false, F32, __VA_ARGS__)      \
-    KERNEL(NAME##_8_f32, (512), 8, true, false, F32, __VA_ARGS__)      \
-    KERNEL(NAME##_16_f32, (512), 16, true, false, F32, __VA_ARGS__)
+#define ANY_SCALES(NAME, ...)                              \
+    KERNEL(NAME##_element, 4, false, Nothing, __VA_ARGS__) \
+    KERNEL(NAME##_vectors, 8, true, Nothing, __VA_ARGS__)
+#define KNOWN_SCALES(NAME, ...)                         \
+    KERNEL(NAME##_4_e8m0, 4, true, E8m0, __VA_ARGS__)   \
+    KERNEL(NAME##_8_e8m0, 8, true, E8m0, __VA_ARGS__)   \
+    KERNEL(NAME##_16_e8m0, 16, true, E8m0, __VA_ARGS__) \
+    KERNEL(NAME##_4_f32, 4, true, F32, __VA_ARGS__)     \
+    KERNEL(NAME##_8_f32, 8, true, F32, __VA_ARGS__)     \
+    KERNEL(NAME##_16_f32, 16, true, F32, __VA_ARGS__)
 #define TYPES(ACCESSES, NAME, F, C, INTERLEAVED)                    \
     ACCESSES(NAME##_f32_official, F, C, float, false, INTERLEAVED)  \
     ACCESSES(NAME##_f16_official, F, C, f16, false, INTERLEAVED)    \
@@ -145,10 +155,7 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
     ACCESSES(NAME##_bf16_official, F, C, bf16, false, INTERLEAVED)  \
     ACCESSES(NAME##_bf16_eager, F, C, bf16, true, INTERLEAVED)
 
-#define ACCESSES_None UNCLAMPED
-#define ACCESSES_Before CLAMPED
-#define ACCESSES_After CLAMPED
-#define FORM(NAME, F, C, INTERLEAVED) TYPES(ACCESSES_##C, quant_##NAME, F, C, INTERLEAVED)
+#define FORM(NAME, F, C, INTERLEAVED) TYPES(ANY_SCALES, quant_##NAME, F, C, INTERLEAVED)
 FORMS(FORM)
 
 #define TUNED(NAME, F, C, INTERLEAVED) TYPES(KNOWN_SCALES, quant_##NAME, F, C, INTERLEAVED)

@@ -47,6 +47,15 @@ impl LaunchOptions {
         }
     }
 
+    /// For a kernel whose blocks have no more threads than this.
+    pub(crate) fn at_most(self, most: u32) -> Self {
+        let fitting = |threads| is_block(threads).then_some(most.min(threads));
+        Self {
+            threads: self.threads.map(|n| fitting(n).unwrap_or(n)),
+            ..self
+        }
+    }
+
     /// Threads of a block of a launch of this many threads.
     pub(crate) fn block(self, threads: u32) -> u32 {
         self.threads
@@ -56,7 +65,7 @@ impl LaunchOptions {
     /// Enough blocks for this many threads, on a device that `overlaps` launches or does not.
     pub(crate) fn grid(self, threads: u32, overlaps: bool) -> Result<Grid> {
         let block = self.block(threads);
-        if block == 0 || block > 1024 || !block.is_multiple_of(32) {
+        if !is_block(block) {
             let expected = "a multiple of 32 up to 1024";
             return Err(CoreError::argument("threads", expected, block).into());
         }
@@ -67,6 +76,10 @@ impl LaunchOptions {
             programmatic: self.programmatic && overlaps,
         })
     }
+}
+
+const fn is_block(threads: u32) -> bool {
+    threads > 0 && threads <= 1024 && threads.is_multiple_of(32)
 }
 
 #[cfg(test)]
@@ -96,6 +109,16 @@ mod tests {
         for threads in [0, 33, 1056] {
             let options = LaunchOptions::ordinary().with_threads(threads);
             assert!(options.grid(64, false).is_err(), "{threads}");
+            assert!(options.at_most(32).grid(64, false).is_err(), "{threads}");
         }
+    }
+
+    #[test]
+    fn a_kernel_with_smaller_blocks_has_the_largest_that_it_can() {
+        for (threads, block) in [(1024, 512), (512, 512), (64, 64)] {
+            let options = LaunchOptions::ordinary().with_threads(threads).at_most(512);
+            assert_eq!(options.block(1), block);
+        }
+        assert_eq!(LaunchOptions::ordinary().at_most(512).threads, None);
     }
 }

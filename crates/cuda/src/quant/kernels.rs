@@ -10,7 +10,7 @@ use swiglu_core::{
 
 use super::{
     call::{RawQuantCall, RawQuantized, check_numbers},
-    plan::{FusedCall, KnownElements, QuantKernel, QuantPlan},
+    plan::{FusedCall, KnownElements, MOST_THREADS, QuantKernel, QuantPlan},
 };
 use crate::{
     activation::{
@@ -37,8 +37,6 @@ type Known = [Function; KnownElements::ALL.len()];
 struct QuantKernels {
     element: Function,
     vectors: Function,
-    /// Where there is a clamp.
-    counting: Option<Function>,
     /// Of tuned forms, by the format of the scales.
     known: Option<[Known; ScaleFormat::ALL.len()]>,
 }
@@ -49,7 +47,6 @@ impl QuantKernels {
         Ok(Self {
             element: module.function(&format!("{name}_element"))?,
             vectors: module.function(&format!("{name}_vectors"))?,
-            counting: None,
             known: None,
         })
     }
@@ -58,10 +55,6 @@ impl QuantKernels {
     fn load_fused(module: &Module, form: &Form, rounded: Rounded) -> Result<Self> {
         let name = format!("quant_{}_{}", form.name(), rounded.name());
         let mut kernels = Self::load(module, &name)?;
-        if form.is_clamped() {
-            let counting = module.function(&format!("{name}_vectors_hits"))?;
-            kernels.counting = Some(counting);
-        }
         if form.is_tuned() {
             let mut known = [[kernels.vectors; KnownElements::ALL.len()]; ScaleFormat::ALL.len()];
             for (of_format, format) in known.iter_mut().zip(ScaleFormat::ALL) {
@@ -76,10 +69,10 @@ impl QuantKernels {
     }
 
     /// What the plan of a call depends on.
-    fn call(&self, quant: &Quantization, call: &RawQuantCall) -> FusedCall {
+    fn call(&self, op: &GatedActivation, quant: &Quantization, call: &RawQuantCall) -> FusedCall {
         FusedCall {
             tuned: self.known.is_some(),
-            counts: self.counting.is_some() && call.hits.is_some(),
+            counts: op.limit().is_some() && call.hits.is_some(),
             has_options: call.route.is_some() || call.batches.is_some() || !quant.materialize(),
         }
     }
@@ -89,7 +82,6 @@ impl QuantKernels {
         match kernel {
             QuantKernel::Element => Some(self.element),
             QuantKernel::Vectors => Some(self.vectors),
-            QuantKernel::CountingVectors => self.counting,
             QuantKernel::Known(elements) => {
                 self.known.map(|k| k[format as usize][elements as usize])
             }
@@ -190,7 +182,7 @@ impl Quantizers {
         let params = fused_params(op, quant, call);
         let (rows, d) = (call.output.codes_layout.rows, call.output.codes_layout.cols);
         let vectors = params.takes_vectors(float, rows);
-        let plan = QuantPlan::fused(kernels.call(quant, call), vectors, (rows * d) as u64);
+        let plan = QuantPlan::fused(kernels.call(op, quant, call), vectors, (rows * d) as u64);
         let kernel = kernels.kernel(plan.kernel, quant.format());
         let kernel = kernel.ok_or_else(|| unsupported(op))?;
         let params = params.with_elements(quant, plan.elements());
@@ -347,7 +339,8 @@ impl Quantizers {
         let options = LaunchOptions {
             threads: options.threads.or(Some(plan.threads)),
             ..options
-        };
+        }
+        .at_most(MOST_THREADS);
         for params in params.launches(float, rows) {
             let grid = options.grid(params.threads, self.capability.overlaps_launches())?;
             // SAFETY: by the callers' contracts; the checks keep the launch inside of the layouts.
@@ -398,7 +391,7 @@ impl Quantizers {
         let form = Form::merged(op);
         let kernels = &self.fused[self.forms.place(form)?];
         let rounded = Rounded::of(float, op.rounding());
-        let facts = kernels[rounded as usize].call(quant, &call);
+        let facts = kernels[rounded as usize].call(op, quant, &call);
         let vectors = fused_params(op, quant, &call).takes_vectors(float, rows);
         let plan = QuantPlan::fused(facts, vectors, count);
         Some(format!("quant_{}_{}: {plan}", form?.name(), rounded.name()))

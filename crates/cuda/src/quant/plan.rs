@@ -7,19 +7,18 @@
 //!    options. They have 4, 8 or 16 elements a thread: small calls wait for one thread's work, in
 //!    large ones addresses and scales cost less if a thread has more. The bounds and the blocks were
 //!    measured on an H200.
-//! 3. A call that counts the clamp's hits has large blocks: a block adds to the counters once.
+//! 3. A call that counts the clamp's hits has large blocks: a block adds to the counters once. They
+//!    are counted behind the codes, out of the cache.
 
 use std::fmt;
 
 /// A kernel of those of one activation and type, or of one type alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuantKernel {
-    /// Single elements, 4 a thread; where there is a clamp it counts hits if it is asked to.
+    /// Single elements, 4 a thread.
     Element,
     /// 16-byte vectors, 8 elements a thread.
     Vectors,
-    /// The same, and it counts hits.
-    CountingVectors,
     /// Vectors for one format of scales and no options: 4, 8 or 16 elements a thread.
     Known(KnownElements),
 }
@@ -44,8 +43,8 @@ impl KnownElements {
     }
 }
 
-/// Threads of a block that counts.
-const COUNTING_THREADS: u32 = 512;
+/// Threads of a block at most, and of one that counts.
+pub(crate) const MOST_THREADS: u32 = 512;
 
 /// What the kernels of an activation are, and what a call asks of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,12 +82,8 @@ impl QuantPlan {
     pub(crate) const fn fused(call: FusedCall, vectors: bool, count: u64) -> Self {
         if call.counts {
             return Self {
-                kernel: if vectors {
-                    QuantKernel::CountingVectors
-                } else {
-                    QuantKernel::Element
-                },
-                threads: COUNTING_THREADS,
+                threads: MOST_THREADS,
+                ..Self::of_numbers(vectors, count)
             };
         }
         if !call.tuned || call.has_options || !vectors {
@@ -110,7 +105,7 @@ impl QuantPlan {
     pub(crate) const fn elements(&self) -> usize {
         match self.kernel {
             QuantKernel::Element => 4,
-            QuantKernel::Vectors | QuantKernel::CountingVectors => 8,
+            QuantKernel::Vectors => 8,
             QuantKernel::Known(elements) => elements.count(),
         }
     }
@@ -122,7 +117,6 @@ impl fmt::Display for QuantPlan {
         let how = match self.kernel {
             QuantKernel::Element => "single elements",
             QuantKernel::Vectors => "vectors",
-            QuantKernel::CountingVectors => "vectors, hits counted",
             QuantKernel::Known(_) => "vectors, for this format of scales",
         };
         write!(
@@ -178,9 +172,10 @@ mod tests {
             counts: true,
             ..PLAIN
         };
-        assert_eq!(kernel(counting, true), QuantKernel::CountingVectors);
-        assert_eq!(kernel(counting, false), QuantKernel::Element);
-        assert_eq!(QuantPlan::fused(counting, false, 1).threads, 512);
+        for (vectors, kernel) in [(true, QuantKernel::Vectors), (false, QuantKernel::Element)] {
+            let plan = QuantPlan::fused(counting, vectors, 1);
+            assert_eq!((plan.kernel, plan.threads), (kernel, 512));
+        }
     }
 
     #[test]
