@@ -4,7 +4,7 @@
 // 1. One vector of outputs a thread on a flat grid, which was measured to be the fastest copy on an H200.
 // 2. Rows of whole vectors: two loads, the function of each pair in f32, one store.
 // 3. Rows that lie anywhere: a thread owns the outputs between two multiples of 16 bytes, and reads its
-//    inputs by words, shifted by half of one where they lie so. The ends of a row take whole vectors too.
+//    inputs by the blocks of 16 bytes that they lie in. The ends of a row take whole vectors too.
 // 4. Function, clamp, rounding and layout are template parameters; instances.cuh lists what is compiled.
 #include "functions.cuh"
 #include "instances.cuh"
@@ -134,16 +134,19 @@ __device__ __forceinline__ void act_and_mul_anywhere(const ActParams& p) {
     const int column = (int)(i - row * p.row_vectors) * N - (int)(behind16(to) / sizeof(T));
     const int d = (int)p.d;
     const int start = max(min(column, d - N), 0);
-    const T* const first = (const T*)p.gate + row * p.gate_stride + APART * (uint32_t)start;
-    const T* const second = INTERLEAVED ? first + N : (const T*)p.up + row * p.up_stride + (uint32_t)start;
-    T* const place = to + (uint32_t)start;
+    const T* const first = early((const T*)p.gate + row * p.gate_stride + APART * (uint32_t)start);
+    const T* const ups = (const T*)p.up + row * p.up_stride + (uint32_t)start;
+    const T* const second = early(INTERLEAVED ? first + N : ups);
+    T* const place = early(to + (uint32_t)start);
+    // Memory may end within the last block: it is read if another vector of the row, or another row, lies behind.
+    const bool whole = start + 2 * N <= d || i + p.row_vectors < p.vectors;
     begin();
     if (i >= p.vectors || column >= d || (p.counts != nullptr && !in_use(p, row))) return;
 
     float gate[N], up[N];
     if (d >= N) {
-        const V a = load_anywhere<T, V>(first), b = load_anywhere<T, V>(second);
-        widen_halves<N, V, INTERLEAVED>(a, b, gate, up);
+        const Anywhere<T> a(first, whole), b(second, whole);
+        widen_halves<N, V, INTERLEAVED>(a.template vector<V>(), b.template vector<V>(), gate, up);
     } else {
         const T* const one = INTERLEAVED ? first + 1 : second;
 #pragma unroll
@@ -184,7 +187,7 @@ __device__ __forceinline__ void act_and_mul_anywhere(const ActParams& p) {
         else act_and_mul<F, Clamp::C, T, EAGER, INTERLEAVED, Access::ACCESS>(p);                \
     }
 #define WIDTHS(NAME, ...)                             \
-    KERNEL(NAME##_any, (1024, 2), __VA_ARGS__, Any)   \
+    KERNEL(NAME##_any, (1024), __VA_ARGS__, Any)      \
     KERNEL(NAME##_16bytes, (1024), __VA_ARGS__, Bytes16)
 // f32 rounds to itself: its two modes are one.
 #define FORM(NAME, F, C, INTERLEAVED)                                     \

@@ -36,6 +36,13 @@ __device__ __forceinline__ void begin() {
     wait_for_last();
 }
 
+// An address that is made here, before a wait for memory: the compiler would put that behind it.
+template <typename T> __device__ __forceinline__ T* early(T* address) {
+    asm volatile("" : "+l"(address));
+    __builtin_assume(__isGlobal(address));
+    return address;
+}
+
 template <typename T, int N> struct alignas(sizeof(T) * N) Vector {
     T x[N];
 };
@@ -74,26 +81,58 @@ __device__ __forceinline__ uint32_t behind16(const void* address) {
     return (uint32_t)(uintptr_t)address & 15;
 }
 
-// 16 bytes from anywhere in a row, by words. The first may begin before the row, as no memory begins within
-// a word; of the last no more is read than is needed.
-template <typename T, typename V> __device__ __forceinline__ V load_anywhere(const T* from) {
-    V out;
-    uint32_t* to = (uint32_t*)&out;
-    if constexpr (sizeof(T) == 4) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) to[i] = ((const uint32_t*)from)[i];
-    } else {
-        const uint32_t odd = (uint32_t)(uintptr_t)from & 2;
-        const char* at = (const char*)from - odd;
-        uint32_t w[5];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) w[i] = ((const uint32_t*)at)[i];
-        w[4] = odd ? ((const uint16_t*)at)[8] : 0;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) to[i] = __funnelshift_r(w[i], w[i + 1], 8 * odd);
-    }
-    return out;
+// Reads in the order of the code, and nothing waits for them before they are used.
+__device__ __forceinline__ void load16(const void* from, uint32_t* to) {
+    asm volatile("ld.global.v4.b32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(from) : "memory");
 }
+__device__ __forceinline__ uint32_t load4(const void* from) {
+    uint32_t v;
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint32_t load2(const void* from) {
+    uint16_t v;
+    asm volatile("ld.global.b16 %0, [%1];" : "=h"(v) : "l"(from) : "memory");
+    return v;
+}
+
+// 16 bytes from anywhere in a row, on their way: the two blocks of 16 bytes that they lie in, or words, of which no more
+// is read than is needed. No memory begins within a block or a word.
+template <typename T> struct Anywhere {
+    uint32_t w[8];  // what is not read of them is anything
+    uint32_t behind;
+
+    __device__ __forceinline__ Anywhere(const T* from, bool blocks) : behind(behind16(from)) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) asm("" : "=r"(w[i]));
+        if (blocks) {
+            const char* const at = (const char*)from - behind;
+            load16(at, w);
+            load16(at + 16, w + 4);
+        } else {
+            behind &= 2;
+            const char* const at = (const char*)from - behind;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) w[i] = load4(at + 4 * i);
+            if (sizeof(T) == 2 && behind != 0) w[4] = load2(at + 16);
+        }
+    }
+    template <typename V> __device__ __forceinline__ V vector() const {
+        uint32_t by2[6], by1[5];
+#pragma unroll
+        for (int i = 0; i < 6; ++i) by2[i] = behind & 8 ? w[i + 2] : w[i];
+#pragma unroll
+        for (int i = 0; i < 5; ++i) by1[i] = behind & 4 ? by2[i + 1] : by2[i];
+        V out;
+        uint32_t* to = (uint32_t*)&out;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            to[i] = sizeof(T) == 4 ? by1[i] : __funnelshift_r(by1[i], by1[i + 1], 8 * (behind & 2));
+        }
+        return out;
+    }
+};
 
 // A vector's numbers as f32.
 template <typename T, int N>

@@ -71,10 +71,13 @@ template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, typenam
 __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
     constexpr int N = P::N, VECTORS = P::VECTORS;
     Place<N> at = place<N, VECTORS>(p);
-    constexpr uint64_t APART = INTERLEAVED ? 2 : 1;
+    const Target to = Target::of<KNOWN>(p, at);
+    constexpr uint32_t APART = INTERLEAVED ? 2 : 1;
     // Vectors are taken of halves with one stride.
     const uint64_t from = at.row * p.gate_stride + APART * at.column;
-    const uint64_t up_from = at.row * p.up_stride + at.column;
+    const uint64_t up_from = ALIGNED ? from : at.row * p.up_stride + at.column;
+    const T* const gates = early((const T*)p.gate + from);
+    const T* const ups = INTERLEAVED ? gates + 1 : early((const T*)p.up + up_from);
     begin();
     if constexpr (KNOWN == Known::Nothing) mask(p, at);
 
@@ -84,15 +87,14 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
 #pragma unroll
         for (int v = 0; v < VECTORS; ++v) {
             const uint32_t count = at.count(v);
-            const uint64_t place = from + APART * v * at.step;
+            const uint32_t first = APART * v * at.step;
             if constexpr (ALIGNED) {
-                if (count > 0) load_halves<T, N, INTERLEAVED>(p.gate, p.up, place, gate[v], up[v]);
+                if (count > 0) load_halves<T, N, INTERLEAVED>(gates, ups, first, gate[v], up[v]);
             } else {
-                const T* g = (const T*)p.gate + place;
-                const T* u = INTERLEAVED ? g + 1 : (const T*)p.up + up_from + v * at.step;
 #pragma unroll
-                for (int j = 0; j < N; ++j) {
-                    if (j < count) gate[v][j] = widen(g[APART * j]), up[v][j] = widen(u[APART * j]);
+                for (uint32_t j = 0; j < N; ++j) {
+                    if (j >= count) continue;
+                    gate[v][j] = widen(gates[first + APART * j]), up[v][j] = widen(ups[first + APART * j]);
                 }
             }
         }
@@ -125,7 +127,7 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
             for (int j = 0; j < VECTORS * N; j += 2) round_pair<T>(y[j], y[j + 1]);
         }
     }
-    write_quantized<N, VECTORS, ALIGNED, KNOWN>(p, at, y);
+    write_quantized<N, VECTORS, ALIGNED, KNOWN>(p, at, to, y);
     if constexpr (C != Clamp::None && KNOWN == Known::Nothing) {
         if (p.hits != nullptr) count_hits<F, C, T, EAGER, INTERLEAVED, N, VECTORS>(p);
     }

@@ -6,6 +6,7 @@ template <typename T, typename P, bool ALIGNED>
 __device__ __forceinline__ void quantize(const QuantParams& p) {
     constexpr int N = P::N, VECTORS = P::VECTORS;
     const Place<N> at = place<N, VECTORS>(p);
+    const Target to = Target::of<Known::Nothing>(p, at);
     const uint64_t from = at.row * p.gate_stride + at.column;
     begin();
     float y[VECTORS][N] = {};
@@ -22,7 +23,7 @@ __device__ __forceinline__ void quantize(const QuantParams& p) {
             }
         }
     }
-    write_quantized<N, VECTORS, ALIGNED, Known::Nothing>(p, at, (float(&)[N * VECTORS])y);
+    write_quantized<N, VECTORS, ALIGNED, Known::Nothing>(p, at, to, (float(&)[N * VECTORS])y);
 }
 
 // code * scale, rounded once.
@@ -32,8 +33,8 @@ template <typename T> __device__ __forceinline__ T product_of(float code, float 
     return narrow<T>((double)code * scale);
 }
 
-__device__ __forceinline__ float scale_of(const QuantParams& p, uint64_t at) {
-    return p.power_of_two ? power(((const uint8_t*)p.scales)[at]) : ((const float*)p.scales)[at];
+__device__ __forceinline__ float scale_of(const QuantParams& p, const void* at) {
+    return p.power_of_two ? power(*(const uint8_t*)at) : *(const float*)at;
 }
 
 // Scales as cublasLt takes them: f32s, those of a group of columns one after another. Here
@@ -46,7 +47,8 @@ scales_to_f32_columns(const __grid_constant__ QuantParams p) {
     const uint32_t group = p.by_row.quotient(i);
     const uint32_t row = i - group * p.row_threads, words = 1u << p.word_log;
     const uint64_t word = row * p.scale_row + (group >> p.word_log) * p.scale_word;
-    ((float*)p.gate)[i] = scale_of(p, word + (group & (words - 1)));
+    const uint64_t scale = word + (group & (words - 1));
+    ((float*)p.gate)[i] = scale_of(p, (const uint8_t*)p.scales + (p.power_of_two ? scale : 4 * scale));
 }
 
 // The way back: `gate` is what is written, with `gate_stride`.
@@ -54,9 +56,10 @@ template <typename T, typename P, bool ALIGNED>
 __device__ __forceinline__ void dequantize(const QuantParams& p) {
     constexpr int N = P::N, VECTORS = P::VECTORS;
     const Place<N> at = place<N, VECTORS>(p);
+    const Target source = Target::of<Known::Nothing>(p, at);
     begin();
     if (at.left == 0) return;
-    const float scale = scale_of(p, at.scale);
+    const float scale = scale_of(p, source.scale);
     const auto value = [&](uint8_t code) {
         __nv_fp8_e4m3 e4m3;
         e4m3.__x = code;
@@ -65,7 +68,7 @@ __device__ __forceinline__ void dequantize(const QuantParams& p) {
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
         const uint32_t count = at.count(v), column = at.column + v * at.step;
-        const uint8_t* from = p.codes + at.code + v * at.step;
+        const uint8_t* from = source.codes + v * at.step;
         T* to = (T*)p.gate + at.row * p.gate_stride + column;
         if constexpr (ALIGNED) {
             if (count == 0) continue;

@@ -72,7 +72,6 @@ template <int N> struct Place {
     uint32_t step;   // from vector to vector
     uint32_t left;   // elements from the column to the end of the row, 0 in rows that are not in use
     bool first;      // of its group, which is in use
-    uint64_t code, scale;  // where its first code and its group's scale lie
 
     // Elements of a vector that are in use.
     __device__ __forceinline__ uint32_t count(int vector) const {
@@ -87,12 +86,7 @@ template <int N, int VECTORS> __device__ __forceinline__ Place<N> place(const Qu
     const uint32_t group = in_row >> p.group_log, of_group = in_row - (group << p.group_log);
     const uint32_t column = ((group * VECTORS << p.group_log) + of_group) * N;
     const uint32_t left = i < p.threads && column < p.d ? p.d - column : 0;
-    uint64_t code = row * p.codes_stride + column;
-    uint64_t scale = row * p.scale_row + (group >> p.word_log) * p.scale_word;
-    scale += group & ((1u << p.word_log) - 1);
-    // Here, before a wait for memory: the compiler would put it behind the reduction.
-    asm volatile("" : "+l"(code), "+l"(scale));
-    return {row, group, column, (uint32_t)N << p.group_log, left, left > 0 && of_group == 0, code, scale};
+    return {row, group, column, (uint32_t)N << p.group_log, left, left > 0 && of_group == 0};
 }
 
 // What a kernel knows of its calls. One that knows nothing asks its parameters.
@@ -100,6 +94,28 @@ enum class Known {
     Nothing,
     E8m0,  // these scales; all rows are in use, no route weights, y is rounded before amax
     F32,
+};
+
+// Where a thread's first code and its group's scale lie, and what else the reduction of a group is followed by. It is
+// made before a wait for memory: the compiler would put it behind the reduction.
+struct Target {
+    uint8_t* codes;
+    void* scale;
+    uint32_t floor, group_log;
+
+    template <Known KNOWN, int N> static __device__ __forceinline__ Target of(const QuantParams& p, const Place<N>& at) {
+        const uint32_t of_word = at.group & ((1u << p.word_log) - 1);
+        const uint64_t scale = at.row * p.scale_row + (at.group >> p.word_log) * p.scale_word + of_word;
+        const bool bytes = KNOWN == Known::Nothing ? p.power_of_two : KNOWN == Known::E8m0;
+        uint32_t floor = __float_as_uint(p.floor), group_log = p.group_log;
+        asm volatile("" : "+r"(floor), "+r"(group_log));
+        return {
+            early(p.codes + at.row * p.codes_stride + at.column),
+            early((uint8_t*)p.scales + (bytes ? scale : 4 * scale)),
+            floor,
+            group_log,
+        };
+    }
 };
 
 // Takes rows that are not in use away.
@@ -133,7 +149,7 @@ __device__ __forceinline__ uint32_t group_max(uint32_t x, uint32_t group_log) {
 // All threads of the warp take part.
 template <int N, int VECTORS, bool ALIGNED, Known KNOWN>
 __device__ __forceinline__ void write_quantized(
-    const QuantParams& p, const Place<N>& at, float (&y)[N * VECTORS]) {
+    const QuantParams& p, const Place<N>& at, const Target& to, float (&y)[N * VECTORS]) {
     constexpr int ELEMENTS = N * VECTORS;
     float largest[ELEMENTS / 2];
 #pragma unroll
@@ -146,46 +162,49 @@ __device__ __forceinline__ void write_quantized(
         for (int j = 0; j < n; ++j) largest[j] = max_nan(largest[j], largest[j + n]);
     }
     // As an integer a NaN is larger than any number.
-    const uint32_t bits = group_max(__float_as_uint(largest[0]), p.group_log);
-    const uint32_t amax = max(bits, __float_as_uint(p.floor));
+    const uint32_t amax = max(group_max(__float_as_uint(largest[0]), to.group_log), to.floor);
 
-    if (KNOWN == Known::Nothing ? p.power_of_two : KNOWN == Known::E8m0) {
-        const uint32_t byte = power_of_two_scale(amax);
-        const float inverse = inverse_power(byte);
+    const bool bytes = KNOWN == Known::Nothing ? p.power_of_two : KNOWN == Known::E8m0;
+    uint32_t scale;
+    if (bytes) {
+        scale = power_of_two_scale(amax);
+        const float inverse = inverse_power(scale);
 #pragma unroll
         for (int j = 0; j < ELEMENTS; ++j) y[j] *= inverse;
-        if (at.first) {
-            uint8_t* scale = (uint8_t*)p.scales + at.scale;
-            *scale = (uint8_t)byte;
-            // A word is filled up with zeros after the last group.
-            if (at.group + 1 == p.groups) {
-                const uint32_t words = 1u << p.word_log;
-                for (uint32_t g = p.groups; g % words != 0; ++g) *++scale = 0;
-            }
-        }
     } else {
-        const float scale = narrow<float>(__uint_as_float(amax) / 448.0f);
-        const Division over(scale);
+        const float number = narrow<float>(__uint_as_float(amax) / 448.0f);
+        scale = __float_as_uint(number);
+        const Division over(number);
 #pragma unroll
         for (int j = 0; j < ELEMENTS; ++j) y[j] = over(y[j]);
-        if (at.first) ((float*)p.scales)[at.scale] = scale;
     }
 
-    uint8_t* to = p.codes + at.code;
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
         const uint32_t count = at.count(v);
         if (count == 0) break;
-        Vector<uint32_t, N / 4> codes;
+        uint8_t* const codes = to.codes + v * at.step;
+        Vector<uint32_t, N / 4> words;
 #pragma unroll
-        for (int j = 0; j < N; j += 4) codes.x[j / 4] = encode4(y + v * N + j);
+        for (int j = 0; j < N; j += 4) words.x[j / 4] = encode4(y + v * N + j);
         if constexpr (ALIGNED) {
-            *(Vector<uint32_t, N / 4>*)(to + v * at.step) = codes;
+            *(Vector<uint32_t, N / 4>*)codes = words;
         } else {
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                if (j < count) to[v * at.step + j] = (uint8_t)(codes.x[j / 4] >> 8 * (j % 4));
+                if (j < count) codes[j] = (uint8_t)(words.x[j / 4] >> 8 * (j % 4));
             }
         }
     }
+    if (!at.first) return;
+    if (!bytes) {
+        *(uint32_t*)to.scale = scale;
+        return;
+    }
+    uint8_t* byte = (uint8_t*)to.scale;
+    *byte = (uint8_t)scale;
+    // A word is filled up with zeros after the last group.
+    if (at.group + 1 != p.groups) return;
+    const uint32_t words = 1u << p.word_log;
+    for (uint32_t g = p.groups; g % words != 0; ++g) *++byte = 0;
 }
