@@ -247,6 +247,7 @@ impl Activations {
         let batches = call.batches.map_or((0, 1), |b| (b.counts, b.rows as u32));
         for piece in plan.pieces() {
             let params = piece.params(&problem, batches, scalars(op));
+            let options = options.or_threads(plan.threads(params.vectors));
             let grid = options.grid(params.vectors, self.capability.overlaps_launches())?;
             // SAFETY: by this function's contract, and the plan stays inside of the layouts.
             unsafe { kernel.launch(stream, grid, &params) }?;
@@ -278,7 +279,8 @@ impl Activations {
         };
         let plan = ActPlan::new(&problem, widths);
         let name = name(&form, Rounded::of(float, op.rounding()), plan.access)?;
-        let block = options.block(plan.pieces().next()?.vectors());
+        let vectors = plan.pieces().next()?.vectors();
+        let block = options.or_threads(plan.threads(vectors)).block(vectors);
         Some(format!("{name}: {plan}, blocks of {block} threads"))
     }
 

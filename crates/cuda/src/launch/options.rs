@@ -5,7 +5,7 @@ use crate::error::Result;
 
 /// From so many threads on, blocks are large: the device starts a block in 1.2 ns, which with small
 /// ones is more than their memory takes. Fewer threads are better spread in small blocks.
-const MANY: u32 = 1 << 17;
+pub(crate) const MANY: u32 = 1 << 17;
 const THREADS: u32 = 512;
 const FEW_THREADS: u32 = 128;
 
@@ -43,6 +43,14 @@ impl LaunchOptions {
     pub const fn with_threads(self, threads: u32) -> Self {
         Self {
             threads: Some(threads),
+            ..self
+        }
+    }
+
+    /// With blocks of this many threads, where the caller has not chosen.
+    pub(crate) fn or_threads(self, threads: Option<u32>) -> Self {
+        Self {
+            threads: self.threads.or(threads),
             ..self
         }
     }

@@ -336,11 +336,8 @@ impl Quantizers {
             return Ok(());
         }
         self.context.bind_to_thread().doing("bind the context")?;
-        let options = LaunchOptions {
-            threads: options.threads.or(Some(plan.threads)),
-            ..options
-        }
-        .at_most(MOST_THREADS);
+        let options = options.or_threads(Some(plan.threads));
+        let options = options.at_most(MOST_THREADS);
         for params in params.launches(float, rows) {
             let grid = options.grid(params.threads, self.capability.overlaps_launches())?;
             // SAFETY: by the callers' contracts; the checks keep the launch inside of the layouts.
