@@ -15,6 +15,7 @@ use crate::{Accuracy, Request, Result, Shape, Support};
 mod activation;
 mod grouped;
 mod matmul;
+mod moe;
 mod quantize;
 mod router;
 
@@ -22,6 +23,7 @@ pub use activation::ActAndMul;
 pub use grouped::GroupedMatmul;
 pub(crate) use grouped::{OutputRows, read_rows};
 pub use matmul::{Matmul, NoWeight};
+pub use moe::{MoeCall, SharedCall};
 pub use quantize::{Batch, QuantOptions, Quantize};
 pub use router::Router;
 

@@ -42,7 +42,8 @@ pub use activation::{
     Rounding,
 };
 pub use backend::{
-    ActAndMul, Backend, Batch, GroupedMatmul, Matmul, NoWeight, QuantOptions, Quantize, Router,
+    ActAndMul, Backend, Batch, GroupedMatmul, Matmul, MoeCall, NoWeight, QuantOptions, Quantize,
+    Router, SharedCall,
 };
 pub use buffer::HostBuffer;
 pub use communicator::{Communicator, HostCommunicator, LocalCommunicator, check_all_reduce_into};

@@ -12,6 +12,7 @@ mod parameters;
 mod plan;
 mod quantizing;
 mod scratch;
+mod shared;
 mod step;
 mod warpgroups;
 
@@ -20,3 +21,4 @@ pub(crate) use parameters::y_type;
 pub(crate) use plan::MatmulFacts;
 pub use plan::Route;
 pub(crate) use quantizing::{QuantizingCall, QuantizingPlan};
+pub(crate) use shared::{SharedStep, SharedSteps};

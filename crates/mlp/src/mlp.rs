@@ -192,6 +192,20 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
         Ok(())
     }
 
+    /// Its weights, if they are two and read x as it is, for this rank alone.
+    pub(crate) fn merged(&self) -> Option<[&B::Weight; 2]> {
+        let plain = self.stages.quant.is_none() && self.ranks.is_none();
+        match &self.gate_up[..] {
+            [both] if plain => Some([both, &self.down]),
+            _ => None,
+        }
+    }
+
+    /// The elements' type between the stages.
+    pub(crate) const fn between(&self) -> Float {
+        self.stages.float
+    }
+
     fn run(
         &self,
         x: Tensor<'_, B>,

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::{
     ActAndMul, Element, Experts, ExpertsShape, Float, GatedActivation, HostRoutes, HostWeight,
-    Matmul, Quantization, Quantize, Result, Routes, RowLayout, ScaleFormat, Tensor, TensorMut,
-    bf16, check, reference, with_float,
+    Matmul, MoeCall, Quantization, Quantize, Result, Router, Routes, RowLayout, ScaleFormat,
+    Tensor, TensorMut, Tokens, bf16, check, reference, with_float,
 };
 
 /// A backend that multiplies by the weights of many experts. By default it does so expert by
@@ -184,6 +184,25 @@ pub trait GroupedMatmul: ActAndMul + Quantize + Matmul {
         let first = Self::reborrow(&mut scratch);
         self.grouped_matmul_act_and_mul(op, quant, x, experts, routes, first, act.reborrow())?;
         self.grouped_matmul_sum(quant, act.as_tensor(), experts, routes, shared, scratch, y)
+    }
+
+    /// Enqueues a layer, x and y \[T, H\]: [`Matmul::matmul_act_and_mul`] and [`Matmul::matmul`] of the shared expert,
+    /// [`Router::route`], and [`Self::grouped_mlp`]. The same bits; a backend may let the router run
+    /// beside the shared expert.
+    ///
+    /// # Errors
+    /// As of these.
+    fn moe(
+        &self,
+        call: MoeCall<'_, Self>,
+        x: Tensor<'_, Self>,
+        tokens: Tokens<'_, Self>,
+        y: TensorMut<'_, Self>,
+    ) -> Result<()>
+    where
+        Self: Router,
+    {
+        call.one_by_one(self, x, tokens, y)
     }
 }
 

@@ -86,7 +86,7 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
     __shared__ __align__(16) uint4 one_x[ONE ? WARPS : 1][ONE ? AHEAD * 8 : 1];
     __shared__ float one_power[ONE ? WARPS : 1][ONE ? AHEAD : 1];
 
-    let_next_start();
+    if (!p.next_late) let_next_start();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int rank = blockIdx.x % BLOCKS, units = p.k / UNIT_K, piece = rank * WARPS + warp;
     const int first = piece * units / (BLOCKS * WARPS);
@@ -125,6 +125,7 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
     }
     __syncwarp();
     wait_for_last();
+    if (p.next_late) let_next_start();
 
     constexpr int STEP = ONE ? 2 : 1;  // of a lane's four sums one token needs the first and the third
     float sum[GROUPS][TILES][4] = {};

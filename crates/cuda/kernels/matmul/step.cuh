@@ -12,7 +12,9 @@ struct StepParams {
     Packing packing;
     uint32_t t, k;
     uint32_t y_type;
-    uint32_t clamped, eager;      // the activation, and how it rounds
+    uint32_t clamped;             // the activation,
+    uint16_t eager;               // and how it rounds
+    uint16_t next_late;           // whether a decode step lets the next kernel start only after its wait
     Scalars scalars;
 };
 TWIN_SIZE(StepParams, 96);
@@ -27,6 +29,7 @@ TWIN_FIELD(StepParams, k, 60);
 TWIN_FIELD(StepParams, y_type, 64);
 TWIN_FIELD(StepParams, clamped, 68);
 TWIN_FIELD(StepParams, eager, 72);
+TWIN_FIELD(StepParams, next_late, 74);
 TWIN_FIELD(StepParams, scalars, 76);
 
 template <typename T>

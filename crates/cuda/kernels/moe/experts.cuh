@@ -80,9 +80,10 @@ constexpr uint32_t EXPERT_THREADS = 32 * WARPS;
 // Routes are read past the L1, for some kernels read them before they wait (experts_packed.cu).
 
 // Adds up the tiles of the experts: ends[e] becomes how many there are up to e, with it. Returns how many there
-// are. All threads of the block take part.
+// are. All threads of the block take part. Where `begins` is given, begins[e] becomes an expert's first row, and the one
+// behind the last where all end.
 template <uint32_t ROWS, uint32_t THREADS = EXPERT_THREADS>
-__device__ __forceinline__ uint32_t count_tiles(const ExpertsParams& p, uint32_t* ends) {
+__device__ __forceinline__ uint32_t count_tiles(const ExpertsParams& p, uint32_t* ends, uint32_t* begins = nullptr) {
     __shared__ uint32_t of_warp[THREADS / 32];
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t before = 0;
@@ -91,7 +92,10 @@ __device__ __forceinline__ uint32_t count_tiles(const ExpertsParams& p, uint32_t
         uint32_t sum = 0;
         if (e < p.experts) {
             const int32_t* const at = p.offsets + p.first + e;
-            sum = (uint32_t)(__ldcg(at + 1) - __ldcg(at) + (int32_t)ROWS - 1) / ROWS;
+            const uint32_t first = (uint32_t)__ldcg(at), end = (uint32_t)__ldcg(at + 1);
+            sum = (end - first + ROWS - 1) / ROWS;
+            if (begins != nullptr) begins[e] = first;
+            if (begins != nullptr && e == p.experts - 1) begins[e + 1] = end;
         }
 #pragma unroll
         for (uint32_t step = 1; step < 32; step *= 2) {
@@ -134,6 +138,14 @@ struct ExpertTile {
         const int32_t* const at = p.offsets + p.first + low;
         const uint32_t row = __ldcg(at) + (tile - (low ? ends[low - 1] : 0)) * ROWS;
         return {low, row, min(ROWS, (uint32_t)__ldcg(at + 1) - row)};
+    }
+    // The same of experts whose first rows the block has.
+    template <uint32_t ROWS>
+    static __device__ __forceinline__ ExpertTile find(
+        const ExpertsParams& p, const uint32_t* ends, const uint32_t* begins, uint32_t tile) {
+        const uint32_t low = expert_of(p, ends, tile);
+        const uint32_t row = begins[low] + (tile - (low ? ends[low - 1] : 0)) * ROWS;
+        return {low, row, min(ROWS, begins[low + 1] - row)};
     }
 };
 

@@ -18,7 +18,8 @@
 // half begins when the routes, which were written before the first half, are complete, and needs no wait to read them:
 // the second half (`sorted_before`) finds its first items and asks for their weights, which no kernel writes, while
 // the first half runs. act is written by that, and is read behind the wait; so is all that a quantization between them
-// reads. The kernel of sums likewise reads rows ahead behind a second half that waits first.
+// reads. The kernel of sums likewise reads rows ahead behind a second half that waits first, and the first half looks up its
+// items behind a shared expert's step that waits first.
 #include "experts.cuh"
 #include "packed.cuh"
 #if __CUDA_ARCH__ == 900
@@ -183,10 +184,11 @@ template <int TILES> struct Item {
     uint8_t marked;
 
     template <bool GATED>
-    __device__ __forceinline__ void find(const ExpertsParams& p, const uint32_t* ends, uint32_t item) {
+    __device__ __forceinline__ void find(
+        const ExpertsParams& p, const uint32_t* ends, const uint32_t* begins, uint32_t item) {
         const uint32_t of = p.by_pieces.quotient(item);
         group = item - of * p.pieces;
-        tile = ExpertTile::find<8 * TILES>(p, ends, of);
+        tile = ExpertTile::find<8 * TILES>(p, ends, begins, of);
         marked = ((const uint8_t*)p.scales)[tile.expert];
 #pragma unroll
         for (int i = 0; i < TILES; ++i) {
@@ -246,6 +248,7 @@ __device__ __forceinline__ void packed_rows(const ExpertsParams& p) {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ __align__(8) uint64_t arrived[WARPS_OF_BLOCK * SLOTS];
     uint32_t* const ends = (uint32_t*)(shared + WARPS_OF_BLOCK * Ring::BYTES);
+    uint32_t* const begins = ends + p.experts;
 
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     // This warp's part of k, the same of every item.
@@ -257,13 +260,13 @@ __device__ __forceinline__ void packed_rows(const ExpertsParams& p) {
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
     if (!p.sorted_before) wait_for_last();
-    const uint32_t tiles = count_tiles<8 * TILES, 32 * WARPS_OF_BLOCK>(p, ends);
+    const uint32_t tiles = count_tiles<8 * TILES, 32 * WARPS_OF_BLOCK>(p, ends, begins);
     const Turns turns = {tiles * p.pieces, warp / PARTS, WARPS_OF_BLOCK / PARTS};
-    for (uint32_t i = 0; i < SLOTS; ++i) ring.ask(p, ends, turns, i);
-
+    // What it has to know comes before the weights, and not behind them.
     Item<TILES> next;
     uint32_t item = turns.item(0);
-    if (item < turns.items) next.template find<GATED>(p, ends, item);
+    if (item < turns.items) next.template find<GATED>(p, ends, begins, item);
+    for (uint32_t i = 0; i < SLOTS; ++i) ring.ask(p, ends, turns, i);
     if (p.sorted_before) wait_for_last();
     let_next_start();
     for (uint32_t turn = 1; item < turns.items; ++turn) {
@@ -284,7 +287,7 @@ __device__ __forceinline__ void packed_rows(const ExpertsParams& p) {
             }
         }
         item = turns.item(turn);
-        if (item < turns.items) next.template find<GATED>(p, ends, item);
+        if (item < turns.items) next.template find<GATED>(p, ends, begins, item);
         float sum[2][TILES][4] = {};
         if (now.marked) multiply_item<TILES, true>(p, ends, turns, ring, x, there, of_unit, sum);
         else multiply_item<TILES, false>(p, ends, turns, ring, x, there, of_unit, sum);

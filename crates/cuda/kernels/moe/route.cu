@@ -9,7 +9,7 @@
 // 3. Routes are sorted without a word between blocks. Of few routes a thread takes one, or an expert, and counts those
 //    that come before it: that is its row, or where the expert's rows begin. Of many a warp takes an expert.
 //    Routes to no expert go to a last expert of none, whose rows stay empty.
-// 4. Of few tokens one block does both.
+// 4. Of few tokens one block does both, by ranks: a round of the best is 0.3 us of one warp's latency.
 #include "../matmul/fragments.cuh"
 #include "../common/memory.cuh"
 
@@ -31,13 +31,14 @@ struct RouteParams {
     int32_t* rows;             // [tokens, top_k]
     uint64_t x_stride;         // elements
     uint32_t tokens, hidden, experts, top_k;
-    Divisor by_top_k;
+    Divisor by_top_k, by_experts;
     uint32_t vocabulary;
     uint32_t normalize;
     float scale;
     uint32_t splits;
+    uint32_t beside;           // whether the logits are there before the kernel before the choice ends
 };
-TWIN_SIZE(RouteParams, 160);
+TWIN_SIZE(RouteParams, 176);
 TWIN_FIELD(RouteParams, x, 0);
 TWIN_FIELD(RouteParams, w, 8);
 TWIN_FIELD(RouteParams, logits, 16);
@@ -58,10 +59,12 @@ TWIN_FIELD(RouteParams, hidden, 124);
 TWIN_FIELD(RouteParams, experts, 128);
 TWIN_FIELD(RouteParams, top_k, 132);
 TWIN_FIELD(RouteParams, by_top_k, 136);
-TWIN_FIELD(RouteParams, vocabulary, 144);
-TWIN_FIELD(RouteParams, normalize, 148);
-TWIN_FIELD(RouteParams, scale, 152);
-TWIN_FIELD(RouteParams, splits, 156);
+TWIN_FIELD(RouteParams, by_experts, 144);
+TWIN_FIELD(RouteParams, vocabulary, 152);
+TWIN_FIELD(RouteParams, normalize, 156);
+TWIN_FIELD(RouteParams, scale, 160);
+TWIN_FIELD(RouteParams, splits, 164);
+TWIN_FIELD(RouteParams, beside, 168);
 
 constexpr uint32_t ALL = 0xffffffffu;
 
@@ -169,11 +172,11 @@ struct Choice {
     bool none;          // no expert
 };
 __device__ __forceinline__ Choice choice_of(const RouteParams& p, uint32_t token) {
-    const bool image = p.bias_vl != nullptr && p.image != nullptr && p.image[token] != 0;
+    const bool image = p.bias_vl != nullptr && p.image != nullptr && __ldcg(p.image + token) != 0;
     Choice c = {p.logits + (uint64_t)token * p.experts, image ? p.bias_vl : p.bias, nullptr, false};
-    c.none = p.padding != nullptr && p.padding[token] != 0;
+    c.none = p.padding != nullptr && __ldcg(p.padding + token) != 0;
     if (p.table != nullptr && !image) {
-        const uint32_t of_table = (uint32_t)p.token_ids[token];
+        const uint32_t of_table = (uint32_t)__ldcg(p.token_ids + token);
         c.none |= of_table >= p.vocabulary;
         c.row = p.table + (uint64_t)of_table * p.top_k;
     }
@@ -191,7 +194,7 @@ template <uint32_t N, typename F> __device__ __forceinline__ void add_logits(con
 #pragma unroll
         for (uint32_t j = 0; j < N; ++j) {
             const float* const from = at(j);
-            if (from != nullptr) to[j] += from[i * split];
+            if (from != nullptr) to[j] += __ldcg(from + i * split);
         }
 }
 
@@ -200,12 +203,10 @@ __device__ __forceinline__ uint32_t key_of(float s, const float* bias, uint32_t 
     return ordered(s + (bias != nullptr ? bias[expert] : 0.0f));
 }
 
-// A slot of a token: in memory, and in `near` if the block sorts.
 __device__ __forceinline__ void store_choice(
-    const RouteParams& p, int32_t* near, uint32_t token, uint32_t slot, int32_t id, float weight) {
+    const RouteParams& p, uint32_t token, uint32_t slot, int32_t id, float weight) {
     const uint32_t at = token * p.top_k + slot;
     p.ids[at] = id, p.weights[at] = weight;
-    if (near != nullptr) near[at] = id;
 }
 __device__ __forceinline__ float weight_of(const RouteParams& p, double s, double sum) {
     return (float)((p.normalize ? s / sum : s) * p.scale);
@@ -214,7 +215,7 @@ __device__ __forceinline__ float weight_of(const RouteParams& p, double s, doubl
 // A warp's token chooses among experts whose scores and places in the order its lanes keep, KEPT each; there are
 // slots for at most as many as lanes. Key 0 is what has been chosen, and what is no expert: every number is above it.
 template <uint32_t KEPT>
-__device__ __forceinline__ void choose_kept(const RouteParams& p, int32_t* near, uint32_t token, const Choice& c,
+__device__ __forceinline__ void choose_kept(const RouteParams& p, uint32_t token, const Choice& c,
     const float (&s)[KEPT], uint32_t (&keys)[KEPT]) {
     const uint32_t lane = threadIdx.x % 32;
     // Of this lane's slot.
@@ -241,11 +242,11 @@ __device__ __forceinline__ void choose_kept(const RouteParams& p, int32_t* near,
     }
     double sum = 1e-20;
     for (uint32_t slot = 0; slot < p.top_k; ++slot) sum += __shfl_sync(ALL, chosen, slot);
-    if (lane < p.top_k) store_choice(p, near, token, lane, id, weight_of(p, chosen, sum));
+    if (lane < p.top_k) store_choice(p, token, lane, id, weight_of(p, chosen, sum));
 }
 
 template <uint32_t KEPT>
-__device__ __forceinline__ void choose_kept(const RouteParams& p, int32_t* near, uint32_t token, const Choice& c) {
+__device__ __forceinline__ void choose_kept(const RouteParams& p, uint32_t token, const Choice& c) {
     const uint32_t lane = threadIdx.x % 32;
     float s[KEPT];
     uint32_t keys[KEPT];
@@ -256,11 +257,11 @@ __device__ __forceinline__ void choose_kept(const RouteParams& p, int32_t* near,
         s[j] = score(s[j]);
         keys[j] = e < p.experts ? key_of(s[j], c.bias, e) : 0;
     }
-    choose_kept<KEPT>(p, near, token, c, s, keys);
+    choose_kept<KEPT>(p, token, c, s, keys);
 }
 
 // Any number of experts and slots: scores lie in memory, and each round looks for what comes after the last one chosen.
-__device__ __forceinline__ void choose_far(const RouteParams& p, int32_t* near, uint32_t token, const Choice& c) {
+__device__ __forceinline__ void choose_far(const RouteParams& p, uint32_t token, const Choice& c) {
     const uint32_t lane = threadIdx.x % 32;
     int32_t* const ids = p.ids + (uint64_t)token * p.top_k;
     for (uint32_t e = lane; e < p.experts; e += 32) {
@@ -289,58 +290,21 @@ __device__ __forceinline__ void choose_far(const RouteParams& p, int32_t* near, 
     double sum = 1e-20;
     for (uint32_t slot = 0; slot < p.top_k; ++slot) sum += c.logits[ids[slot]];
     for (uint32_t slot = lane; slot < p.top_k; slot += 32) {
-        store_choice(p, near, token, slot, ids[slot], weight_of(p, c.logits[ids[slot]], sum));
+        store_choice(p, token, slot, ids[slot], weight_of(p, c.logits[ids[slot]], sum));
     }
 }
 
-__device__ __forceinline__ void choose_none(const RouteParams& p, int32_t* near, uint32_t token) {
-    for (uint32_t i = threadIdx.x % 32; i < p.top_k; i += 32) store_choice(p, near, token, i, -1, 0.0f);
+__device__ __forceinline__ void choose_none(const RouteParams& p, uint32_t token) {
+    for (uint32_t i = threadIdx.x % 32; i < p.top_k; i += 32) store_choice(p, token, i, -1, 0.0f);
 }
 
 // A warp lets a token choose.
-__device__ __forceinline__ void choose(const RouteParams& p, int32_t* near, uint32_t token) {
+__device__ __forceinline__ void choose(const RouteParams& p, uint32_t token) {
     const Choice c = choice_of(p, token);
-    if (c.none) choose_none(p, near, token);
-    else if (p.top_k <= 32 && p.experts <= 256) choose_kept<8>(p, near, token, c);
-    else if (p.top_k <= 32 && p.experts <= 512) choose_kept<16>(p, near, token, c);
-    else choose_far(p, near, token, c);
-}
-
-// A block lets few tokens choose among at most 256 experts: its threads make the scores of all together.
-constexpr uint32_t TOGETHER = 16;
-__device__ __forceinline__ void choose_together(const RouteParams& p, int32_t* near) {
-    constexpr uint32_t KEPT = 8;
-    __shared__ float scores[TOGETHER * 32 * KEPT];
-    __shared__ uint32_t keys[TOGETHER * 32 * KEPT];
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    // Every other token's, as the block has twice as many threads as there are experts.
-    constexpr uint32_t AT_ONCE = 4, STEP = TOGETHER / KEPT;
-    const uint32_t e = threadIdx.x % (32 * KEPT);
-    const auto token_of = [&](uint32_t i) { return threadIdx.x / (32 * KEPT) + i * STEP; };
-    for (uint32_t first = 0; token_of(first) < p.tokens; first += AT_ONCE) {
-        float s[AT_ONCE];
-        const auto there = [&](uint32_t j) { return e < p.experts && token_of(first + j) < p.tokens; };
-        add_logits(p, [&](uint32_t j) { return there(j) ? p.logits + token_of(first + j) * p.experts + e : nullptr; }, s);
-#pragma unroll
-        for (uint32_t j = 0; j < AT_ONCE; ++j) {
-            const uint32_t token = token_of(first + j), at = token * 32 * KEPT + e;
-            if (token >= p.tokens) break;
-            scores[at] = score(s[j]);
-            keys[at] = there(j) ? key_of(scores[at], choice_of(p, token).bias, e) : 0;
-        }
-    }
-    __syncthreads();
-    if (warp >= p.tokens) return;
-    const Choice c = choice_of(p, warp);
-    if (c.none) return choose_none(p, near, warp);
-    float s[KEPT];
-    uint32_t kept[KEPT];
-#pragma unroll
-    for (uint32_t j = 0; j < KEPT; ++j) {
-        const uint32_t at = warp * 32 * KEPT + lane + 32 * j;
-        s[j] = scores[at], kept[j] = keys[at];
-    }
-    choose_kept<KEPT>(p, near, warp, c, s, kept);
+    if (c.none) choose_none(p, token);
+    else if (p.top_k <= 32 && p.experts <= 256) choose_kept<8>(p, token, c);
+    else if (p.top_k <= 32 && p.experts <= 512) choose_kept<16>(p, token, c);
+    else choose_far(p, token, c);
 }
 
 // Of an id that is no expert's the last, which stands for none.
@@ -367,28 +331,40 @@ __device__ __forceinline__ bool is_near(const RouteParams& p) {
     return p.tokens * p.top_k <= NEAR && p.experts < NEAR_EXPERTS;
 }
 
-// Sorts few routes, whose ids are in shared memory: those threads from the `first` of `threads`.
-__device__ __forceinline__ void sort_near(const RouteParams& p, const int32_t* ids, uint32_t first, uint32_t threads) {
-    // Numbers in the order of experts, then of routes; none come behind the last.
-    __shared__ uint4 keys[NEAR / 4];
+// Numbers of few routes in the order of experts, then of routes; none come behind the last.
+__device__ __forceinline__ void number_near(const RouteParams& p, uint4* keys, uint32_t route, int32_t id) {
+    ((uint32_t*)keys)[route] = route < p.tokens * p.top_k ? expert_of(p, id) * NEAR + route : ALL;
+}
+
+// Sorts few routes by their numbers: those threads from the `first` of `threads`, AT_ONCE times four numbers a time.
+template <int AT_ONCE>
+__device__ __forceinline__ void sort_near(
+    const RouteParams& p, const uint4* keys, uint32_t first, uint32_t threads) {
     const uint32_t routes = p.tokens * p.top_k, fours = (routes + 3) / 4;
-    for (uint32_t i = threadIdx.x; i < 4 * fours; i += blockDim.x) {
-        ((uint32_t*)keys)[i] = i < routes ? expert_of(p, ids[i]) * NEAR + i : ALL;
-    }
-    __syncthreads();
+#pragma unroll 1
     for (uint32_t job = first; job <= p.experts + routes; job += threads) {
         // Experts first, and the one of none; then routes.
         const bool is_route = job > p.experts;
         const uint32_t route = is_route ? job - p.experts - 1 : 0;
-        const uint32_t expert = is_route ? expert_of(p, ids[route]) : job, key = expert * NEAR + route;
+        const uint32_t key = is_route ? ((const uint32_t*)keys)[route] : job * NEAR;
         uint32_t before = 0;
-#pragma unroll 4
+#pragma unroll AT_ONCE
         for (uint32_t i = 0; i < fours; ++i) {
             const uint4 k = keys[i];
             before += (k.x < key) + (k.y < key) + (k.z < key) + (k.w < key);
         }
-        if (is_route) store_row(p, ids, route, expert, before);
-        else p.offsets[expert] = (int32_t)before;
+        if (!is_route) {
+            p.offsets[job] = (int32_t)before;
+            continue;
+        }
+        // Of the token's rows, how many come before.
+        const uint32_t of_token = p.by_top_k.quotient(route) * p.top_k;
+        uint32_t slot = of_token;
+#pragma unroll 1
+        for (uint32_t i = 0; i < p.top_k; ++i) slot += ((const uint32_t*)keys)[of_token + i] < key;
+        const bool none = key / NEAR == p.experts;
+        p.sorted[before] = none ? -1 : (int32_t)route;
+        p.rows[slot] = none ? -1 : (int32_t)before;
     }
 }
 
@@ -408,36 +384,124 @@ __device__ __forceinline__ void sort_expert(const RouteParams& p, uint32_t exper
     }
 }
 
+// Between the logits and the choice may come a kernel that waits for the logits, and then lets the choice start. So that
+// runs beside it, reads what others write past the L1, and waits last, for that kernel to have ended where it has.
+__device__ __forceinline__ void begin_choice(const RouteParams& p) {
+    let_next_start();
+    if (!p.beside) wait_for_last();
+}
+__device__ __forceinline__ void end_choice(const RouteParams& p) {
+    if (p.beside) wait_for_last();
+}
+
 extern "C" __global__ void __launch_bounds__(128)
 route_choose(const __grid_constant__ RouteParams p) {
     const uint32_t token = blockIdx.x * 4 + threadIdx.x / 32;
-    begin();
-    if (token < p.tokens) choose(p, nullptr, token);
+    begin_choice(p);
+    if (token < p.tokens) choose(p, token);
+    end_choice(p);
 }
 extern "C" __global__ void __launch_bounds__(128)
 route_sort(const __grid_constant__ RouteParams p) {
-    __shared__ int32_t near[NEAR];
+    __shared__ uint4 keys[NEAR / 4];
     const uint32_t routes = p.tokens * p.top_k, expert = blockIdx.x * 4 + threadIdx.x / 32;
     begin();
     if (is_near(p)) {
-        for (uint32_t i = threadIdx.x; i < routes; i += 128) near[i] = p.ids[i];
+        for (uint32_t i = threadIdx.x; i < (routes + 3) / 4 * 4; i += 128) number_near(p, keys, i, i < routes ? p.ids[i] : 0);
         __syncthreads();
-        sort_near(p, near, blockIdx.x * 128 + threadIdx.x, gridDim.x * 128);
+        sort_near<4>(p, keys, blockIdx.x * 128 + threadIdx.x, gridDim.x * 128);
     } else if (expert <= p.experts) {
         sort_expert(p, expert);
     }
 }
-// A warp to a token, of at most TOGETHER.
+
+// One block lets few tokens choose and sorts their routes, which are near. A warp ranks 32 experts of a token, which go
+// down to at most CANDIDATES, of at most TOGETHER tokens; then all warps rank those. Slots are as many as lanes, at most.
+constexpr uint32_t TOGETHER = 16, CANDIDATES = 128;
 extern "C" __global__ void __launch_bounds__(32 * TOGETHER, 1)
 route_choose_and_sort(const __grid_constant__ RouteParams p) {
-    __shared__ int32_t near[NEAR];
-    const uint32_t warp = threadIdx.x / 32;
-    const bool fits = is_near(p);
-    int32_t* const to = fits ? near : nullptr;
-    begin();
-    if (p.experts <= 256 && p.top_k <= 32) choose_together(p, to);
-    else if (warp < p.tokens) choose(p, to, warp);
+    constexpr uint32_t THREADS = 32 * TOGETHER, AT_ONCE = 2;
+    extern __shared__ float scores[];  // [tokens, experts]
+    __shared__ uint4 keys[TOGETHER][CANDIDATES / 4], numbers[THREADS / 4];
+    __shared__ uint32_t ids[TOGETHER][CANDIDATES];
+    __shared__ int32_t best[TOGETHER][32];
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, all = p.tokens * p.experts;
+    ((uint32_t*)numbers)[threadIdx.x] = ALL;
+    // Below every number's.
+    keys[warp][lane] = make_uint4(0, 0, 0, 0);
     __syncthreads();
-    if (fits) return sort_near(p, near, threadIdx.x, 32 * TOGETHER);
-    for (uint32_t expert = warp; expert <= p.experts; expert += TOGETHER) sort_expert(p, expert);
+    begin_choice(p);
+#pragma unroll 1
+    for (uint32_t first = threadIdx.x; first < all; first += AT_ONCE * THREADS) {
+        float logit[AT_ONCE] = {}, of_split[SPLITS][AT_ONCE];
+        const float* const from = p.logits + first;
+        const bool both = first + THREADS < all;
+#pragma unroll
+        for (uint32_t i = 0; i < SPLITS; ++i) {
+            of_split[i][0] = __ldcg(from + i * all);
+            if (both) of_split[i][1] = __ldcg(from + i * all + THREADS);
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; ++j)
+#pragma unroll
+            for (uint32_t i = 0; i < SPLITS; ++i) logit[j] += of_split[i][j];
+        for (uint32_t at = first;; at += THREADS, logit[0] = logit[1]) {
+            const uint32_t token = p.by_experts.quotient(at), expert = at - token * p.experts;
+            const float s = score(logit[0]);
+            const uint32_t key = key_of(s, choice_of(p, token).bias, expert);
+            // An equal one of a lower place comes before it; no key is 0.
+            uint32_t before = 0;
+#pragma unroll 8
+            for (uint32_t i = 0; i < 32; ++i) {
+                const uint32_t other = __shfl_sync(ALL, key, i);
+                before += other > key - (i < lane);
+            }
+            scores[at] = s;
+            if (before < p.top_k) {
+                const uint32_t place = expert / 32 * p.top_k + before;
+                ((uint32_t*)keys[token])[place] = key, ids[token][place] = expert;
+            }
+            if (at != first || !both) break;
+        }
+    }
+    __syncthreads();
+    // All warps rank what remains, for one alone would be slow at it.
+    const uint32_t count = p.experts / 32 * p.top_k;
+    for (uint32_t token = 0; token < p.tokens; ++token) {
+        const uint32_t* const of_token = (const uint32_t*)keys[token];
+        uint32_t others[CANDIDATES / 32];
+#pragma unroll
+        for (uint32_t j = 0; j < CANDIDATES / 32; ++j) others[j] = of_token[lane + 32 * j];
+#pragma unroll 1
+        for (uint32_t place = warp; place < count; place += TOGETHER) {
+            // Places are in the order of experts.
+            const uint32_t key = of_token[place];
+            uint32_t before = 0;
+#pragma unroll
+            for (uint32_t j = 0; j < CANDIDATES / 32; ++j) before += others[j] > key - (lane + 32 * j < place);
+            before = __reduce_add_sync(ALL, before);
+            if (before < p.top_k) best[token][before] = (int32_t)ids[token][place];
+        }
+    }
+    __syncthreads();
+    if (warp < p.tokens) {
+        const Choice c = choice_of(p, warp);
+        int32_t id = -1;
+        float chosen = 0.0f;
+        if (lane < p.top_k) id = c.row != nullptr ? c.row[lane] : best[warp][lane];
+        if (c.none) id = -1;
+        else if (lane < p.top_k) chosen = scores[warp * p.experts + id];
+        double sum = 1e-20;
+        const double of_lane = chosen;
+#pragma unroll 1
+        for (uint32_t slot = 0; slot < p.top_k; ++slot) sum += __shfl_sync(ALL, of_lane, slot);
+        if (lane < p.top_k) {
+            const uint32_t at = warp * p.top_k + lane;
+            p.ids[at] = id, p.weights[at] = c.none ? 0.0f : weight_of(p, chosen, sum);
+            number_near(p, numbers, at, id);
+        }
+    }
+    __syncthreads();
+    sort_near<1>(p, numbers, threadIdx.x, THREADS);
+    end_choice(p);
 }

@@ -175,7 +175,8 @@ pub(crate) struct StepParams {
     pub(crate) k: u32,
     pub(crate) y_type: u32,
     pub(crate) clamped: u32,
-    pub(crate) eager: u32,
+    pub(crate) eager: u16,
+    pub(crate) next_late: u16,
     pub(crate) scalars: Scalars,
 }
 
@@ -380,10 +381,12 @@ pub(crate) struct RouteParams {
     pub(crate) experts: u32,
     pub(crate) top_k: u32,
     pub(crate) by_top_k: Divisor,
+    pub(crate) by_experts: Divisor,
     pub(crate) vocabulary: u32,
     pub(crate) normalize: u32,
     pub(crate) scale: f32,
     pub(crate) splits: u32,
+    pub(crate) beside: u32,
 }
 
 #[cfg(test)]
@@ -437,7 +440,7 @@ mod tests {
         twin!("matmul/packed_rows.cuh", PackedParams, 104, { matmul: 0, packing: 88, });
         twin!("matmul/step.cuh", StepParams, 96, {
             w: 0, x: 8, y: 16, x_stride: 24, y_stride: 32, packing: 40, t: 56, k: 60, y_type: 64,
-            clamped: 68, eager: 72, scalars: 76,
+            clamped: 68, eager: 72, next_late: 74, scalars: 76,
         });
         twin!("matmul/decode_codes.cu", QuantizingParams, 104, { step: 0, floor: 96, });
         twin!("matmul/decode_codes.cu", WidenCodesParams, 48, {
@@ -479,11 +482,11 @@ mod tests {
             tokens: 56, columns: 60, top_k: 64, first: 68, experts: 72, shared_type: 76,
             y_type: 80, sorted_before: 84,
         });
-        twin!("moe/route.cu", RouteParams, 160, {
+        twin!("moe/route.cu", RouteParams, 176, {
             x: 0, w: 8, logits: 16, bias: 24, bias_vl: 32, table: 40, token_ids: 48, image: 56,
             padding: 64, ids: 72, weights: 80, offsets: 88, sorted: 96, rows: 104, x_stride: 112,
-            tokens: 120, hidden: 124, experts: 128, top_k: 132, by_top_k: 136, vocabulary: 144,
-            normalize: 148, scale: 152, splits: 156,
+            tokens: 120, hidden: 124, experts: 128, top_k: 132, by_top_k: 136, by_experts: 144,
+            vocabulary: 152, normalize: 156, scale: 160, splits: 164, beside: 168,
         });
         twin!("limits/limits.cu", LimitParams, 24, { from: 0, to: 8, vectors: 16, rounds: 20, });
         #[cfg(feature = "nccl")]

@@ -47,7 +47,7 @@ struct Loaded {
 /// The matmuls of one stream.
 pub(crate) struct Matmuls {
     loaded: Arc<Loaded>,
-    facts: MatmulFacts,
+    pub(super) facts: MatmulFacts,
     /// cublasLt's, where that is there.
     workspace: Option<CudaBuffer>,
     room: Arc<Room<CudaBuffer>>,

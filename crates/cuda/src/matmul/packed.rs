@@ -49,6 +49,8 @@ pub(super) struct Around<'a> {
     /// The least amax of a group of x, if it is quantized.
     pub(super) floor: Option<f32>,
     pub(super) activation: Option<(&'a GatedActivation, StepActivation)>,
+    /// Whether a decode step lets the next kernel start only after it has waited for the one before.
+    pub(super) next_late: bool,
     /// Whether a block of warpgroups is to have a multiprocessor for itself. Behind a small kernel both
     /// blocks that fit may come to one while another has none, which took 1.4 times as long.
     pub(super) alone: bool,
@@ -123,7 +125,8 @@ impl PackedKernels {
             k: weight.cols as u32,
             y_type: y_type(y.float),
             clamped: u32::from(clamped),
-            eager: u32::from(eager),
+            eager: u16::from(eager),
+            next_late: u16::from(around.next_late),
             scalars,
         };
         match plan {

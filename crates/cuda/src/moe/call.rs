@@ -120,7 +120,8 @@ impl Moe {
     /// are there: [`Self::sum`] may be told so if it follows.
     ///
     /// # Safety
-    /// As [`Self::route`].
+    /// As [`Self::route`]. `sorted_before`: the kernel before this call lets the next one start only when the routes
+    /// are there.
     #[allow(clippy::too_many_arguments)] // Those of the call.
     pub(crate) unsafe fn gated(
         &self,
@@ -133,6 +134,7 @@ impl Moe {
         routes: &Routes<CudaBuffer>,
         scratch: u64,
         act: &RawMatrix,
+        sorted_before: bool,
     ) -> Result<bool> {
         x.check_aligned("x")?;
         act.check_aligned("act")?;
@@ -158,7 +160,14 @@ impl Moe {
         // SAFETY: by this function's contract.
         unsafe {
             let sorted = self.half(
-                stream, facts, first, matrices, experts, routes, scratch, false,
+                stream,
+                facts,
+                first,
+                matrices,
+                experts,
+                routes,
+                scratch,
+                sorted_before,
             )?;
             if let Some(quant) = quant {
                 let own = Some((experts, routes));

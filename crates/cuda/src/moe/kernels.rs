@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 
-use super::plan::{ExpertsKernel, ExpertsPlan, FORMATS, Half};
+use super::plan::{ExpertsKernel, ExpertsPlan, FORMATS, Half, TOGETHER_LOGITS, together_shared};
 use crate::{
     error::Result,
     launch::driver::{Capability, Fatbins, Function, Module, fatbins},
@@ -69,11 +69,13 @@ impl MoeKernels {
             kernels.map(|kernel| halves(*kernel, format)).collect()
         };
         let [a, b, c, d] = FORMATS.map(of_format);
+        let choose_and_sort = route.function("route_choose_and_sort")?;
+        choose_and_sort.allow_shared(together_shared(TOGETHER_LOGITS))?;
         Ok(Self {
             logits: route.function("route_logits")?,
             choose: route.function("route_choose")?,
             sort: route.function("route_sort")?,
-            choose_and_sort: route.function("route_choose_and_sort")?,
+            choose_and_sort,
             of_formats: [a?, b?, c?, d?],
             any: halves(ExpertsKernel::Any, ExpertFormat::F32)?,
             widen: rows.function("moe_widen")?,

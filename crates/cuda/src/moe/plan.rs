@@ -1,8 +1,8 @@
 //! Which kernels a layer of routed experts runs: a pure function of its shape, its types, where x lies, and the device.
 //!
 //! ## Method
-//! 1. Logits of few tokens in bf16 have a kernel of their own; others are a matmul. Few tokens are then chosen for and
-//!    sorted by one block.
+//! 1. Logits of few tokens in bf16 have a kernel of their own; others are a matmul. Of few tokens one block then lets them
+//!    choose and sorts.
 //! 2. Experts with few rows on average: the kernels that stream weights, for tiles of 8, 16 or 32 rows; of packed FP4 two
 //!    warps share a group where there are warps enough. More rows: tiles of 128 rows of a weight by 64; by packed FP4 Hopper's
 //!    warpgroups, once rows are gathered. How many an expert really has is known to the device alone, so that each of these
@@ -33,11 +33,23 @@ const LOGITS_EXPERTS: usize = 16;
 const NEAR: usize = 1024;
 const NEAR_EXPERTS: usize = 1 << 21;
 
-/// Tokens that one block chooses for and sorts.
+/// Tokens that one block can choose for and sort, what remains of a token's experts once 32 at a time have been ranked.
 const TOGETHER: usize = 16;
+const CANDIDATES: usize = 128;
+
+/// Tokens up to which it does: of 16 it took 10 us longer than two launches on an H200.
+const FEW_TOGETHER: usize = 4;
+
+/// Logits of all its tokens, at most.
+pub(super) const TOGETHER_LOGITS: usize = 8192;
 
 /// Threads of the block that chooses and sorts: a warp for each of those.
 pub(super) const TOGETHER_THREADS: u32 = 32 * TOGETHER as u32;
+
+/// Bytes of its dynamic shared memory: a score for each logit.
+pub(super) const fn together_shared(logits: usize) -> u32 {
+    4 * logits as u32
+}
 
 /// Threads of a block of the kernels of a layer, but for those of packed experts.
 pub(super) const THREADS: u32 = 256;
@@ -92,6 +104,12 @@ impl RoutePlan {
         } else {
             warps(experts + 1)
         };
+        let together = own
+            && tokens <= FEW_TOGETHER
+            && top_k <= 32
+            && experts.is_multiple_of(32)
+            && (experts / 32).saturating_mul(top_k) <= CANDIDATES
+            && tokens.saturating_mul(experts) <= TOGETHER_LOGITS;
         Self {
             logits: if own {
                 let blocks = experts.div_ceil(LOGITS_EXPERTS);
@@ -99,7 +117,7 @@ impl RoutePlan {
             } else {
                 Logits::Matmul
             },
-            apart: (tokens > TOGETHER).then(|| [warps(tokens), sort]),
+            apart: (!together).then(|| [warps(tokens), sort]),
         }
     }
 
@@ -287,12 +305,15 @@ impl ExpertsKernel {
     }
 
     /// Bytes of dynamic shared memory of a block: a word for each expert, of tiles `STAGES` of `experts_tiles.cu`, and of
-    /// packed experts the rings of `experts_packed.cu`, or the ring of `experts_warpgroups.cuh` with its barriers and sums.
+    /// packed experts the rings and one more word for each of `experts_packed.cu`, or the ring of `experts_warpgroups.cuh` with its barriers and sums.
     pub(super) const fn shared(self, format: ExpertFormat, experts: usize) -> u32 {
+        let begins = 4 * (experts + 1);
         let stages = match (self, format) {
             (Self::Tiles, _) => 6 * 32 * (128 * format.bits() / 8 + 64 * 2),
-            (Self::Rows8Halves | Self::Rows8, ExpertFormat::PackedE2m1) => 12 * 2 * 2 * (1024 + 64),
-            (Self::Rows16, ExpertFormat::PackedE2m1) => 16 * 2 * 2 * (1024 + 64),
+            (Self::Rows8Halves | Self::Rows8, ExpertFormat::PackedE2m1) => {
+                12 * 2 * 2 * (1024 + 64) + begins
+            }
+            (Self::Rows16, ExpertFormat::PackedE2m1) => 16 * 2 * 2 * (1024 + 64) + begins,
             (Self::Warpgroups, _) => 3 * (128 * 128 * 2 + 16 * (1024 + 64) + 16) + 8 * 128 * 64,
             _ => 0,
         };

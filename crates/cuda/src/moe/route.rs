@@ -5,7 +5,7 @@ use swiglu_core::{Float, Gate, Routes, RowLayout};
 
 use super::{
     call::{Moe, address, rows_aligned, side},
-    plan::{Logits, RoutePlan, RouteProblem, TOGETHER_THREADS},
+    plan::{Logits, RoutePlan, RouteProblem, TOGETHER_THREADS, together_shared},
 };
 use crate::{
     buffer::CudaBuffer,
@@ -24,22 +24,24 @@ pub(crate) struct Marks {
     pub(crate) padding: u64,
 }
 
+/// A router's call, planned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RouteCall {
+    plan: RoutePlan,
+    params: RouteParams,
+}
+
 impl Moe {
-    /// Enqueues the choice of tokens.
-    ///
-    /// # Safety
-    /// The call has been checked, and its memory lives until the stream has run it.
-    #[allow(clippy::too_many_arguments)] // Those of the call, and the stream's matmuls.
-    pub(crate) unsafe fn route(
+    /// A call that has been checked, as it is to run.
+    pub(crate) fn route_call(
         &self,
-        stream: sys::CUstream,
         matmuls: &Matmuls,
         gate: &Gate<CudaWeight, CudaBuffer>,
         x: &RawMatrix,
         marks: &Marks,
         scratch: u64,
         routes: &Routes<CudaBuffer>,
-    ) -> Result<()> {
+    ) -> Result<RouteCall> {
         x.check_aligned("x")?;
         check_aligned("scratch", scratch, 4)?;
         for (argument, address) in [
@@ -50,9 +52,6 @@ impl Moe {
             check_aligned(argument, address, 4)?;
         }
         let (tokens, routing) = (x.layout.rows, gate.routing);
-        if tokens == 0 {
-            return Ok(());
-        }
         self.check_weight("gate", &gate.weight)?;
         let problem = RouteProblem {
             tokens,
@@ -85,35 +84,73 @@ impl Moe {
             experts: side("gate", routing.experts())?,
             top_k: side("gate", routing.top_k())?,
             by_top_k: Divisor::new(side("gate", routing.top_k())?),
+            by_experts: Divisor::new(side("gate", routing.experts())?),
             vocabulary: side("table", routing.vocabulary().unwrap_or_default())?,
             normalize: u32::from(routing.normalize()),
             scale: routing.scale(),
             splits: plan.splits(),
+            beside: 0,
+        };
+        Ok(RouteCall { plan, params })
+    }
+
+    /// Enqueues the logits of all experts, of at least one token.
+    ///
+    /// # Safety
+    /// The call is of this gate and x, and its memory lives until the stream has run it.
+    pub(crate) unsafe fn logits(
+        &self,
+        stream: sys::CUstream,
+        matmuls: &Matmuls,
+        gate: &Gate<CudaWeight, CudaBuffer>,
+        x: &RawMatrix,
+        call: &RouteCall,
+    ) -> Result<()> {
+        self.bind()?;
+        // SAFETY: by this function's contract.
+        unsafe {
+            match call.plan.logits {
+                Logits::Own(blocks) => {
+                    let grid = (blocks, 128, 0);
+                    self.launch(stream, self.kernels.logits, grid, &call.params)
+                }
+                Logits::Matmul => {
+                    let logits = RawMatrix {
+                        address: call.params.logits,
+                        float: Float::F32,
+                        layout: RowLayout::contiguous(x.layout.rows, gate.routing.experts()),
+                    };
+                    matmuls.matmul(stream, x, &gate.weight, &logits, None)
+                }
+            }
+        }
+    }
+
+    /// Enqueues the choice. `beside`: behind a kernel that waits for the logits before it lets the next one start, and
+    /// that the choice waits for only last.
+    ///
+    /// # Safety
+    /// As [`Self::logits`]; with `beside` that kernel and the choice write nothing that the other one reads.
+    pub(crate) unsafe fn choose(
+        &self,
+        stream: sys::CUstream,
+        call: &RouteCall,
+        beside: bool,
+    ) -> Result<()> {
+        let params = RouteParams {
+            beside: u32::from(beside),
+            ..call.params
         };
         self.bind()?;
         let kernels = &self.kernels;
         // SAFETY: by this function's contract; each launch reads what those before it wrote.
         unsafe {
-            match plan.logits {
-                Logits::Own(blocks) => {
-                    self.launch(stream, kernels.logits, (blocks, 128, 0), &params)?;
+            match call.plan.apart {
+                None => {
+                    let shared = together_shared((params.tokens * params.experts) as usize);
+                    let grid = ([1, 1], TOGETHER_THREADS, shared);
+                    self.launch(stream, kernels.choose_and_sort, grid, &params)
                 }
-                Logits::Matmul => {
-                    let logits = RawMatrix {
-                        address: scratch,
-                        float: Float::F32,
-                        layout: RowLayout::contiguous(tokens, routing.experts()),
-                    };
-                    matmuls.matmul(stream, x, &gate.weight, &logits, None)?;
-                }
-            }
-            match plan.apart {
-                None => self.launch(
-                    stream,
-                    kernels.choose_and_sort,
-                    ([1, 1], TOGETHER_THREADS, 0),
-                    &params,
-                ),
                 Some([choose, sort]) => {
                     self.launch(stream, kernels.choose, ([choose, 1], 128, 0), &params)?;
                     self.launch(stream, kernels.sort, ([sort, 1], 128, 0), &params)

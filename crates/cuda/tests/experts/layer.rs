@@ -4,8 +4,8 @@ use half::bf16;
 use swiglu_conformance::inputs::Numbers;
 use swiglu_core::{
     Backend, Experts, ExpertsShape, Float, Gate, GatedActivation, GroupedMatmul, HostGate,
-    HostWeight, Quantization, Request, Router, Routes, Routing, Selection, Shape, Tensor,
-    TensorMut, Tokens, WeightFormat,
+    HostWeight, Matmul, MoeCall, Quantization, Request, Router, Routes, Routing, Selection, Shape,
+    SharedCall, Tensor, TensorMut, Tokens, WeightFormat,
 };
 use swiglu_cuda::{CudaBackend, CudaBuffer, CudaWeight};
 
@@ -144,6 +144,19 @@ impl HostLayer {
         backend.load_gate(&gate).unwrap()
     }
 
+    /// A shared expert in FP8, as wide as the routed ones.
+    pub fn load_shared(&self, backend: &CudaBackend) -> Shared {
+        let mut numbers = Numbers::new(7);
+        let (h, i, format) = (self.hidden, self.intermediate, WeightFormat::DEEPSEEK_V4);
+        let [gate, up] = [0, 1].map(|_| weight(&mut numbers, format, [i, h]));
+        Shared {
+            gate_up: backend.load_gate_up(gate, up).unwrap(),
+            down: backend
+                .load_weight(&[weight(&mut numbers, format, [h, i])])
+                .unwrap(),
+        }
+    }
+
     /// Rows of which each is about as large as the next.
     pub fn rows(&self, tokens: usize, seed: u64) -> Vec<bf16> {
         Numbers::new(seed).values(tokens * self.hidden, 2.0)
@@ -190,6 +203,12 @@ pub struct Layer {
     pub experts: Experts<CudaWeight>,
 }
 
+/// A shared expert on the device.
+pub struct Shared {
+    pub gate_up: CudaWeight,
+    pub down: CudaWeight,
+}
+
 /// The memory of a pass of so many tokens.
 pub struct Pass<'a> {
     host: &'a HostLayer,
@@ -200,6 +219,8 @@ pub struct Pass<'a> {
     pub act: CudaBuffer,
     pub y: CudaBuffer,
     scratch: CudaBuffer,
+    /// Of a shared expert: gate and up, act, y.
+    of_shared: [CudaBuffer; 3],
 }
 
 impl<'a> Pass<'a> {
@@ -222,6 +243,8 @@ impl<'a> Pass<'a> {
             act: room(2 * routes.count() * host.intermediate),
             y: room(4 * tokens * host.hidden),
             scratch: room(scratch.max().unwrap()),
+            of_shared: [2 * host.intermediate, host.intermediate, host.hidden]
+                .map(|cols| room(2 * tokens * cols)),
             routes,
         }
     }
@@ -267,6 +290,43 @@ impl<'a> Pass<'a> {
         let y = TensorMut::contiguous((&mut self.y).into(), Float::F32, tokens, hidden);
         let scratch = (&mut self.scratch).into();
         backend.grouped_mlp(&op, quant, x, experts, &self.routes, None, scratch, act, y)
+    }
+
+    /// The whole layer, in one call or one call after another.
+    pub fn moe(
+        &mut self,
+        backend: &CudaBackend,
+        (layer, shared): (&Layer, &Shared),
+        at_once: bool,
+    ) -> swiglu_core::Result<()> {
+        let op = GatedActivation::deepseek_v4();
+        let (tokens, hidden, i) = (self.tokens, self.host.hidden, self.host.intermediate);
+        let (rows, bf16) = (self.routes.count(), Float::BF16);
+        let x = Tensor::contiguous((&self.x).into(), bf16, tokens, hidden);
+        let y = TensorMut::contiguous((&mut self.y).into(), Float::F32, tokens, hidden);
+        let [between, act, of_shared] = &mut self.of_shared;
+        let call = MoeCall {
+            gate: &layer.gate,
+            experts: &layer.experts,
+            op: &op,
+            quant: self.quant.as_ref(),
+            shared: SharedCall {
+                gate_up: &shared.gate_up,
+                down: &shared.down,
+                op: &op,
+                between: TensorMut::contiguous(between.into(), bf16, tokens, 2 * i),
+                act: TensorMut::contiguous(act.into(), bf16, tokens, i),
+                y: TensorMut::contiguous(of_shared.into(), bf16, tokens, hidden),
+            },
+            routes: &mut self.routes,
+            scratch: (&mut self.scratch).into(),
+            act: TensorMut::contiguous((&mut self.act).into(), bf16, rows, i),
+        };
+        if at_once {
+            backend.moe(call, x, Tokens::default(), y)
+        } else {
+            call.one_by_one(backend, x, Tokens::default(), y)
+        }
     }
 
     pub fn set_x(&mut self, backend: &CudaBackend, x: &[bf16]) {

@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use swiglu_core::{
     Error as CoreError, Experts, ExpertsShape, Float, Gate, GatedActivation, GroupedMatmul,
-    HostRoutes, Quantization, Request, Router, Routes, Shape, Tensor, TensorMut, Tokens,
-    WeightFormat,
+    HostRoutes, MoeCall, Quantization, Request, Router, Routes, Shape, SharedCall, Tensor,
+    TensorMut, Tokens, WeightFormat,
 };
 
 use super::{MoeConfig, MoeWeights, MoeWorkspace};
@@ -133,6 +133,11 @@ impl<B: Router + GroupedMatmul> DeepseekV4Moe<B> {
         }
         let backend = &*self.backend;
         let mut routes = workspace.take_routes(backend, &self.gate.routing, rows)?;
+        if let Some(weights) = self.shared.merged() {
+            self.at_once(weights, x, tokens, &mut routes, y, workspace)?;
+            workspace.keep_routes(routes);
+            return Ok(());
+        }
         // Taken out while the stages use the rest.
         let mut slot = std::mem::take(&mut workspace.shared);
         {
@@ -147,6 +152,50 @@ impl<B: Router + GroupedMatmul> DeepseekV4Moe<B> {
         workspace.shared = slot;
         workspace.keep_routes(routes);
         Ok(())
+    }
+
+    /// The whole layer in one call, for a shared expert that reads x as it is.
+    fn at_once(
+        &self,
+        [gate_up, down]: [&B::Weight; 2],
+        x: Tensor<'_, B>,
+        tokens: Tokens<'_, B>,
+        routes: &mut Routes<B::Buffer>,
+        y: TensorMut<'_, B>,
+        workspace: &mut MoeWorkspace<B>,
+    ) -> Result<()> {
+        let backend = &*self.backend;
+        let (rows, i) = (x.layout.rows, self.shared.intermediate_size());
+        let requests = [
+            self.route_request(rows, x.float),
+            self.first_request(rows, x.float),
+            self.second_request(rows, y.float),
+        ];
+        let bytes = requests.map(|(request, shape)| backend.scratch(&request, &shape));
+        let bytes = bytes.into_iter().max().unwrap_or_default();
+        let (float, mlp) = (self.shared.between(), &mut workspace.mlp);
+        let shared = SharedCall {
+            gate_up,
+            down,
+            op: self.shared.activation(),
+            between: mlp.gate_up.matrix(backend, float, [rows, 2 * i])?,
+            act: mlp.act.matrix(backend, float, [rows, i])?,
+            y: workspace
+                .shared
+                .matrix(backend, Float::BF16, [rows, self.hidden_size()])?,
+        };
+        let act = [routes.count(), self.intermediate_size()];
+        let call = MoeCall {
+            gate: &self.gate,
+            experts: &self.experts,
+            op: &self.op,
+            quant: self.quant.as_ref(),
+            shared,
+            routes,
+            scratch: workspace.scratch.reserve(backend, bytes)?,
+            act: workspace.act.matrix(backend, Float::BF16, act)?,
+        };
+        Ok(backend.moe(call, x, tokens, y)?)
     }
 
     /// As [`Self::forward`], with the sum of the routes and the shared expert's output in the

@@ -210,6 +210,7 @@ fn shared_memory_fits_and_is_that_of_the_kernels() {
             // What a block may have on the smallest device, or on Hopper.
             let (most, reserved) = match kernel {
                 ExpertsKernel::Warpgroups => (227 * 1024, 1024),
+                _ if format == ExpertFormat::PackedE2m1 => (227 * 1024, 1024 + 4352),
                 _ => (99 * 1024, 0),
             };
             let shared = kernel.shared(format, kernel.most_experts());
@@ -318,7 +319,7 @@ fn routers_of_few_tokens_take_two_launches() {
             "NEAR = {NEAR}, NEAR_EXPERTS = 1u << {};",
             NEAR_EXPERTS.ilog2()
         ),
-        format!("TOGETHER = {TOGETHER};"),
+        format!("TOGETHER = {TOGETHER}, CANDIDATES = {CANDIDATES};"),
     ] {
         assert!(source.contains(&constants), "{constants}");
     }
