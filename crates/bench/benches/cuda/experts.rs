@@ -1,16 +1,16 @@
 //! A layer of V4-Flash, its experts in FP4 and the shared one in FP8, weights cold: in a graph, each pass routed in
 //! another way.
 
-use swiglu_bench::{ROUTINGS, Report, figure, requests, routings};
+use swiglu_bench::{ROUTINGS, Report, figure, requests};
 use swiglu_conformance::MlpShape;
 use swiglu_core::{
     Backend, Experts, ExpertsShape, GatedActivation, GroupedMatmul, HostGate, HostWeight, Matmul,
-    Router, Routes, Routing, Selection, Tokens, WeightFormat, bf16,
+    MoeCall, Router, Routes, Routing, Selection, SharedCall, Tokens, WeightFormat, bf16,
 };
 use swiglu_cuda::CudaWeight;
 
 use crate::gpu::{Failure, Gpu};
-use crate::matmuls::{BF16, In, Out, numbers, weights};
+use crate::matmuls::{BF16, In, Out, weights};
 use crate::steps::gate_ups;
 
 const H: usize = MlpShape::FLASH.hidden;
@@ -54,7 +54,9 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     let (op, b) = (GatedActivation::deepseek_v4(), &gpu.backend);
     let routing = Routing::new(EXPERTS, TOP_K, 1.5, true, Selection::Score)?;
     let experts = load(gpu)?;
-    let gate = vec![bf16::ONE; EXPERTS * H];
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut number = |spread: f32| bf16::from_f32(spread * (random.f32() - 0.5));
+    let gate: Vec<bf16> = (0..EXPERTS * H).map(|_| number(0.1)).collect();
     let bf16s = WeightFormat::Float(BF16);
     let gate = HostWeight::new([EXPERTS, H], bf16s, bytemuck::cast_slice(&gate), &[])?;
     let gate = HostGate::new(routing, gate, Some(vec![0.0; EXPERTS]), None, None)?;
@@ -63,9 +65,16 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
     let shared_down = weights(gpu, [H, I], MlpShape::FLASH.weight())?;
     let of_shared = 3 * H * I + 2 * EXPERTS * H;
     for t in TOKENS {
-        let (routes, touched) = routings(b, &routing, t)?;
         let mut chosen = Routes::new(b, &routing, t)?;
-        let x = numbers(gpu, t * H)?;
+        // Other rows for each routing; of many tokens all experts have some anyhow.
+        let different = if t <= 64 { ROUTINGS } else { 1 };
+        let mut xs = Vec::new();
+        for _ in 0..different {
+            let rows: Vec<bf16> = (0..t * H).map(|_| number(4.0)).collect();
+            let mut x = b.alloc(2 * t * H)?;
+            b.upload(&mut x, bytemuck::cast_slice(&rows))?;
+            xs.push(x);
+        }
         let (mut act, mut y) = (b.alloc(2 * t * TOP_K * I)?, b.alloc(2 * t * H)?);
         let (mut wide, mut between) = (b.alloc(2 * t * 2 * I)?, b.alloc(2 * t * I)?);
         let mut of_shared_expert = b.alloc(2 * t * H)?;
@@ -74,9 +83,48 @@ pub fn experts(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
             .iter()
             .map(|(request, shape)| b.scratch(request, shape));
         let mut scratch = b.alloc(bytes.max().unwrap_or_default())?;
+        let (mut routes, mut touched) = (Vec::new(), 0.0);
+        for x in &xs {
+            let mut of_x = Routes::new(b, &routing, t)?;
+            let x = In::contiguous(x.into(), BF16, t, H);
+            b.route(
+                &gate,
+                x,
+                Tokens::default(),
+                (&mut scratch).into(),
+                &mut of_x,
+            )?;
+            let offsets = of_x.download(b)?.offsets;
+            let with_rows = offsets.windows(2).filter(|w| w[0] < w[1]).count();
+            touched += with_rows as f64 / different as f64;
+            routes.push(of_x);
+        }
         let mut parts = |place: usize, parts: [bool; 4]| -> Result<(), Failure> {
-            let x = || In::contiguous((&x).into(), BF16, t, H);
+            let place = place % different;
+            let x = || In::contiguous((&xs[place]).into(), BF16, t, H);
             let routes = &routes[place];
+            if parts == [true; 4] {
+                let copy = place % shared_gate_up.len();
+                let call = MoeCall {
+                    gate: &gate,
+                    experts: &experts,
+                    op: &op,
+                    quant: None,
+                    shared: SharedCall {
+                        gate_up: &shared_gate_up[copy],
+                        down: &shared_down[copy],
+                        op: &op,
+                        between: Out::contiguous((&mut wide).into(), BF16, t, 2 * I),
+                        act: Out::contiguous((&mut between).into(), BF16, t, I),
+                        y: Out::contiguous((&mut of_shared_expert).into(), BF16, t, H),
+                    },
+                    routes: &mut chosen,
+                    scratch: (&mut scratch).into(),
+                    act: Out::contiguous((&mut act).into(), BF16, t * TOP_K, I),
+                };
+                let to = Out::contiguous((&mut y).into(), BF16, t, H);
+                return Ok(b.moe(call, x(), Tokens::default(), to)?);
+            }
             if parts[3] {
                 let copy = place % shared_gate_up.len();
                 let wide = Out::contiguous((&mut wide).into(), BF16, t, 2 * I);
