@@ -9,11 +9,12 @@
 //    scale is a power of two up to 2^7 and no code a NaN (src/weight.rs asks). So sums are those of all of k.
 // 3. Codes lie as mma takes them, eight of a row and following k a lane. A product takes two of every eight, so the
 //    four lanes of a row trade theirs.
-// 4. A stage is decoded while the last one is multiplied. SETS of warpgroups take the stages in turns,
-//    and their products follow one another.
-// 5. Of the parts that share k each finishes some of the tokens. The others send it their sums, which it adds up in the
-//    order of k. Sums pass through shared memory once more, to be stored or activated in a short loop: unrolled, its
-//    instructions would have to be fetched. It has several activations under way at once.
+// 4. A stage is decoded while the last one is multiplied. What decoding waits for longest, its reads and trades, is begun
+//    a stage before where a stage has few products: codes come three stages ahead of theirs.
+// 5. Of the blocks that share k each finishes some of the tokens. The others send it their sums, which it adds up in the
+//    order of k. bf16 sums pass through shared memory once more, so that a lane has eight following rows of a token: it
+//    activates them at once and stores them as one vector, in a short loop. Unrolled, its instructions would have to be
+//    fetched. Other results are stored one by one.
 #pragma once
 #include "step.cuh"
 #include "wgmma.cuh"
@@ -29,13 +30,6 @@ TWIN_SIZE(WarpgroupParams, 256);
 TWIN_FIELD(WarpgroupParams, x, 0);
 TWIN_FIELD(WarpgroupParams, step, 128);
 TWIN_FIELD(WarpgroupParams, rows, 224);
-
-// Eight rows of eight of 16 bits, of which a lane has two of a row: turned, two of a column.
-__device__ __forceinline__ uint32_t turned(uint32_t v) {
-    uint32_t r;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
-    return r;
-}
 
 // A scale as the factor that the bits of codes need to be values of bf16, twice.
 __device__ __forceinline__ uint32_t factor_of(float scale) {
@@ -55,89 +49,134 @@ __device__ __forceinline__ void decode4(uint32_t codes, uint32_t factor, uint32_
     odd = multiply2(((codes >> 4) & rest) | (codes & sign), factor);
 }
 
-// What the lanes of a row do with their codes.
-struct Trade {
+// A lane's codes of 64 of k, of row g and of row g + 8, and their scales.
+struct Codes {
+    uint4 low, high;
+    float4 scales;
+};
+
+// What the lanes of a row do with their codes: in two steps, so that something else may be done until each has come.
+class Trade {
     bool upper, odd;
     uint32_t keeps, sends;  // selectors
+    uint32_t own[4], other[4], kept[4], got[4];
+    float4 begun, scales;
 
+public:
     __device__ __forceinline__ explicit Trade(uint32_t lane) {
         upper = lane & 2, odd = lane & 1;
         const uint32_t first = upper ? 0x1504u : 0x5140u;
         keeps = first + (odd ? 0x2222u : 0u), sends = first + (odd ? 0u : 0x2222u);
     }
-    // Eight codes of a lane, of k from 8q on, for two products of 16 of k: `to` is this row's word of the first
-    // half of k of the first, its next ones are two and four further.
-    __device__ __forceinline__ void operator()(uint2 codes, uint32_t factor, uint32_t* to) const {
-        const uint32_t own = upper ? codes.y : codes.x, other = __shfl_xor_sync(~0u, upper ? codes.x : codes.y, 2);
-        const uint32_t kept = __byte_perm(own, other, keeps);
-        const uint32_t got = __shfl_xor_sync(~0u, __byte_perm(own, other, sends), 1);
-        decode4(odd ? got : kept, factor, to[0], to[4]);
-        decode4(odd ? kept : got, factor, to[2], to[6]);
+    __device__ __forceinline__ void begin(const Codes& c) {
+        const uint32_t eights[4][2] = {
+            {c.low.x, c.low.y}, {c.high.x, c.high.y}, {c.low.z, c.low.w}, {c.high.z, c.high.w}};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            own[i] = upper ? eights[i][1] : eights[i][0];
+            other[i] = __shfl_xor_sync(~0u, upper ? eights[i][0] : eights[i][1], 2);
+        }
+        begun = c.scales;
+    }
+    __device__ __forceinline__ void end() {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            kept[i] = __byte_perm(own[i], other[i], keeps);
+            got[i] = __shfl_xor_sync(~0u, __byte_perm(own[i], other[i], sends), 1);
+        }
+        scales = begun;
+    }
+    // As fragments of four products: eight codes are a row's word of each half of k of two of them.
+    __device__ __forceinline__ void decode(uint32_t (&to)[16]) const {
+        const float of_eight[4] = {scales.x, scales.y, scales.z, scales.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const uint32_t factor = factor_of(of_eight[i]);
+            uint32_t* const words = to + i / 2 * 8 + i % 2;
+            decode4(odd ? got[i] : kept[i], factor, words[0], words[4]);
+            decode4(odd ? kept[i] : got[i], factor, words[2], words[6]);
+        }
     }
 };
 
-// Activated sums of row g and of row g + 8, `low` and `high`, of two tokens each: those of several eights at once, so
-// that they do not wait for one another, and what f32 loses is looked for once.
-template <Clamp C, typename T, int N>
-__device__ __forceinline__ void activate_all(const StepParams& p, const float4 (&v)[N], float2 (&y)[N]) {
-    bool any_lost = false;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-        bool lost[2] = {};
-        y[i].x = gated_or_lost<Silu, C, T, false>(rounded<T>(v[i].x), rounded<T>(v[i].z), p.scalars, lost[0]);
-        y[i].y = gated_or_lost<Silu, C, T, false>(rounded<T>(v[i].y), rounded<T>(v[i].w), p.scalars, lost[1]);
-        any_lost |= lost[0] | lost[1];
-    }
-    if (!any_lost) return;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-        y[i].x = gated<Silu, C, T, false>(rounded<T>(v[i].x), rounded<T>(v[i].z), p.scalars);
-        y[i].y = gated<Silu, C, T, false>(rounded<T>(v[i].y), rounded<T>(v[i].w), p.scalars);
-    }
+// Where a warp has its rows' results of a token, in bf16, in pieces of eight: no two lanes of an access meet in a bank.
+__device__ __forceinline__ uint32_t piece_at(uint32_t token, uint32_t half) {
+    return token * 32 + (half ^ (token / 4 & 1)) * 16;
+}
+// The sums of an eight of tokens, as mma leaves them, to their place, rows beside one another.
+__device__ __forceinline__ void put_eight(uint32_t area, uint32_t eight, float4 v) {
+    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t low = narrow2(bf16(), v.x, v.y), high = narrow2(bf16(), v.z, v.w);
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};"
+        ::"r"(area + piece_at(8 * eight + lane % 8, lane / 8 & 1)), "r"(low), "r"(high) : "memory");
 }
 
-// The sums of 16 rows and of tokens up to `end`, as mma leaves them, by all lanes of a warp: two rows of y are one store.
-template <bool GATED, typename T, int N>
-__device__ __forceinline__ void store_words(
-    const StepParams& p, uint32_t row, uint32_t token0, uint32_t end, const float4 (&v)[N]) {
-    const uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
-    float2 y[N];
-    if constexpr (GATED) {
-        if (p.clamped) activate_all<Clamp::Before, T>(p, v, y);
-        else activate_all<Clamp::None, T>(p, v, y);
-        __syncwarp();
+// Eight gates and ups of a token, activated; what f32 loses is looked for once.
+template <Clamp C>
+__device__ __forceinline__ void activate_eight(
+    const Scalars& s, const uint32_t (&gates)[4], const uint32_t (&ups)[4], uint32_t (&to)[4]) {
+    const auto of = [](const uint32_t (&v)[4], int i) {
+        return __uint_as_float(i % 2 ? v[i / 2] & 0xffff0000u : v[i / 2] << 16);
+    };
+    float y[8];
+    bool any_lost = false;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        bool lost = false;
+        y[i] = gated_or_lost<Silu, C, bf16, false>(of(gates, i), of(ups, i), s, lost);
+        any_lost |= lost;
+    }
+    if (any_lost) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) y[i] = gated<Silu, C, bf16, false>(of(gates, i), of(ups, i), s);
     }
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        const uint32_t token = token0 + 8 * i + g;
-        T* const to = (T*)p.y + token * p.y_stride + row + 2 * q;
+    for (int i = 0; i < 4; ++i) to[i] = narrow2(bf16(), y[2 * i], y[2 * i + 1]);
+}
+
+// So many tokens from `token0` on, before `end`, whose sums lie in `area`: a lane stores eight following rows of y at a
+// time. A group's first eight rows begin at `row`.
+template <bool GATED>
+__device__ __forceinline__ void store_vectors(
+    const StepParams& p, uint32_t row, uint32_t token0, uint32_t end, const uint8_t* area, uint32_t tokens) {
+    constexpr uint32_t PIECES = GATED ? 1 : 2;
+    const uint32_t lane = threadIdx.x % 32, half = lane % PIECES;
+    bf16* const y = (bf16*)p.y + row + half * p.packing.half_rows;
+#pragma unroll 1
+    for (uint32_t t = lane / PIECES; t < tokens && token0 + t < end; t += 32 / PIECES) {
+        uint32_t v[4];
+        read(area + piece_at(t, half), v);
         if constexpr (GATED) {
-            const uint32_t word = turned(narrow2(T(), y[i].x, y[i].y));
-            if (token < end) *(uint32_t*)to = word;
-        } else {
-            const uint32_t low = turned(narrow2(T(), v[i].x, v[i].y)), high = turned(narrow2(T(), v[i].z, v[i].w));
-            if (token < end) *(uint32_t*)to = low, *(uint32_t*)(to + p.packing.half_rows) = high;
+            uint32_t ups[4], gates[4];
+            read(area + piece_at(t, 1), ups);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) gates[i] = v[i];
+            if (p.clamped) activate_eight<Clamp::Before>(p.scalars, gates, ups, v);
+            else activate_eight<Clamp::None>(p.scalars, gates, ups, v);
         }
+        *(uint4*)(y + (token0 + t) * p.y_stride) = make_uint4(v[0], v[1], v[2], v[3]);
     }
 }
 
 // A stream has up to SLOTS groups.
-template <int STREAMS, int SLOTS, int TOKENS, int BLOCKS, int SETS, int STAGES> struct WarpgroupShape {
-    static constexpr int ROW_WARPS = STREAMS * SLOTS, WARPS = ROW_WARPS * SETS;
+template <int STREAMS, int SLOTS, int TOKENS, int BLOCKS, int STAGES> struct WarpgroupShape {
+    static constexpr int WARPS = STREAMS * SLOTS;
     static constexpr int X = TOKENS * 2 * UNIT_K, SLOT = HEAD + SLOTS * GROUP_CODES, WEIGHTS = STREAMS * SLOT;
     static constexpr int RING = STAGES * (X + WEIGHTS);
-    static constexpr int PARTS = BLOCKS * SETS, OWN = TOKENS / 8 / PARTS;  // eights of tokens that a part finishes
-    // Behind the ring, of a warp: what the other parts send, or what passes of a tile's sums at a time.
-    static constexpr int PASS = PARTS > 1 ? OWN : 4, SUMS = (PARTS > 1 ? PARTS - 1 : 1) * PASS * 512;
+    static constexpr int OWN = TOKENS / 8 / BLOCKS;  // eights of tokens that a block finishes
+    // Behind the ring, of a warp: what the other blocks send, or what passes of a tile's sums at a time.
+    static constexpr int PASS = BLOCKS > 1 ? OWN : 4, SUMS = (BLOCKS > 1 ? BLOCKS - 1 : 1) * PASS * 512;
     static constexpr int BARRIERS = RING + WARPS * SUMS;
+    static constexpr bool AHEAD = TOKENS <= 128;
+    static_assert(!AHEAD || (STAGES > 4 && BLOCKS > 1), "three stages ahead of the one before, of one tile");
 };
 
 // REGISTERS: of a thread that multiplies, where they are dealt out; else 0.
-template <bool GATED, int STREAMS, int SLOTS, int TOKENS, int BLOCKS, int SETS, int STAGES, int REGISTERS>
+template <bool GATED, int STREAMS, int SLOTS, int TOKENS, int BLOCKS, int STAGES, int REGISTERS>
 __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
-    using Shape = WarpgroupShape<STREAMS, SLOTS, TOKENS, BLOCKS, SETS, STAGES>;
-    constexpr int PARTS = Shape::PARTS, OWN = Shape::OWN;
-    static_assert(SETS <= STAGES && OWN * PARTS * 8 == TOKENS, "stages are there, and parts are whole eights");
+    using Shape = WarpgroupShape<STREAMS, SLOTS, TOKENS, BLOCKS, STAGES>;
+    constexpr int OWN = Shape::OWN;
+    static_assert(OWN * BLOCKS * 8 == TOKENS, "parts are whole eights");
     // The swizzle is one of addresses.
     extern __shared__ __align__(1024) uint8_t memory[];
     let_next_start();
@@ -155,11 +194,11 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < STAGES; ++i) {
             init_barrier(full(i), 2);
-            init_barrier(empty(i), Shape::ROW_WARPS);
+            init_barrier(empty(i), Shape::WARPS);
         }
         init_barrier(sent);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        if constexpr (PARTS > 1) expect_bytes(sent, Shape::WARPS * Shape::SUMS);
+        if constexpr (BLOCKS > 1) expect_bytes(sent, Shape::WARPS * Shape::SUMS);
     }
     __syncthreads();
     if constexpr (BLOCKS > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
@@ -209,69 +248,77 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
         return;
     }
     if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
-    const uint32_t set = warp / Shape::ROW_WARPS, row_warp = warp % Shape::ROW_WARPS;
-    const uint8_t* const slot = memory + STAGES * Shape::X + row_warp / SLOTS * Shape::SLOT;
-    const uint8_t* const my_scales = slot + row_warp % SLOTS * 16;
-    const uint8_t* const my_codes = slot + HEAD + row_warp % SLOTS * GROUP_CODES + lane * 16;
-    const Trade trade(lane);
-    const auto decode = [&](uint32_t stage, uint32_t (&a)[16]) {
-        const float4 scales = *(const float4*)(my_scales + stage * Shape::WEIGHTS);
-        const uint8_t* const codes = my_codes + stage * Shape::WEIGHTS;
-        const uint4 low = *(const uint4*)codes, high = *(const uint4*)(codes + GROUP_CODES / 2);
-        trade(make_uint2(low.x, low.y), factor_of(scales.x), a);
-        trade(make_uint2(high.x, high.y), factor_of(scales.y), a + 1);
-        trade(make_uint2(low.z, low.w), factor_of(scales.z), a + 8);
-        trade(make_uint2(high.z, high.w), factor_of(scales.w), a + 9);
-    };
-    // By named barriers of a warpgroup and the one before it.
-    constexpr uint32_t WARPGROUPS = Shape::WARPS / 4;
-    const auto wait_turn = [&] {
-        if constexpr (SETS > 1) asm volatile("bar.sync %0, 256;" ::"r"(1 + warp / 4) : "memory");
-    };
-    const auto pass_turn = [&] {
-        if constexpr (SETS > 1) asm volatile("bar.arrive %0, 256;" ::"r"(1 + (warp / 4 + 1) % WARPGROUPS) : "memory");
-    };
-    if (warp / 4 == WARPGROUPS - 1) pass_turn();
+    // Here, where it is behind the wait for data: it takes a microsecond, as all accesses on their way end before.
+    cluster_is_there();
+    const uint8_t* const slot = memory + STAGES * Shape::X + warp / SLOTS * Shape::SLOT;
+    const uint8_t* const my_scales = slot + warp % SLOTS * 16;
+    const uint8_t* const my_codes = slot + HEAD + warp % SLOTS * GROUP_CODES + lane * 16;
     const uint64_t x = describe_rows(base);
-    RingPlace<STAGES> at{set};
-    const auto arrived = [&] { wait_barrier<false>(full(at.stage), at.parity); };
+    uint32_t stage = 0;
+    RingPlace<STAGES> next{0};  // whose codes are read next
+    const auto arrived = [&] { wait_barrier<false>(full(next.stage), next.parity); };
     const auto release = [&](uint32_t stage) {
         if (lane == 0) arrive(empty(stage));
     };
-    const uint32_t turns = count > set ? (count - set + SETS - 1) / SETS : 0;
+    Codes codes;
+    const auto read_codes = [&] {
+        const uint8_t* const at = my_codes + next.stage * Shape::WEIGHTS;
+        codes.low = *(const uint4*)at, codes.high = *(const uint4*)(at + GROUP_CODES / 2);
+        codes.scales = *(const float4*)(my_scales + next.stage * Shape::WEIGHTS);
+        next.template advance<1>();
+    };
+    Trade trade(lane);
+    const uint32_t area = base + Shape::RING + warp * Shape::SUMS;
     float4* const passing = (float4*)(memory + Shape::RING + warp * Shape::SUMS) + lane;
-    const bool in_words = ((uintptr_t)p.y & 3) == 0 && p.y_stride % 2 == 0 && !p.eager;
+    const bool in_vectors =
+        p.y_type == Y_BF16 && !p.eager && ((uintptr_t)p.y & 15) == 0 && p.y_stride % 8 == 0;
     for (uint32_t tile = blockIdx.x / BLOCKS; tile < tiles; tile += gridDim.x / BLOCKS) {
         float sum[TOKENS / 2] = {};
         uint32_t last = 0;
-        // The set's next stage, from `ready`; the one after it is brought to `other`.
+        // The next stage, from `ready`; the one after it is brought to `other`. Behind the last one codes are read that
+        // are not used.
         const auto take_turn = [&](uint32_t turn, const uint32_t (&ready)[16], uint32_t (&other)[16]) {
-            wait_turn();
             begin_products();
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                multiply_warpgroup<TOKENS>(sum, ready + 4 * j, x + at.stage * (Shape::X / 16) + j * 2);
+                multiply_warpgroup<TOKENS>(sum, ready + 4 * j, x + stage * (Shape::X / 16) + j * 2);
             }
             end_group();
-            pass_turn();
-            const uint32_t before = last;
-            last = at.stage;
-            at.template advance<SETS>();
+            if constexpr (Shape::AHEAD) {
+                // A branch, behind which the compiler leaves what it would else put between the products.
+                if (turn + 3 < count) arrived();
+                trade.begin(codes);
+                read_codes();
+            }
             // Of the stage before this one: `other` is free.
             wait_for_groups<1>();
-            if (turn > 0) release(before);
-            if (turn + 1 < turns) {
+            if (turn > 0) release(last);
+            last = stage;
+            stage = stage + 1 < STAGES ? stage + 1 : 0;
+            if constexpr (Shape::AHEAD) {
+                trade.decode(other);
+                trade.end();
+            } else if (turn + 1 < count) {
                 arrived();
-                decode(at.stage, other);
+                read_codes();
+                trade.begin(codes), trade.end(), trade.decode(other);
             }
         };
         uint32_t a[2][16];
-        if (turns > 0) {
+        if (count > 0) {
             arrived();
-            decode(at.stage, a[0]);
+            read_codes();
+            trade.begin(codes), trade.end(), trade.decode(a[0]);
+            if constexpr (Shape::AHEAD) {
+                if (count > 1) arrived();
+                read_codes();
+                trade.begin(codes), trade.end();
+                if (count > 2) arrived();
+                read_codes();
+            }
             uint32_t turn = 0;
-            for (; turn + 1 < turns; turn += 2) take_turn(turn, a[0], a[1]), take_turn(turn + 1, a[1], a[0]);
-            if (turn < turns) take_turn(turn, a[0], a[1]);
+            for (; turn + 1 < count; turn += 2) take_turn(turn, a[0], a[1]), take_turn(turn + 1, a[1], a[0]);
+            if (turn < count) take_turn(turn, a[0], a[1]);
             wait_for_groups<0>();
             release(last);
         }
@@ -281,77 +328,82 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
         const auto of_eight = [&](int t) {
             return make_float4(sum[4 * t], sum[4 * t + 1], sum[4 * t + 2], sum[4 * t + 3]);
         };
-        const uint32_t stream = tile % row_tiles * STREAMS + row_warp / SLOTS;
+        const uint32_t stream = tile % row_tiles * STREAMS + warp / SLOTS;
         const Stream s(p.packing, min(stream, p.packing.streams - 1), units);
-        const bool there = stream < p.packing.streams && row_warp % SLOTS < s.groups;
-        const uint32_t row = packed_row(p.packing, s.first + row_warp % SLOTS, 0);
+        const bool there = stream < p.packing.streams && warp % SLOTS < s.groups;
+        const uint32_t row = packed_row(p.packing, s.first + warp % SLOTS, 0);
         const uint32_t token0 = tile / row_tiles * params.rows;
         const uint32_t end = min(token0 + params.rows, p.t);
-        // So many eights of tokens, the first one of them `eight0` of the tile.
+        // So many eights of tokens, the first one of them `eight0` of the tile, one result after another.
         const auto store_passing = [&](uint32_t eight0) {
-            constexpr int AT_ONCE = Shape::PASS < 4 ? Shape::PASS : 4;
-            if (!there) return;
 #pragma unroll 1
-            for (uint32_t t = 0; t < Shape::PASS; t += AT_ONCE) {
+            for (uint32_t t = 0; t < Shape::PASS; ++t) {
                 const uint32_t token = token0 + (eight0 + t) * 8;
-                if (token >= end) return;
-                float4 v[AT_ONCE];
-#pragma unroll
-                for (int i = 0; i < AT_ONCE; ++i) v[i] = passing[(t + i) * 32];
-                if (in_words && p.y_type == Y_BF16) {
-                    store_words<GATED, bf16>(p, row, token, end, v);
-                } else if (in_words && p.y_type == Y_F16) {
-                    store_words<GATED, f16>(p, row, token, end, v);
-                } else {
-#pragma unroll 1
-                    for (uint32_t i = 0; i < AT_ONCE && token + 8 * i < end; ++i) {
-                        const uint32_t of_lane = token + 8 * i + lane % 4 * 2;
-                        const float4 sums = passing[(t + i) * 32];
-                        if (p.y_type == Y_BF16) store_tokens<GATED, bf16>(p, row + lane / 4, of_lane, sums);
-                        else if (p.y_type == Y_F16) store_tokens<GATED, f16>(p, row + lane / 4, of_lane, sums);
-                        else store_tokens<GATED, float>(p, row + lane / 4, of_lane, sums);
-                    }
-                }
+                if (!there || token >= end) return;
+                const uint32_t of_lane = token + lane % 4 * 2;
+                const float4 sums = passing[t * 32];
+                if (p.y_type == Y_BF16) store_tokens<GATED, bf16>(p, row + lane / 4, of_lane, sums);
+                else if (p.y_type == Y_F16) store_tokens<GATED, f16>(p, row + lane / 4, of_lane, sums);
+                else store_tokens<GATED, float>(p, row + lane / 4, of_lane, sums);
             }
         };
-        if constexpr (PARTS == 1) {
+        // The same of sums that are in `area`.
+        const auto store_area = [&](uint32_t eight0, uint32_t eights) {
+            __syncwarp();
+            const uint8_t* const from = (const uint8_t*)(passing - lane);
+            if (there) store_vectors<GATED>(p, row, token0 + eight0 * 8, end, from, eights * 8);
+            __syncwarp();
+        };
+        if constexpr (BLOCKS == 1) {
+            if (in_vectors) {
+                constexpr int AT_ONCE = 2 * Shape::PASS;
 #pragma unroll 1
-            for (uint32_t eight0 = 0; eight0 < TOKENS / 8; eight0 += Shape::PASS) {
+                for (uint32_t eight0 = 0; eight0 < TOKENS / 8; eight0 += AT_ONCE) {
 #pragma unroll
-                for (int t = 0; t < TOKENS / 8; ++t) {
-                    if (t / Shape::PASS * Shape::PASS == eight0) passing[t % Shape::PASS * 32] = of_eight(t);
+                    for (int t = 0; t < TOKENS / 8; ++t) {
+                        if (t / AT_ONCE * AT_ONCE == eight0) put_eight(area, t % AT_ONCE, of_eight(t));
+                    }
+                    store_area(eight0, AT_ONCE);
                 }
-                store_passing(eight0);
+            } else {
+#pragma unroll 1
+                for (uint32_t eight0 = 0; eight0 < TOKENS / 8; eight0 += Shape::PASS) {
+#pragma unroll
+                    for (int t = 0; t < TOKENS / 8; ++t) {
+                        if (t / Shape::PASS * Shape::PASS == eight0) passing[t % Shape::PASS * 32] = of_eight(t);
+                    }
+                    store_passing(eight0);
+                }
             }
         } else {
-            const uint32_t part = rank * SETS + set;
-            cluster_is_there();
 #pragma unroll
-            for (uint32_t to = 0; to < PARTS; ++to) {
-                if (to == part) continue;
-                const uint32_t of_warp = to % SETS * Shape::ROW_WARPS + row_warp, from = part - (part > to);
-                const uint32_t place = Shape::RING + of_warp * Shape::SUMS + from * OWN * 512 + lane * 16;
-                const uint32_t address = in_block(base + place, to / SETS), barrier = in_block(sent, to / SETS);
+            for (uint32_t to = 0; to < BLOCKS; ++to) {
+                if (to == rank) continue;
+                const uint32_t from = rank - (rank > to);
+                const uint32_t address = in_block(area + from * OWN * 512 + lane * 16, to), barrier = in_block(sent, to);
 #pragma unroll
                 for (int t = 0; t < OWN; ++t) send(address + t * 512, of_eight(to * OWN + t), barrier);
             }
-            wait_barrier<true>(sent, 0);
+            wait_barrier<false>(sent, 0);
 #pragma unroll
-            for (uint32_t own = 0; own < PARTS; ++own) {
-                if (own != part) continue;
+            for (uint32_t own = 0; own < BLOCKS; ++own) {
+                if (own != rank) continue;
 #pragma unroll
                 for (int t = 0; t < OWN; ++t) {
                     float4 v;
 #pragma unroll
-                    for (uint32_t i = 0; i < PARTS; ++i) {
+                    for (uint32_t i = 0; i < BLOCKS; ++i) {
                         const float4 next = i == own ? of_eight(own * OWN + t) : passing[((i - (i > own)) * OWN + t) * 32];
                         if (i == 0) v = next;
                         else v.x += next.x, v.y += next.y, v.z += next.z, v.w += next.w;
                     }
-                    passing[t * 32] = v;
+                    // Where sums have been read.
+                    if (in_vectors) put_eight(area, t, v);
+                    else passing[t * 32] = v;
                 }
             }
-            store_passing(part * OWN);
+            if (in_vectors) store_area(rank * OWN, OWN);
+            else store_passing(rank * OWN);
         }
     }
 }
