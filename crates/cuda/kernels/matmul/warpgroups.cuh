@@ -248,7 +248,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
         return;
     }
     if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
-    // Here, where it is behind the wait for data: it takes a microsecond, as all accesses on their way end before.
+    // Here, where it is hidden by the wait for data.
     cluster_is_there();
     const uint8_t* const slot = memory + STAGES * Shape::X + warp / SLOTS * Shape::SLOT;
     const uint8_t* const my_scales = slot + warp % SLOTS * 16;

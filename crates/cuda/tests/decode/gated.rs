@@ -44,8 +44,14 @@ impl Half {
         }
     }
 
-    /// The activations, by one call and by two; and whether the one left what lies between unwritten.
-    fn run<T: Element>(&self, backend: &CudaBackend, op: &GatedActivation) -> [Vec<T>; 2] {
+    /// The activations, by one call and by two; and whether the one left what lies between unwritten. Rows of the one
+    /// call's are so many elements longer than they need to be, and begin at such an element.
+    fn run<T: Element>(
+        &self,
+        backend: &CudaBackend,
+        op: &GatedActivation,
+        (gap, offset): (usize, usize),
+    ) -> [Vec<T>; 2] {
         let [gate, up] = self.parts.clone();
         let (i, h) = (self.i, gate.cols());
         let (t, size) = (self.x.len() / h, T::FLOAT.size());
@@ -53,12 +59,11 @@ impl Half {
         let x = filled(backend, bytemuck::cast_slice(&self.x));
         let x = Tensor::contiguous(CudaBackend::view(&x), Float::BF16, t, h);
         let poisoned = |elements: usize| filled(backend, &vec![POISON; elements * size]);
-        // Rows of the result at odd places.
-        let stride = i + 3;
-        let (mut between, mut act) = (poisoned(2 * t * i), poisoned(t * stride));
+        let stride = i + gap;
+        let (mut between, mut act) = (poisoned(2 * t * i), poisoned(offset + t * stride));
         let layout = RowLayout::contiguous(t, i)
             .with_stride(stride)
-            .with_offset(1);
+            .with_offset(offset);
         let to = TensorMut::new(CudaBackend::view_mut(&mut act), T::FLOAT, layout);
         backend
             .matmul_act_and_mul(op, x, &weight, tensor_mut::<T>(&mut between, t, 2 * i), to)
@@ -101,18 +106,21 @@ fn clamped(limit: f32) -> GatedActivation {
 }
 
 fn same_bits<T: Element>(backend: &CudaBackend, half: &Half, op: &GatedActivation) {
-    let [fused, two] = half.run::<T>(backend, op);
-    let differs = |at: &usize| fused[*at].to_bits() != two[*at].to_bits();
-    let at = (0..two.len()).find(differs);
-    let pair = at.map(|at| (at, fused[at], two[at]));
-    assert!(
-        pair.is_none(),
-        "{op} in {}, {} of {:?}: {pair:?}",
-        T::FLOAT,
-        half.i,
-        half.parts[0].format()
-    );
-    assert!(two.iter().any(|y| y.to_f32() != 0.0));
+    // At odd places, and at those of whole vectors.
+    for place in [(3, 1), (8, 16)] {
+        let [fused, two] = half.run::<T>(backend, op, place);
+        let differs = |at: &usize| fused[*at].to_bits() != two[*at].to_bits();
+        let at = (0..two.len()).find(differs);
+        let pair = at.map(|at| (at, fused[at], two[at]));
+        assert!(
+            pair.is_none(),
+            "{op} in {}, {} of {:?} at {place:?}: {pair:?}",
+            T::FLOAT,
+            half.i,
+            half.parts[0].format()
+        );
+        assert!(two.iter().any(|y| y.to_f32() != 0.0));
+    }
 }
 
 /// Bit for bit, as both have the same sums: in every type, limit and rounding.
@@ -156,8 +164,10 @@ fn one_kernel_gives_the_bits_of_two() {
             same_bits::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
         }
     }
-    for (shape, t) in [(SHAPES[1], 300), (SHAPES[3], 257)] {
-        same_bits::<bf16>(&backend, &Half::new(t, shape, v4), &clamped(1.0));
+    for (shape, t) in [(SHAPES[1], 300), (SHAPES[1], 1023), (SHAPES[3], 257)] {
+        let half = Half::new(t, shape, v4);
+        same_bits::<bf16>(&backend, &half, &clamped(1.0));
+        same_bits::<bf16>(&backend, &half, &GatedActivation::silu_and_mul());
     }
     for op in [clamped(1.0), GatedActivation::silu_and_mul()] {
         let eager = op.with_rounding(Rounding::Eager);
@@ -209,7 +219,7 @@ fn limit_and_rounding_reach_the_kernel() {
     }
     for format in [WeightFormat::DEEPSEEK_V4, BF16] {
         let half = Half::new(2, SHAPES[0], format);
-        let run = |op: GatedActivation| half.run::<bf16>(&backend, &op)[0].clone();
+        let run = |op: GatedActivation| half.run::<bf16>(&backend, &op, (0, 0))[0].clone();
         let plain = run(GatedActivation::silu_and_mul());
         let one = run(clamped(1.0));
         let largest = |y: &[bf16]| y.iter().fold(0.0_f32, |m, y| m.max(y.to_f32().abs()));
