@@ -11,8 +11,11 @@ __device__ __forceinline__ void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 // The same without an order of memory: a release waits for all accesses on their way.
+__device__ __forceinline__ void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 __device__ __forceinline__ void meet_cluster() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+    arrive_at_cluster();
+    wait_for_cluster();
 }
 // Four sums to another block of the cluster, whose barrier counts their bytes.
 __device__ __forceinline__ void send(uint32_t to, float4 v, uint32_t barrier) {
@@ -43,11 +46,11 @@ __device__ __forceinline__ void arrive_in_block(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Stages follow one another in a ring.
-template <int STAGES> struct RingPlace {
-    uint32_t stage, parity = 0;
-    template <int BY> __device__ __forceinline__ void advance() {
-        stage += BY;
-        if (stage >= STAGES) stage -= STAGES, parity ^= 1;
+// A place in a ring of stages.
+struct RingPlace {
+    uint32_t stage = 0, parity = 0;
+    __device__ __forceinline__ void advance(uint32_t stages, uint32_t by = 1) {
+        stage += by;
+        if (stage >= stages) stage -= stages, parity ^= 1;
     }
 };

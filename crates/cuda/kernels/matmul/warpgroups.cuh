@@ -207,7 +207,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
     };
     if (warp >= Shape::WARPS) {
         if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        RingPlace<STAGES> at{0};
+        RingPlace at;
         const auto next_empty = [&](uint32_t bytes) {
             wait_barrier<false>(empty(at.stage), at.parity ^ 1);
             expect_bytes(full(at.stage), bytes);
@@ -216,7 +216,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
             wait_for_last();
             for (uint32_t tile = blockIdx.x / BLOCKS; tile < tiles; tile += gridDim.x / BLOCKS) {
                 const uint32_t token = tile / row_tiles * params.rows;
-                for (uint32_t u = 0; u < count; ++u, at.template advance<1>()) {
+                for (uint32_t u = 0; u < count; ++u, at.advance(STAGES)) {
                     next_empty(params.rows * 2 * UNIT_K);
                     tensor_copy(base + at.stage * Shape::X, params.x, (first + u) * UNIT_K, token, full(at.stage));
                 }
@@ -232,7 +232,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
                     const Stream s(p.packing, stream, units);
                     w[i] = p.w + s.offset + (uint64_t)first * s.unit, unit[i] = s.unit, bytes += s.unit;
                 }
-                for (uint32_t u = 0; u < count; ++u, at.template advance<1>()) {
+                for (uint32_t u = 0; u < count; ++u, at.advance(STAGES)) {
                     next_empty(bytes);
                     const uint32_t to = weights + at.stage * Shape::WEIGHTS;
 #pragma unroll
@@ -255,7 +255,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
     const uint8_t* const my_codes = slot + HEAD + warp % SLOTS * GROUP_CODES + lane * 16;
     const uint64_t x = describe_rows(base);
     uint32_t stage = 0;
-    RingPlace<STAGES> next{0};  // whose codes are read next
+    RingPlace next;  // whose codes are read next
     const auto arrived = [&] { wait_barrier<false>(full(next.stage), next.parity); };
     const auto release = [&](uint32_t stage) {
         if (lane == 0) arrive(empty(stage));
@@ -265,7 +265,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
         const uint8_t* const at = my_codes + next.stage * Shape::WEIGHTS;
         codes.low = *(const uint4*)at, codes.high = *(const uint4*)(at + GROUP_CODES / 2);
         codes.scales = *(const float4*)(my_scales + next.stage * Shape::WEIGHTS);
-        next.template advance<1>();
+        next.advance(STAGES);
     };
     Trade trade(lane);
     const uint32_t area = base + Shape::RING + warp * Shape::SUMS;

@@ -124,7 +124,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
     };
     if (warp >= Shape::WARPS) {
         if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        RingPlace<STAGES> at{0};
+        RingPlace at;
         const auto next_empty = [&](uint32_t bytes) {
             wait_barrier<false>(empty(at.stage), at.parity ^ 1);
             expect_bytes(full(at.stage), bytes);
@@ -133,7 +133,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
             wait_for_last();
             for (uint32_t tile = blockIdx.x / BLOCKS; tile < tiles; tile += gridDim.x / BLOCKS) {
                 const uint32_t token = tile / row_tiles * params.rows;
-                for (uint32_t u = 0; u < count; ++u, at.template advance<1>()) {
+                for (uint32_t u = 0; u < count; ++u, at.advance(STAGES)) {
                     next_empty(params.rows * 2 * UNIT_K);
                     tensor_copy(base + at.stage * Shape::X, params.x, (first + u) * UNIT_K, token, full(at.stage));
                 }
@@ -149,7 +149,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
                     const Stream s(p.packing, stream, units);
                     w[i] = p.w + s.offset + (uint64_t)first * s.unit, unit[i] = s.unit, bytes += s.unit;
                 }
-                for (uint32_t u = 0; u < count; ++u, at.template advance<1>()) {
+                for (uint32_t u = 0; u < count; ++u, at.advance(STAGES)) {
                     next_empty(bytes);
                     const uint32_t to = weights + at.stage * Shape::WEIGHTS;
 #pragma unroll
@@ -189,7 +189,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
     };
     if (warp / 4 == WARPGROUPS - 1) pass_turn();
     const uint64_t x = describe_rows(base);
-    RingPlace<STAGES> at{set};
+    RingPlace at{set};
     const auto arrived = [&] { wait_barrier<false>(full(at.stage), at.parity); };
     const auto release = [&](uint32_t stage) {
         if (lane == 0) arrive(empty(stage));
@@ -212,7 +212,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
             pass_turn();
             const uint32_t before = last;
             last = at.stage;
-            at.template advance<SETS>();
+            at.advance(STAGES, SETS);
             // Of the stage before this one: `other` is free.
             wait_for_groups<1>();
             if (turn > 0) release(before);

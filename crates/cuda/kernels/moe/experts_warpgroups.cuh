@@ -166,7 +166,7 @@ template <int SLABS> __device__ __forceinline__ uint32_t sums_at(uint32_t token,
 // An item's sums, of a warp's groups, to its place in shared memory.
 template <class Shape>
 __device__ __forceinline__ void multiply_item(
-    const uint8_t* memory, uint32_t units, uint32_t columns, bool marked, RingPlace<Shape::STAGES>& at) {
+    const uint8_t* memory, uint32_t units, uint32_t columns, bool marked, RingPlace& at) {
     constexpr int SLABS = Shape::SLABS;
     const uint32_t base = shared_address(memory), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint64_t x = describe_rows(base);
@@ -192,7 +192,7 @@ __device__ __forceinline__ void multiply_item(
         decode_slabs<1>(weights + stage * Shape::STAGE, marked, second);
         multiply_columns(sum, second, x + (stage * Shape::STAGE + Shape::HALF) / 16, columns);
         before = stage;
-        at.template advance<1>();
+        at.advance(Shape::STAGES);
         wait_for_groups<1>();
         if (unit + 1 < units) decode_first();
     }
@@ -289,7 +289,7 @@ __device__ __forceinline__ void multiply_gathered(const GatheredParams& params) 
     begin();
     const uint32_t items = count_tiles<Shape::TOKENS, Shape::THREADS>(p, ends) * p.pieces;
     sync_cluster();
-    RingPlace<Shape::STAGES> at{0};
+    RingPlace at;
     if (warp >= Shape::WARPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPYING));
         const uint32_t groups = p.outputs / (GATED ? 8 : 16), of_group = units * PACKED_UNIT;
@@ -308,7 +308,7 @@ __device__ __forceinline__ void multiply_gathered(const GatheredParams& params) 
             // What the warps of both blocks bring is told to each.
             uint32_t bytes = Shape::GROUPS / COPIERS * PACKED_UNIT;
             if (copier == 0) bytes += of.columns * 2 * PACKED_K;
-            for (uint32_t unit = 0; unit < units; ++unit, w += PACKED_UNIT, at.template advance<1>()) {
+            for (uint32_t unit = 0; unit < units; ++unit, w += PACKED_UNIT, at.advance(Shape::STAGES)) {
                 const uint32_t stage = base + at.stage * Shape::STAGE, full = Shape::full(base, at.stage);
                 wait_barrier<false>(Shape::empty(base, at.stage), at.parity ^ 1);
                 if (lane == 0) expect_bytes(full, bytes);
