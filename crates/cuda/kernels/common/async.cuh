@@ -15,12 +15,13 @@ __device__ __forceinline__ void arrive(uint32_t barrier) {
 __device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
+// As createpolicy.fractional.L2::evict_first gives it.
+constexpr uint64_t EVICT_FIRST = 0x12f0000000000000;
 // Of weights, which come once: the L2 lets go of them first, and keeps the kernels' code and their small operands. What
 // has been thrown out comes from memory, an instruction line after another.
 __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-    const uint64_t evict_first = 0x12f0000000000000;  // as createpolicy.fractional.L2::evict_first gives it
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(evict_first) : "memory");
+        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(EVICT_FIRST) : "memory");
 }
 // Waits for the end of the phase of this parity; CLUSTER: to see what another block of the cluster wrote.
 template <bool CLUSTER> __device__ __forceinline__ void wait_barrier(uint32_t barrier, uint32_t parity) {

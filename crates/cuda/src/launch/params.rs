@@ -240,9 +240,11 @@ pub(crate) struct MappedParams {
     pub(crate) x: TensorMap,
     pub(crate) step: StepParams,
     pub(crate) tile_groups: u32,
-    pub(crate) parts: u32,
+    pub(crate) parts_log: u32,
     pub(crate) stages: u32,
+    pub(crate) ahead: u32,
     pub(crate) gated: u32,
+    pub(crate) tile_tokens: u32,
 }
 
 /// `ExpertsParams` of `moe/experts.cuh`.
@@ -455,7 +457,8 @@ mod tests {
             k: 324, rows: 328, y_type: 332,
         });
         twin!("matmul/mapped.cuh", MappedParams, 384, {
-            weight: 0, x: 128, step: 256, tile_groups: 352, parts: 356, stages: 360, gated: 364,
+            weight: 0, x: 128, step: 256, tile_groups: 352, parts_log: 356, stages: 360, ahead: 364,
+            gated: 368, tile_tokens: 372,
         });
         twin!("moe/experts.cuh", ExpertsParams, 184, {
             x: 0, w: 8, scales: 16, scale_rows: 24, y: 32, offsets: 40, sorted: 48, weights: 56,

@@ -1,4 +1,4 @@
-//! Which kernel multiplies a few tokens by a weight in bf16 as it is stored: `mapped.cu`.
+//! Which kernel multiplies some tokens by a weight in bf16 as it is stored: `mapped.cu`.
 
 use std::fmt;
 
@@ -14,16 +14,24 @@ const GROUP: usize = 16;
 /// Parts of k, and blocks of a cluster: those that were faster first.
 const PARTS: [u32; 3] = [2, 4, 8];
 
-/// Shared memory of a block, at most. Two smaller ones a multiprocessor, of which one waits with its weights, were no
-/// faster for V4-Flash up to 16 tokens, and slower else.
-const SHARED: u32 = 226 * 1024;
+/// Bytes of shared memory of a multiprocessor for the stages and sums of its blocks.
+const SHARED: u32 = 225 * 1024;
+
+/// Stages of the smaller of two blocks of a multiprocessor, at least.
+const FEW_STAGES: u32 = 6;
+
+/// Tokens of a call, at most: beyond, cublasLt is as fast.
+const MOST_TOKENS: u32 = 256;
+
+/// Tokens up to which blocks of all kinds, and clusters of more than two, are faster than cublasLt.
+const FEW_TOKENS: u32 = 64;
 
 /// A kernel of `mapped.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MappedKernel {
     /// Groups of a tile, at most: one for each warp that multiplies.
     groups: u32,
-    /// Tokens of a call, at most.
+    /// Tokens of a tile, at most.
     tokens: u32,
 }
 
@@ -33,19 +41,20 @@ const fn kernel(groups: u32, tokens: u32) -> MappedKernel {
 
 impl MappedKernel {
     /// All of them: by groups, then by tokens.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         kernel(4, 8),
         kernel(4, 16),
         kernel(4, 32),
         kernel(4, 64),
-        kernel(8, 8),
+        kernel(4, 128),
         kernel(8, 16),
         kernel(8, 32),
         kernel(8, 64),
+        kernel(8, 128),
     ];
 
-    /// The most groups that a tile of any of them has.
-    const MOST_GROUPS: u32 = Self::ALL[Self::ALL.len() - 1].groups;
+    /// The most groups, and tokens, that a tile of any of them has.
+    const MOST: Self = Self::ALL[Self::ALL.len() - 1];
 
     pub(super) fn name(self) -> String {
         let Self { groups, tokens } = self;
@@ -67,9 +76,24 @@ impl MappedKernel {
         4 * self.groups * GROUP as u32 * self.tokens
     }
 
+    const fn stages_in(self, shared: u32) -> u32 {
+        (shared - self.sums()) / self.stage()
+    }
+
+    /// Whether a multiprocessor has two blocks, of which one waits with its weights for the kernel before.
+    const fn in_twos(self) -> bool {
+        self.stages_in(SHARED / 2) >= FEW_STAGES
+    }
+
     /// Stages that there is room for.
     pub(super) const fn stages(self) -> u32 {
-        (SHARED - self.sums()) / self.stage()
+        self.stages_in(if self.in_twos() { SHARED / 2 } else { SHARED })
+    }
+
+    /// Stages that a block has not asked for yet when the next kernel may start. Of two blocks the second one's weights are
+    /// to come when those of the first have.
+    pub(super) const fn ahead(self) -> u32 {
+        if self.in_twos() { 4 } else { u32::MAX }
     }
 
     /// Bytes of dynamic shared memory of a block: stages, sums, and barriers for each stage's arrival and end and for
@@ -87,7 +111,10 @@ pub(crate) struct MappedPlan {
     /// Groups of the weight, and of a tile.
     groups: u32,
     tile_groups: u32,
-    /// Blocks of a cluster, which share k.
+    /// Tiles of tokens, and tokens of each but the last one.
+    token_tiles: u32,
+    tile_tokens: u32,
+    /// Blocks of a cluster, which share k: a power of two.
     parts: u32,
 }
 
@@ -96,25 +123,37 @@ impl MappedPlan {
     /// there are too many tokens or rows, the rows are no whole groups, or do not begin at multiples of 16 bytes, or k is
     /// one stage.
     pub(super) fn new(t: usize, [n, k]: [usize; 2], multiprocessors: u32) -> Option<Self> {
+        let most = MappedKernel::MOST;
         let whole = n > 0 && n.is_multiple_of(GROUP) && k > 0 && k.is_multiple_of(8);
         let groups = u32::try_from(n / GROUP).ok().filter(|_| whole)?;
         let units = u32::try_from(k.div_ceil(UNIT_K)).ok()?;
+        let t = u32::try_from(t)
+            .ok()
+            .filter(|t| (1..=MOST_TOKENS).contains(t))?;
+        let few = t <= FEW_TOKENS;
+        let token_tiles = t.div_ceil(most.tokens);
+        // As many each: of rows that are not there a map's copy takes longer.
+        let tile_tokens = t.div_ceil(token_tiles);
         // The groups of a tile, by a part of k, that the largest block reads.
         let tile = |parts: u32| {
-            let tiles = (multiprocessors / parts).max(1);
+            let tiles = (multiprocessors / (parts * token_tiles)).max(1);
             let tile_groups = groups.div_ceil(tiles);
-            let fits = parts <= units && tile_groups <= MappedKernel::MOST_GROUPS;
+            let fits = parts <= units && tile_groups <= most.groups && (few || parts == 2);
             fits.then(|| (tile_groups * units.div_ceil(parts), tile_groups, parts))
         };
         let least = |a: (u32, u32, u32), b: (u32, u32, u32)| if b.0 < a.0 { b } else { a };
         let (_, tile_groups, parts) = PARTS.into_iter().filter_map(tile).reduce(least)?;
         let enough =
-            |kernel: &MappedKernel| tile_groups <= kernel.groups && t <= kernel.tokens as usize;
+            |kernel: &MappedKernel| tile_groups <= kernel.groups && tile_tokens <= kernel.tokens;
         let place = MappedKernel::ALL.iter().position(enough)?;
-        (t > 0).then_some(Self {
+        // A tile of tokens by more than 64 rows a block takes longer than in cublasLt.
+        let faster = few || token_tiles > 1 || tile_groups <= 4;
+        faster.then_some(Self {
             place,
             groups,
             tile_groups,
+            token_tiles,
+            tile_tokens,
             parts,
         })
     }
@@ -130,7 +169,11 @@ impl MappedPlan {
 
 impl fmt::Display for MappedPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, tiles, parts) = (self.kernel().name(), self.tiles(), self.parts);
+        let (name, tiles, parts) = (
+            self.kernel().name(),
+            self.tiles() * self.token_tiles,
+            self.parts,
+        );
         write!(f, "{name}: {tiles} clusters of {parts} blocks")
     }
 }
@@ -154,16 +197,25 @@ mod tests {
         assert_eq!(lines, want);
     }
 
-    /// What a block may have on Hopper; a stage is given back when the next one's products are under way.
+    /// What blocks may have on Hopper; a stage is given back when the next one's products are under way.
     #[test]
-    fn a_block_fits_a_multiprocessor() {
+    fn blocks_fit_a_multiprocessor() {
         for kernel in MappedKernel::ALL {
-            assert!(kernel.shared() <= 227 * 1024, "{kernel:?}");
-            assert!(kernel.stages() > 1, "{kernel:?}");
+            let blocks = if kernel.in_twos() { 2 } else { 1 };
+            assert!(
+                blocks * (kernel.shared() + 1024) <= 228 * 1024,
+                "{kernel:?}"
+            );
+            assert!((2..=32).contains(&kernel.stages()), "{kernel:?}");
         }
-        assert_eq!(kernel(4, 8).stages(), 24);
-        assert_eq!(kernel(4, 8).shared(), 24 * (8192 + 1024 + 16) + 2048 + 8);
+        assert_eq!(kernel(4, 8).stages(), 12);
+        assert_eq!(kernel(4, 8).shared(), 12 * (8192 + 1024 + 16) + 2048 + 8);
+        assert_eq!(kernel(4, 64).stages(), 6);
         assert_eq!(kernel(8, 64).stages(), 8);
+        assert_eq!(kernel(8, 128).stages(), 5);
+        let in_twos = MappedKernel::ALL.map(MappedKernel::in_twos);
+        let want = [true, true, true, true, false, false, false, false, false];
+        assert_eq!(in_twos, want);
     }
 
     /// Tiles, their groups and parts of k, on an H200.
@@ -192,6 +244,23 @@ mod tests {
     }
 
     #[test]
+    fn more_tokens_have_several_tiles() {
+        let shape = |t, shape| {
+            let plan = MappedPlan::new(t, shape, 132)?;
+            Some([plan.tiles(), plan.tile_groups, plan.token_tiles, plan.parts])
+        };
+        assert_eq!(shape(128, [4096, 4096]), Some([64, 4, 1, 2]));
+        assert_eq!(shape(64, [512, 4096]), Some([32, 1, 1, 4]));
+        assert_eq!(shape(65, [512, 4096]), Some([32, 1, 1, 2]));
+        assert_eq!(shape(64, [6144, 7168]), Some([64, 6, 1, 2]));
+        assert_eq!(shape(65, [6144, 7168]), None);
+        assert_eq!(shape(129, [4096, 4096]), Some([32, 8, 2, 2]));
+        assert_eq!(shape(256, [4096, 2048]), Some([32, 8, 2, 2]));
+        // Where a multiprocessor would have several, cublasLt takes the call.
+        assert_eq!(shape(256, [6144, 7168]), None);
+    }
+
+    #[test]
     fn rows_are_whole_groups_and_vectors() {
         assert_eq!(shape(4096 + 8, 4096), None);
         assert_eq!(shape(4096, 4096 + 4), None);
@@ -199,8 +268,9 @@ mod tests {
         assert_eq!(shape(4096, 0), None);
         assert!(shape(4096 + 16, 4096 + 8).is_some());
         let most = |t| MappedPlan::new(t, [4096, 4096], 132).map(|plan| plan.kernel().tokens);
-        assert_eq!([0, 65].map(most), [None; 2]);
-        let tokens = [1, 8, 9, 16, 17, 32, 33, 64].map(most);
-        assert_eq!(tokens, [8, 8, 16, 16, 32, 32, 64, 64].map(Some));
+        assert_eq!([0, 257].map(most), [None; 2]);
+        let tokens = [1, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256].map(most);
+        let want = [8, 8, 16, 16, 32, 32, 64, 64, 128, 128, 128, 128];
+        assert_eq!(tokens, want.map(Some));
     }
 }

@@ -1,12 +1,12 @@
-//! Few tokens by weights in bf16 as they are stored, which tensor maps copy on Hopper.
+//! Some tokens by weights in bf16 as they are stored, which tensor maps copy on Hopper.
 
 use half::bf16;
 use swiglu_conformance::inputs::Numbers;
-use swiglu_core::{Float, HostWeight, WeightFormat};
-use swiglu_cuda::Route;
+use swiglu_core::{Backend, Float, HostWeight, Matmul, RowLayout, Tensor, TensorMut, WeightFormat};
+use swiglu_cuda::{CudaBackend, Route};
 
-use crate::common::open;
 use crate::common::sums::{compare, matmul, new_weight};
+use crate::common::{bytes, filled, open};
 use crate::weights::{exact, has_steps, random};
 
 pub const BF16: WeightFormat = WeightFormat::Float(Float::BF16);
@@ -25,8 +25,10 @@ const SHAPES: [[usize; 2]; 9] = [
     [8448, 128],
 ];
 
-/// On both sides of what each kernel takes.
-const TOKENS: [usize; 11] = [1, 2, 3, 8, 9, 16, 17, 32, 33, 63, 64];
+/// On both sides of what each kernel takes, and in two tiles, the second of which is full or not.
+const TOKENS: [usize; 18] = [
+    1, 2, 3, 8, 9, 16, 17, 32, 33, 63, 64, 65, 127, 128, 129, 200, 255, 256,
+];
 
 #[test]
 fn sums_of_every_number_of_tokens() {
@@ -39,7 +41,11 @@ fn sums_of_every_number_of_tokens() {
     let way = (&backend, Route::Mapped);
     for (seed, shape) in SHAPES.into_iter().enumerate() {
         let [n, k] = shape;
-        let tokens = if n < 4000 { &TOKENS[..] } else { &[1, 17, 64] };
+        let tokens = if n < 4000 {
+            &TOKENS[..]
+        } else {
+            &[1, 17, 64, 128]
+        };
         for &t in tokens {
             let mut numbers = Numbers::new(t as u64);
             let small: Vec<bf16> = (0..t * k)
@@ -78,6 +84,48 @@ fn every_element_is_itself() {
     }
 }
 
+/// Rows that vectors can be stored to, and others.
+#[test]
+fn outputs_in_bf16_are_those_in_f32_rounded() {
+    let Some((backend, _turn)) = open("mapped") else {
+        return;
+    };
+    if !has_steps(&backend) {
+        return;
+    }
+    let [n, k] = [208, 328];
+    let weight = random([n, k], BF16, 2);
+    let loaded = backend.load_weight(std::slice::from_ref(&weight)).unwrap();
+    for t in TOKENS {
+        let x = Numbers::new(t as u64).values::<bf16>(t * k, 4.0);
+        let sums = matmul((&backend, Route::Mapped), &x, &weight, 0).unwrap();
+        let x = filled(&backend, bytemuck::cast_slice(&x));
+        for (gap, offset) in [(0, 0), (8, 8), (4, 4), (2, 2), (1, 1)] {
+            let mut y = filled(&backend, &vec![0xa5; 2 * (t * (n + gap) + offset)]);
+            let from = Tensor::contiguous(CudaBackend::view(&x), Float::BF16, t, k);
+            let layout = RowLayout::contiguous(t, n)
+                .with_stride(n + gap)
+                .with_offset(offset);
+            let to = TensorMut::new(CudaBackend::view_mut(&mut y), Float::BF16, layout);
+            let way = Some(Route::Mapped);
+            backend.matmul_by(way, &from, &loaded, &to).unwrap();
+            let got = bytes(&backend, &y);
+            let got: Vec<u16> = got
+                .chunks_exact(2)
+                .map(bytemuck::pod_read_unaligned)
+                .collect();
+            let mut want = vec![0xa5a5; got.len()];
+            for row in 0..t {
+                let rounded = sums[row * n..][..n]
+                    .iter()
+                    .map(|&sum| bf16::from_f32(sum).to_bits());
+                want.splice(layout.row(row), rounded);
+            }
+            assert!(got == want, "{t} tokens, rows {gap} apart");
+        }
+    }
+}
+
 /// What no tensor map or no kernel is for, which goes to the library.
 #[test]
 fn other_calls_are_refused() {
@@ -93,7 +141,8 @@ fn other_calls_are_refused() {
         matmul((&backend, Route::Mapped), &x, &weight, gap).is_some()
     };
     assert!(takes(4, [64, 128], BF16, 0) && takes(64, [64, 128], BF16, 8));
-    assert!(!takes(65, [64, 128], BF16, 0) && !takes(4, [64, 64], BF16, 0));
+    assert!(takes(65, [64, 128], BF16, 0) && takes(256, [64, 128], BF16, 8));
+    assert!(!takes(257, [64, 128], BF16, 0) && !takes(4, [64, 64], BF16, 0));
     // Rows of x and of the weight that do not begin at multiples of 16 bytes; but one row of x has no next.
     assert!(!takes(4, [64, 128], BF16, 4) && takes(1, [64, 128], BF16, 4));
     assert!(!takes(4, [64, 132], BF16, 0) && !takes(4, [72, 128], BF16, 0));

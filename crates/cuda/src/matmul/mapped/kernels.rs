@@ -74,7 +74,7 @@ impl MappedKernels {
                 (plan.groups, [group_rows, half_rows]),
                 plan.tile_groups,
             )?,
-            x: TensorMap::of_rows(x, x.layout.rows as u32)?,
+            x: TensorMap::of_rows(x, plan.tile_tokens)?,
             step: StepParams {
                 w: weight.data.address(),
                 x: x.first(),
@@ -96,12 +96,14 @@ impl MappedKernels {
                 scalars,
             },
             tile_groups: plan.tile_groups,
-            parts: plan.parts,
+            parts_log: plan.parts.ilog2(),
             stages: kernel.stages(),
+            ahead: kernel.ahead(),
             gated: u32::from(activation.is_some()),
+            tile_tokens: plan.tile_tokens,
         };
         let grid = Grid {
-            blocks: [plan.tiles() * plan.parts, 1],
+            blocks: [plan.tiles() * plan.parts, plan.token_tiles],
             threads: kernel.threads(),
             shared: kernel.shared(),
             programmatic: true,

@@ -49,7 +49,7 @@ fn kernel(problem: &MatmulProblem, facts: &MatmulFacts) -> OwnKernel {
 #[test]
 fn equal_types_go_to_the_library_and_to_tiles_without_it() {
     let bf16 = WeightFormat::Float(Float::BF16);
-    for t in [65, 4096] {
+    for t in [257, 4096] {
         let mut problem = problem(t, bf16);
         assert_eq!(plan(&problem), MatmulPlan::Library);
         let without = HOPPER.without_library();
@@ -81,7 +81,7 @@ fn few_tokens_in_bf16_read_the_weight_by_a_map_on_hopper() {
         |p| p.x_aligned = false,
         |p| p.weight = WeightType::F16,
         |p| p.weight = WeightType::E4m3,
-        |p| p.t = 65,
+        |p| p.t = 257,
         |p| p.n += 8,
         |p| p.k += 4,
     ];
@@ -396,7 +396,7 @@ fn plans_print_the_kernels_names() {
     let v4 = WeightFormat::DEEPSEEK_V4;
     assert_eq!(text(1, v4), "matmul_8_rows_bf16_e4m3: 32 x 1 blocks");
     assert_eq!(text(256, v4), "decode_e4m3_to_bf16, then cublasLt");
-    assert_eq!(text(65, WeightFormat::Float(Float::BF16)), "cublasLt");
+    assert_eq!(text(257, WeightFormat::Float(Float::BF16)), "cublasLt");
     let narrow = fp8(ScaleFormat::F32, [32, 32]);
     let expected = "matmul_8_rows_bf16_e4m3_narrow: 32 x 1 blocks";
     assert_eq!(text(1, narrow), expected);
