@@ -72,6 +72,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         match request {
             Request::QuantizedMatmul { .. }
             | Request::QuantizingGatedMatmul { .. }
+            | Request::QuantizingGatedMatmulQuant { .. }
             | Request::QuantizingMatmul { .. } => {
                 shape.rows.saturating_mul(shape.depth).saturating_mul(2)
             }

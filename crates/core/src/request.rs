@@ -73,6 +73,17 @@ pub enum Request {
         /// The type of `act`.
         act: Float,
     },
+    /// [`crate::Matmul::quantizing_matmul_act_and_mul_quant`]. A backend that does not know it has no kernels for it.
+    QuantizingGatedMatmulQuant {
+        /// The activation.
+        op: GatedActivation,
+        /// How x and the results are quantized.
+        quant: Quantization,
+        /// The type of x.
+        x: Float,
+        /// How w is stored.
+        weight: WeightFormat,
+    },
     /// [`crate::Matmul::quantizing_matmul`]. A backend that does not know it has no kernels for it.
     QuantizingMatmul {
         /// How x is quantized.
@@ -139,6 +150,15 @@ impl fmt::Display for Request {
                 weight,
                 act,
             } => write!(f, "matmul of {x} to {quant} by {weight} and {op} in {act}"),
+            Self::QuantizingGatedMatmulQuant {
+                op,
+                quant,
+                x,
+                weight,
+            } => write!(
+                f,
+                "matmul of {x} to {quant} by {weight} and {op} to {quant}"
+            ),
             Self::QuantizingMatmul {
                 quant,
                 x,

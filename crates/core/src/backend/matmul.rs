@@ -1,7 +1,7 @@
 use super::refusal;
 use crate::{
     ActAndMul, Backend, Float, GatedActivation, HostWeight, Quantization, Quantize, Quantized,
-    Request, Result, Tensor, TensorMut, WeightFormat, check,
+    QuantizedMut, Request, Result, Tensor, TensorMut, WeightFormat, check,
 };
 
 /// The weight of a backend that does not multiply: there is none.
@@ -123,6 +123,28 @@ pub trait Matmul: Backend {
         weight: &Self::Weight,
         scratch: Self::ViewMut<'_>,
         act: TensorMut<'_, Self>,
+    ) -> Result<bool>
+    where
+        Self: Quantize,
+    {
+        let _ = (op, quant, x, weight, scratch, act);
+        Ok(false)
+    }
+
+    /// As [`Self::quantizing_matmul_act_and_mul`], and `act` is quantized too: results are those of
+    /// [`Quantize::quantize`], [`Self::matmul_quantized`] and [`Quantize::act_and_mul_quant`], R being the rounding to
+    /// bf16.
+    ///
+    /// # Errors
+    /// As of these three. Nothing has been enqueued then, or where it is false.
+    fn quantizing_matmul_act_and_mul_quant(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantization,
+        x: Tensor<'_, Self>,
+        weight: &Self::Weight,
+        scratch: Self::ViewMut<'_>,
+        act: QuantizedMut<'_, Self>,
     ) -> Result<bool>
     where
         Self: Quantize,

@@ -30,7 +30,9 @@ impl Backend for Reference {
             Request::QuantizedMatmul { .. } => {
                 Support::Emulated("codes are widened before the matmul".to_owned())
             }
-            Request::QuantizingGatedMatmul { .. } | Request::QuantizingMatmul { .. } => {
+            Request::QuantizingGatedMatmul { .. }
+            | Request::QuantizingGatedMatmulQuant { .. }
+            | Request::QuantizingMatmul { .. } => {
                 Support::No("x is quantized before its matmul".to_owned())
             }
             Request::Activation { .. }
