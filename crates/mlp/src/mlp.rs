@@ -248,6 +248,20 @@ impl<B: ActAndMul + Quantize + Matmul> DeepseekV4Mlp<B> {
                 return self.quantizing_down(quant, act.as_tensor(), y, room);
             }
         }
+        if let [both] = &self.gate_up[..] {
+            // x's codes are in the scratch memory, which the second matmul may write again.
+            let (mut act, mut room) = quantized.matrix(backend, quant, [rows, i], scratch)?;
+            let (first, to) = (B::reborrow(&mut room), act.reborrow());
+            if backend.quantizing_matmul_act_and_mul_quant(op, quant, x, both, first, to)? {
+                return Ok(backend.matmul_quantized(
+                    quant,
+                    act.as_quantized(),
+                    &self.down,
+                    room,
+                    y,
+                )?);
+            }
+        }
         let mut gate_up = gate_up.matrix(backend, float, [rows, 2 * i])?;
         let weights = &self.gate_up;
         self.quantize_and_matmul(quant, x, (weights, scratch), gate_up.reborrow(), quantized)?;

@@ -102,12 +102,11 @@ impl Stages {
             let plan = plan(&stage.request, &shape)?;
             Some(format!("{} {shape}: {plan}", stage.name))
         };
-        let quantizing = self.quantizing();
-        let lines = quantizing.and_then(|[gate_up, down]| Some([line(gate_up)?, line(down)?]));
-        lines.map_or_else(
-            || self.list().into_iter().filter_map(line).collect(),
-            Vec::from,
-        )
+        let all = |[gate_up, down]: [Stage; 2]| Some(vec![line(gate_up)?, line(down)?]);
+        self.quantizing()
+            .and_then(all)
+            .or_else(|| self.quantizing_first().and_then(all))
+            .unwrap_or_else(|| self.list().into_iter().filter_map(line).collect())
     }
 
     /// The stages of a pass that quantizes within its matmuls, where the backend has kernels for it.
@@ -128,6 +127,18 @@ impl Stages {
             y: self.y,
         });
         Some([first.next()?, second])
+    }
+
+    /// Those of a pass whose first matmul quantizes x before it and its results behind it.
+    fn quantizing_first(&self) -> Option<[Stage; 2]> {
+        let quant = self.quant.filter(|_| self.is_merged())?;
+        let mut first = self.first(|weight| Request::QuantizingGatedMatmulQuant {
+            op: self.op,
+            quant,
+            x: Float::BF16,
+            weight,
+        });
+        Some([first.next()?, self.quantized_down(quant, self.y)])
     }
 
     /// Whether gate and up are one weight: only those of one format can be.

@@ -260,18 +260,25 @@ fn matmuls_may_quantize_on_the_way() {
         "matmul_quantized",
     ];
     let (first, second) = ("quantizing_matmul_act_and_mul", "quantizing_matmul");
-    let cases: [([bool; 2], &[&str]); 3] = [
-        ([false, false], &steps),
-        ([true, false], &[first, "quantize", "matmul_quantized"]),
-        ([true, true], &[first, second]),
+    let to_codes = "quantizing_matmul_act_and_mul_quant";
+    let cases: [([bool; 2], bool, &[&str]); 4] = [
+        ([false, false], false, &steps),
+        (
+            [true, false],
+            false,
+            &[first, "quantize", "matmul_quantized"],
+        ),
+        ([true, true], true, &[first, second]),
+        ([false, false], true, &[to_codes, "matmul_quantized"]),
     ];
     let x: Vec<bf16> = (0..3 * 96)
         .map(|i| bf16::from_f32((i * 37 % 101) as f32 - 50.0))
         .collect();
     let mut results = Vec::new();
-    for (quantizes, calls) in cases {
+    for (quantizes, gives_codes, calls) in cases {
         let probe = Probe {
             quantizes,
+            gives_codes,
             ..Probe::default()
         };
         on(probe, &form, fp8, |mlp, probe, _| {
@@ -294,14 +301,21 @@ fn matmuls_may_quantize_on_the_way() {
     assert!(results[0].iter().any(|y| y.to_f32() != 0.0));
     assert_eq!(results[0], results[1]);
     assert_eq!(results[0], results[2]);
+    assert_eq!(results[0], results[3]);
 }
 
 #[test]
 fn a_plan_says_where_matmuls_quantize() {
-    let probe = Probe {
-        quantizes: [true; 2],
-        ..Probe::default()
-    };
+    for gives_codes in [false, true] {
+        plan_of_two(Probe {
+            quantizes: [!gives_codes; 2],
+            gives_codes,
+            ..Probe::default()
+        });
+    }
+}
+
+fn plan_of_two(probe: Probe) {
     on(
         probe,
         &form(80, 70),

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use swiglu_core::reference::{Reference, ReferenceWeight};
 use swiglu_core::{
-    ActAndMul, Backend, GateUp, GatedActivation, HostBuffer, HostWeight, Matmul, QuantOptions,
-    Quantization, Quantize, Quantized, QuantizedMut, Request, Result, Rounding, RowLayout,
-    ScaleLayout, ScaleOrder, Shape, Support, Tensor, TensorMut,
+    ActAndMul, Backend, Float, GateUp, GatedActivation, HostBuffer, HostWeight, Matmul,
+    QuantOptions, Quantization, Quantize, Quantized, QuantizedMut, Request, Result, Rounding,
+    RowLayout, ScaleLayout, ScaleOrder, Shape, Support, Tensor, TensorMut,
 };
 
 pub struct Probe {
@@ -20,6 +20,8 @@ pub struct Probe {
     pub fuses: bool,
     /// Whether its matmuls by gate and up, and by down, quantize on the way.
     pub quantizes: [bool; 2],
+    /// Whether its matmul by gate and up takes numbers and gives the codes of activations.
+    pub gives_codes: bool,
     /// A fault: it rounds so, whatever is asked for.
     pub rounds: Option<Rounding>,
 }
@@ -32,6 +34,7 @@ impl Default for Probe {
             refuses: |_| false,
             fuses: false,
             quantizes: [false; 2],
+            gives_codes: false,
             rounds: None,
         }
     }
@@ -119,6 +122,7 @@ impl Backend for Probe {
             Request::Matmul { .. } => None,
             Request::QuantizingGatedMatmul { .. } if !self.quantizes[0] => None,
             Request::QuantizingMatmul { .. } if !self.quantizes[1] => None,
+            Request::QuantizingGatedMatmulQuant { .. } if !self.gives_codes => None,
             _ => Some(format!("{} rows", shape.rows)),
         }
     }
@@ -289,6 +293,28 @@ impl Matmul for Probe {
         self.multiply_quantizing(quant, x, weight, scratch, between)?;
         let between = Tensor::new(inside.bytes(), act.float, layout);
         Reference.act_and_mul(&self.faulty(op), between.into(), writing(act))?;
+        Ok(true)
+    }
+    fn quantizing_matmul_act_and_mul_quant(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantization,
+        x: Tensor<'_, Self>,
+        weight: &ReferenceWeight,
+        scratch: &mut [u8],
+        act: QuantizedMut<'_, Self>,
+    ) -> Result<bool> {
+        if !self.gives_codes {
+            return Ok(false);
+        }
+        self.note("quantizing_matmul_act_and_mul_quant");
+        let layout = RowLayout::contiguous(act.layout.rows, 2 * act.layout.cols);
+        let mut inside = HostBuffer::zeroed(layout.rows * layout.cols * Float::BF16.size())?;
+        let between = TensorMut::new(inside.bytes_mut(), Float::BF16, layout);
+        self.multiply_quantizing(quant, x, weight, scratch, between)?;
+        let between = Tensor::new(inside.bytes(), Float::BF16, layout);
+        let (op, options) = (self.faulty(op), QuantOptions::default());
+        Reference.act_and_mul_quant(&op, quant, between.into(), writing_codes(act), options)?;
         Ok(true)
     }
     fn quantizing_matmul(
