@@ -3,8 +3,8 @@
 use cudarc::driver::{result, sys};
 use swiglu_core::{
     Accuracy, ActAndMul, Backend, Error as CoreError, Float, GateUp, GatedActivation, HostWeight,
-    Matmul, Quantization, Quantized, Request, Routing, Shape, Support, Tensor, TensorMut,
-    WeightFormat, check,
+    Matmul, Quantization, Quantized, QuantizedMut, Request, Routing, Shape, Support, Tensor,
+    TensorMut, WeightFormat, check,
 };
 
 use crate::{
@@ -164,7 +164,8 @@ impl Backend for CudaBackend {
                 weight::support(*weight)
             }
             Request::GatedMatmul { op, weight, .. }
-            | Request::QuantizingGatedMatmul { op, weight, .. } => {
+            | Request::QuantizingGatedMatmul { op, weight, .. }
+            | Request::QuantizingGatedMatmulQuant { op, weight, .. } => {
                 weight::support(*weight).and(self.activations.supports(op))
             }
             Request::QuantizedMatmul { quant, weight, .. } => {
@@ -216,6 +217,9 @@ impl Backend for CudaBackend {
             Request::QuantizingGatedMatmul { .. } | Request::QuantizingMatmul { .. } => {
                 self.matmuls.quantizing_plan_of(request, shape)
             }
+            Request::QuantizingGatedMatmulQuant { .. } => {
+                self.matmuls.codes_plan_of(request, shape)
+            }
             Request::Route { .. }
             | Request::GroupedGatedMatmul { .. }
             | Request::GroupedMatmulSum { .. } => Moe::plan(request, shape, self.matmuls.facts()),
@@ -229,6 +233,7 @@ impl Backend for CudaBackend {
             // Codes, widened.
             Request::QuantizedMatmul { .. }
             | Request::QuantizingGatedMatmul { .. }
+            | Request::QuantizingGatedMatmulQuant { .. }
             | Request::QuantizingMatmul { .. } => {
                 shape.rows.saturating_mul(shape.depth).saturating_mul(2)
             }
@@ -447,6 +452,19 @@ impl Matmul for CudaBackend {
         act: TensorMut<'_, Self>,
     ) -> swiglu_core::Result<bool> {
         self.multiply_quantizing(quant, Some(op), (&x, weight, &act), scratch)
+    }
+
+    /// On FP8 tensor cores ([`Self::matmul_quantized`]), of more tokens than 64 or 128: x's codes are written to `scratch`.
+    fn quantizing_matmul_act_and_mul_quant(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantization,
+        x: Tensor<'_, Self>,
+        weight: &CudaWeight,
+        scratch: DeviceViewMut<'_>,
+        act: QuantizedMut<'_, Self>,
+    ) -> swiglu_core::Result<bool> {
+        self.activate_codes(op, quant, (&x, weight, &act), scratch)
     }
 
     /// As [`Self::quantizing_matmul_act_and_mul`].

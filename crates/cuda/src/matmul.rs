@@ -1,6 +1,7 @@
 //! Matmuls: which kernel one runs, our own kernels, and cublasLt.
 
 mod call;
+mod code_tiles;
 mod codes;
 mod cublaslt;
 mod describe;
@@ -20,5 +21,5 @@ pub(crate) use call::Matmuls;
 pub(crate) use parameters::y_type;
 pub(crate) use plan::MatmulFacts;
 pub use plan::Route;
-pub(crate) use quantizing::{QuantizingCall, QuantizingPlan};
+pub(crate) use quantizing::{CodesCall, QuantizingCall, QuantizingPlan, codes_in};
 pub(crate) use shared::{SharedStep, SharedSteps};

@@ -1,9 +1,10 @@
-// Matmuls of codes by an FP8 weight in rows, on Hopper's FP8 tensor cores: both in blocks of 128 of k, x in groups with a
-// scale each, w in blocks of 128 x 128.
+// Matmuls of codes by an FP8 weight in rows, on Hopper's FP8 tensor cores, for up to 128 tokens: both in blocks of 128 of k,
+// x in groups with a scale each, w in blocks of 128 x 128.
 //
 // ## Method
 // 1. A block has 64 or 128 rows of the weight and up to TOKENS tokens; the two of a cluster share k. Stages are 128 of k,
-//    tiles of w and x by tensor maps. The first ones' weights are asked for before the wait for the kernel before.
+//    tiles of w and x by tensor maps. The first ones' weights are asked for before the wait for the kernel before: few, as
+//    more would hold up its last stores.
 // 2. Weights are the 64 rows of a product, tokens its columns, both in shared memory.
 // 3. The tensor cores' sums keep about 14 bits; so each 128 of k is summed from zero, multiplied by the scales of its group
 //    and block, and added in f32. Scales are multiplied by each other, and left in shared memory, before the first product.
@@ -51,10 +52,9 @@ TWIN_FIELD(CodesParams, y_type, 332);
 constexpr uint32_t CODES_K = 128;  // of a stage
 constexpr int CODES_BLOCKS = 2;    // of a cluster
 
-// The shape of a block: rows of the weight, tokens, those of a warpgroup's product.
+// The shape of a block: rows of the weight, 64 to a warpgroup of a set, and tokens.
 template <int ROWS, int TOKENS, int SETS, int STAGES> struct CodesShape {
-    static constexpr int PRODUCT = TOKENS < 128 ? TOKENS : 128;
-    static constexpr int ROW_PARTS = ROWS / 64, PARTS = ROW_PARTS * (TOKENS / PRODUCT), WARPS = 4 * PARTS * SETS;
+    static constexpr int PARTS = ROWS / 64, WARPS = 4 * PARTS * SETS;
     static constexpr int X = TOKENS * CODES_K, W = ROWS * CODES_K, RING = STAGES * (X + W);
     // Floats from a token's sums to the next one's: those of a warp's stores are in different banks.
     static constexpr int SUMS_STRIDE = ROWS + 4, SUMS = SETS * TOKENS * SUMS_STRIDE * 4;
@@ -65,7 +65,8 @@ template <int ROWS, int TOKENS, int SETS, int STAGES> struct CodesShape {
 template <int ROWS, int TOKENS, int SETS, int STAGES, int BEFORE>
 __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
     using Shape = CodesShape<ROWS, TOKENS, SETS, STAGES>;
-    constexpr int PRODUCT = Shape::PRODUCT, THREADS = 32 * Shape::WARPS, BLOCKS = CODES_BLOCKS;
+    constexpr int THREADS = 32 * Shape::WARPS, BLOCKS = CODES_BLOCKS;
+    static_assert(BEFORE < STAGES);
     // The swizzle is one of addresses.
     extern __shared__ __align__(1024) uint8_t memory[];
     let_next_start();
@@ -79,6 +80,7 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
     const uint32_t token0 = blockIdx.y * p.rows;
     const uint32_t first = rank * units / BLOCKS, count = (rank + 1) * units / BLOCKS - first;
     if (threadIdx.x == 0) {
+#pragma unroll 1
         for (uint32_t i = 0; i < STAGES; ++i) {
             init_barrier(full(i));
             init_barrier(empty(i), 4 * Shape::PARTS);
@@ -96,70 +98,84 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
                 tensor_copy(base + stage * Shape::X, p.x, (first + unit) * CODES_K, token0, full(stage));
             };
             const uint32_t before = min((uint32_t)BEFORE, count);
+#pragma unroll 1
             for (uint32_t u = 0; u < before; ++u) fetch_weights(u, u);
             wait_for_last();
+#pragma unroll 1
             for (uint32_t u = 0; u < before; ++u) fetch_x(u, u);
-            uint32_t stage = before % STAGES, parity = before == STAGES ? 0 : 1;
-            for (uint32_t u = before; u < count; ++u) {
-                if (u >= STAGES) wait_barrier<false>(empty(stage), parity);
-                fetch_weights(u, stage), fetch_x(u, stage);
-                if (++stage == STAGES) stage = 0, parity ^= 1;
+            // The first round has nothing to wait for: the phase before the first one has ended.
+            RingPlace<STAGES> at{before, 1};
+            for (uint32_t u = before; u < count; ++u, at.template advance<1>()) {
+                wait_barrier<false>(empty(at.stage), at.parity);
+                fetch_weights(u, at.stage), fetch_x(u, at.stage);
             }
         }
         __syncwarp();
-        sync_cluster(), sync_cluster();
+        sync_cluster(), meet_cluster();
         return;
     }
     const auto sync_block = [] { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); };
     // Those of the weight before the wait: they come from far away.
     float* const of_weight = scales + count * TOKENS;
+#pragma unroll 1
     for (uint32_t i = threadIdx.x; i < count; i += THREADS) {
         of_weight[i] = p.w_scales[row0 / 128 * p.scale_columns + first + i];
     }
     sync_block();
     wait_for_last();
-    for (uint32_t i = threadIdx.x; i < count * TOKENS; i += THREADS) {
-        const uint32_t unit = i / TOKENS, group = first + unit, token = min(token0 + i % TOKENS, p.t - 1);
-        const uint64_t at = token * p.scale_row + (group >> p.word_log) * p.scale_word + (group & ((1u << p.word_log) - 1));
-        const float of_x = p.power_of_two ? power(((const uint8_t*)p.x_scales)[at]) : ((const float*)p.x_scales)[at];
-        scales[i] = of_x * of_weight[unit];
+    const uint32_t entries = count * TOKENS;
+#pragma unroll 1
+    for (uint32_t i0 = threadIdx.x; i0 < entries; i0 += 4 * THREADS) {
+        uint32_t raw[4];
+        // All are on their way at once.
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const uint32_t i = min(i0 + j * THREADS, entries - 1), group = first + i / TOKENS;
+            const uint64_t at = min(token0 + i % TOKENS, p.t - 1) * p.scale_row + (group >> p.word_log) * p.scale_word
+                + (group & ((1u << p.word_log) - 1));
+            raw[j] = p.power_of_two ? (uint32_t)((const uint8_t*)p.x_scales)[at] : ((const uint32_t*)p.x_scales)[at];
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const uint32_t i = i0 + j * THREADS;
+            if (i >= entries) break;
+            scales[i] = (p.power_of_two ? power(raw[j]) : __uint_as_float(raw[j])) * of_weight[i / TOKENS];
+        }
     }
     sync_block();
-    const uint32_t set = warp / (4 * Shape::PARTS), part = warp / 4 % Shape::PARTS;
-    const uint32_t of_row = part % Shape::ROW_PARTS * 64, of_token = part / Shape::ROW_PARTS * PRODUCT;
-    const uint64_t w = describe_rows(weights + of_row * CODES_K), x = describe_rows(base + of_token * CODES_K);
+    const uint32_t set = warp / (4 * Shape::PARTS), of_row = warp / 4 % Shape::PARTS * 64;
+    const uint64_t w = describe_rows(weights + of_row * CODES_K), x = describe_rows(base);
     const uint32_t g = lane / 4, q = lane % 4;
-    float sum[PRODUCT / 2] = {};
-    uint32_t stage = set % STAGES, parity = 0;
+    float sum[TOKENS / 2] = {};
+    RingPlace<STAGES> at{set};
     for (uint32_t unit = set; unit < count; unit += SETS) {
-        wait_barrier<false>(full(stage), parity);
-        float product[PRODUCT / 2];
+        wait_barrier<false>(full(at.stage), at.parity);
+        float product[TOKENS / 2];
         begin_products();
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            multiply_codes_warpgroup<PRODUCT>(
-                product, w + stage * (Shape::W / 16) + j * 2, x + stage * (Shape::X / 16) + j * 2, j > 0);
+            multiply_codes_warpgroup<TOKENS>(
+                product, w + at.stage * (Shape::W / 16) + j * 2, x + at.stage * (Shape::X / 16) + j * 2, j > 0);
         }
         end_group();
-        const float2* const of_unit = (const float2*)(scales + unit * TOKENS + of_token) + q;
+        const float2* const of_unit = (const float2*)(scales + unit * TOKENS) + q;
         wait_for_groups<0>();
-        if (lane == 0) arrive(empty(stage));
+        if (lane == 0) arrive(empty(at.stage));
 #pragma unroll
-        for (int t = 0; t < PRODUCT / 8; ++t) {
+        for (int t = 0; t < TOKENS / 8; ++t) {
             const float2 scale = of_unit[4 * t];
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 sum[4 * t + e] = fmaf(product[4 * t + e], e % 2 ? scale.y : scale.x, sum[4 * t + e]);
             }
         }
-        stage += SETS;
-        if (stage >= STAGES) stage -= STAGES, parity ^= 1;
+        at.template advance<SETS>();
     }
     // No product reads a stage any longer.
     sync_block();
-    float* const mine = (float*)memory + (set * TOKENS + of_token + 2 * q) * Shape::SUMS_STRIDE + of_row + warp % 4 * 16 + g;
+    float* const mine = (float*)memory + (set * TOKENS + 2 * q) * Shape::SUMS_STRIDE + of_row + warp % 4 * 16 + g;
 #pragma unroll
-    for (int t = 0; t < PRODUCT / 8; ++t) {
+    for (int t = 0; t < TOKENS / 8; ++t) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             mine[(8 * t + e % 2) * Shape::SUMS_STRIDE + e / 2 * 8] = sum[4 * t + e];
@@ -172,6 +188,7 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
     // Four rows of a token at a time.
     constexpr uint32_t FOURS = ROWS / 4;
     const uint32_t tokens = min(p.rows, p.t - token0), all = tokens * FOURS, end = (rank + 1) * all / BLOCKS;
+#pragma unroll 1
     for (uint32_t o = rank * all / BLOCKS + threadIdx.x; o < end; o += THREADS) {
         const uint32_t token = o / FOURS, row = row0 + o % FOURS * 4;
         const uint32_t at = (token * Shape::SUMS_STRIDE + o % FOURS * 4) * 4;
@@ -195,7 +212,7 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
             *(uint2*)((bf16*)p.y + to) = make_uint2(narrow2(bf16(), v.x, v.y), narrow2(bf16(), v.z, v.w));
         }
     }
-    // No block leaves while another reads its sums.
+    // No block leaves while another reads its sums: what has been stored depends on them.
     __syncwarp();
-    sync_cluster();
+    meet_cluster();
 }

@@ -1,8 +1,10 @@
-use swiglu_core::{Float, GatedActivation, Matmul, Quantization, Tensor, TensorMut, check};
+use swiglu_core::{
+    ActShape, Float, GatedActivation, Matmul, Quantization, QuantizedMut, Tensor, TensorMut, check,
+};
 
-use super::matrix;
+use super::{matrix, quantized};
 use crate::{
-    matmul::{QuantizingCall, QuantizingPlan},
+    matmul::{CodesCall, QuantizingCall, QuantizingPlan, codes_in},
     open::CudaBackend,
     view::DeviceViewMut,
     weight::CudaWeight,
@@ -54,6 +56,44 @@ impl CudaBackend {
                     matmuls.widened(stream, matmul, &call)?
                 }
             }
+        };
+        Ok(done)
+    }
+
+    /// act = quantized op(c · wᵀ), c being x as `quant` leaves it; false where there is no kernel for it.
+    pub(super) fn activate_codes(
+        &self,
+        op: &GatedActivation,
+        quant: &Quantization,
+        (x, weight, act): (&Tensor<'_, Self>, &CudaWeight, &QuantizedMut<'_, Self>),
+        scratch: DeviceViewMut<'_>,
+    ) -> swiglu_core::Result<bool> {
+        let [both, cols] = self.weight_shape(weight);
+        let rows = x.layout.rows;
+        let room = TensorMut::<Self>::contiguous(scratch, Float::BF16, rows, cols);
+        room.as_tensor().check("scratch")?;
+        check::matmul(x, [cols, cols], &room)?;
+        let act = act.as_quantized();
+        check::quantized(quant, ActShape { rows, d: both / 2 }, &act)?;
+        let (x, act) = (matrix(x), quantized(&act));
+        let codes = codes_in(&matrix(&room.as_tensor()), quant);
+        let call = CodesCall {
+            op,
+            quant,
+            x: &codes,
+            weight,
+            act: &act,
+        };
+        let Some(plan) = self.matmuls.codes_plan(&call) else {
+            return Ok(false);
+        };
+        let (stream, options) = (self.stream.cu_stream(), self.quantizing());
+        // SAFETY: the call has been checked against the views, whose memory lives until the stream has run it, and
+        // codes and scales are less than `scratch`, two bytes a number; the plan is the call's.
+        let done = unsafe {
+            self.quantizers
+                .enqueue_quantize(stream, quant, &x, &codes, options)?;
+            self.matmuls.activate_codes(stream, plan, &call)?
         };
         Ok(done)
     }

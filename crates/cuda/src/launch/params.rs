@@ -232,6 +232,21 @@ pub(crate) struct CodesParams {
     pub(crate) y_type: u32,
 }
 
+/// `CodeTilesParams` of `matmul/code_tiles.cuh`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct CodeTilesParams {
+    pub(crate) codes: CodesParams,
+    pub(crate) y_scales: u64,
+    pub(crate) y_scale_row: u64,
+    pub(crate) y_scale_word: u64,
+    pub(crate) y_word_log: u32,
+    pub(crate) gated: u32,
+    pub(crate) up_scales: u32,
+    pub(crate) floor: f32,
+    pub(crate) scalars: Scalars,
+}
+
 /// `MappedParams` of `matmul/mapped.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -455,6 +470,10 @@ mod tests {
             x: 0, w: 128, x_scales: 256, w_scales: 264, y: 272, y_stride: 280, scale_row: 288,
             scale_word: 296, word_log: 304, power_of_two: 308, scale_columns: 312, t: 316, n: 320,
             k: 324, rows: 328, y_type: 332,
+        });
+        twin!("matmul/code_tiles.cuh", CodeTilesParams, 448, {
+            codes: 0, y_scales: 384, y_scale_row: 392, y_scale_word: 400, y_word_log: 408, gated: 412,
+            up_scales: 416, floor: 420, scalars: 424,
         });
         twin!("matmul/mapped.cuh", MappedParams, 384, {
             weight: 0, x: 128, step: 256, tile_groups: 352, parts_log: 356, stages: 360, ahead: 364,

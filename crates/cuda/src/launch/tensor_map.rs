@@ -63,10 +63,39 @@ impl TensorMap {
         (groups, [next, half]): (u32, [usize; 2]),
         tile_groups: u32,
     ) -> Result<Self> {
-        let rows = |rows: usize| (2 * cols * rows) as u64;
+        Self::groups_of(
+            (BF16, 2),
+            (address, cols),
+            (groups, [next, half]),
+            [64, tile_groups],
+        )
+    }
+
+    /// The same of codes, whose tiles have 128 columns.
+    pub(crate) fn of_code_groups(
+        weight: (u64, usize),
+        groups: (u32, [usize; 2]),
+        tile_groups: u32,
+    ) -> Result<Self> {
+        Self::groups_of((CODES, 1), weight, groups, [128, tile_groups])
+    }
+
+    fn groups_of(
+        (elements, size): (Elements, usize),
+        (address, cols): (u64, usize),
+        (groups, [next, half]): (u32, [usize; 2]),
+        [tile_cols, tile_groups]: [u32; 2],
+    ) -> Result<Self> {
+        let rows = |rows: usize| (size * cols * rows) as u64;
         let sides = [cols as u64, 8, 2, u64::from(groups)];
         let strides = [rows(1), rows(half), rows(next)];
-        Self::new(BF16, address, sides, strides, [64, 8, 2, tile_groups])
+        Self::new(
+            elements,
+            address,
+            sides,
+            strides,
+            [tile_cols, 8, 2, tile_groups],
+        )
     }
 
     /// `strides` are in bytes, but for the first side's.

@@ -170,6 +170,10 @@ impl Matmuls {
         self.loaded.packed.as_ref()
     }
 
+    pub(super) fn codes(&self) -> Option<&CodesKernels> {
+        self.loaded.codes.as_ref()
+    }
+
     pub(super) fn bind(&self) -> Result<()> {
         self.loaded
             .context
@@ -445,6 +449,15 @@ impl Matmuls {
                 let weight = (weight, blocks.address());
                 // SAFETY: by this function's contract; the plan is of this call.
                 unsafe { kernels.multiply(stream, step, x, weight, y) }?;
+                return Ok(true);
+            }
+            CodesPlan::Tiles(step) => {
+                let Some(kernels) = &self.loaded.codes else {
+                    return Ok(false);
+                };
+                let weight = (weight, blocks.address());
+                // SAFETY: by this function's contract; the plan is of this call.
+                unsafe { kernels.multiply_tiles(stream, step, x, weight, y) }?;
                 return Ok(true);
             }
             CodesPlan::ScalesInPlace => x.scales,

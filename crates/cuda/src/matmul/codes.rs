@@ -1,15 +1,19 @@
-//! Matmuls of codes by an FP8 weight in rows on FP8 tensor cores: which way one goes, and our own kernels' call.
+//! Matmuls of codes by an FP8 weight in rows on FP8 tensor cores: which way one goes, and the call of our own kernels for
+//! few tokens.
 
 use std::{fmt, sync::Arc};
 
 use cudarc::driver::{CudaContext, sys};
 
-use super::{parameters::y_type, plan::MatmulFacts};
+use super::{
+    code_tiles::{CodeTilesKernel, CodeTilesStep},
+    parameters::y_type,
+    plan::MatmulFacts,
+};
 use crate::{
     error::Result,
     launch::{
         driver::{Fatbins, Function, Grid, Module, fatbins},
-        params::CodesParams,
         tensor_map::TensorMap,
     },
     quant::RawQuantized,
@@ -23,7 +27,7 @@ static CODES: Fatbins = fatbins!("codes");
 const CLUSTER: u32 = 2;
 
 /// Columns of a stage, and of what shares a scale.
-const STAGE: usize = 128;
+pub(super) const STAGE: usize = 128;
 
 /// A kernel of `codes.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,29 +54,22 @@ const fn kernel(rows: u32, tokens: u32, sets: u32, stages: u32, wide: Option<boo
 }
 
 impl CodesKernel {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 6] = [
         kernel(64, 8, 2, 12, None),
-        kernel(64, 16, 2, 10, None),
-        kernel(64, 32, 2, 9, None),
+        kernel(64, 16, 2, 12, None),
+        kernel(64, 32, 2, 11, None),
         kernel(64, 64, 2, 12, Some(false)),
         kernel(64, 128, 2, 8, Some(false)),
-        kernel(64, 256, 1, 5, Some(false)),
         kernel(128, 64, 1, 8, Some(true)),
-        kernel(128, 128, 1, 6, Some(true)),
     ];
 
     fn name(&self) -> String {
         format!("codes_{}_rows_{}_tokens", self.rows, self.tokens)
     }
 
-    /// Warpgroups of 64 rows by up to 128 tokens, and a warp that copies.
+    /// Warpgroups of 64 rows, and a warp that copies.
     const fn threads(&self) -> u32 {
-        let tokens = if self.tokens > 128 {
-            self.tokens / 128
-        } else {
-            1
-        };
-        128 * self.sets * (self.rows / 64) * tokens + 32
+        128 * self.sets * (self.rows / 64) + 32
     }
 
     /// Bytes of dynamic shared memory of a block: stages, or the sums that take their place, barriers, and the
@@ -87,7 +84,7 @@ impl CodesKernel {
 }
 
 /// What a block may have on Hopper.
-const MOST_SHARED: usize = 227 * 1024;
+pub(super) const MOST_SHARED: usize = 227 * 1024;
 
 /// A launch of a kernel of codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,21 +127,32 @@ impl fmt::Display for CodesStep {
 /// The kernels, loaded into the context of a device that has them.
 pub(super) struct CodesKernels {
     kernels: [Function; CodesKernel::ALL.len()],
+    /// By [`CodeTilesKernel::ALL`].
+    pub(super) tiles: [Function; CodeTilesKernel::ALL.len()],
     _module: Module,
 }
 
 impl CodesKernels {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
         let module = Module::load(context, &CODES)?;
-        // All are loaded in the first one's place.
-        let mut kernels = [module.function(&CodesKernel::ALL[0].name())?; CodesKernel::ALL.len()];
-        for (function, kernel) in kernels.iter_mut().zip(CodesKernel::ALL) {
-            *function = module.function(&kernel.name())?;
+        let load = |name: String| {
+            let function = module.function(&name)?;
             function.allow_shared(MOST_SHARED as u32)?;
             function.prefer_shared()?;
+            Ok::<_, crate::Error>(function)
+        };
+        // All are loaded in the first one's place.
+        let mut kernels = [load(CodesKernel::ALL[0].name())?; CodesKernel::ALL.len()];
+        for (function, kernel) in kernels.iter_mut().zip(CodesKernel::ALL) {
+            *function = load(kernel.name())?;
+        }
+        let mut tiles = [kernels[0]; CodeTilesKernel::ALL.len()];
+        for (function, kernel) in tiles.iter_mut().zip(CodeTilesKernel::ALL) {
+            *function = load(kernel.name())?;
         }
         Ok(Self {
             kernels,
+            tiles,
             _module: module,
         })
     }
@@ -163,26 +171,10 @@ impl CodesKernels {
         y: &RawMatrix,
     ) -> Result<()> {
         let kernel = CodesKernel::ALL[plan.place];
-        let (codes, [scale_row, scale_word]) = (&x.codes_layout, x.scale_steps());
-        let (n, k) = (weight.rows, weight.cols);
-        let params = CodesParams {
-            x: TensorMap::of_codes(x.first(), [codes.rows, k], codes.stride, plan.rows)?,
-            w: TensorMap::of_codes(weight.data.address(), [n, k], k, kernel.rows)?,
-            x_scales: x.scales,
-            w_scales: blocks,
-            y: y.first(),
-            y_stride: y.layout.stride as u64,
-            scale_row,
-            scale_word,
-            word_log: x.word_log(),
-            power_of_two: x.has_powers(),
-            scale_columns: k.div_ceil(STAGE).next_multiple_of(4) as u32,
-            t: codes.rows as u32,
-            n: n as u32,
-            k: k as u32,
-            rows: plan.rows,
-            y_type: y_type(y.float),
-        };
+        let shape = [weight.rows, weight.cols];
+        let map = TensorMap::of_codes(weight.data.address(), shape, weight.cols, kernel.rows)?;
+        let to = (y.first(), y.layout.stride, y_type(y.float));
+        let params = Self::params((plan.rows, map), x, (weight, blocks), to)?;
         let grid = Grid {
             blocks: [plan.blocks, 1],
             threads: kernel.threads(),
@@ -217,6 +209,8 @@ pub(crate) struct CodesProblem {
 pub(crate) enum CodesPlan {
     /// By our own kernel, for few tokens: scales of x as they are.
     Own(CodesStep),
+    /// By our own kernel, for more.
+    Tiles(CodeTilesStep),
     /// The scales of x are read where they are.
     ScalesInPlace,
     /// They are written to the scratch memory first, as f32s in columns.
@@ -232,9 +226,15 @@ impl CodesPlan {
         if !fits || t == 0 || t > i32::MAX as usize {
             return None;
         }
-        let few = || CodesStep::new(t, [n, k], facts.multiprocessors);
-        if let Some(step) = facts.multiplies_few_codes().then(few).flatten() {
-            return Some(Self::Own(step));
+        if facts.multiplies_few_codes() {
+            let shape = [n, k];
+            if let Some(step) = CodesStep::new(t, shape, facts.multiprocessors) {
+                return Some(Self::Own(step));
+            }
+            let tiles = || CodeTilesStep::new(t, shape, facts.multiprocessors);
+            if let Some(step) = (t <= MOST_TILED).then(tiles).flatten() {
+                return Some(Self::Tiles(step));
+            }
         }
         if !facts.multiplies_codes() || !t.is_multiple_of(4) {
             return None;
@@ -244,12 +244,25 @@ impl CodesPlan {
         }
         problem.scratch_aligned.then_some(Self::ScalesInScratch)
     }
+
+    /// That of a matmul by a gate and its up half with the activation and the quantization of its results behind it: the
+    /// sums are those of [`Self::new`]. None where these are several calls.
+    pub(crate) fn activated(problem: &CodesProblem, facts: &MatmulFacts) -> Option<CodeTilesStep> {
+        match Self::new(problem, facts)? {
+            Self::Tiles(step) if problem.n.is_multiple_of(256) => Some(step),
+            _ => None,
+        }
+    }
 }
+
+/// Tokens beyond which cublasLt was faster on an H200.
+const MOST_TILED: usize = 512;
 
 impl fmt::Display for CodesPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Own(step) => write!(f, "{step}"),
+            Self::Tiles(step) => write!(f, "{step}"),
             Self::ScalesInPlace => f.write_str("cublasLt on FP8 tensor cores"),
             Self::ScalesInScratch => {
                 f.write_str("scales_to_f32_columns, then cublasLt on FP8 tensor cores")
@@ -287,24 +300,17 @@ mod tests {
         for (t, name) in [(1, "64_rows_8"), (9, "64_rows_16"), (32, "64_rows_32")] {
             assert_eq!(flash(t), of(name));
         }
-        for (t, name) in [
-            (33, "64_rows_64"),
-            (65, "64_rows_128"),
-            (256, "64_rows_256"),
-        ] {
-            assert_eq!(flash(t), of(name));
-        }
-        assert_eq!((flash(0), flash(257)), (None, None));
+        assert_eq!(flash(64), of("64_rows_64"));
+        assert_eq!(flash(128), of("64_rows_128"));
+        assert_eq!((flash(0), flash(129)), (None, None));
         let pro = |t| named(t, [6144, 7168]);
         let of =
             |name: &str, n: u32| Some(format!("codes_{name}_tokens: {n} clusters of 2 blocks"));
         assert_eq!(pro(32), of("64_rows_32", 96));
         assert_eq!(pro(33), of("128_rows_64", 48));
-        assert_eq!(pro(128), of("128_rows_128", 48));
-        assert_eq!(pro(129), None);
+        assert_eq!(pro(65), None);
         // Whose scales do not fit beside the stages.
-        assert!(named(256, [4096, 6912]).is_none());
-        assert!(named(256, [4096, 6656]).is_some());
+        assert!(named(64, [4096, 1 << 18]).is_none());
         // 12 stages of 64 rows and 64 tokens, and scales of 16 times 128 of k.
         let plan = CodesStep::new(64, [4096, 4096], 132).unwrap();
         assert_eq!(plan.shared, 12 * (128 * 128 + 16) + 16 * (64 + 1) * 4);
@@ -313,6 +319,5 @@ mod tests {
             (64, 288)
         );
         assert_eq!(CodesKernel::ALL[5].threads(), 288);
-        assert_eq!(CodesKernel::ALL[7].threads(), 288);
     }
 }

@@ -1,9 +1,10 @@
 //! The plans of matmuls as lines of a report.
 
-use swiglu_core::{Float, Request, Shape};
+use swiglu_core::{Float, Quantization, Request, Shape, WeightFormat};
 
 use super::{
     call::Matmuls,
+    code_tiles::ActivatedCodes,
     codes::{CodesPlan, CodesProblem},
     plan::{MatmulPlan, MatmulProblem},
     quantizing::QuantizingPlan,
@@ -50,6 +51,27 @@ impl Matmuls {
         Some(plan.to_string())
     }
 
+    /// The plan of a matmul from numbers to codes, as [`Self::gated_plan`]; none where it is several calls.
+    pub(crate) fn codes_plan_of(&self, request: &Request, shape: &Shape) -> Option<String> {
+        let Request::QuantizingGatedMatmulQuant {
+            op,
+            quant,
+            x,
+            weight,
+        } = request
+        else {
+            return None;
+        };
+        let types = (*x, *weight, Float::BF16);
+        let problem = MatmulProblem::of_shape(shape, types, true, self.facts())?;
+        if !ActivatedCodes::takes(op, quant, problem.n / 2) {
+            return None;
+        }
+        let codes = codes_problem(&problem, quant, weight);
+        let step = CodesPlan::activated(&codes, self.facts())?;
+        Some(format!("quantized, then {step}"))
+    }
+
     /// The plan of a matmul of this shape on rows without gaps, on one line; none for requests of
     /// other kinds.
     pub(crate) fn plan(&self, request: &Request, shape: &Shape) -> Option<String> {
@@ -64,19 +86,27 @@ impl Matmuls {
         let Request::QuantizedMatmul { quant, weight, .. } = request else {
             return Some(plan.to_string());
         };
-        let codes = CodesProblem {
-            t: problem.t,
-            n: problem.n,
-            k: problem.k,
-            group: quant.group(),
-            w_in_blocks: weight.scaling().is_some_and(|(_, block)| block == [128; 2]),
-            aligned: problem.k.is_multiple_of(16),
-            scales_in_columns: false,
-            scratch_aligned: true,
-        };
+        let codes = codes_problem(&problem, quant, weight);
         Some(match CodesPlan::new(&codes, self.facts()) {
             Some(codes) => codes.to_string(),
             None => format!("dequantize_bf16, then {plan}"),
         })
+    }
+}
+
+fn codes_problem(
+    problem: &MatmulProblem,
+    quant: &Quantization,
+    weight: &WeightFormat,
+) -> CodesProblem {
+    CodesProblem {
+        t: problem.t,
+        n: problem.n,
+        k: problem.k,
+        group: quant.group(),
+        w_in_blocks: weight.scaling().is_some_and(|(_, block)| block == [128; 2]),
+        aligned: problem.k.is_multiple_of(16),
+        scales_in_columns: false,
+        scratch_aligned: true,
     }
 }

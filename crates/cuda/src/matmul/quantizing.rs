@@ -4,20 +4,27 @@
 //! 1. Few tokens in bf16, groups of 128 and scales that are powers of two: a decode step that makes x's codes as it reads it.
 //! 2. Other calls by a packed weight: what the quantization leaves of x is written to scratch memory as bf16, in one
 //!    pass, and the matmul reads that.
-//! 3. Others are quantized and multiplied by two calls.
+//! 3. A gate and its up half on FP8 tensor cores, of more tokens than `codes.cuh` has: x's codes are written to scratch
+//!    memory, and one kernel more gives those of the activations.
+//! 4. Others are quantized and multiplied by two calls.
 
 use std::fmt;
 
 use cudarc::driver::sys;
-use swiglu_core::{Accumulation, Float, GatedActivation, Quantization, ScaleFormat};
+use swiglu_core::{
+    Accumulation, Float, GatedActivation, Quantization, RowLayout, ScaleFormat, ScaleLayout,
+    ScaleOrder,
+};
 
 use super::{
     call::{Matmuls, problem},
+    code_tiles::{ActivatedCodes, CodeTilesStep},
+    codes::{CodesPlan, CodesProblem},
     packed::Around,
     plan::{GatedPlan, MatmulFacts, MatmulPlan, MatmulProblem, PackedPlan},
     step::{StepActivation, StepKind, StepPlan},
 };
-use crate::{error::Result, view::RawMatrix, weight::CudaWeight};
+use crate::{error::Result, quant::RawQuantized, view::RawMatrix, weight::CudaWeight};
 
 /// Columns of a group that decode steps quantize.
 const GROUP: usize = 128;
@@ -105,7 +112,87 @@ pub(crate) struct QuantizingCall<'a> {
     pub(crate) y: &'a RawMatrix,
 }
 
+/// act = quantized op(c · wᵀ), c being x as a quantization leaves it.
+#[derive(Clone, Copy)]
+pub(crate) struct CodesCall<'a> {
+    pub(crate) op: &'a GatedActivation,
+    pub(crate) quant: &'a Quantization,
+    /// x as codes.
+    pub(crate) x: &'a RawQuantized,
+    pub(crate) weight: &'a CudaWeight,
+    pub(crate) act: &'a RawQuantized,
+}
+
+/// The codes of \[rows, cols\] numbers, in memory that would hold them as bf16.
+pub(crate) fn codes_in(memory: &RawMatrix, quant: &Quantization) -> RawQuantized {
+    let RowLayout { rows, cols, .. } = memory.layout;
+    let (codes, order) = (memory.first(), ScaleOrder::RowMajor);
+    RawQuantized {
+        codes,
+        codes_layout: RowLayout::contiguous(rows, cols),
+        scales: codes + (rows * cols).next_multiple_of(16) as u64,
+        scales_layout: ScaleLayout::contiguous(quant.format(), order, rows, quant.groups(cols)),
+    }
+}
+
 impl Matmuls {
+    /// How one kernel takes a call from codes to codes; none where it is several.
+    pub(crate) fn codes_plan(&self, call: &CodesCall<'_>) -> Option<CodeTilesStep> {
+        let CodesCall {
+            op,
+            quant,
+            x,
+            weight,
+            act,
+        } = *call;
+        ActivatedCodes::new(op, quant, weight.rows / 2, act)?;
+        let blocks = weight.scales.as_ref().and_then(|s| s.blocks.as_ref());
+        let starts = x.first() | x.codes_layout.stride as u64;
+        let problem = CodesProblem {
+            t: x.codes_layout.rows,
+            n: weight.rows,
+            k: weight.cols,
+            group: quant.group(),
+            w_in_blocks: blocks.is_some(),
+            aligned: starts.is_multiple_of(16),
+            scales_in_columns: false,
+            scratch_aligned: false,
+        };
+        CodesPlan::activated(&problem, self.facts())
+    }
+
+    /// Enqueues a call from codes to codes; false where there are no kernels for it.
+    ///
+    /// # Safety
+    /// As [`Self::matmul`]; the plan is this call's.
+    pub(crate) unsafe fn activate_codes(
+        &self,
+        stream: sys::CUstream,
+        plan: CodeTilesStep,
+        call: &CodesCall<'_>,
+    ) -> Result<bool> {
+        let CodesCall {
+            op,
+            quant,
+            x,
+            weight,
+            act,
+        } = *call;
+        let blocks = weight.scales.as_ref().and_then(|s| s.blocks.as_ref());
+        let activated = ActivatedCodes::new(op, quant, weight.rows / 2, act);
+        let (Some(kernels), Some(blocks), Some(activated)) = (self.codes(), blocks, activated)
+        else {
+            return Ok(false);
+        };
+        self.bind()?;
+        // SAFETY: by this function's contract.
+        unsafe {
+            let weight = (weight, blocks.address());
+            kernels.activate_tiles(stream, plan, x, weight, &activated)?;
+        }
+        Ok(true)
+    }
+
     /// What a call runs; none where it is several.
     pub(crate) fn quantizing_plan(&self, call: &QuantizingCall<'_>) -> Option<QuantizingPlan> {
         let kind = match call.op {

@@ -8,8 +8,10 @@ use swiglu_core::{
     ScaleOrder, Tensor, TensorMut, WeightFormat, bf16,
 };
 
+use swiglu_cuda::CudaBackend;
+
 use crate::{
-    common::open,
+    common::{POISON, open},
     device::{bytes, filled},
 };
 
@@ -184,4 +186,115 @@ fn an_mlp_on_tensor_cores_is_close() {
     };
     assert!(worst.iter().all(|&e| e < 1e-2), "{worst:?}");
     println!("{worst:?}");
+}
+
+/// What is behind the first matmul as codes, by one call and by three.
+struct Activated<'a> {
+    mlp: &'a Mlp,
+    op: &'a GatedActivation,
+    order: ScaleOrder,
+}
+
+impl Activated<'_> {
+    /// Codes and scales; none where one call does not take it.
+    fn run(&self, b: &CudaBackend, at_once: bool) -> Option<[Vec<u8>; 2]> {
+        let &Mlp { quant, t, h, i, .. } = self.mlp;
+        let parts = [self.mlp.weight(0), self.mlp.weight(1)];
+        let gate_up = b.load_weight(&parts).unwrap();
+        let x = filled(b, bytemuck::cast_slice(&self.mlp.x));
+        let from = Tensor::contiguous(CudaBackend::view(&x), Float::BF16, t, h);
+        let mut room = b.alloc(2 * t * h).unwrap();
+        let scale_layout = ScaleLayout::contiguous(quant.format(), self.order, t, quant.groups(i));
+        let mut codes = filled(b, &vec![POISON; t * i]);
+        let mut scales = filled(b, &vec![POISON; scale_layout.bytes().unwrap()]);
+        let act = QuantizedMut::<CudaBackend> {
+            codes: CudaBackend::view_mut(&mut codes),
+            layout: RowLayout::contiguous(t, i),
+            scales: CudaBackend::view_mut(&mut scales),
+            scale_layout,
+        };
+        if at_once {
+            let room = CudaBackend::view_mut(&mut room);
+            let (op, weight) = (self.op, &gate_up);
+            let done = b.quantizing_matmul_act_and_mul_quant(op, &quant, from, weight, room, act);
+            if !done.unwrap() {
+                return None;
+            }
+        } else {
+            let mut of_x = Codes::<CudaBackend> {
+                codes: b.alloc(t * h).unwrap(),
+                scales: b.alloc(4 * t * h).unwrap(),
+                quant,
+                rows: t,
+            };
+            b.quantize(&quant, from, of_x.write(h)).unwrap();
+            let mut wide = b.alloc(4 * t * i).unwrap();
+            let to = CudaBackend::view_mut(&mut wide);
+            let to = TensorMut::contiguous(to, Float::BF16, t, 2 * i);
+            let room = CudaBackend::view_mut(&mut room);
+            b.matmul_quantized(&quant, of_x.read(h), &gate_up, room, to)
+                .unwrap();
+            let wide = Tensor::contiguous(CudaBackend::view(&wide), Float::BF16, t, 2 * i);
+            b.act_and_mul_quant(self.op, &quant, wide.into(), act, QuantOptions::default())
+                .unwrap();
+        }
+        Some([bytes(b, &codes), bytes(b, &scales)])
+    }
+}
+
+/// Both tiles, tokens at their edges, a weight of few tiles and of many, groups that end with their cluster and rows that
+/// do not, and a k that is no whole stages.
+#[test]
+fn one_kernel_gives_the_codes_of_three() {
+    let Some((backend, _turn)) = open() else {
+        return;
+    };
+    let backend = backend.with_accumulation(Accumulation::Fp8TensorCore);
+    let quant = Quantization::deepseek_v4();
+    let few = [129, 192, 193, 255, 256, 257, 500, 512].map(|t| [t, 512, 384]);
+    let many = [65, 127, 128, 256].map(|t| [t, 400, 2176]);
+    let clamped = GatedActivation::deepseek_v4();
+    let unclamped = GatedActivation::silu_and_mul();
+    let mut taken = 0;
+    for (n, shape) in few.into_iter().chain(many).enumerate() {
+        let mut mlp = Mlp::new(quant, 128, shape);
+        let [t, h, _] = shape;
+        (mlp.x[3], mlp.x[(t - 1) * h + 7]) = (bf16::NAN, bf16::INFINITY);
+        // Tokens whose gates are far below zero, whose activations are subnormal or vanish.
+        mlp.x[h..2 * h]
+            .iter_mut()
+            .for_each(|x| *x = bf16::from_f32(-3e4));
+        let case = Activated {
+            mlp: &mlp,
+            op: if n % 2 == 0 { &clamped } else { &unclamped },
+            order: ScaleOrder::ALL[n % 3],
+        };
+        let Some(got) = case.run(&backend, true) else {
+            continue;
+        };
+        taken += 1;
+        let want = case.run(&backend, false).unwrap();
+        for (got, want) in got.iter().zip(&want) {
+            let at = (0..got.len()).find(|&i| got[i] != want[i]);
+            assert_eq!(at.map(|i| (i, got[i], want[i])), None, "{shape:?}");
+        }
+    }
+    let facts = backend.description();
+    assert!(
+        taken == 12 || !facts.contains("H200"),
+        "{taken} of 12: {facts}"
+    );
+    // Which take several kernels.
+    let refused = |mlp: &Mlp, op: &GatedActivation| {
+        let order = ScaleOrder::RowMajor;
+        assert!(Activated { mlp, op, order }.run(&backend, true).is_none());
+    };
+    refused(&Mlp::new(quant, 128, [64, 512, 384]), &clamped);
+    refused(&Mlp::new(quant, 128, [256, 512, 320]), &clamped);
+    refused(
+        &Mlp::new(quant, 128, [256, 512, 384]),
+        &GatedActivation::gelu_and_mul(),
+    );
+    let f32s = Quantization::new(128, ScaleFormat::F32).unwrap();
+    refused(&Mlp::new(f32s, 128, [256, 512, 384]), &clamped);
 }

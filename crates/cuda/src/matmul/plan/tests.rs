@@ -403,7 +403,7 @@ fn plans_print_the_kernels_names() {
 }
 
 const CODES: CodesProblem = CodesProblem {
-    t: 512,
+    t: 1024,
     n: 512,
     k: 1024,
     group: 128,
@@ -439,18 +439,29 @@ fn codes_of_few_tokens_take_kernels_of_our_own() {
     let of = |t, facts: &MatmulFacts| CodesPlan::new(&CodesProblem { t, ..CODES }, facts);
     let name = |t| of(t, &ON_FP8).unwrap().to_string();
     assert_eq!(name(63), "codes_64_rows_64_tokens: 8 clusters of 2 blocks");
-    assert_eq!(
-        name(255),
-        "codes_64_rows_256_tokens: 8 clusters of 2 blocks"
-    );
+    assert_eq!(name(255), "code_tiles_64_tokens: 4 x 4 blocks");
+    assert_eq!(name(512), "code_tiles_64_tokens: 4 x 8 blocks");
     // Without the library too.
     let alone = ON_FP8.without_library();
     assert!(matches!(of(4, &alone), Some(CodesPlan::Own(_))));
-    assert_eq!(of(260, &alone), None);
+    assert!(matches!(of(260, &alone), Some(CodesPlan::Tiles(_))));
+    assert_eq!(of(513, &alone), None);
     assert_eq!(of(4, &HOPPER), None);
     let mut other = ON_FP8;
     other.capability.minor = 1;
     assert!(!matches!(of(4, &other), Some(CodesPlan::Own(_))));
+}
+
+#[test]
+fn tiles_of_whole_groups_are_activated() {
+    let of = |t, n| CodesPlan::activated(&CodesProblem { t, n, ..CODES }, &ON_FP8);
+    let sums = |t, n| CodesPlan::new(&CodesProblem { t, n, ..CODES }, &ON_FP8);
+    for (t, n) in [(129, 512), (512, 768)] {
+        assert_eq!(of(t, n).map(CodesPlan::Tiles), sums(t, n));
+        assert!(of(t, n).is_some());
+    }
+    // Few tokens, many, and a gate that ends within a block of scales.
+    assert_eq!([of(128, 512), of(516, 512), of(256, 640)], [None; 3]);
 }
 
 #[test]
@@ -461,7 +472,7 @@ fn codes_that_do_not_fit_are_widened() {
         CodesPlan::new(&problem, &ON_FP8)
     };
     let changes: [fn(&mut CodesProblem); 8] = [
-        |p| p.t = 510,
+        |p| p.t = 1022,
         |p| p.t = 0,
         |p| p.n = 510,
         |p| p.k = 1032,
