@@ -34,7 +34,9 @@ const SHAPES: [(&str, [usize; 2]); 4] = [
 const TOKENS: [usize; 6] = [1, 4, 16, 64, 256, 4096];
 
 /// Of whole MLPs.
-const OF_MLPS: [usize; 14] = [1, 2, 4, 8, 16, 24, 32, 64, 96, 128, 192, 256, 1024, 4096];
+const OF_MLPS: [usize; 15] = [
+    1, 2, 4, 8, 16, 24, 32, 64, 96, 128, 192, 256, 512, 1024, 4096,
+];
 
 const FEW: [usize; 6] = [1, 4, 8, 16, 32, 64];
 
@@ -333,6 +335,20 @@ pub fn mlps(gpu: &Gpu, report: &mut Report) -> Result<(), Failure> {
                         let to = Out::contiguous((&mut y).into(), BF16, t, h);
                         let space = (&mut room).into();
                         b.quantizing_matmul(&quant, from, &down[place], space, to)?;
+                        return Ok(());
+                    }
+                    let (space, to) = ((&mut room).into(), codes_act.write());
+                    if b.quantizing_matmul_act_and_mul_quant(
+                        &op,
+                        &quant,
+                        from(),
+                        weight,
+                        space,
+                        to,
+                    )? {
+                        let to = Out::contiguous((&mut y).into(), BF16, t, h);
+                        let space = (&mut room).into();
+                        b.matmul_quantized(&quant, codes_act.read(), &down[place], space, to)?;
                         return Ok(());
                     }
                     b.quantize(&quant, from(), codes_x.write())?;
