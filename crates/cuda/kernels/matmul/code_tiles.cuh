@@ -154,15 +154,7 @@ __device__ __forceinline__ void store_sums(const CodesParams& p, const uint8_t* 
         const uint32_t token = i * STEP + threadIdx.x / 32, row = threadIdx.x % 32 * 4;
         const uint32_t n = blockIdx.x * Shape::ROWS + row;
         const float4 v = four_sums<Shape>(memory, token, row);
-        if (token >= tokens || n >= p.n) continue;
-        const uint64_t to = (token0 + token) * p.y_stride + n;
-        if (p.y_type == Y_F32) {
-            *(float4*)((float*)p.y + to) = make_float4(narrow<float>(v.x), narrow<float>(v.y), narrow<float>(v.z), narrow<float>(v.w));
-        } else {
-            const bool half = p.y_type == Y_F16;
-            const uint32_t low = half ? narrow2(f16(), v.x, v.y) : narrow2(bf16(), v.x, v.y);
-            *(uint2*)((bf16*)p.y + to) = make_uint2(low, half ? narrow2(f16(), v.z, v.w) : narrow2(bf16(), v.z, v.w));
-        }
+        if (token < tokens && n < p.n) store_four(p, (token0 + token) * p.y_stride + n, v);
     }
 }
 
@@ -240,18 +232,21 @@ __device__ __forceinline__ void multiply_code_tiles(const CodeTilesParams& param
 #pragma unroll 1
     for (uint32_t unit = lane; unit < units; unit += 32) {
         const uint64_t at = (unit >> p.word_log) * p.scale_word + (unit & ((1u << p.word_log) - 1));
-        constexpr int MANY = TOKENS / Shape::WARPS;
-        uint32_t raw[MANY];
-        // All are on their way at once.
+        constexpr int MANY = 8;
+#pragma unroll 1
+        for (uint32_t token = warp; token < TOKENS; token += MANY * Shape::WARPS) {
+            uint32_t raw[MANY];
+            // All are on their way at once.
 #pragma unroll
-        for (int i = 0; i < MANY; ++i) {
-            const uint64_t from = min(token0 + warp + i * Shape::WARPS, p.t - 1) * p.scale_row + at;
-            raw[i] = p.power_of_two ? (uint32_t)((const uint8_t*)p.x_scales)[from] : ((const uint32_t*)p.x_scales)[from];
-        }
+            for (int i = 0; i < MANY; ++i) {
+                const uint64_t from = min(token0 + token + i * Shape::WARPS, p.t - 1) * p.scale_row + at;
+                raw[i] = p.power_of_two ? (uint32_t)((const uint8_t*)p.x_scales)[from] : ((const uint32_t*)p.x_scales)[from];
+            }
 #pragma unroll
-        for (int i = 0; i < MANY; ++i) {
-            const float scale = p.power_of_two ? power(raw[i]) : __uint_as_float(raw[i]);
-            scales[unit * Shape::SCALES_STRIDE + warp + i * Shape::WARPS] = scale;
+            for (int i = 0; i < MANY; ++i) {
+                const float scale = p.power_of_two ? power(raw[i]) : __uint_as_float(raw[i]);
+                scales[unit * Shape::SCALES_STRIDE + token + i * Shape::WARPS] = scale;
+            }
         }
     }
     sync_block();

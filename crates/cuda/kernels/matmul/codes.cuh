@@ -61,6 +61,17 @@ template <int ROWS, int TOKENS, int SETS, int STAGES> struct CodesShape {
     static constexpr int BARRIERS = RING > SUMS ? RING : SUMS, SCALES = BARRIERS + 16 * STAGES;
 };
 
+// Four sums of a token, from an element of y on.
+__device__ __forceinline__ void store_four(const CodesParams& p, uint64_t to, float4 v) {
+    if (p.y_type == Y_F32) {
+        *(float4*)((float*)p.y + to) = make_float4(narrow<float>(v.x), narrow<float>(v.y), narrow<float>(v.z), narrow<float>(v.w));
+    } else {
+        const bool half = p.y_type == Y_F16;
+        const uint32_t low = half ? narrow2(f16(), v.x, v.y) : narrow2(bf16(), v.x, v.y);
+        *(uint2*)((bf16*)p.y + to) = make_uint2(low, half ? narrow2(f16(), v.z, v.w) : narrow2(bf16(), v.z, v.w));
+    }
+}
+
 // BEFORE: stages whose weights are asked for before the wait.
 template <int ROWS, int TOKENS, int SETS, int STAGES, int BEFORE>
 __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
@@ -192,6 +203,7 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
     for (uint32_t o = rank * all / BLOCKS + threadIdx.x; o < end; o += THREADS) {
         const uint32_t token = o / FOURS, row = row0 + o % FOURS * 4;
         const uint32_t at = (token * Shape::SUMS_STRIDE + o % FOURS * 4) * 4;
+        if (row >= p.n) continue;
         float4 parts[BLOCKS * SETS];
 #pragma unroll
         for (int i = 0; i < BLOCKS * SETS; ++i) {
@@ -202,15 +214,7 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
         float4 v = parts[0];
 #pragma unroll
         for (int i = 1; i < BLOCKS * SETS; ++i) v.x += parts[i].x, v.y += parts[i].y, v.z += parts[i].z, v.w += parts[i].w;
-        if (row >= p.n) continue;
-        const uint64_t to = (token0 + token) * p.y_stride + row;
-        if (p.y_type == Y_F32) {
-            *(float4*)((float*)p.y + to) = make_float4(narrow<float>(v.x), narrow<float>(v.y), narrow<float>(v.z), narrow<float>(v.w));
-        } else if (p.y_type == Y_F16) {
-            *(uint2*)((f16*)p.y + to) = make_uint2(narrow2(f16(), v.x, v.y), narrow2(f16(), v.z, v.w));
-        } else {
-            *(uint2*)((bf16*)p.y + to) = make_uint2(narrow2(bf16(), v.x, v.y), narrow2(bf16(), v.z, v.w));
-        }
+        store_four(p, (token0 + token) * p.y_stride + row, v);
     }
     // No block leaves while another reads its sums: what has been stored depends on them.
     __syncwarp();
