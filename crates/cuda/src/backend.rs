@@ -454,7 +454,7 @@ impl Matmul for CudaBackend {
         self.multiply_quantizing(quant, Some(op), (&x, weight, &act), scratch)
     }
 
-    /// On FP8 tensor cores ([`Self::matmul_quantized`]), of more tokens than 64 or 128: x's codes are written to `scratch`.
+    /// On FP8 tensor cores ([`Self::matmul_quantized`]), of 129 to 512 tokens: x's codes are written to `scratch`.
     fn quantizing_matmul_act_and_mul_quant(
         &self,
         op: &GatedActivation,

@@ -9,14 +9,15 @@
     codes_##ROWS##_rows_##TOKENS##_tokens(const __grid_constant__ CodesParams p) {             \
         multiply_codes<ROWS, TOKENS, SETS, STAGES, BEFORE>(p);                                 \
     }
-// As measured for V4-Flash, whose tiles of 64 rows are no more than pairs of multiprocessors, and for V4-Pro. More stages
-// before the wait, and fewer, were slower.
-KERNEL(64, 8, 2, 12, 3)
-KERNEL(64, 16, 2, 12, 3)
-KERNEL(64, 32, 2, 11, 3)
+// As measured for V4-Flash, whose tiles of 64 rows are no more than pairs of multiprocessors, and for V4-Pro, of which a
+// multiprocessor has two blocks up to 32 tokens.
+KERNEL(64, 8, 2, 12, 8)
+KERNEL(64, 16, 2, 10, 6)
+KERNEL(64, 32, 2, 9, 6)
 KERNEL(64, 64, 2, 12, 3)
 KERNEL(64, 128, 2, 8, 3)
 KERNEL(128, 64, 1, 8, 3)
+KERNEL(128, 128, 1, 6, 4)
 
 // Kernels are named code_tiles_<tokens>_tokens. src/matmul/code_tiles.rs has this table.
 #define TILES(TOKENS, STAGES, BEFORE)                                                          \

@@ -54,13 +54,14 @@ const fn kernel(rows: u32, tokens: u32, sets: u32, stages: u32, wide: Option<boo
 }
 
 impl CodesKernel {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         kernel(64, 8, 2, 12, None),
-        kernel(64, 16, 2, 12, None),
-        kernel(64, 32, 2, 11, None),
+        kernel(64, 16, 2, 10, None),
+        kernel(64, 32, 2, 9, None),
         kernel(64, 64, 2, 12, Some(false)),
         kernel(64, 128, 2, 8, Some(false)),
         kernel(128, 64, 1, 8, Some(true)),
+        kernel(128, 128, 1, 6, Some(true)),
     ];
 
     fn name(&self) -> String {
@@ -86,6 +87,11 @@ impl CodesKernel {
 /// What a block may have on Hopper.
 pub(super) const MOST_SHARED: usize = 227 * 1024;
 
+/// Whether the tiles of 64 rows of a weight are more than pairs of multiprocessors.
+const fn is_wide(n: usize, multiprocessors: u32) -> bool {
+    n.div_ceil(64) > (multiprocessors / CLUSTER) as usize
+}
+
 /// A launch of a kernel of codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CodesStep {
@@ -100,7 +106,7 @@ pub(crate) struct CodesStep {
 impl CodesStep {
     /// The plan of so many tokens; none where they are too many.
     pub(super) fn new(t: usize, [n, k]: [usize; 2], multiprocessors: u32) -> Option<Self> {
-        let is_wide = n.div_ceil(64) > (multiprocessors / CLUSTER) as usize;
+        let is_wide = is_wide(n, multiprocessors);
         let fits = |kernel: &CodesKernel| {
             let of_weight = kernel.wide.is_none_or(|wide| wide == is_wide);
             of_weight && t <= kernel.tokens as usize && kernel.shared(k) <= MOST_SHARED
@@ -232,7 +238,8 @@ impl CodesPlan {
                 return Some(Self::Own(step));
             }
             let tiles = || CodeTilesStep::new(t, shape, facts.multiprocessors);
-            if let Some(step) = (t <= MOST_TILED).then(tiles).flatten() {
+            let tiled = t <= MOST_TILED && !is_wide(n, facts.multiprocessors);
+            if let Some(step) = tiled.then(tiles).flatten() {
                 return Some(Self::Tiles(step));
             }
         }
@@ -255,7 +262,7 @@ impl CodesPlan {
     }
 }
 
-/// Tokens beyond which cublasLt was faster on an H200.
+/// Tokens beyond which cublasLt was faster on an H200; by wide weights it was for any that `codes.cuh` has no kernels for.
 const MOST_TILED: usize = 512;
 
 impl fmt::Display for CodesPlan {
@@ -308,7 +315,8 @@ mod tests {
             |name: &str, n: u32| Some(format!("codes_{name}_tokens: {n} clusters of 2 blocks"));
         assert_eq!(pro(32), of("64_rows_32", 96));
         assert_eq!(pro(33), of("128_rows_64", 48));
-        assert_eq!(pro(65), None);
+        assert_eq!(pro(128), of("128_rows_128", 48));
+        assert_eq!(pro(129), None);
         // Whose scales do not fit beside the stages.
         assert!(named(64, [4096, 1 << 18]).is_none());
         // 12 stages of 64 rows and 64 tokens, and scales of 16 times 128 of k.
@@ -318,6 +326,6 @@ mod tests {
             (plan.rows, CodesKernel::ALL[plan.place].threads()),
             (64, 288)
         );
-        assert_eq!(CodesKernel::ALL[5].threads(), 288);
+        assert_eq!(CodesKernel::ALL[6].threads(), 288);
     }
 }

@@ -460,8 +460,9 @@ fn tiles_of_whole_groups_are_activated() {
         assert_eq!(of(t, n).map(CodesPlan::Tiles), sums(t, n));
         assert!(of(t, n).is_some());
     }
-    // Few tokens, many, and a gate that ends within a block of scales.
-    assert_eq!([of(128, 512), of(516, 512), of(256, 640)], [None; 3]);
+    // Few tokens, many, a gate that ends within a block of scales, and a weight of many tiles.
+    let several = [of(128, 512), of(516, 512), of(256, 640), of(256, 6144)];
+    assert_eq!(several, [None; 4]);
 }
 
 #[test]
