@@ -4,7 +4,10 @@ mod activation;
 mod cache;
 mod compile;
 mod cooperative;
+mod cooperative_tiles;
+mod grouped;
 mod grouped_cooperative;
+mod grouped_text;
 mod kernel;
 mod matmul;
 mod matmul_text;
@@ -22,15 +25,17 @@ pub(crate) use cache::PipelineCache;
 pub(crate) use compile::storage_bindings;
 pub(crate) use cooperative::{
     COOPERATIVE_DEPTH, COOPERATIVE_SUBGROUPS, CooperativeFormat, CooperativeKernel,
-    CooperativeShape, CooperativeTile, LEAST_COOPERATIVE, ROW_END,
+    CooperativeTile, LEAST_COOPERATIVE, ROW_END,
 };
+pub(crate) use cooperative_tiles::CooperativeShape;
+pub(crate) use grouped::{GroupedKernel, GroupedKind, Half};
 pub(crate) use grouped_cooperative::GroupedTile;
 pub(crate) use kernel::Kernel;
 pub(crate) use matmul::{
     ANY_TOKENS, DeviceFormat, FEW_ANY, FEW_USUAL, GatedKernel, GemvKind, GemvTokens, LaneSums,
     MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
 };
-pub(crate) use moe::{GroupedKernel, GroupedKind, Half, MoeKernel};
+pub(crate) use moe::MoeKernel;
 pub(crate) use quantize::QuantizeKernel;
 pub(crate) use shader::FUNCTIONS;
 pub(crate) use table::{MoePipelines, Pipelines, QuantizePipelines, TOO_FEW_BUFFERS, UNDECLARED};

@@ -2,24 +2,20 @@
 
 use std::fmt;
 
+use super::cooperative_tiles::{
+    CooperativeShape, DIRECT, LANES, MATRICES, MATRIX, Operations, Steps,
+};
 use super::grouped_cooperative::GroupedTile;
 use super::matmul::DeviceFormat;
 use super::matmul_text::text;
 use super::shader::Shader;
 use crate::device::Subgroups;
 
-pub(super) const MATRICES: &str = include_str!("../shaders/cooperative_matrices.wgsl");
 const OF_F16: &str = include_str!("../shaders/cooperative_f16.wgsl");
 const OF_BF16: &str = include_str!("../shaders/cooperative_bf16.wgsl");
 const OF_E4M3: &str = include_str!("../shaders/cooperative_e4m3.wgsl");
 const KERNEL: &str = include_str!("../shaders/matmul_cooperative.wgsl");
 const ROWS_AS_F16: &str = include_str!("../shaders/rows_as_f16.wgsl");
-
-/// Lanes of the subgroups that the kernels are made for.
-const LANES: u32 = 32;
-
-/// The side of a matrix.
-pub(super) const MATRIX: u32 = 16;
 
 /// What columns are multiples of.
 pub(crate) const COOPERATIVE_DEPTH: u32 = 32;
@@ -109,37 +105,6 @@ pub(crate) enum CooperativeTile {
     Wide,
 }
 
-/// The tiles' sides, and how subgroups share them.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CooperativeShape {
-    pub(crate) tokens: u32,
-    pub(crate) rows: u32,
-    pub(crate) depth: u32,
-    /// Subgroups along the tokens, along the rows, and along the columns of a step.
-    pub(super) down: u32,
-    pub(super) across: u32,
-    pub(super) slices: u32,
-}
-
-impl CooperativeShape {
-    pub(super) const fn invocations(&self) -> u32 {
-        LANES * self.down * self.across * self.slices
-    }
-
-    /// Matrices of a subgroup along the tokens, and along the rows.
-    pub(super) const fn matrices(&self) -> [u32; 2] {
-        [
-            self.tokens / MATRIX / self.down,
-            self.rows / MATRIX / self.across,
-        ]
-    }
-
-    pub(super) const fn workgroup_bytes(&self) -> u32 {
-        let sides = self.tokens + self.rows;
-        sides * (self.depth / 4 + 2) * 8 + self.invocations() * 8 * 4 + sides * 4
-    }
-}
-
 impl CooperativeTile {
     pub(crate) const ALL: [Self; 4] = [Self::Narrow, Self::Low, Self::Middle, Self::Wide];
 
@@ -198,64 +163,44 @@ impl CooperativeKernel {
     pub(super) fn shader(self, k: Option<u32>) -> Shader {
         Shader {
             source: "enable f16;\nenable wgpu_cooperative_matrix;\n".to_owned()
-                + &self.text(MATRICES, &multiply(&self.tile.shape(), DIRECT)),
+                + &self.text(MATRICES, DIRECT),
             entry: "matmul_cooperative",
             constants: vec![("K", f64::from(k.unwrap_or(0)))],
             checked: false,
         }
     }
 
-    fn text(self, matrices: &str, multiply: &str) -> String {
+    fn text(self, matrices: &str, operations: Operations) -> String {
         let shape = self.tile.shape();
-        let [down, across] = shape.matrices();
-        let (invocations, raw) = (shape.invocations(), self.weight.raw());
-        let constants = [
-            ("TILE_TOKENS", shape.tokens),
-            ("TILE_ROWS", shape.rows),
-            ("DEPTH", shape.depth),
-            ("INVOCATIONS", invocations),
-            ("ACROSS", shape.across),
-            ("SLICES", shape.slices),
-            ("MATRICES_DOWN", down),
-            ("MATRICES_ACROSS", across),
-            ("RAW", raw),
-            ("STAGES", self.stages()),
-        ];
+        let steps = Steps {
+            raw: self.weight.raw(),
+            stages: self.stages(),
+            whole: self.tile.is_full(),
+        };
         let flags = [
             ("SCALED", self.weight.is_scaled()),
             ("FULL", self.tile.is_full()),
-            ("WHOLE", self.tile.is_full()),
         ];
         let flags: String = flags
             .iter()
             .map(|(name, on)| format!("const {name}: bool = {on};\n"))
             .collect();
-        let counts = [
-            ("#x", shape.tokens * shape.depth / 4 / invocations),
-            ("#w", shape.rows * shape.depth / raw / invocations),
-            ("#i", down),
-            ("#j", across),
-        ];
-        let mut kernel = in_stages(KERNEL, self.stages());
-        for (marker, count) in counts {
-            kernel = repeated(marker, count, &kernel);
-        }
-        kernel = kernel.replace("#multiply\n", multiply);
-        kernel = kernel.replace("#put\n", &put(&shape));
+        let kernel = shape.kernel(KERNEL, &steps, operations);
+        let kernel = kernel.replace("#put\n", &put(&shape));
         let own = match self.weight {
             CooperativeFormat::F16 => OF_F16,
             CooperativeFormat::BF16 => OF_BF16,
             CooperativeFormat::E4m3 => OF_E4M3,
         };
-        flags + &text(&constants, &[own, matrices, &kernel])
+        flags + &text(&[], &[own, matrices, &kernel])
     }
 
     /// The kernel without cooperative matrices.
     #[cfg(test)]
     pub(crate) fn stand_in(self, k: Option<u32>) -> Shader {
+        use super::cooperative_tiles::{STAND_IN, STANDING_IN};
         Shader {
-            source: "enable f16;\n".to_owned()
-                + &self.text(STAND_IN, &multiply(&self.tile.shape(), STANDING_IN)),
+            source: "enable f16;\n".to_owned() + &self.text(STAND_IN, STANDING_IN),
             ..self.shader(k)
         }
     }
@@ -267,77 +212,6 @@ impl fmt::Display for CooperativeKernel {
         let (tokens, rows, x) = (shape.tokens, shape.rows, format.usual_x());
         write!(f, "matmul_cooperative({tokens} x {rows}, {x} by {format})")
     }
-}
-
-/// The text with its lines that contain `marker` so many times, numbered there.
-pub(super) fn repeated(marker: &str, count: u32, text: &str) -> String {
-    let mut all = String::new();
-    for line in text.split_inclusive('\n') {
-        let times = if line.contains(marker) { count } else { 1 };
-        all.extend((0..times).map(|t| line.replace(marker, &t.to_string())));
-    }
-    all
-}
-
-/// The text with what is between its lines `#begin` and `#end` so many times, each numbered at `#p`.
-pub(super) fn in_stages(text: &str, count: u32) -> String {
-    let mut all = String::new();
-    for (i, part) in text.split("#begin\n").enumerate() {
-        match part.split_once("#end\n") {
-            Some((inside, behind)) if i > 0 => {
-                all.extend((0..count).map(|p| inside.replace("#p", &p.to_string())));
-                all += behind;
-            }
-            _ => all += part,
-        }
-    }
-    all
-}
-
-/// How tokens and rows are loaded from a place, and their products added: of cooperative matrices as they
-/// are, because drivers do not keep in registers what functions take and give.
-pub(super) type Operations = [&'static str; 3];
-
-pub(super) const DIRECT: Operations = [
-    "coopLoadT<coop_mat16x16<f16, A>>(&x_tile[PLACE], LINE)",
-    "coopLoad<coop_mat16x16<f16, B>>(&w_tile[PLACE], LINE)",
-    "coopMultiplyAdd(TOKENS, ROWS, SUMS)",
-];
-
-#[cfg(test)]
-pub(super) const STAND_IN: &str = include_str!("../shaders/cooperative_stand_in.wgsl");
-
-#[cfg(test)]
-pub(super) const STANDING_IN: Operations = ["PLACE", "PLACE", "with_products(SUMS, TOKENS, ROWS)"];
-
-/// What a subgroup does with a step.
-pub(super) fn multiply(shape: &CooperativeShape, [tokens, rows, products]: Operations) -> String {
-    let [down, across] = shape.matrices();
-    let mut all = String::new();
-    for part in 0..shape.depth / shape.slices / MATRIX {
-        let load = |name: String, how: &str, line: &str, n: u32| {
-            let place = format!("{line} + {}u * LINE + {}u", n * MATRIX, part * 4);
-            let how = how.replace("PLACE", &place);
-            format!("            let {name} = {how};\n")
-        };
-        all += "        {\n";
-        for i in 0..down {
-            all += &load(format!("a{i}"), tokens, "x_line", i);
-        }
-        for j in 0..across {
-            all += &load(format!("b{j}"), rows, "w_line", j);
-            for i in 0..down {
-                let sums = format!("c{i}{j}");
-                let added = products
-                    .replace("SUMS", &sums)
-                    .replace("TOKENS", &format!("a{i}"))
-                    .replace("ROWS", &format!("b{j}"));
-                all += &format!("            {sums} = {added};\n");
-            }
-        }
-        all += "        }\n";
-    }
-    all
 }
 
 /// How a subgroup's sums leave.
@@ -365,12 +239,6 @@ pub(super) fn rows_as_f16() -> Shader {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_are_repeated() {
-        let text = "a\nb#t = #tu;\nc\n";
-        assert_eq!(repeated("#t", 2, text), "a\nb0 = 0u;\nb1 = 1u;\nc\n");
-    }
 
     #[test]
     fn kernels_are_found_by_their_index() {

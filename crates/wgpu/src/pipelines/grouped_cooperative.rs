@@ -1,9 +1,6 @@
 //! Matmuls of experts with many rows of FP4 on cooperative matrices: their tiles, and their text.
 
-use super::cooperative::{
-    CooperativeShape, DIRECT, MATRICES, Operations, in_stages, multiply, repeated,
-};
-use super::matmul_text::told;
+use super::cooperative_tiles::{CooperativeShape, DIRECT, MATRICES, Operations, Steps};
 
 const KERNEL: &str = include_str!("../shaders/grouped_cooperative.wgsl");
 
@@ -63,33 +60,14 @@ impl GroupedTile {
     }
 
     pub(super) fn text_on(self, matrices: &str, operations: Operations) -> String {
-        let (shape, stages) = (self.shape(), self.stages());
-        let [down, across] = shape.matrices();
-        let invocations = shape.invocations();
-        let constants = [
-            ("TILE_TOKENS", shape.tokens),
-            ("TILE_ROWS", shape.rows),
-            ("DEPTH", shape.depth),
-            ("INVOCATIONS", invocations),
-            ("ACROSS", shape.across),
-            ("SLICES", shape.slices),
-            ("MATRICES_DOWN", down),
-            ("MATRICES_ACROSS", across),
-            ("STAGES", stages),
-        ];
-        let counts = [
-            ("#x", shape.tokens * shape.depth / 4 / invocations),
-            ("#w", shape.rows * shape.depth / RAW / invocations),
-            ("#i", down),
-            ("#j", across),
-        ];
-        let mut kernel = in_stages(KERNEL, stages);
-        for (marker, count) in counts {
-            kernel = repeated(marker, count, &kernel);
-        }
-        kernel = kernel.replace("#multiply\n", &multiply(&shape, operations));
-        kernel = kernel.replace("#stage\n", &stage([down, across]));
-        told(&constants) + matrices + &kernel
+        let shape = self.shape();
+        let steps = Steps {
+            raw: RAW,
+            stages: self.stages(),
+            whole: false,
+        };
+        let kernel = shape.kernel(KERNEL, &steps, operations);
+        matrices.to_owned() + &kernel.replace("#stage\n", &stage(shape.matrices()))
     }
 }
 
@@ -105,7 +83,7 @@ fn stage([down, across]: [u32; 2]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipelines::cooperative::MATRIX;
+    use crate::pipelines::cooperative_tiles::MATRIX;
 
     #[test]
     fn tiles_are_shared_without_a_rest_and_fit_the_memory_of_others() {

@@ -2,11 +2,12 @@
 
 use super::activation::{ActivationKernel, VECTOR_WORKGROUP, WORKGROUP};
 use super::cooperative::{self, CooperativeKernel};
+use super::grouped::{GroupedKind, ROW_BYTES};
 use super::matmul::{
     DeviceFormat, GatedKernel, GemvKind, LANES, MatmulKernel, ROWS, TWO_BUFFERS, Tier, TileKind,
 };
 use super::matmul_text;
-use super::moe::{GroupedKind, MOE_BUFFERS, MoeKernel, ROW_BYTES};
+use super::moe::{MOE_BUFFERS, MoeKernel};
 use super::quantize::{self, QUANTIZE_BUFFERS, QuantizeKernel};
 use super::shader::Shader;
 use crate::device::{Facts, Needs};

@@ -2,14 +2,13 @@
 
 use swiglu_core::Float;
 
-use super::cooperative::repeated;
 use super::matmul::{
     DeviceFormat, GATED_ROWS, GatedKernel, GemvKind, GemvTokens, LANES, LaneSums, ROWS, Tier,
     TileKind,
 };
 use super::shader::{
     ACTIVATION_NATIVE, ACTIVATION_QUICK, ELEMENT, FUNCTIONS_TEXT, NUMERIC, OP, OPERATION, Shader,
-    activation_constants, flag,
+    activation_constants, flag, repeated,
 };
 use crate::launch::float_code;
 

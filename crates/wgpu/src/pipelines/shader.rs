@@ -58,6 +58,16 @@ pub(super) fn activation_constants(float: Float, only_silu: bool) -> Vec<(&'stat
     ]
 }
 
+/// The text with its lines that contain `marker` so many times, numbered there.
+pub(super) fn repeated(marker: &str, count: u32, text: &str) -> String {
+    let mut all = String::new();
+    for line in text.split_inclusive('\n') {
+        let times = if line.contains(marker) { count } else { 1 };
+        all.extend((0..times).map(|t| line.replace(marker, &t.to_string())));
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,6 +78,12 @@ mod tests {
         assert_eq!(number_after("a: 1; bb: 23;", "b: "), 23);
         assert_eq!(number_after("ab", "abc"), 0);
         assert_eq!(number_after("aab = 7", "ab = "), 7);
+    }
+
+    #[test]
+    fn lines_are_repeated() {
+        let text = "a\nb#t = #tu;\nc\n";
+        assert_eq!(repeated("#t", 2, text), "a\nb0 = 0u;\nb1 = 1u;\nc\n");
     }
 
     #[test]

@@ -11,13 +11,13 @@ use super::activation::ActivationKernel;
 use super::cache::PipelineCache;
 use super::compile::PipelineBuilder;
 use super::cooperative::CooperativeKernel;
+#[cfg(test)]
+use super::grouped::GroupedKernel;
 use super::kernel::Kernel;
 use super::matmul::{
     DeviceFormat, GATED_INVOCATIONS, GatedKernel, GemvKind, MANY_TILES, MatmulKernel, Tier,
     TileKind,
 };
-#[cfg(test)]
-use super::moe::GroupedKernel;
 use super::moe::{MOE_BUFFERS, MoeKernel};
 use super::quantize::{QUANTIZE_BUFFERS, QuantizeKernel};
 use crate::Result;

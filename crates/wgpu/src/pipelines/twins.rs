@@ -8,11 +8,11 @@ use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFl
 
 use super::compile::with_writable_inputs;
 use super::cooperative::{self, CooperativeKernel};
+use super::grouped::GroupedKernel;
 use super::kernel::Kernel;
 use super::matmul::{LaneSums, Tier};
-use super::moe::GroupedKernel;
 use super::shader::{OP, Shader};
-use super::{activation, matmul_text, moe, quantize};
+use super::{activation, grouped_text, matmul_text, moe, quantize};
 use crate::device::Facts;
 use crate::launch::{
     ActivationCall, ChooseCall, GroupedCall, MatmulCall, Op, Quant, QuantizeCall, RequantizeCall,
@@ -256,7 +256,7 @@ fn calls_are_laid_out_alike_on_both_sides() {
         x_float, x_offset, x_stride, x_first, x_rows, k, row_vectors, block_rows, block_cols, scale_cols,
         scale_shift, result_scale, part_rows, part_scale_rows, first_expert, end_expert, top_k,
         first_row, rows, y_offset, y_stride, first_col, cols, items, op,
-    } in &alone(&with_op(moe::GROUPED_CALL)));
+    } in &alone(&with_op(grouped_text::GROUPED_CALL)));
     twin!(SumCall {
         tokens, first_token, pairs, cols, top_k, first_expert, end_expert, stride, outputs_offset,
         shared_float, shared_offset, shared_stride, y_float, y_offset, y_stride, unused, op,

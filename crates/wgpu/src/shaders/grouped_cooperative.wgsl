@@ -1,9 +1,9 @@
 // Many rows of an expert by its weights in FP4, on matrices that a subgroup holds together.
 //
 // ## Method
-// 1. As in `matmul_cooperative.wgsl`: steps of DEPTH columns go through the workgroup's memory, where codes times
-//    scales become f16s. `top_scale` is the greatest byte of scales: its power of two becomes 2^13, which takes the
-//    largest code to 49152. Scales 2^36 below it still leave every code a multiple of f16's least number.
+// 1. Tiles and steps are those of `matmul_cooperative.wgsl`: codes times scales become f16s. `top_scale` is the
+//    greatest byte of scales: its power of two becomes 2^13, which takes the largest code to 49152. Scales 2^36 below
+//    it still leave every code a multiple of f16's least number.
 // 2. Rows of x are gathered by the item's routes, in the first half; they are f16s that end with their exponent.
 // 3. In the first half a gate and its up are neighbours in a tile, so that one invocation has both when sums leave.
 //    They leave one matrix of each subgroup after another in a loop: drivers would compile many copies of the activation.
@@ -14,27 +14,13 @@
 @group(0) @binding(1) var<storage, read> weights: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 
-// Vectors of four in a line of a tile: two more than a step has, so that eight lines lie in different banks.
-const LINE: u32 = DEPTH / 4u + 2u;
-const PARTS: u32 = INVOCATIONS / 32u / SLICES;
-// Vectors of a step, and lines that the workgroup's invocations bring at a time.
-const X_VECTORS: u32 = DEPTH / 4u;
-const X_LINES: u32 = INVOCATIONS / X_VECTORS;
-const W_VECTORS: u32 = DEPTH / 32u;
-const W_LINES: u32 = INVOCATIONS / W_VECTORS;
-
-var<workgroup> x_tile: array<vec4<f16>, TILE_TOKENS * LINE>;
-var<workgroup> w_tile: array<vec4<f16>, TILE_ROWS * LINE>;
-// A matrix of each subgroup on its way out.
-var<workgroup> staged: array<f32, INVOCATIONS * 8u>;
-var<workgroup> token_exponents: array<i32, TILE_TOKENS>;
-
 fn top_scale() -> u32 {
     return call.block_cols;
 }
 
-// What codes are multiplied by in place of the scale at a byte; they are 2^-14 of their value.
-fn factor_at(at: u32) -> f32 {
+// What codes are multiplied by in place of the scale of a row's vector; they are 2^-14 of their value.
+fn factor_at(key: u32, v: u32) -> f32 {
+    let at = key + v;
     let byte = (scales[at >> 2u] >> ((at & 3u) << 3u)) & 0xffu;
     return bitcast<f32>((byte + 154u - top_scale()) << 23u);
 }
@@ -55,11 +41,6 @@ fn keep(at: u32, raw: vec4<u32>, factor: f32, inside: bool) {
     keep_eight(at + 2u, raw.y, by);
     keep_eight(at + 4u, raw.z, by);
     keep_eight(at + 6u, raw.w, by);
-}
-
-// A vector's place in a row of so many, or the first beyond it.
-fn column(v: u32, count: u32) -> u32 {
-    return select(0u, v, v < count);
 }
 
 // What is staged: of each subgroup the matrix that begins so many tokens and rows after its first.
@@ -117,53 +98,16 @@ fn grouped_cooperative(
     let first = group.x * OUTPUTS;
     let last = item.count - 1u;
     let k = call.k;
+    let w_stride = call.row_vectors;
     for (var i = local; i < TILE_TOKENS; i += INVOCATIONS) {
         token_exponents[i] = i32(x[(x_start(min(i, last)) + k) / 4u].x);
     }
-    let subgroup = local / 32u;
-    let slice = subgroup / PARTS * (X_VECTORS / SLICES);
-    let part = subgroup % PARTS;
-    let x_line = part / ACROSS * MATRICES_DOWN * 16u * LINE + slice;
-    let w_line = part % ACROSS * MATRICES_ACROSS * 16u * LINE + slice;
-    let x_own = local / X_VECTORS;
-    let x_k = local % X_VECTORS;
-    let w_own = local / W_VECTORS;
-    let w_k = local % W_VECTORS;
-    let x_to = x_own * LINE + x_k;
-    let w_to = w_own * LINE + w_k * 8u;
+#places
     let x_from#x = x_start(min(x_own + #xu * X_LINES, last)) / 4u;
     let w_row#w = tile_row(first, w_own + #wu * W_LINES);
-    let w_from#w = w_row#w * call.row_vectors;
+    let w_from#w = w_row#w * w_stride;
     let key#w = scale_start(w_row#w);
-    var c#i#j = Sums();
-#begin
-    var x_at#p = column(#pu * X_VECTORS + x_k, k / 4u);
-    var w_at#p = column(#pu * W_VECTORS + w_k, call.row_vectors);
-    var x#p_#x = x[x_from#x + x_at#p];
-    var w#p_#w = weights[w_from#w + w_at#p];
-    var f#p_#w = factor_at(key#w + w_at#p);
-#end
-    for (var step = 0u; step < k; step += STAGES * DEPTH) {
-#begin
-        if #pu > 0u && step + #pu * DEPTH >= k {
-            break;
-        }
-        let first#p = step + #pu * DEPTH;
-        let x_inside#p = first#p / 4u + x_k < k / 4u;
-        let w_inside#p = first#p / 32u + w_k < call.row_vectors;
-        workgroupBarrier();
-        x_tile[x_to + #xu * X_LINES * LINE] = select(vec4<f16>(), x#p_#x, x_inside#p);
-        keep(w_to + #wu * W_LINES * LINE, w#p_#w, f#p_#w, w_inside#p);
-        workgroupBarrier();
-        let next#p = first#p + STAGES * DEPTH;
-        x_at#p = column(next#p / 4u + x_k, k / 4u);
-        w_at#p = column(next#p / 32u + w_k, call.row_vectors);
-        x#p_#x = x[x_from#x + x_at#p];
-        w#p_#w = weights[w_from#w + w_at#p];
-        f#p_#w = factor_at(key#w + w_at#p);
-#multiply
-#end
-    }
+#steps
     // A bound that is no constant: a loop that is unrolled would be copies again.
     let count = min(MATRICES_DOWN * MATRICES_ACROSS, k);
     for (var n = 0u; n < count; n++) {

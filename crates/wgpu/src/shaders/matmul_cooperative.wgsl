@@ -10,7 +10,8 @@
 //
 // Everything is in variables of its own: drivers keep arrays in memory. A line with a mark and x, w, i or j
 // is there for each vector that an invocation brings of x and of the weight, and for each matrix of tokens and
-// of rows that a subgroup holds; lines between marks for each of STAGES.
+// of rows that a subgroup holds; lines between marks for each of STAGES. Other marks stand for files of their name, and
+// for what depends on the tile.
 //
 // k is a multiple of 32, and the weight's rows are that long. In tiles that are FULL there are at least as
 // many tokens and rows: the last one starts earlier, and makes some outputs a second time.
@@ -24,21 +25,6 @@
 // another; 0 where the call tells. As a constant it goes into the loads' addresses.
 override K: u32;
 
-// Vectors of four in a line of a tile: two more than a step has, so that eight lines lie in different banks.
-const LINE: u32 = DEPTH / 4u + 2u;
-const PARTS: u32 = INVOCATIONS / 32u / SLICES;
-// Vectors of a step, and lines that the workgroup's invocations bring at a time.
-const X_VECTORS: u32 = DEPTH / 4u;
-const X_LINES: u32 = INVOCATIONS / X_VECTORS;
-const W_VECTORS: u32 = DEPTH / RAW;
-const W_LINES: u32 = INVOCATIONS / W_VECTORS;
-
-var<workgroup> x_tile: array<vec4<f16>, TILE_TOKENS * LINE>;
-var<workgroup> w_tile: array<vec4<f16>, TILE_ROWS * LINE>;
-// A matrix of each subgroup on its way out.
-var<workgroup> staged: array<f32, INVOCATIONS * 8u>;
-// Of the tile's tokens and rows.
-var<workgroup> token_exponents: array<i32, TILE_TOKENS>;
 var<workgroup> row_exponents: array<i32, TILE_ROWS>;
 
 // The logarithm of what sums with a row are multiplied by.
@@ -52,11 +38,6 @@ fn place(first: u32, n: u32, count: u32) -> u32 {
         return first + n;
     }
     return min(first + n, count - 1u);
-}
-
-// A vector's place in a row of so many, or the first beyond it.
-fn column(v: u32, count: u32) -> u32 {
-    return select(0u, v, v < count);
 }
 
 // A matrix of each subgroup; the first is of these tokens and rows. y is of f32, or in whole words.
@@ -120,51 +101,11 @@ fn matmul_cooperative(
             row_exponents[i] = row_exponent(place(first.x, i, call.rows));
         }
     }
-    let subgroup = local / 32u;
-    let slice = subgroup / PARTS * (X_VECTORS / SLICES);
-    let part = subgroup % PARTS;
-    let x_line = part / ACROSS * MATRICES_DOWN * 16u * LINE + slice;
-    let w_line = part % ACROSS * MATRICES_ACROSS * 16u * LINE + slice;
-    let x_own = local / X_VECTORS;
-    let x_k = local % X_VECTORS;
-    let w_own = local / W_VECTORS;
-    let w_k = local % W_VECTORS;
-    let x_to = x_own * LINE + x_k;
-    let w_to = w_own * LINE + w_k * (RAW / 4u);
+#places
     let x_from#x = x_start + place(first.y, x_own + #xu * X_LINES, call.tokens) * x_stride;
     let w_row#w = place(first.x, w_own + #wu * W_LINES, call.rows);
     let w_from#w = w_row#w * w_stride;
     let key#w = row_key(w_row#w);
-    var c#i#j = Sums();
-    // In as many sets as there are steps under way. Beyond the end the first vectors are brought again: a
-    // branch would cost more.
-#begin
-    var x_at#p = column(#pu * X_VECTORS + x_k, k / 4u);
-    var w_at#p = column(#pu * W_VECTORS + w_k, w_stride);
-    var x#p_#x = x[x_from#x + x_at#p];
-    var w#p_#w = weights[w_from#w + w_at#p];
-    var f#p_#w = factor_at(key#w, w_at#p);
-#end
-    for (var step = 0u; step < k; step += STAGES * DEPTH) {
-#begin
-        if #pu > 0u && step + #pu * DEPTH >= k {
-            break;
-        }
-        let first#p = step + #pu * DEPTH;
-        let x_inside#p = WHOLE || first#p / 4u + x_k < k / 4u;
-        let w_inside#p = WHOLE || first#p / RAW + w_k < w_stride;
-        workgroupBarrier();
-        x_tile[x_to + #xu * X_LINES * LINE] = select(vec4<f16>(), x#p_#x, x_inside#p);
-        keep(w_to + #wu * W_LINES * LINE, w#p_#w, f#p_#w, w_inside#p);
-        workgroupBarrier();
-        let next#p = first#p + STAGES * DEPTH;
-        x_at#p = column(next#p / 4u + x_k, k / 4u);
-        w_at#p = column(next#p / RAW + w_k, w_stride);
-        x#p_#x = x[x_from#x + x_at#p];
-        w#p_#w = weights[w_from#w + w_at#p];
-        f#p_#w = factor_at(key#w, w_at#p);
-#multiply
-#end
-    }
+#steps
 #put
 }
