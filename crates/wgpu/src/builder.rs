@@ -20,7 +20,7 @@ use crate::device::{
 use crate::launch::Recorder;
 use crate::pipelines::{
     COOPERATIVE_SUBGROUPS, CooperativeTile, Kernel, LaneSums, PipelineCache, Pipelines,
-    TWO_BUFFERS, Tier, self_test,
+    TWO_BUFFERS, Tier, expert_buffers, self_test,
 };
 use crate::{Result, WgpuBackend, WgpuError, requests};
 
@@ -274,11 +274,13 @@ impl Builder {
             sums,
             e4m3_as_f16: true,
             two_buffers: device.workgroup_storage() >= TWO_BUFFERS,
+            expert_buffers: expert_buffers(device.storage_buffers()),
         };
         let plain = Tier {
             sums: LaneSums::Workgroup,
             e4m3_as_f16: false,
             two_buffers: best.two_buffers,
+            expert_buffers: best.expert_buffers,
         };
         let cache = Arc::new(PipelineCache::open(&device)?);
         let backend = self.best_of(&device, &cache, [best, plain], wanted)?;

@@ -214,7 +214,7 @@ fn pipeline(
     source: &str,
     entry: &str,
 ) -> (wgpu::BindGroupLayout, wgpu::ComputePipeline) {
-    let layout = storage_bindings(device, 2, 3);
+    let layout = storage_bindings(device, 3, |binding| binding < 2);
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(entry),
         source: wgpu::ShaderSource::Wgsl(source.into()),

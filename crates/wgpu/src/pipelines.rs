@@ -28,7 +28,7 @@ pub(crate) use cooperative::{
     CooperativeTile, LEAST_COOPERATIVE, ROW_END,
 };
 pub(crate) use cooperative_tiles::CooperativeShape;
-pub(crate) use grouped::{GroupedKernel, GroupedKind, Half};
+pub(crate) use grouped::{GroupedKernel, GroupedKind, Half, RowShare, expert_buffers};
 pub(crate) use grouped_cooperative::GroupedTile;
 pub(crate) use kernel::Kernel;
 pub(crate) use matmul::{

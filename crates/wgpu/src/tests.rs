@@ -95,6 +95,7 @@ fn tiles_of_any_size_and_buffers_are_equal() {
             sums: LaneSums::Workgroup,
             e4m3_as_f16: false,
             two_buffers,
+            expert_buffers: 1,
         };
         for least in [1, u32::MAX] {
             let mut facts = Facts::of(backend.device(), false);

@@ -274,14 +274,17 @@ fn any_rows_by_any_weights_are_near_the_reference() {
     }
 }
 
-/// Experts in a buffer each, and x, act and the outputs in several windows, give the bits of one binding for all.
+/// Experts in a buffer each, or in several that one dispatch binds, and x, act and the outputs in several windows, give
+/// the bits of one binding for all.
 #[test]
 fn small_bindings_change_no_bit() {
     let v4 = fp8(ScaleFormat::E8M0, [32, 32]);
-    for (formats, quant) in [
-        ([v4; 2], None),
-        ([v4; 2], Some(Quantization::deepseek_v4())),
-        ([WeightFormat::Fp4; 2], None),
+    for (formats, quant, buffers) in [
+        ([v4; 2], None, 8),
+        ([v4; 2], Some(Quantization::deepseek_v4()), 8),
+        ([WeightFormat::Fp4; 2], None, 8),
+        ([WeightFormat::Fp4; 2], None, 9),
+        ([WeightFormat::Fp4; 2], None, 13),
     ] {
         let layer = Layer {
             tokens: 83,
@@ -291,7 +294,7 @@ fn small_bindings_change_no_bit() {
         };
         let limits = wgpu::Limits {
             max_storage_buffer_binding_size: 32 << 10,
-            max_storage_buffers_per_shader_stage: 8,
+            max_storage_buffers_per_shader_stage: buffers,
             max_immediate_size: 128,
             ..wgpu::Limits::downlevel_defaults()
         };
@@ -301,8 +304,8 @@ fn small_bindings_change_no_bit() {
             return;
         };
         let (whole, split) = (layer.run(&whole), layer.run(&split));
-        assert!(whole.0 == split.0, "act of {formats:?}");
-        assert!(whole.1 == split.1, "sums of {formats:?}");
+        assert!(whole.0 == split.0, "act of {formats:?}, {buffers} buffers");
+        assert!(whole.1 == split.1, "sums of {formats:?}, {buffers} buffers");
     }
 }
 

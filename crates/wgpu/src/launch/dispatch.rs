@@ -16,20 +16,18 @@ pub(crate) fn in_workgroups(limits: &BindingLimits, count: u32) -> [u32; 2] {
 ///
 /// # Errors
 /// What wgpu finds wrong with them.
-pub(crate) fn bind<const N: usize>(
+pub(crate) fn bind<'a>(
     device: &Device,
     layout: &wgpu::BindGroupLayout,
-    bindings: [wgpu::BufferBinding<'_>; N],
+    bindings: impl IntoIterator<Item = wgpu::BufferBinding<'a>>,
 ) -> Result<wgpu::BindGroup> {
-    let mut binding = 0;
-    let entries = bindings.map(|buffer| {
-        let entry = wgpu::BindGroupEntry {
+    let entries: Vec<_> = (0..)
+        .zip(bindings)
+        .map(|(binding, buffer)| wgpu::BindGroupEntry {
             binding,
             resource: wgpu::BindingResource::Buffer(buffer),
-        };
-        binding += 1;
-        entry
-    });
+        })
+        .collect();
     device.scoped("binding buffers", || {
         device.raw().create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,

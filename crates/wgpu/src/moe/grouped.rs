@@ -3,8 +3,10 @@
 //! ## Method
 //! 1. Items are made of the rows of experts, into memory that all calls share.
 //! 2. For each buffer of experts there is a dispatch for those with few rows and one for those with many, each as
-//!    often as there are windows of x and of y. In the second half both are windows of the same rows.
+//!    often as there are windows of x and of y. In the second half both are windows of the same rows. Rows that their
+//!    routes find have several buffers in one dispatch, where a kernel binds as many.
 
+use std::iter;
 use std::ops::Range;
 
 use swiglu_core::{Error, Experts, Float, GatedActivation, Quantization, Routes, RowLayout};
@@ -18,7 +20,7 @@ use crate::launch::{
     dispatch, float_code, in_workgroups,
 };
 use crate::matmul::record_halves;
-use crate::pipelines::{GroupedKernel, GroupedKind, Half, MoeKernel, Pipelines, ROW_END};
+use crate::pipelines::{GroupedKernel, GroupedKind, Half, MoeKernel, Pipelines, ROW_END, RowShare};
 use crate::weight::Weight;
 use crate::{Buffer, Result, View};
 
@@ -137,22 +139,25 @@ impl GroupedHalf<'_> {
         plan: &GroupedPlan,
         items: &Items,
     ) -> Result<()> {
-        let (_, pipelines, _) = on;
+        let (_, pipelines, moe) = on;
         let limits = &pipelines.facts.bindings;
         let per_buffer = self.stack.per_buffer(limits.bytes)?;
         let rows = self.routes.count();
         let of_x = self.x.rows.rows_per_window(limits).max(1);
         let of_y = self.y.rows.rows_per_window(limits).max(1);
         let both = of_x.min(of_y);
-        for (number, buffer) in self.buffers.iter().enumerate() {
-            let first = number * per_buffer;
-            let experts = first..self.range.len().min(first + per_buffer);
-            let few = (plan.few, items.few, plan.few_items(experts.len()));
-            let tiles = plan.tiles.map(|kind| {
-                let count = plan.tile_items(experts.len());
-                (kind, items.tiles, count)
-            });
-            for (kind, list, count) in [Some(few), tiles].into_iter().flatten() {
+        let few = Some((plan.few, items.few));
+        let tiles = plan.tiles.map(|kind| (kind, items.tiles));
+        for (kind, list) in [few, tiles].into_iter().flatten() {
+            let at_once = moe.buffers_of(kind);
+            for (number, buffers) in self.buffers.chunks(at_once).enumerate() {
+                let first = number * at_once * per_buffer;
+                let experts = first..self.range.len().min(first + buffers.len() * per_buffer);
+                let count = if kind == plan.few {
+                    plan.few_items(experts.len())
+                } else {
+                    plan.tile_items(experts.len())
+                };
                 if count == 0 {
                     continue;
                 }
@@ -168,7 +173,8 @@ impl GroupedHalf<'_> {
                         weight: self.stack.form.format,
                         kind,
                     },
-                    buffer,
+                    buffers,
+                    per_buffer,
                     experts: experts.clone(),
                     list,
                     count,
@@ -205,7 +211,7 @@ impl GroupedHalf<'_> {
         [x_rows, y_rows]: [Range<usize>; 2],
     ) -> Result<()> {
         let limits = &pipelines.facts.bindings;
-        let [chunk] = one.buffer.chunks.as_slice() else {
+        let Some((buffer, others)) = one.buffers.split_first() else {
             return Ok(());
         };
         let x = self.x.window(limits, x_rows.start, x_rows.len())?;
@@ -221,7 +227,7 @@ impl GroupedHalf<'_> {
             row_vectors: int(form.row_bytes() / 16)?,
             block_rows: 1,
             scale_shift: form.scale_shift().unwrap_or(0),
-            result_scale: one.buffer.lift.undone(),
+            result_scale: buffer.lift.undone(),
             part_rows: int(self.stack.part_rows)?,
             part_scale_rows: int(self.stack.scale_rows)?,
             first_expert: int(one.experts.start)?,
@@ -237,11 +243,15 @@ impl GroupedHalf<'_> {
             op: self.op,
             ..GroupedCall::default()
         };
-        if let Some(scales) = &chunk.scales {
+        if let Some(scales) = buffer.chunks.first().and_then(|c| c.scales.as_ref()) {
             [call.block_rows, call.block_cols] = scales.block;
             call.scale_cols = scales.cols;
         }
-        let scales = chunk.scales.as_ref().map_or(&chunk.data, |s| &s.data);
+        let weight_rows = u64::from(call.cols) * self.stack.parts as u64;
+        let one_row = RowShare::new(call.row_vectors, u64::from(call.rows) * weight_rows);
+        if one.kernel.kind == GroupedKind::Row {
+            [call.block_rows, call.block_cols] = [one_row.rows_of, int(one.per_buffer)?];
+        }
         let halves;
         let x = if one.kernel.kind.is_cooperative() {
             let rows = RowsCall {
@@ -253,22 +263,25 @@ impl GroupedHalf<'_> {
             let (memory, bytes) = record_halves((device, pipelines), pass, (&rows, x))?;
             halves = memory;
             (call.x_offset, call.x_stride) = (0, call.k + ROW_END as u32);
-            call.block_cols = one.buffer.top_scale().unwrap_or_default().into();
+            call.block_cols = buffer.top_scale().unwrap_or_default().into();
             Window::first(&halves, bytes)
         } else {
             x
         };
-        let bindings = [
-            x.binding(),
-            chunk.data.raw().as_entire_buffer_binding(),
-            scales.raw().as_entire_buffer_binding(),
+        let mut bindings = vec![x.binding()];
+        bindings.extend(codes_and_scales(buffer));
+        bindings.extend([
             Window::first(&items.memory, items.bytes).binding(),
             self.routes.sorted.raw().as_entire_buffer_binding(),
             self.routes.weights.raw().as_entire_buffer_binding(),
             y.binding(),
-        ];
-        let group = bind(device, &moe.grouped, bindings)?;
-        let outputs = one.kernel.outputs(call.rows, call.row_vectors);
+        ]);
+        // What is bound and not there is never read.
+        let missing = moe.buffers_of(one.kernel.kind) - one.buffers.len();
+        let filling = iter::repeat_n(buffer, missing);
+        bindings.extend(others.iter().chain(filling).flat_map(codes_and_scales));
+        let group = bind(device, moe.grouped_bindings(one.kernel.kind), bindings)?;
+        let outputs = one.kernel.outputs(one_row);
         let across = call.cols.div_ceil(outputs);
         if across > limits.workgroups {
             let most = limits.workgroups.saturating_mul(outputs);
@@ -288,10 +301,19 @@ fn rows_as_f16(stack: &Stack, limits: &BindingLimits) -> usize {
     (bytes / (2 * (stack.form.cols + ROW_END))).max(1)
 }
 
+/// The bindings of a buffer of experts.
+fn codes_and_scales(buffer: &Weight) -> impl Iterator<Item = wgpu::BufferBinding<'_>> {
+    buffer.chunks.iter().take(1).flat_map(|chunk| {
+        let scales = chunk.scales.as_ref().map_or(&chunk.data, |s| &s.data);
+        [&chunk.data, scales].map(|buffer| buffer.raw().as_entire_buffer_binding())
+    })
+}
+
 /// What a dispatch does, whatever its windows.
 struct OneDispatch<'a> {
     kernel: GroupedKernel,
-    buffer: &'a Weight,
+    buffers: &'a [Weight],
+    per_buffer: usize,
     /// Counted from the first that is loaded.
     experts: Range<usize>,
     /// Where its items begin, and as many as there can be.

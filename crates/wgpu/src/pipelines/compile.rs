@@ -41,9 +41,20 @@ impl<'a> PipelineBuilder<'a> {
 
     /// So many buffers to be read, then those to be written.
     pub(crate) fn bindings(&self, inputs: u32, outputs: u32) -> Result<wgpu::BindGroupLayout> {
-        let read_only = if self.shared_buffers { 0 } else { inputs };
+        self.bindings_around(inputs, outputs, 0)
+    }
+
+    /// The same, and then more to be read.
+    pub(crate) fn bindings_around(
+        &self,
+        inputs: u32,
+        outputs: u32,
+        more: u32,
+    ) -> Result<wgpu::BindGroupLayout> {
+        let end = inputs + outputs;
+        let read_only = |binding| !self.shared_buffers && !(inputs..end).contains(&binding);
         self.device.scoped(BUILDING, || {
-            storage_bindings(self.device.raw(), read_only, inputs + outputs)
+            storage_bindings(self.device.raw(), end + more, read_only)
         })
     }
 
@@ -135,11 +146,11 @@ impl<'a> PipelineBuilder<'a> {
     }
 }
 
-/// The layout of so many storage buffers, of which the first are only read.
+/// The layout of so many storage buffers, some of which are only read.
 pub(crate) fn storage_bindings(
     device: &wgpu::Device,
-    read_only: u32,
     count: u32,
+    read_only: impl Fn(u32) -> bool,
 ) -> wgpu::BindGroupLayout {
     let entries: Vec<_> = (0..count)
         .map(|binding| wgpu::BindGroupLayoutEntry {
@@ -147,7 +158,7 @@ pub(crate) fn storage_bindings(
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: wgpu::BindingType::Buffer {
                 ty: wgpu::BufferBindingType::Storage {
-                    read_only: binding < read_only,
+                    read_only: read_only(binding),
                 },
                 has_dynamic_offset: false,
                 min_binding_size: None,

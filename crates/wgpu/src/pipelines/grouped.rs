@@ -14,19 +14,74 @@ pub(super) const FEW_PAIRS: u32 = 32;
 
 /// Subgroups of a workgroup that multiplies one row, and the rows of the weight that those which share one take.
 const ROW_SUBGROUPS: u32 = 4;
-pub(super) const ROWS_OF: u32 = 16;
+pub(super) const ROWS_OF: u32 = 32;
+
+/// They take half as many where there would be fewer workgroups: then all of a large device has some.
+const LEAST_WORKGROUPS: u32 = 768;
+
+/// Buffers of experts that it binds at most: a layer of V4-Pro has as many.
+pub(super) const MOST_EXPERT_BUFFERS: u32 = 4;
+
+/// Buffers of experts that it binds where a kernel has so many storage buffers. Each is one of codes and one of scales;
+/// there are five others.
+pub(crate) const fn expert_buffers(storage_buffers: u32) -> u32 {
+    let fit = storage_buffers.saturating_sub(5) / 2;
+    if fit == 0 {
+        1
+    } else if fit < MOST_EXPERT_BUFFERS {
+        fit
+    } else {
+        MOST_EXPERT_BUFFERS
+    }
+}
 
 /// Bytes of its memory: the sums of lanes, of rows and what is stored, and the row that it takes.
 pub(super) const ROW_BYTES: u32 = ROW_SUBGROUPS * (LANES * 16 + ROWS_OF * 8) + 16;
-
-/// Up to so many rows of a layer a workgroup takes half as many rows of the weight: all of a large device has some.
-pub(super) const FEW_ROWS: u32 = 12;
 
 /// Tiles of grouped matmuls.
 pub(super) const TILES: TileKind = TileKind::Small { aligned: true };
 
 /// Rows of a tile.
 const GROUPED_TILE: u32 = TILES.side();
+
+/// How a workgroup that takes one row has the rows of the weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowShare {
+    /// Subgroups that share a row of the weight.
+    parts: u32,
+    /// Rows that those take.
+    pub(crate) rows_of: u32,
+}
+
+impl RowShare {
+    /// Where rows are of so many vectors, and all workgroups have so many of them.
+    pub(crate) const fn new(row_vectors: u32, all: u64) -> Self {
+        // As the shader has it.
+        let parts = if row_vectors > 2 * LANES {
+            4
+        } else if row_vectors > LANES {
+            2
+        } else {
+            1
+        };
+        let most = Self {
+            parts,
+            rows_of: ROWS_OF,
+        };
+        if all < most.rows() as u64 * LEAST_WORKGROUPS as u64 {
+            return Self {
+                parts,
+                rows_of: ROWS_OF / 2,
+            };
+        }
+        most
+    }
+
+    /// The rows of a workgroup.
+    const fn rows(self) -> u32 {
+        ROW_SUBGROUPS / self.parts * self.rows_of
+    }
+}
 
 /// A matmul of many experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,25 +201,10 @@ impl GroupedKernel {
 
     pub(super) const PLACES: usize = 2 * DeviceFormat::ALL.len() * GroupedKind::ALL.len();
 
-    /// Columns of its results that a workgroup makes, of so many rows by a weight's of so many vectors.
-    pub(crate) const fn outputs(self, rows: u32, row_vectors: u32) -> u32 {
+    /// Columns of its results that a workgroup makes; one that takes one row has these of the weight.
+    pub(crate) const fn outputs(self, one_row: RowShare) -> u32 {
         let rows = match self.kind {
-            // As the shader has it.
-            GroupedKind::Row => {
-                let parts = if row_vectors > 2 * LANES {
-                    4
-                } else if row_vectors > LANES {
-                    2
-                } else {
-                    1
-                };
-                let of_each = if rows <= FEW_ROWS {
-                    ROWS_OF / 2
-                } else {
-                    ROWS_OF
-                };
-                ROW_SUBGROUPS / parts * of_each
-            }
+            GroupedKind::Row => one_row.rows(),
             GroupedKind::One | GroupedKind::Eight => 2 * FEW_PAIRS,
             GroupedKind::Any => ROWS,
             GroupedKind::Tiles => GROUPED_TILE,

@@ -3,7 +3,7 @@
 use swiglu_core::Float;
 
 use super::grouped::{
-    FEW_PAIRS, FEW_ROWS, FEW_SUBGROUPS, GroupedKernel, GroupedKind, Half, ROWS_OF, TILES,
+    FEW_PAIRS, FEW_SUBGROUPS, GroupedKernel, GroupedKind, Half, ROWS_OF, RowShare, TILES,
 };
 use super::matmul::{LANES, LaneSums, ROWS, Tier};
 use super::matmul_text::{self, GEMV_ANY, OPERANDS, TILED};
@@ -41,7 +41,7 @@ impl GroupedKernel {
         let list = u32::from(tiled);
         let flags = format!(
             "const GATED: bool = {gated};\nconst LIST: u32 = {list}u;\nconst OUTPUTS: u32 = {}u;\n",
-            self.outputs(0, 0)
+            self.outputs(RowShare::new(0, 0))
         );
         let mut own = match self.kind {
             GroupedKind::Any | GroupedKind::Tiles => vec![GROUPED_STORE],
@@ -128,10 +128,42 @@ fn row_text(gated: bool, tier: Tier) -> String {
     let constants = [
         ("LANES", LANES),
         ("ROWS_OF", ROWS_OF),
-        ("FEW_ROWS", FEW_ROWS),
         ("COLUMN_ROWS", 1 + u32::from(gated)),
+        ("BUFFERS", tier.expert_buffers),
     ];
-    matmul_text::told(&constants) + &[OPERANDS, reduce, GROUPED_ROW].concat()
+    let row = GROUPED_ROW
+        .replace("#buffers\n", &expert_buffers(tier.expert_buffers))
+        .replace("#cases\n", &load_cases(tier.expert_buffers));
+    matmul_text::told(&constants) + &[OPERANDS, reduce, &row].concat()
+}
+
+/// The first is bound where other kernels have theirs, further ones behind all else.
+fn expert_buffers(count: u32) -> String {
+    let buffer = |n: u32| {
+        let codes = if n == 0 { 1 } else { 5 + 2 * n };
+        let scales = codes + 1;
+        format!(
+            "@group(0) @binding({codes}) var<storage, read> codes{n}: array<vec4<u32>>;\n\
+             @group(0) @binding({scales}) var<storage, read> bytes{n}: array<u32>;\n"
+        )
+    };
+    (0..count).map(buffer).collect()
+}
+
+/// The loads from each of the buffers.
+fn load_cases(count: u32) -> String {
+    let vectors = |from: String, at| ["x", "y", "z", "w"].map(|i| format!("{from}[{at}.{i}]"));
+    let case = |n: u32| {
+        let when = if n == 0 {
+            "default".to_owned()
+        } else {
+            format!("case {n}u")
+        };
+        let codes = vectors(format!("codes{n}"), "at").join(", ");
+        let bytes = vectors(format!("bytes{n}"), "word").join(", ");
+        format!("        {when}: {{ return Four({codes}, vec4({bytes})); }}\n")
+    };
+    (0..count).rev().map(case).collect()
 }
 
 /// The text of a GEMV that leaves out rows which an item does not have.

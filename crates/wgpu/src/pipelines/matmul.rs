@@ -126,6 +126,8 @@ pub(crate) struct Tier {
     pub(crate) e4m3_as_f16: bool,
     /// Tiles kept twice in a workgroup's memory.
     pub(crate) two_buffers: bool,
+    /// How many buffers of experts a kernel binds.
+    pub(crate) expert_buffers: u32,
 }
 
 /// The numbers of tokens that a GEMV of the usual type is made for.

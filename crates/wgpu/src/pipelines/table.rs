@@ -13,6 +13,7 @@ use super::compile::PipelineBuilder;
 use super::cooperative::CooperativeKernel;
 #[cfg(test)]
 use super::grouped::GroupedKernel;
+use super::grouped::GroupedKind;
 use super::kernel::Kernel;
 use super::matmul::{
     DeviceFormat, GATED_INVOCATIONS, GatedKernel, GemvKind, MANY_TILES, MatmulKernel, Tier,
@@ -139,6 +140,10 @@ pub(crate) struct MoePipelines {
     pub(crate) schedule: wgpu::BindGroupLayout,
     /// Six inputs, then an output.
     pub(crate) grouped: wgpu::BindGroupLayout,
+    /// The same with several buffers of experts.
+    pub(crate) row: wgpu::BindGroupLayout,
+    /// How many.
+    pub(crate) expert_buffers: u32,
     /// Four inputs, then an output.
     pub(crate) sum: wgpu::BindGroupLayout,
     pipelines: Table,
@@ -149,12 +154,14 @@ pub(crate) struct MoePipelines {
 }
 
 impl MoePipelines {
-    fn new(device: &Device, builder: &PipelineBuilder<'_>) -> Result<Self> {
+    fn new(device: &Device, builder: &PipelineBuilder<'_>, tier: Tier) -> Result<Self> {
         Ok(Self {
             choose: builder.bindings(6, 2)?,
             sort: builder.bindings(1, 3)?,
             schedule: builder.bindings(1, 1)?,
             grouped: builder.bindings(6, 1)?,
+            row: builder.bindings_around(6, 1, 2 * (tier.expert_buffers - 1))?,
+            expert_buffers: tier.expert_buffers,
             sum: builder.bindings(4, 1)?,
             pipelines: Table::of(MoeKernel::PLACES),
             unused: device.create_buffer(16, wgpu::BufferUsages::STORAGE)?,
@@ -164,6 +171,22 @@ impl MoePipelines {
 
     pub(crate) fn get(&self, kernel: MoeKernel) -> Result<&wgpu::ComputePipeline> {
         self.pipelines.get(kernel.index(), kernel)
+    }
+
+    /// The layout of bindings of a matmul of many experts.
+    pub(crate) const fn grouped_bindings(&self, kind: GroupedKind) -> &wgpu::BindGroupLayout {
+        match kind {
+            GroupedKind::Row => &self.row,
+            _ => &self.grouped,
+        }
+    }
+
+    /// How many buffers of experts such a matmul binds.
+    pub(crate) const fn buffers_of(&self, kind: GroupedKind) -> usize {
+        match kind {
+            GroupedKind::Row => self.expert_buffers as usize,
+            _ => 1,
+        }
     }
 }
 
@@ -205,7 +228,7 @@ impl Pipelines {
         let matmul_bindings = multiplies.then(|| builder.bindings(3, 1)).transpose()?;
         let quantizes = facts.quantizes;
         let quantize = quantizes.then(|| QuantizePipelines::new(device, &builder));
-        let moe = facts.moe.then(|| MoePipelines::new(device, &builder));
+        let moe = facts.moe.then(|| MoePipelines::new(device, &builder, tier));
         let formats = DeviceFormat::ALL.len();
         let mut built = Self {
             facts,
@@ -257,7 +280,7 @@ impl Pipelines {
             Kernel::Moe(MoeKernel::Sort) => moe.map(|m| &m.sort),
             Kernel::Moe(MoeKernel::Schedule) => moe.map(|m| &m.schedule),
             Kernel::Moe(MoeKernel::Requantize { .. }) => Some(&self.activation_bindings),
-            Kernel::Moe(MoeKernel::Grouped(_)) => moe.map(|m| &m.grouped),
+            Kernel::Moe(MoeKernel::Grouped(kernel)) => moe.map(|m| m.grouped_bindings(kernel.kind)),
             Kernel::Moe(MoeKernel::Sum) => moe.map(|m| &m.sum),
         };
         found.ok_or_else(|| Error::unsupported(PLATFORM, "this kernel", TOO_FEW_BUFFERS).into())

@@ -8,7 +8,7 @@ use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFl
 
 use super::compile::with_writable_inputs;
 use super::cooperative::{self, CooperativeKernel};
-use super::grouped::GroupedKernel;
+use super::grouped::{GroupedKernel, MOST_EXPERT_BUFFERS};
 use super::kernel::Kernel;
 use super::matmul::{LaneSums, Tier};
 use super::shader::{OP, Shader};
@@ -18,6 +18,9 @@ use crate::launch::{
     ActivationCall, ChooseCall, GroupedCall, MatmulCall, Op, Quant, QuantizeCall, RequantizeCall,
     RowsCall, ScheduleCall, SortCall, SumCall,
 };
+
+/// Storage buffers of the kernel that binds most: several buffers of experts, and five others.
+const MOST_BUFFERS: u32 = 5 + 2 * MOST_EXPERT_BUFFERS;
 
 fn parsed(source: &str, capabilities: Capabilities) -> naga::Module {
     let mut frontend = Frontend::new_with_options(Options {
@@ -34,6 +37,7 @@ fn all_shaders() -> Vec<Shader> {
         sums,
         e4m3_as_f16: on,
         two_buffers: on,
+        expert_buffers: if on { MOST_EXPERT_BUFFERS } else { 1 },
     };
     let tiers = [
         (LaneSums::Workgroup, false),
@@ -102,8 +106,8 @@ fn in_metal(
                 (binding, target)
             })
             .collect(),
-        immediates_buffer: Some(10),
-        sizes_buffer: Some(11),
+        immediates_buffer: Some(20),
+        sizes_buffer: Some(21),
     };
     let options = msl::Options {
         // With subgroups.
@@ -155,7 +159,7 @@ fn in_directx(
 
 /// Those of the kernel that binds most.
 fn bindings() -> impl Iterator<Item = naga::ResourceBinding> {
-    (0..moe::MOE_BUFFERS).map(|binding| naga::ResourceBinding { group: 0, binding })
+    (0..MOST_BUFFERS).map(|binding| naga::ResourceBinding { group: 0, binding })
 }
 
 #[test]

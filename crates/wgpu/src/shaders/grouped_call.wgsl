@@ -12,7 +12,7 @@ struct GroupedCall {
     k: u32,
     row_vectors: u32,
     // Where scales lie in a part, as in a matmul's call; on cooperative matrices `block_cols` is the greatest byte of
-    // FP4's scales.
+    // FP4's scales, and where rows are found by their routes both are otherwise used.
     block_rows: u32,
     block_cols: u32,
     scale_cols: u32,

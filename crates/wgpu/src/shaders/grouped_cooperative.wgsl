@@ -25,18 +25,19 @@ fn factor_at(key: u32, v: u32) -> f32 {
     return bitcast<f32>((byte + 154u - top_scale()) << 23u);
 }
 
-// The eight codes of a word, as `weight/codes.rs` has arranged them.
-fn keep_eight(at: u32, codes: u32, by: f32) {
-    let a = unpack2x16float(codes & 0x8e008e00u);
-    let b = unpack2x16float((codes << 3u) & 0x8e008e00u);
-    let c = unpack2x16float(((codes << 6u) & 0x0e000e00u) | ((codes << 1u) & 0x80008000u));
-    let d = unpack2x16float(((codes << 9u) & 0x0e000e00u) | ((codes << 2u) & 0x80008000u));
-    w_tile[at] = vec4<f16>(vec4(a.x, b.x, c.x, d.x) * by);
-    w_tile[at + 1u] = vec4<f16>(vec4(a.y, b.y, c.y, d.y) * by);
+// The eight codes of a word, as `weight/codes.rs` has arranged them. f16 has no number as large as a factor: the first
+// product makes codes of f16's least numbers ordinary ones. Both are exact.
+fn keep_eight(at: u32, codes: u32, by: f16) {
+    let a = vec2<f16>(unpack2x16float(codes & 0x8e008e00u));
+    let b = vec2<f16>(unpack2x16float((codes << 3u) & 0x8e008e00u));
+    let c = vec2<f16>(unpack2x16float(((codes & 0x40384038u) * 66u) & 0x8e008e00u));
+    let d = vec2<f16>(unpack2x16float(((codes & 0x20072007u) * 516u) & 0x8e008e00u));
+    w_tile[at] = (vec4<f16>(a.x, b.x, c.x, d.x) * 4096.0h) * by;
+    w_tile[at + 1u] = (vec4<f16>(a.y, b.y, c.y, d.y) * 4096.0h) * by;
 }
 
 fn keep(at: u32, raw: vec4<u32>, factor: f32, inside: bool) {
-    let by = select(0.0, factor, inside);
+    let by = f16(select(0.0, factor / 4096.0, inside));
     keep_eight(at, raw.x, by);
     keep_eight(at + 2u, raw.y, by);
     keep_eight(at + 4u, raw.z, by);

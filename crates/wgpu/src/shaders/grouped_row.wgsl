@@ -2,16 +2,19 @@
 //
 // ## Method
 // 1. Four subgroups share the rows of the weight that a workgroup takes: `parts` of them a row, in vectors that follow
-//    one another. A lane has one vector of each, unless rows are long, and keeps its 32 elements of x in registers
-//    for all of them.
-// 2. It takes ROWS_OF rows, four at a time, whose loads are under way together. What a code costs decides: sums are
-//    chains of fma, and a vector's scale, which is an ordinary one, is a shift of its byte.
+//    one another. A lane has one vector of each at a time, and keeps its 32 elements of x in registers for all of them.
+// 2. Rows go four at a time, whose loads are under way together. What a code costs decides: sums are chains of fma, and
+//    a vector's scale, which is an ordinary one, is a shift of its byte.
 // 3. The lanes' sums of four rows are reduced together; those of the parts meet in the workgroup's memory.
+// 4. Memory is far, so what is not needed of it is read too, at once: an invocation looks up the expert and the weight of
+//    the route of its own number, in case the row's route is that one.
 //
-// In the first half rows are a gate and its up by turns. Of ROWS_OF rows a workgroup takes half where there is little for
-// all of a large device.
+// In the first half rows are a gate and its up by turns. Experts lie in several buffers, as many in each but the last.
+// `call.block_cols` says how many, and `call.block_rows` how many rows of the weight subgroups that share one take:
+// ROWS_OF, or half as many where there is little for all of a large device.
 
 @group(0) @binding(3) var<storage, read> ids: array<i32>;
+#buffers
 
 const SUBGROUPS: u32 = 4u;
 
@@ -20,22 +23,40 @@ var<workgroup> found: vec4<u32>;
 var<workgroup> sums: array<f32, SUBGROUPS * ROWS_OF>;
 var<workgroup> outputs: array<u32, SUBGROUPS * ROWS_OF>;
 
-// Takes the nth row of the window: whether there is one of the buffer's experts, the same for the whole workgroup. Every
+// The buffer with the item's expert, which is counted from that buffer's first.
+var<private> buffer_number: u32;
+var<private> route_weight: f32;
+
+// The expert of a route, the row, whether it is one of the buffers', and the route's weight.
+fn found_by(route: u32, row: u32) -> vec4<u32> {
+    let expert = u32(ids[route]) - call.items;
+    let is_own = expert >= call.first_expert && expert < call.end_expert;
+    var weight = 0.0;
+    if GATED {
+        weight = route_weights[route];
+    }
+    return vec4(expert - call.first_expert, row, u32(is_own), bitcast<u32>(weight));
+}
+
+// Takes the nth row of the window: whether there is one of the buffers' experts, the same for the whole workgroup. Every
 // invocation must call it.
 fn take_row(n: u32, local: u32) -> bool {
-    if local == 0u {
-        found = vec4(0u);
-        if n < call.rows {
-            let route = sorted[call.first_row + n];
-            if route >= 0 {
-                let expert = u32(ids[route]) - call.items;
-                let is_own = expert >= call.first_expert && expert < call.end_expert;
-                found = vec4(expert, call.first_row + n, u32(is_own), 0u);
-            }
+    let row = call.first_row + min(n, call.rows - 1u);
+    let near = found_by(min(local, arrayLength(&ids) - 1u), row);
+    let route = sorted[row];
+    if route < 0 || n >= call.rows {
+        if local == 0u {
+            found = vec4(0u);
         }
+    } else if u32(route) == local {
+        found = near;
+    } else if local == 0u && u32(route) >= LANES * SUBGROUPS {
+        found = found_by(u32(route), row);
     }
     let own = workgroupUniformLoad(&found);
-    item = Item(own.x, own.y, own.z);
+    buffer_number = min(own.x / call.block_cols, BUFFERS - 1u);
+    item = Item(call.first_expert + own.x % call.block_cols, own.y, own.z);
+    route_weight = bitcast<f32>(own.w);
     return own.z != 0u;
 }
 
@@ -87,22 +108,65 @@ fn vector_sum(codes: vec4<u32>, word: u32, shift: u32, e: Elements) -> f32 {
     return sum * bitcast<f32>((((word >> shift) & 0xffu) + 14u) << 23u);
 }
 
-// The same of four rows, all of whose loads come first.
-fn four_sums(rows: vec4<u32>, v: u32, e: Elements) -> vec4<f32> {
-    let at = rows * call.row_vectors + vec4(v);
-    let a = weights[at.x];
-    let b = weights[at.y];
-    let c = weights[at.z];
-    let d = weights[at.w];
-    let word_at = rows * (call.scale_cols / 4u) + vec4(v >> 2u);
-    let words = vec4(scales[word_at.x], scales[word_at.y], scales[word_at.z], scales[word_at.w]);
-    let shift = (v & 3u) << 3u;
-    return vec4(
-        vector_sum(a, words.x, shift, e),
-        vector_sum(b, words.y, shift, e),
-        vector_sum(c, words.z, shift, e),
-        vector_sum(d, words.w, shift, e),
+// The vectors of four rows, and the words with their scales.
+struct Four {
+    a: vec4<u32>,
+    b: vec4<u32>,
+    c: vec4<u32>,
+    d: vec4<u32>,
+    words: vec4<u32>,
+}
+
+fn load_four(first: u32, place: u32, v: u32) -> Four {
+    let rows = vec4(
+        row_at(first, place),
+        row_at(first, place + 1u),
+        row_at(first, place + 2u),
+        row_at(first, place + 3u),
     );
+    let at = rows * call.row_vectors + vec4(v);
+    let word = rows * (call.scale_cols / 4u) + vec4(v >> 2u);
+    switch buffer_number {
+#cases
+    }
+}
+
+// Adds up four rows, whose sums in the workgroup's memory begin there. Every invocation of the workgroup must call it.
+fn add_up_four(four: Four, e: Elements, v: u32, to: u32, is_first: bool, local: u32) {
+    let shift = (v & 3u) << 3u;
+    let own = vec4(
+        vector_sum(four.a, four.words.x, shift, e),
+        vector_sum(four.b, four.words.y, shift, e),
+        vector_sum(four.c, four.words.z, shift, e),
+        vector_sum(four.d, four.words.w, shift, e),
+    );
+    let lane = local % LANES;
+    var total = reduce_four(own, local, lane);
+    if lane % 8u == 0u {
+        let at = to + lane / 8u;
+        if !is_first {
+            total += sums[at];
+        }
+        sums[at] = total;
+    }
+}
+
+// Adds up so many rows, a multiple of four, from a place on. Every invocation of the workgroup must call it.
+fn add_up(first: u32, place: u32, rows_of: u32, parts: u32, part: u32, local: u32) {
+    let x_from = x_start(0u) / 8u;
+    let to = part * (SUBGROUPS / parts * rows_of) + place;
+    for (var begin = 0u; begin < call.row_vectors; begin += parts * LANES) {
+        let own = begin + part * LANES + local % LANES;
+        let v = min(own, call.row_vectors - 1u);
+        var e: Elements;
+        if own < call.row_vectors {
+            e = elements_at(x_from, v);
+        }
+        for (var n = 0u; n < rows_of; n += 4u) {
+            let four = load_four(first, place + n, v);
+            add_up_four(four, e, v, to + n, begin == 0u, local);
+        }
+    }
 }
 
 @compute @workgroup_size(LANES * SUBGROUPS)
@@ -114,46 +178,24 @@ fn grouped_row(
     if !take_row(group.z * groups.y + group.y, local) {
         return;
     }
-    let lane = local % LANES;
-    let subgroup = local / LANES;
     let parts = select(select(1u, 2u, call.row_vectors > LANES), 4u, call.row_vectors > 2u * LANES);
-    let part = subgroup % parts;
+    let part = local / LANES % parts;
     // As the host counts workgroups.
-    let rows_of = select(ROWS_OF, ROWS_OF / 2u, call.rows <= FEW_ROWS);
-    let own = subgroup / parts * rows_of;
+    let rows_of = call.block_rows;
+    let own = local / LANES / parts * rows_of;
     let count = SUBGROUPS / parts * rows_of;
     let first = group.x * (count / COLUMN_ROWS);
-    let x_from = x_start(0u) / 8u;
-    let begin = part * LANES + lane;
-    let is_long = call.row_vectors > parts * LANES;
-    var e = elements_at(x_from, min(begin, call.row_vectors - 1u));
-    for (var n = 0u; n < rows_of; n += 4u) {
-        let place = own + n;
-        let rows = vec4(
-            row_at(first, place),
-            row_at(first, place + 1u),
-            row_at(first, place + 2u),
-            row_at(first, place + 3u),
-        );
-        var four = vec4(0.0);
-        if is_long {
-            for (var v = begin; v < call.row_vectors; v += parts * LANES) {
-                e = elements_at(x_from, v);
-                four += four_sums(rows, v, e);
-            }
-        } else if begin < call.row_vectors {
-            four = four_sums(rows, begin, e);
-        }
-        let total = reduce_four(four, local, lane);
-        if lane % 8u == 0u {
-            sums[part * count + place + lane / 8u] = total;
-        }
+    // With constants loops are better.
+    if rows_of == ROWS_OF {
+        add_up(first, own, ROWS_OF, parts, part, local);
+    } else {
+        add_up(first, own, ROWS_OF / 2u, parts, part, local);
     }
     workgroupBarrier();
     if GATED {
         if local < count / 2u {
             let both = vec2(row_sum(2u * local, parts, count), row_sum(2u * local + 1u, parts, count));
-            outputs[local] = activated(both.x, both.y, weight_of(0u));
+            outputs[local] = activated(both.x, both.y, route_weight);
         }
     } else if local < count {
         outputs[local] = narrow_bf16(row_sum(local, parts, count));

@@ -50,13 +50,14 @@ fn widen_e4m3_as_f16(codes: u32) -> vec4<f32> {
 
 // The eight codes of E2M1 in a word, times 2^-14. A code's bits are those of an f16 of that, and nearly those of
 // an f32: a subnormal first gets an exponent one too large. Codes lie as `weight/codes.rs` has arranged them: the two
-// of a pair in either half, so that few shifts bring them to where an f16 has them.
+// of a pair in either half, so that few shifts bring them to where an f16 has them. A product brings a sign and a
+// magnitude there by two shifts at once: devices have fewer units for shifts than for products.
 fn widen_e2m1(codes: u32) -> mat2x4<f32> {
     if E4M3_AS_F16 {
         let a = unpack2x16float(codes & 0x8e008e00u);
         let b = unpack2x16float((codes << 3u) & 0x8e008e00u);
-        let c = unpack2x16float(((codes << 6u) & 0x0e000e00u) | ((codes << 1u) & 0x80008000u));
-        let d = unpack2x16float(((codes << 9u) & 0x0e000e00u) | ((codes << 2u) & 0x80008000u));
+        let c = unpack2x16float(((codes & 0x40384038u) * 66u) & 0x8e008e00u);
+        let d = unpack2x16float(((codes & 0x20072007u) * 516u) & 0x8e008e00u);
         return mat2x4(vec4(a.x, b.x, c.x, d.x), vec4(a.y, b.y, c.y, d.y));
     }
     return mat2x4(four_of_e2m1(codes), four_of_e2m1(codes >> 16u));

@@ -47,6 +47,28 @@ fn shared_at(position: u32) -> f32 {
     return widen_as(call.shared_float, bits);
 }
 
+// The rows of four of a token's slots: -1 beyond the last.
+fn four_rows(start: u32, slot: u32) -> vec4<i32> {
+    let slots = vec4(slot, slot + 1u, slot + 2u, slot + 3u);
+    let at = min(slots, vec4(call.top_k - 1u)) + vec4(start);
+    let own = vec4(rows[at.x], rows[at.y], rows[at.z], rows[at.w]);
+    return select(vec4(-1), own, slots < vec4(call.top_k));
+}
+
+// Where outputs of rows lie: NONE where a row is none of these experts'.
+fn places_of(own: vec4<i32>, first: i32, end: i32, col: u32) -> vec4<u32> {
+    let there = (own >= vec4(first)) & (own < vec4(end));
+    let at = vec4(call.outputs_offset + col) + vec4<u32>(own) * call.stride;
+    return select(vec4(NONE), at, there);
+}
+
+// Outputs so far from their places: 0 where there is none.
+fn four_outputs(at: vec4<u32>, after: u32) -> vec4<f32> {
+    let place = select(at + vec4(after), vec4(0u), at == vec4(NONE));
+    let own = vec4(output_at(place.x), output_at(place.y), output_at(place.z), output_at(place.w));
+    return select(own, vec4(0.0), at == vec4(NONE));
+}
+
 fn store_half(at: u32, bits: u32) {
     let shift = (at & 1u) << 4u;
     atomicAnd(&y[at >> 1u], ~(0xffffu << shift));
@@ -69,15 +91,25 @@ fn sum_routes(
     let first = offsets[call.first_expert];
     let end = offsets[call.end_expert];
     var sums = vec2(0.0);
-    for (var slot = 0u; slot < call.top_k; slot++) {
-        let row = rows[(call.first_token + token) * call.top_k + slot];
-        if row >= first && row < end {
-            let at = call.outputs_offset + u32(row) * call.stride + col;
-            sums.x += output_at(at);
-            if both {
-                sums.y += output_at(at + 1u);
-            }
+    let rows_from = (call.first_token + token) * call.top_k;
+    for (var slot = 0u; slot < call.top_k; slot += 8u) {
+        // Loads of eight slots at a time are under way together.
+        let low = four_rows(rows_from, slot);
+        let high = four_rows(rows_from, slot + 4u);
+        let low_at = places_of(low, first, end, col);
+        let high_at = places_of(high, first, end, col);
+        let a = four_outputs(low_at, 0u);
+        let b = four_outputs(high_at, 0u);
+        var c = vec4(0.0);
+        var d = vec4(0.0);
+        if both {
+            c = four_outputs(low_at, 1u);
+            d = four_outputs(high_at, 1u);
         }
+        sums.x = (((sums.x + a.x) + a.y) + a.z) + a.w;
+        sums.x = (((sums.x + b.x) + b.y) + b.z) + b.w;
+        sums.y = (((sums.y + c.x) + c.y) + c.z) + c.w;
+        sums.y = (((sums.y + d.x) + d.y) + d.z) + d.w;
     }
     if call.shared_float != NONE {
         let at = call.shared_offset + token * call.shared_stride + col;

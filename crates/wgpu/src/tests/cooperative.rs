@@ -34,6 +34,7 @@ fn open() -> Option<Vec<WgpuBackend>> {
         sums: LaneSums::Workgroup,
         e4m3_as_f16: false,
         two_buffers: false,
+        expert_buffers: 1,
     };
     let facts = Facts {
         cooperative: false,

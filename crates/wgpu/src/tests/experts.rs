@@ -157,6 +157,7 @@ fn rows_of_experts_are_the_same_by_every_kernel() {
             sums: LaneSums::Workgroup,
             e4m3_as_f16: false,
             two_buffers: false,
+            expert_buffers: 1,
         };
         let facts = Facts {
             cooperative: false,

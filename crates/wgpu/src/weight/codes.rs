@@ -34,13 +34,12 @@ mod tests {
 
     /// What widen_e2m1 does with a word, as bits of f16s, low halves first.
     fn taken(word: u32) -> [u16; 8] {
-        let magnitudes = |by: u32| word << by & 0x0e00_0e00;
-        let signs = |by: u32| word << by & 0x8000_8000;
+        let shifted_twice = |pair: u32, by: u32| (word & pair).wrapping_mul(by) & 0x8e00_8e00;
         let pairs = [
             word & 0x8e00_8e00,
             word << 3 & 0x8e00_8e00,
-            magnitudes(6) | signs(1),
-            magnitudes(9) | signs(2),
+            shifted_twice(0x4038_4038, 66),
+            shifted_twice(0x2007_2007, 516),
         ];
         let halves = |shift: u32| pairs.map(|pair| (pair >> shift) as u16);
         let [low, high] = [halves(0), halves(16)];
