@@ -209,8 +209,8 @@ __device__ __forceinline__ void multiply_code_tiles(const CodeTilesParams& param
 #pragma unroll 1
             for (uint32_t u = 0; u < before; ++u) fetch_x(u, u);
             // The first round has nothing to wait for: the phase before the first one has ended.
-            RingPlace<STAGES> at{before, 1};
-            for (uint32_t u = before; u < units; ++u, at.template advance<1>()) {
+            RingPlace at{before, 1};
+            for (uint32_t u = before; u < units; ++u, at.advance(STAGES)) {
                 wait_barrier<false>(empty(at.stage), at.parity);
                 fetch_weights(u, at.stage), fetch_x(u, at.stage);
             }
@@ -254,7 +254,7 @@ __device__ __forceinline__ void multiply_code_tiles(const CodeTilesParams& param
     const uint64_t x = describe_rows(base + of_warp / 64 * (64 * CODES_K)), w = describe_rows(weights);
     const float* const of_tokens = scales + of_warp + g;
     float sum[N / 2] = {};
-    RingPlace<STAGES> at{set};
+    RingPlace at{set};
     for (uint32_t unit = set; unit < units; unit += SETS) {
         wait_barrier<false>(full(at.stage), at.parity);
         float product[N / 2];
@@ -276,7 +276,7 @@ __device__ __forceinline__ void multiply_code_tiles(const CodeTilesParams& param
 #pragma unroll
             for (int e = 0; e < 4; ++e) sum[4 * t + e] = fmaf(product[4 * t + e], scale[t % 2][e / 2], sum[4 * t + e]);
         }
-        at.template advance<SETS>();
+        at.advance(STAGES, SETS);
     }
     // No product reads a stage any longer, and no copy is on its way to one.
     sync_block();

@@ -115,8 +115,8 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
 #pragma unroll 1
             for (uint32_t u = 0; u < before; ++u) fetch_x(u, u);
             // The first round has nothing to wait for: the phase before the first one has ended.
-            RingPlace<STAGES> at{before, 1};
-            for (uint32_t u = before; u < count; ++u, at.template advance<1>()) {
+            RingPlace at{before, 1};
+            for (uint32_t u = before; u < count; ++u, at.advance(STAGES)) {
                 wait_barrier<false>(empty(at.stage), at.parity);
                 fetch_weights(u, at.stage), fetch_x(u, at.stage);
             }
@@ -158,7 +158,7 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
     const uint64_t w = describe_rows(weights + of_row * CODES_K), x = describe_rows(base);
     const uint32_t g = lane / 4, q = lane % 4;
     float sum[TOKENS / 2] = {};
-    RingPlace<STAGES> at{set};
+    RingPlace at{set};
     for (uint32_t unit = set; unit < count; unit += SETS) {
         wait_barrier<false>(full(at.stage), at.parity);
         float product[TOKENS / 2];
@@ -180,7 +180,7 @@ __device__ __forceinline__ void multiply_codes(const CodesParams& p) {
                 sum[4 * t + e] = fmaf(product[4 * t + e], e % 2 ? scale.y : scale.x, sum[4 * t + e]);
             }
         }
-        at.template advance<SETS>();
+        at.advance(STAGES, SETS);
     }
     // No product reads a stage any longer.
     sync_block();
