@@ -6,6 +6,7 @@ mod describe;
 mod kernels;
 mod plan;
 mod route;
+mod rows;
 
 pub(crate) use call::Moe;
 pub(crate) use plan::MOST_EXPERTS;

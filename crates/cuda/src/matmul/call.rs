@@ -1,15 +1,14 @@
 //! The calls of matmuls: plans carried out.
 
+mod codes;
+
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, sys};
-use swiglu_core::{
-    Accumulation, Error as CoreError, Float, GatedActivation, Quantization, ScaleFormat,
-    ScaleLayout, ScaleOrder,
-};
+use swiglu_core::{Accumulation, Error as CoreError, Float, GatedActivation};
 
 use super::{
-    codes::{CodesKernels, CodesPlan, CodesProblem},
+    codes::CodesKernels,
     kernels::MatmulKernels,
     library::{Addresses, CublasLt, LibraryShape, WORKSPACE, alignment},
     mapped::{MappedKernels, MappedPlan},
@@ -25,7 +24,6 @@ use crate::{
     buffer::CudaBuffer,
     error::{Doing, Result},
     launch::driver::{Capability, driver_version},
-    quant::{Quantizers, RawQuantized},
     view::RawMatrix,
     weight::{CudaWeight, WeightType},
 };
@@ -401,93 +399,6 @@ impl Matmuls {
         // SAFETY: by the caller's contract.
         unsafe { library.matmul(shape, addresses, None, workspace, stream) }
     }
-
-    /// Enqueues y = (code · scale) · wᵀ on FP8 tensor cores, where these can; else false, and
-    /// `scratch` may hold anything. Which calls these are is [`CodesPlan`]'s.
-    ///
-    /// # Safety
-    /// As [`Self::matmul`]; `scratch` is \[T, K\] of 16 bits without gaps.
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) unsafe fn matmul_codes(
-        &self,
-        stream: sys::CUstream,
-        quantizers: &Quantizers,
-        quant: &Quantization,
-        x: &RawQuantized,
-        weight: &CudaWeight,
-        scratch: &RawMatrix,
-        y: &RawMatrix,
-    ) -> Result<bool> {
-        self.check_weight(weight)?;
-        let blocks = weight.scales.as_ref().and_then(|s| s.blocks.as_ref());
-        let Some(blocks) = blocks else {
-            return Ok(false);
-        };
-        let (t, y_stride) = (x.codes_layout.rows, y.layout.stride * y.float.size());
-        let starts = x.first() | y.first() | (x.codes_layout.stride | y_stride) as u64;
-        let problem = CodesProblem {
-            t,
-            n: weight.rows,
-            k: weight.cols,
-            group: quant.group(),
-            w_in_blocks: true,
-            aligned: starts.is_multiple_of(16),
-            scales_in_columns: x.scales_layout == columns(t, x.scales_layout.groups)
-                && x.scales.is_multiple_of(16),
-            scratch_aligned: scratch.first().is_multiple_of(16),
-        };
-        let Some(plan) = CodesPlan::new(&problem, &self.facts) else {
-            return Ok(false);
-        };
-        x.check_places()?;
-        self.bind()?;
-        let scales = match plan {
-            CodesPlan::Own(step) => {
-                let Some(kernels) = &self.loaded.codes else {
-                    return Ok(false);
-                };
-                let weight = (weight, blocks.address());
-                // SAFETY: by this function's contract; the plan is of this call.
-                unsafe { kernels.multiply(stream, step, x, weight, y) }?;
-                return Ok(true);
-            }
-            CodesPlan::Tiles(step) => {
-                let Some(kernels) = &self.loaded.codes else {
-                    return Ok(false);
-                };
-                let weight = (weight, blocks.address());
-                // SAFETY: by this function's contract; the plan is of this call.
-                unsafe { kernels.multiply_tiles(stream, step, x, weight, y) }?;
-                return Ok(true);
-            }
-            CodesPlan::ScalesInPlace => x.scales,
-            CodesPlan::ScalesInScratch => {
-                // SAFETY: by this function's contract; T · K / 128 floats are less than T · K
-                // halves.
-                if !unsafe { quantizers.scales_to_columns(stream, quant, x, scratch)? } {
-                    return Ok(false);
-                }
-                scratch.first()
-            }
-        };
-        let (Ok(library), Some(workspace)) = (&self.loaded.library, &self.workspace) else {
-            return Ok(false);
-        };
-        let addresses = [weight.data.address(), x.first(), y.first()];
-        let shape = LibraryShape {
-            t,
-            n: weight.rows,
-            k: weight.cols,
-            input: WeightType::E4m3,
-            output: y.float,
-            x_stride: x.codes_layout.stride,
-            y_stride: y.layout.stride,
-            alignments: addresses.map(alignment),
-        };
-        let scales = Some([blocks.address(), scales]);
-        // SAFETY: by this function's contract.
-        unsafe { library.matmul(shape, addresses, scales, workspace, stream) }
-    }
 }
 
 /// Those of the device.
@@ -495,11 +406,6 @@ fn multiprocessors(context: &CudaContext) -> Result<u32> {
     let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
     let count = context.attribute(count).doing("ask for the device")?;
     Ok(u32::try_from(count).unwrap_or(0))
-}
-
-/// Scales as cublasLt reads them.
-const fn columns(rows: usize, groups: usize) -> ScaleLayout {
-    ScaleLayout::contiguous(ScaleFormat::F32, ScaleOrder::ColumnMajor, rows, groups)
 }
 
 /// The error of a call that no plan takes.

@@ -4,7 +4,8 @@ use swiglu_core::{Float, Request, Routing, Shape, WeightFormat};
 
 use super::{
     call::{ALIGNMENT, Moe},
-    plan::{ExpertsPlan, ExpertsProblem, Half, RoutePlan, RouteProblem},
+    plan::{ExpertsPlan, ExpertsProblem, Half},
+    route::{RoutePlan, RouteProblem},
 };
 use crate::{
     matmul::MatmulFacts,

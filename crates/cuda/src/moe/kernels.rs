@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
 
-use super::plan::{ExpertsKernel, ExpertsPlan, FORMATS, Half, TOGETHER_LOGITS, together_shared};
+use super::{
+    plan::{ExpertsKernel, ExpertsPlan, FORMATS, Half},
+    route::{TOGETHER_LOGITS, together_shared},
+};
 use crate::{
     error::Result,
     launch::driver::{Capability, Fatbins, Function, Module, fatbins},

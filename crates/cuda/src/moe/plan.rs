@@ -1,159 +1,25 @@
-//! Which kernels a layer of routed experts runs: a pure function of its shape, its types, where x lies, and the device.
+//! Which kernels the halves of a layer of routed experts run: a pure function of their shape, their types, where x lies, and
+//! the device.
 //!
 //! ## Method
-//! 1. Logits of few tokens in bf16 have a kernel of their own; others are a matmul. Of few tokens one block then lets them
-//!    choose and sorts.
-//! 2. Experts with few rows on average: the kernels that stream weights, for tiles of 8, 16 or 32 rows; of packed FP4 two
+//! 1. Experts with few rows on average: the kernels that stream weights, for tiles of 8, 16 or 32 rows; of packed FP4 two
 //!    warps share a group where there are warps enough. More rows: tiles of 128 rows of a weight by 64; by packed FP4 Hopper's
 //!    warpgroups, once rows are gathered. How many an expert really has is known to the device alone, so that each of these
 //!    takes any number, an expert's rows in several tiles.
-//! 3. Ordered sums, other types, and what is not in whole 16-byte vectors: the kernel of any rows.
-//! 4. A launch has the blocks that the device holds at once, or as many as there can be work for.
+//! 2. Ordered sums, other types, and what is not in whole 16-byte vectors: the kernel of any rows.
+//! 3. A launch has the blocks that the device holds at once, or as many as there can be work for.
 
 use std::fmt;
 
 use swiglu_core::{Accumulation, Float};
 
-use crate::{
-    matmul::MatmulFacts,
-    weight::{WeightType, stack::ExpertFormat},
-};
+use crate::{matmul::MatmulFacts, weight::stack::ExpertFormat};
 
 /// Experts that are here, at most: each block keeps a word for each.
 pub(crate) const MOST_EXPERTS: usize = 4096;
 
-/// Tokens whose logits have a kernel of their own.
-const FEW_TOKENS: usize = 64;
-
-/// The blocks that share k, and the experts of each: `SPLITS` and `EXPERTS` in route.cu.
-const LOGITS_SPLITS: usize = 8;
-const LOGITS_EXPERTS: usize = 16;
-
-/// Routes that blocks sort in shared memory, of fewer experts than so many: `NEAR` and `NEAR_EXPERTS` in route.cu.
-const NEAR: usize = 1024;
-const NEAR_EXPERTS: usize = 1 << 21;
-
-/// Tokens that one block can choose for and sort, what remains of a token's experts once 32 at a time have been ranked.
-const TOGETHER: usize = 16;
-const CANDIDATES: usize = 128;
-
-/// Tokens up to which it does: of 16 it took 10 us longer than two launches on an H200.
-const FEW_TOGETHER: usize = 4;
-
-/// Logits of all its tokens, at most.
-pub(super) const TOGETHER_LOGITS: usize = 8192;
-
-/// Threads of the block that chooses and sorts: a warp for each of those.
-pub(super) const TOGETHER_THREADS: u32 = 32 * TOGETHER as u32;
-
-/// Bytes of its dynamic shared memory: a score for each logit.
-pub(super) const fn together_shared(logits: usize) -> u32 {
-    4 * logits as u32
-}
-
 /// Threads of a block of the kernels of a layer, but for those of packed experts.
 pub(super) const THREADS: u32 = 256;
-
-/// How logits are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Logits {
-    /// `route_logits`, of so many blocks.
-    Own([u32; 2]),
-    /// A matmul to f32.
-    Matmul,
-}
-
-/// What the plan of a router depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RouteProblem {
-    pub(super) tokens: usize,
-    pub(super) hidden: usize,
-    pub(super) experts: usize,
-    pub(super) top_k: usize,
-    pub(super) x: Float,
-    pub(super) gate: WeightType,
-    /// Whether rows of x begin at multiples of 16 bytes, and the gate's follow one another.
-    pub(super) in_vectors: bool,
-}
-
-/// How tokens choose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RoutePlan {
-    pub(super) logits: Logits,
-    /// Whether one block chooses and sorts; else blocks of `route_choose` and of `route_sort`.
-    pub(super) apart: Option<[u32; 2]>,
-}
-
-impl RoutePlan {
-    pub(super) fn new(problem: &RouteProblem, facts: &MatmulFacts) -> Self {
-        let RouteProblem {
-            tokens,
-            experts,
-            top_k,
-            ..
-        } = *problem;
-        let bf16 = problem.x == Float::BF16 && problem.gate == WeightType::Bf16;
-        let vectors = problem.in_vectors && problem.hidden.is_multiple_of(8);
-        let any_order = facts.accumulation != Accumulation::Ordered;
-        let own = bf16 && vectors && any_order && tokens <= FEW_TOKENS;
-        // A warp takes a token, or an expert, of which there is one more for none; a thread an expert or a route.
-        let warps = |count: usize| count.div_ceil(4) as u32;
-        let routes = tokens.saturating_mul(top_k);
-        let sort = if routes <= NEAR && experts < NEAR_EXPERTS {
-            warps((experts + 1 + routes).div_ceil(32))
-        } else {
-            warps(experts + 1)
-        };
-        let together = own
-            && tokens <= FEW_TOGETHER
-            && top_k <= 32
-            && experts.is_multiple_of(32)
-            && (experts / 32).saturating_mul(top_k) <= CANDIDATES
-            && tokens.saturating_mul(experts) <= TOGETHER_LOGITS;
-        Self {
-            logits: if own {
-                let blocks = experts.div_ceil(LOGITS_EXPERTS);
-                Logits::Own([blocks as u32, LOGITS_SPLITS as u32])
-            } else {
-                Logits::Matmul
-            },
-            apart: (!together).then(|| [warps(tokens), sort]),
-        }
-    }
-
-    /// Logits that are to be added up, at most, of so many tokens.
-    pub(super) const fn most_splits(tokens: usize) -> usize {
-        if tokens <= FEW_TOKENS {
-            LOGITS_SPLITS
-        } else {
-            1
-        }
-    }
-
-    /// Those of this plan.
-    pub(super) const fn splits(&self) -> u32 {
-        match self.logits {
-            Logits::Own([_, splits]) => splits,
-            Logits::Matmul => 1,
-        }
-    }
-}
-
-impl fmt::Display for RoutePlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.logits {
-            Logits::Own([x, y]) => write!(f, "route_logits: {x} x {y} blocks")?,
-            Logits::Matmul => f.write_str("a matmul")?,
-        }
-        match self.apart {
-            None => f.write_str("; route_choose_and_sort: 1 block"),
-            Some([choose, sort]) => write!(
-                f,
-                "; route_choose: {choose} blocks; route_sort: {sort} blocks"
-            ),
-        }
-    }
-}
 
 /// A half of the experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

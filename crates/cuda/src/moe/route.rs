@@ -1,12 +1,14 @@
 //! The call of the router.
 
+mod plan;
+
 use cudarc::driver::sys;
 use swiglu_core::{Float, Gate, Routes, RowLayout};
 
-use super::{
-    call::{Moe, address, rows_aligned, side},
-    plan::{Logits, RoutePlan, RouteProblem, TOGETHER_THREADS, together_shared},
-};
+use super::call::{Moe, address, rows_aligned, side};
+use plan::{Logits, TOGETHER_THREADS};
+pub(super) use plan::{RoutePlan, RouteProblem, TOGETHER_LOGITS, together_shared};
+
 use crate::{
     buffer::CudaBuffer,
     error::Result,

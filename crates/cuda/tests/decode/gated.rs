@@ -197,9 +197,7 @@ fn one_kernel_gives_the_bits_of_two_by_weights_in_bf16() {
         SHAPES[1],
         SHAPES[3],
     ] {
-        for t in [
-            1, 3, 8, 17, 33, 63, 64, 65, 127, 128, 129, 200, 255, 256,
-        ] {
+        for t in [1, 3, 8, 17, 33, 63, 64, 65, 127, 128, 129, 200, 255, 256] {
             if t > 64 && shape[0] > 2112 {
                 continue;
             }
