@@ -374,7 +374,7 @@ pub(crate) struct SumParams {
     pub(crate) sorted_before: u32,
 }
 
-/// `RouteParams` of `moe/route.cu`.
+/// `RouteParams` of `moe/choose.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct RouteParams {

@@ -94,7 +94,7 @@ fn parameters_lie_where_the_kernels_read_them() {
         tokens: 56, columns: 60, top_k: 64, first: 68, experts: 72, shared_type: 76,
         y_type: 80, sorted_before: 84,
     });
-    twin!("moe/route.cu", RouteParams, 176, {
+    twin!("moe/choose.cuh", RouteParams, 176, {
         x: 0, w: 8, logits: 16, bias: 24, bias_vl: 32, table: 40, token_ids: 48, image: 56,
         padding: 64, ids: 72, weights: 80, offsets: 88, sorted: 96, rows: 104, x_stride: 112,
         tokens: 120, hidden: 124, experts: 128, top_k: 132, by_top_k: 136, by_experts: 144,

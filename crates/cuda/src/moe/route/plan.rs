@@ -17,7 +17,7 @@ const FEW_TOKENS: usize = 64;
 const LOGITS_SPLITS: usize = 8;
 const LOGITS_EXPERTS: usize = 16;
 
-/// Routes that blocks sort in shared memory, of fewer experts than so many: `NEAR` and `NEAR_EXPERTS` in route.cu.
+/// Routes that blocks sort in shared memory, of fewer experts than so many: `NEAR` and `NEAR_EXPERTS` in sort.cuh.
 const NEAR: usize = 1024;
 const NEAR_EXPERTS: usize = 1 << 21;
 

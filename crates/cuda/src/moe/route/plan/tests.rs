@@ -71,7 +71,10 @@ fn routers_of_few_tokens_take_two_launches() {
             "{other:?}"
         );
     }
-    let source = include_str!("../../../../kernels/moe/route.cu");
+    let source = concat!(
+        include_str!("../../../../kernels/moe/route.cu"),
+        include_str!("../../../../kernels/moe/sort.cuh")
+    );
     for constants in [
         format!("SPLITS = {LOGITS_SPLITS}, EXPERTS = {LOGITS_EXPERTS};"),
         format!(
