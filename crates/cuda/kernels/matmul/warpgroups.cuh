@@ -16,38 +16,7 @@
 //    activates them at once and stores them as one vector, in a short loop. Unrolled, its instructions would have to be
 //    fetched. Other results are stored one by one.
 #pragma once
-#include "step.cuh"
-#include "wgmma.cuh"
-#include "../common/cluster.cuh"
-
-// The twin of `WarpgroupParams` in src/launch/params.rs.
-struct WarpgroupParams {
-    TensorMap x;  // in place of the step's
-    StepParams step;
-    uint32_t rows;  // of x that a block has: TOKENS at most; a multiple of 8 where there are more blocks
-};
-TWIN_SIZE(WarpgroupParams, 256);
-TWIN_FIELD(WarpgroupParams, x, 0);
-TWIN_FIELD(WarpgroupParams, step, 128);
-TWIN_FIELD(WarpgroupParams, rows, 224);
-
-// A scale as the factor that the bits of codes need to be values of bf16, twice.
-__device__ __forceinline__ uint32_t factor_of(float scale) {
-    const uint32_t bits = __float_as_uint(scale * 0x1p120f);
-    return __byte_perm(bits, bits, 0x3232);
-}
-// Two bf16s by two.
-__device__ __forceinline__ uint32_t multiply2(uint32_t a, uint32_t b) {
-    uint32_t product;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-    return product;
-}
-// Four codes times a factor: the first and the third, and the two others.
-__device__ __forceinline__ void decode4(uint32_t codes, uint32_t factor, uint32_t& even, uint32_t& odd) {
-    const uint32_t sign = 0x80008000u, rest = 0x07f007f0u;
-    even = multiply2(((codes << 4) & rest) | ((codes << 8) & sign), factor);
-    odd = multiply2(((codes >> 4) & rest) | (codes & sign), factor);
-}
+#include "warpgroups_stages.cuh"
 
 // A lane's codes of 64 of k, of row g and of row g + 8, and their scales.
 struct Codes {
@@ -159,8 +128,9 @@ __device__ __forceinline__ void store_vectors(
 }
 
 // A stream has up to SLOTS groups.
-template <int STREAMS, int SLOTS, int TOKENS, int BLOCKS, int STAGES> struct WarpgroupShape {
-    static constexpr int WARPS = STREAMS * SLOTS;
+template <int STREAMS_, int SLOTS, int TOKENS, int BLOCKS_, int STAGES_> struct WarpgroupShape {
+    static constexpr int STREAMS = STREAMS_, BLOCKS = BLOCKS_, STAGES = STAGES_, PARTS = BLOCKS;
+    static constexpr int WARPS = STREAMS * SLOTS, ROW_WARPS = WARPS;
     static constexpr int X = TOKENS * 2 * UNIT_K, SLOT = HEAD + SLOTS * GROUP_CODES, WEIGHTS = STREAMS * SLOT;
     static constexpr int RING = STAGES * (X + WEIGHTS);
     static constexpr int OWN = TOKENS / 8 / BLOCKS;  // eights of tokens that a block finishes
@@ -181,84 +151,30 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
     extern __shared__ __align__(1024) uint8_t memory[];
     let_next_start();
     const StepParams& p = params.step;
-    const uint32_t base = shared_address(memory), weights = base + STAGES * Shape::X;
-    const auto full = [&](uint32_t stage) { return base + Shape::BARRIERS + stage * 8; };
-    const auto empty = [&](uint32_t stage) { return full(STAGES + stage); };
-    const uint32_t sent = full(2 * STAGES);
+    const uint32_t base = shared_address(memory);
+    const WarpgroupStages<Shape> stages(params, base);
     // The compiler is to see that it is one of a warp.
     const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-    const uint32_t units = p.k / UNIT_K, rank = blockIdx.x % BLOCKS;
-    const uint32_t first = rank * units / BLOCKS, count = (rank + 1) * units / BLOCKS - first;
-    const uint32_t row_tiles = (p.packing.streams + STREAMS - 1) / STREAMS;
-    const uint32_t tiles = row_tiles * ((p.t + params.rows - 1) / params.rows);
-    if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < STAGES; ++i) {
-            init_barrier(full(i), 2);
-            init_barrier(empty(i), Shape::WARPS);
-        }
-        init_barrier(sent);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        if constexpr (BLOCKS > 1) expect_bytes(sent, Shape::WARPS * Shape::SUMS);
-    }
-    __syncthreads();
-    if constexpr (BLOCKS > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-    const auto cluster_is_there = [] {
-        if constexpr (BLOCKS > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-    };
+    const uint32_t units = p.k / UNIT_K, rank = stages.rank, count = stages.count;
+    const uint32_t row_tiles = stages.row_tiles, tiles = stages.tiles;
+    stages.init_barriers();
     if (warp >= Shape::WARPS) {
         if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        RingPlace at;
-        const auto next_empty = [&](uint32_t bytes) {
-            wait_barrier<false>(empty(at.stage), at.parity ^ 1);
-            expect_bytes(full(at.stage), bytes);
-        };
-        if (warp == Shape::WARPS && lane == 0) {
-            wait_for_last();
-            for (uint32_t tile = blockIdx.x / BLOCKS; tile < tiles; tile += gridDim.x / BLOCKS) {
-                const uint32_t token = tile / row_tiles * params.rows;
-                for (uint32_t u = 0; u < count; ++u, at.advance(STAGES)) {
-                    next_empty(params.rows * 2 * UNIT_K);
-                    tensor_copy(base + at.stage * Shape::X, params.x, (first + u) * UNIT_K, token, full(at.stage));
-                }
-            }
-        } else if (warp == Shape::WARPS + 1 && lane == 0) {
-            for (uint32_t tile = blockIdx.x / BLOCKS; tile < tiles; tile += gridDim.x / BLOCKS) {
-                const uint8_t* w[STREAMS];
-                uint32_t unit[STREAMS], bytes = 0;
-#pragma unroll
-                for (int i = 0; i < STREAMS; ++i) {
-                    // Beyond the last stream the last one stands in, and its results are not stored.
-                    const uint32_t stream = min(tile % row_tiles * STREAMS + i, p.packing.streams - 1);
-                    const Stream s(p.packing, stream, units);
-                    w[i] = p.w + s.offset + (uint64_t)first * s.unit, unit[i] = s.unit, bytes += s.unit;
-                }
-                for (uint32_t u = 0; u < count; ++u, at.advance(STAGES)) {
-                    next_empty(bytes);
-                    const uint32_t to = weights + at.stage * Shape::WEIGHTS;
-#pragma unroll
-                    for (int i = 0; i < STREAMS; ++i) {
-                        bulk_copy(to + i * Shape::SLOT, w[i], unit[i], full(at.stage));
-                        w[i] += unit[i];
-                    }
-                }
-            }
-        }
-        __syncwarp();
-        cluster_is_there();
+        stages.copy(params, warp);
         return;
     }
     if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
     // Here, where it is hidden by the wait for data.
-    cluster_is_there();
+    stages.cluster_is_there();
     const uint8_t* const slot = memory + STAGES * Shape::X + warp / SLOTS * Shape::SLOT;
     const uint8_t* const my_scales = slot + warp % SLOTS * 16;
     const uint8_t* const my_codes = slot + HEAD + warp % SLOTS * GROUP_CODES + lane * 16;
     const uint64_t x = describe_rows(base);
     uint32_t stage = 0;
     RingPlace next;  // whose codes are read next
-    const auto arrived = [&] { wait_barrier<false>(full(next.stage), next.parity); };
+    const auto arrived = [&] { wait_barrier<false>(stages.full(next.stage), next.parity); };
     const auto release = [&](uint32_t stage) {
-        if (lane == 0) arrive(empty(stage));
+        if (lane == 0) arrive(stages.empty(stage));
     };
     Codes codes;
     const auto read_codes = [&] {
@@ -380,11 +296,11 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
             for (uint32_t to = 0; to < BLOCKS; ++to) {
                 if (to == rank) continue;
                 const uint32_t from = rank - (rank > to);
-                const uint32_t address = in_block(area + from * OWN * 512 + lane * 16, to), barrier = in_block(sent, to);
+                const uint32_t address = in_block(area + from * OWN * 512 + lane * 16, to), barrier = in_block(stages.sent(), to);
 #pragma unroll
                 for (int t = 0; t < OWN; ++t) send(address + t * 512, of_eight(to * OWN + t), barrier);
             }
-            wait_barrier<false>(sent, 0);
+            wait_barrier<false>(stages.sent(), 0);
 #pragma unroll
             for (uint32_t own = 0; own < BLOCKS; ++own) {
                 if (own != rank) continue;

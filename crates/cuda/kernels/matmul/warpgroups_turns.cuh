@@ -78,7 +78,8 @@ __device__ __forceinline__ void store_words(
 }
 
 // A stream has up to SLOTS groups.
-template <int STREAMS, int SLOTS, int TOKENS, int BLOCKS, int SETS, int STAGES> struct WarpgroupShape {
+template <int STREAMS_, int SLOTS, int TOKENS, int BLOCKS_, int SETS, int STAGES_> struct WarpgroupShape {
+    static constexpr int STREAMS = STREAMS_, BLOCKS = BLOCKS_, STAGES = STAGES_;
     static constexpr int ROW_WARPS = STREAMS * SLOTS, WARPS = ROW_WARPS * SETS;
     static constexpr int X = TOKENS * 2 * UNIT_K, SLOT = HEAD + SLOTS * GROUP_CODES, WEIGHTS = STREAMS * SLOT;
     static constexpr int RING = STAGES * (X + WEIGHTS);
@@ -98,70 +99,16 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
     extern __shared__ __align__(1024) uint8_t memory[];
     let_next_start();
     const StepParams& p = params.step;
-    const uint32_t base = shared_address(memory), weights = base + STAGES * Shape::X;
-    const auto full = [&](uint32_t stage) { return base + Shape::BARRIERS + stage * 8; };
-    const auto empty = [&](uint32_t stage) { return full(STAGES + stage); };
-    const uint32_t sent = full(2 * STAGES);
+    const uint32_t base = shared_address(memory);
+    const WarpgroupStages<Shape> stages(params, base);
     // The compiler is to see that it is one of a warp.
     const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-    const uint32_t units = p.k / UNIT_K, rank = blockIdx.x % BLOCKS;
-    const uint32_t first = rank * units / BLOCKS, count = (rank + 1) * units / BLOCKS - first;
-    const uint32_t row_tiles = (p.packing.streams + STREAMS - 1) / STREAMS;
-    const uint32_t tiles = row_tiles * ((p.t + params.rows - 1) / params.rows);
-    if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < STAGES; ++i) {
-            init_barrier(full(i), 2);
-            init_barrier(empty(i), Shape::ROW_WARPS);
-        }
-        init_barrier(sent);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        if constexpr (PARTS > 1) expect_bytes(sent, Shape::WARPS * Shape::SUMS);
-    }
-    __syncthreads();
-    if constexpr (BLOCKS > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-    const auto cluster_is_there = [] {
-        if constexpr (BLOCKS > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-    };
+    const uint32_t units = p.k / UNIT_K, rank = stages.rank, count = stages.count;
+    const uint32_t row_tiles = stages.row_tiles, tiles = stages.tiles;
+    stages.init_barriers();
     if (warp >= Shape::WARPS) {
         if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        RingPlace at;
-        const auto next_empty = [&](uint32_t bytes) {
-            wait_barrier<false>(empty(at.stage), at.parity ^ 1);
-            expect_bytes(full(at.stage), bytes);
-        };
-        if (warp == Shape::WARPS && lane == 0) {
-            wait_for_last();
-            for (uint32_t tile = blockIdx.x / BLOCKS; tile < tiles; tile += gridDim.x / BLOCKS) {
-                const uint32_t token = tile / row_tiles * params.rows;
-                for (uint32_t u = 0; u < count; ++u, at.advance(STAGES)) {
-                    next_empty(params.rows * 2 * UNIT_K);
-                    tensor_copy(base + at.stage * Shape::X, params.x, (first + u) * UNIT_K, token, full(at.stage));
-                }
-            }
-        } else if (warp == Shape::WARPS + 1 && lane == 0) {
-            for (uint32_t tile = blockIdx.x / BLOCKS; tile < tiles; tile += gridDim.x / BLOCKS) {
-                const uint8_t* w[STREAMS];
-                uint32_t unit[STREAMS], bytes = 0;
-#pragma unroll
-                for (int i = 0; i < STREAMS; ++i) {
-                    // Beyond the last stream the last one stands in, and its results are not stored.
-                    const uint32_t stream = min(tile % row_tiles * STREAMS + i, p.packing.streams - 1);
-                    const Stream s(p.packing, stream, units);
-                    w[i] = p.w + s.offset + (uint64_t)first * s.unit, unit[i] = s.unit, bytes += s.unit;
-                }
-                for (uint32_t u = 0; u < count; ++u, at.advance(STAGES)) {
-                    next_empty(bytes);
-                    const uint32_t to = weights + at.stage * Shape::WEIGHTS;
-#pragma unroll
-                    for (int i = 0; i < STREAMS; ++i) {
-                        bulk_copy(to + i * Shape::SLOT, w[i], unit[i], full(at.stage));
-                        w[i] += unit[i];
-                    }
-                }
-            }
-        }
-        __syncwarp();
-        cluster_is_there();
+        stages.copy(params, warp);
         return;
     }
     if constexpr (REGISTERS > 0) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
@@ -190,9 +137,9 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
     if (warp / 4 == WARPGROUPS - 1) pass_turn();
     const uint64_t x = describe_rows(base);
     RingPlace at{set};
-    const auto arrived = [&] { wait_barrier<false>(full(at.stage), at.parity); };
+    const auto arrived = [&] { wait_barrier<false>(stages.full(at.stage), at.parity); };
     const auto release = [&](uint32_t stage) {
-        if (lane == 0) arrive(empty(stage));
+        if (lane == 0) arrive(stages.empty(stage));
     };
     const uint32_t turns = count > set ? (count - set + SETS - 1) / SETS : 0;
     float4* const passing = (float4*)(memory + Shape::RING + warp * Shape::SUMS) + lane;
@@ -281,17 +228,17 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
             }
         } else {
             const uint32_t part = rank * SETS + set;
-            cluster_is_there();
+            stages.cluster_is_there();
 #pragma unroll
             for (uint32_t to = 0; to < PARTS; ++to) {
                 if (to == part) continue;
                 const uint32_t of_warp = to % SETS * Shape::ROW_WARPS + row_warp, from = part - (part > to);
                 const uint32_t place = Shape::RING + of_warp * Shape::SUMS + from * OWN * 512 + lane * 16;
-                const uint32_t address = in_block(base + place, to / SETS), barrier = in_block(sent, to / SETS);
+                const uint32_t address = in_block(base + place, to / SETS), barrier = in_block(stages.sent(), to / SETS);
 #pragma unroll
                 for (int t = 0; t < OWN; ++t) send(address + t * 512, of_eight(to * OWN + t), barrier);
             }
-            wait_barrier<true>(sent, 0);
+            wait_barrier<true>(stages.sent(), 0);
 #pragma unroll
             for (uint32_t own = 0; own < PARTS; ++own) {
                 if (own != part) continue;

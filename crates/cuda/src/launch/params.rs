@@ -201,7 +201,7 @@ pub(crate) struct WidenCodesParams {
     pub(crate) floor: f32,
 }
 
-/// `WarpgroupParams` of `matmul/warpgroups.cuh`.
+/// `WarpgroupParams` of `matmul/warpgroups_stages.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct WarpgroupParams {

@@ -53,7 +53,7 @@ fn parameters_lie_where_the_kernels_read_them() {
     twin!("matmul/decode_codes.cu", WidenCodesParams, 48, {
         x: 0, to: 8, x_stride: 16, groups: 24, row_groups: 28, by_row: 32, floor: 40,
     });
-    twin!("matmul/warpgroups.cuh", WarpgroupParams, 256, {
+    twin!("matmul/warpgroups_stages.cuh", WarpgroupParams, 256, {
         x: 0, step: 128, rows: 224,
     });
     twin!("matmul/codes.cuh", CodesParams, 384, {
