@@ -242,6 +242,11 @@ impl CudaWeight {
         })
     }
 
+    /// The scales of whole blocks of 128 x 128, as cublasLt reads them, where there are.
+    pub(crate) fn block_scales(&self) -> Option<&CudaBuffer> {
+        self.scales.as_ref()?.blocks.as_ref()
+    }
+
     /// The bytes that a matmul reads: of experts those of one.
     pub(crate) fn bytes(&self) -> usize {
         if let Some(stack) = &self.stack {

@@ -84,17 +84,17 @@ impl CudaBackend {
             weight,
             act: &act,
         };
-        let Some(plan) = self.matmuls.codes_plan(&call) else {
+        let Some(plan) = self.matmuls.codes_plan(&call)? else {
             return Ok(false);
         };
         let (stream, options) = (self.stream.cu_stream(), self.quantizing());
         // SAFETY: the call has been checked against the views, whose memory lives until the stream has run it, and
         // codes and scales are less than `scratch`, two bytes a number; the plan is the call's.
-        let done = unsafe {
+        unsafe {
             self.quantizers
                 .enqueue_quantize(stream, quant, &x, &codes, options)?;
-            self.matmuls.activate_codes(stream, plan, &call)?
-        };
-        Ok(done)
+            self.matmuls.activate_codes(stream, &plan)?;
+        }
+        Ok(true)
     }
 }

@@ -19,7 +19,7 @@ use swiglu_core::{
 use super::{
     call::{Matmuls, problem},
     code_tiles::{ActivatedCodes, CodeTilesStep},
-    codes::{CodesPlan, CodesProblem},
+    codes::{CodesKernels, CodesPlan, CodesProblem},
     packed::Around,
     plan::{GatedPlan, MatmulFacts, MatmulPlan, MatmulProblem, PackedPlan},
     step::{StepActivation, StepKind, StepPlan},
@@ -123,6 +123,15 @@ pub(crate) struct CodesCall<'a> {
     pub(crate) act: &'a RawQuantized,
 }
 
+/// Such a call as one kernel takes it.
+pub(crate) struct PlannedCodes<'a> {
+    kernels: &'a CodesKernels,
+    step: CodeTilesStep,
+    x: &'a RawQuantized,
+    weight: (&'a CudaWeight, u64),
+    activated: ActivatedCodes<'a>,
+}
+
 /// The codes of \[rows, cols\] numbers, in memory that would hold them as bf16.
 pub(crate) fn codes_in(memory: &RawMatrix, quant: &Quantization) -> RawQuantized {
     let RowLayout { rows, cols, .. } = memory.layout;
@@ -137,7 +146,13 @@ pub(crate) fn codes_in(memory: &RawMatrix, quant: &Quantization) -> RawQuantized
 
 impl Matmuls {
     /// How one kernel takes a call from codes to codes; none where it is several.
-    pub(crate) fn codes_plan(&self, call: &CodesCall<'_>) -> Option<CodeTilesStep> {
+    ///
+    /// # Errors
+    /// A weight of another context.
+    pub(crate) fn codes_plan<'a>(
+        &'a self,
+        call: &CodesCall<'a>,
+    ) -> Result<Option<PlannedCodes<'a>>> {
         let CodesCall {
             op,
             quant,
@@ -145,52 +160,52 @@ impl Matmuls {
             weight,
             act,
         } = *call;
-        ActivatedCodes::new(op, quant, weight.rows / 2, act)?;
-        let blocks = weight.scales.as_ref().and_then(|s| s.blocks.as_ref());
+        let activated = ActivatedCodes::new(op, quant, weight.rows / 2, act);
+        let (Some(kernels), Some(blocks), Some(activated)) =
+            (self.codes(), weight.block_scales(), activated)
+        else {
+            return Ok(None);
+        };
         let starts = x.first() | x.codes_layout.stride as u64;
         let problem = CodesProblem {
             t: x.codes_layout.rows,
             n: weight.rows,
             k: weight.cols,
             group: quant.group(),
-            w_in_blocks: blocks.is_some(),
+            w_in_blocks: true,
             aligned: starts.is_multiple_of(16),
             scales_in_columns: false,
             scratch_aligned: false,
         };
-        CodesPlan::activated(&problem, self.facts())
+        let Some(step) = CodesPlan::activated(&problem, self.facts()) else {
+            return Ok(None);
+        };
+        self.check_weight(weight)?;
+        Ok(Some(PlannedCodes {
+            kernels,
+            step,
+            x,
+            weight: (weight, blocks.address()),
+            activated,
+        }))
     }
 
-    /// Enqueues a call from codes to codes; false where there are no kernels for it.
+    /// Enqueues a call from codes to codes.
     ///
     /// # Safety
-    /// As [`Self::matmul`]; the plan is this call's.
+    /// As [`Self::matmul`].
     pub(crate) unsafe fn activate_codes(
         &self,
         stream: sys::CUstream,
-        plan: CodeTilesStep,
-        call: &CodesCall<'_>,
-    ) -> Result<bool> {
-        let CodesCall {
-            op,
-            quant,
-            x,
-            weight,
-            act,
-        } = *call;
-        let blocks = weight.scales.as_ref().and_then(|s| s.blocks.as_ref());
-        let activated = ActivatedCodes::new(op, quant, weight.rows / 2, act);
-        let (Some(kernels), Some(blocks), Some(activated)) = (self.codes(), blocks, activated)
-        else {
-            return Ok(false);
-        };
+        plan: &PlannedCodes<'_>,
+    ) -> Result<()> {
         self.bind()?;
-        // SAFETY: by this function's contract.
+        let (step, x, weight) = (plan.step, plan.x, plan.weight);
+        // SAFETY: by this function's contract; the plan is of this call.
         unsafe {
-            let weight = (weight, blocks.address());
-            kernels.activate_tiles(stream, plan, x, weight, &activated)?;
+            plan.kernels
+                .activate_tiles(stream, step, x, weight, &plan.activated)
         }
-        Ok(true)
     }
 
     /// What a call runs; none where it is several.

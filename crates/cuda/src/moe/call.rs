@@ -116,7 +116,7 @@ impl Moe {
     /// are there: [`Self::sum`] may be told so if it follows.
     ///
     /// # Safety
-    /// As [`Self::route`]. `sorted_before`: the kernel before this call lets the next one start only when the routes
+    /// As [`Self::logits`]. `sorted_before`: the kernel before this call lets the next one start only when the routes
     /// are there.
     #[allow(clippy::too_many_arguments)] // Those of the call.
     pub(crate) unsafe fn gated(
@@ -176,7 +176,7 @@ impl Moe {
     /// Enqueues the second half and the sum.
     ///
     /// # Safety
-    /// As [`Self::route`]. `sorted_before` is what [`Self::gated`] returned of a call with these routes that this one
+    /// As [`Self::logits`]. `sorted_before` is what [`Self::gated`] returned of a call with these routes that this one
     /// follows on the stream, or false.
     #[allow(clippy::too_many_arguments)] // Those of the call.
     pub(crate) unsafe fn sum(

@@ -35,8 +35,7 @@ impl Matmuls {
         y: &RawMatrix,
     ) -> Result<bool> {
         self.check_weight(weight)?;
-        let blocks = weight.scales.as_ref().and_then(|s| s.blocks.as_ref());
-        let Some(blocks) = blocks else {
+        let Some(blocks) = weight.block_scales() else {
             return Ok(false);
         };
         let (t, y_stride) = (x.codes_layout.rows, y.layout.stride * y.float.size());
@@ -57,27 +56,21 @@ impl Matmuls {
         };
         x.check_places()?;
         self.bind()?;
-        let scales = match plan {
-            CodesPlan::Own(step) => {
-                let Some(kernels) = &self.loaded.codes else {
-                    return Ok(false);
-                };
-                let weight = (weight, blocks.address());
+        let own = (weight, blocks.address());
+        let scales = match (plan, &self.loaded.codes) {
+            (CodesPlan::Own(step), Some(kernels)) => {
                 // SAFETY: by this function's contract; the plan is of this call.
-                unsafe { kernels.multiply(stream, step, x, weight, y) }?;
+                unsafe { kernels.multiply(stream, step, x, own, y) }?;
                 return Ok(true);
             }
-            CodesPlan::Tiles(step) => {
-                let Some(kernels) = &self.loaded.codes else {
-                    return Ok(false);
-                };
-                let weight = (weight, blocks.address());
-                // SAFETY: by this function's contract; the plan is of this call.
-                unsafe { kernels.multiply_tiles(stream, step, x, weight, y) }?;
+            (CodesPlan::Tiles(step), Some(kernels)) => {
+                // SAFETY: as above.
+                unsafe { kernels.multiply_tiles(stream, step, x, own, y) }?;
                 return Ok(true);
             }
-            CodesPlan::ScalesInPlace => x.scales,
-            CodesPlan::ScalesInScratch => {
+            (CodesPlan::Own(_) | CodesPlan::Tiles(_), None) => return Ok(false),
+            (CodesPlan::ScalesInPlace, _) => x.scales,
+            (CodesPlan::ScalesInScratch, _) => {
                 // SAFETY: by this function's contract; T · K / 128 floats are less than T · K
                 // halves.
                 if !unsafe { quantizers.scales_to_columns(stream, quant, x, scratch)? } {
