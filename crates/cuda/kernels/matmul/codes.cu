@@ -1,5 +1,5 @@
-// The kernels of codes by FP8 weights in rows, for Hopper: codes.cuh and code_tiles.cuh.
-#include "code_tiles.cuh"
+// The kernels of codes by FP8 weights in rows, for Hopper: codes.cuh, code_tiles.cuh and large_code_tiles.cuh.
+#include "large_code_tiles.cuh"
 
 #if __CUDA_ARCH__ == 900
 // Kernels are named codes_<rows>_rows_<tokens>_tokens. src/matmul/codes.rs has this table.
@@ -28,4 +28,14 @@ KERNEL(128, 128, 1, 6, 4)
     }
 TILES(64, 8, 3)
 TILES(128, 6, 3)
+
+// Of large tiles, in the same table. A warpgroup copies, as registers are dealt out among them.
+#define LARGE_TILES(TOKENS, STAGES, BEFORE)                                                    \
+    extern "C" __global__ void __cluster_dims__(2)                                             \
+    __launch_bounds__(32 * LargeCodeTilesShape<TOKENS, STAGES>::WARPS + 128, 1)                \
+    code_tiles_##TOKENS##_tokens(const __grid_constant__ CodeTilesParams p) {                  \
+        multiply_large_code_tiles<TOKENS, STAGES, BEFORE>(p);                                  \
+    }
+LARGE_TILES(192, 5, 2)
+LARGE_TILES(256, 4, 2)
 #endif

@@ -1,4 +1,5 @@
-//! Matmuls of codes of more tokens than `codes.rs` has kernels for: `code_tiles.cuh`, in the module of `codes.cu`.
+//! Matmuls of codes of more tokens than `codes.rs` has kernels for: `code_tiles.cuh` and `large_code_tiles.cuh`, in the module of
+//! `codes.cu`.
 
 use std::fmt;
 
@@ -34,7 +35,7 @@ const CLUSTER: usize = 2;
 /// Cycles of a block beside its stages, about: it starts, waits for the first stage, and stores its sums.
 const AROUND: usize = 5000;
 
-/// A kernel of `code_tiles.cuh`.
+/// A kernel of `code_tiles.cuh`, or of `large_code_tiles.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CodeTilesKernel {
     /// Of a block, at most.
@@ -43,7 +44,7 @@ pub(super) struct CodeTilesKernel {
 }
 
 impl CodeTilesKernel {
-    pub(super) const ALL: [Self; 2] = [
+    pub(super) const ALL: [Self; 4] = [
         Self {
             tokens: 64,
             stages: 8,
@@ -52,14 +53,34 @@ impl CodeTilesKernel {
             tokens: 128,
             stages: 6,
         },
+        Self {
+            tokens: 192,
+            stages: 5,
+        },
+        Self {
+            tokens: 256,
+            stages: 4,
+        },
     ];
 
     pub(super) fn name(self) -> String {
         format!("code_tiles_{}_tokens", self.tokens)
     }
 
-    /// Two warpgroups, which take the stages in turns or have 64 tokens each, and a warp that copies.
-    const THREADS: u32 = 2 * 128 + 32;
+    /// Whether it is of `large_code_tiles.cuh`.
+    const fn is_large(self) -> bool {
+        self.tokens > 128
+    }
+
+    /// Two warpgroups, which take the stages in turns or have 64 tokens each, and a warp that copies. Of large tiles two
+    /// or three, of 64 tokens once or twice, and one that copies and leaves them its registers.
+    const fn threads(self) -> u32 {
+        match self.tokens {
+            192 => 4 * 128,
+            256 => 3 * 128,
+            _ => 2 * 128 + 32,
+        }
+    }
 
     /// Sets of warpgroups, which take stages in turns.
     const fn sets(self) -> usize {
@@ -67,16 +88,18 @@ impl CodeTilesKernel {
     }
 
     /// Bytes of dynamic shared memory of a block: stages, or the sums that take their place, barriers, the largest
-    /// magnitudes of the other block's tokens, and the scales of the weight and of tokens.
+    /// magnitudes of the other block's tokens, and the scales of the weight and of tokens. Large tiles leave sums and scales
+    /// of tokens in registers.
     const fn shared(self, k: usize) -> usize {
         let ring = self.stages * (self.tokens + ROWS) * STAGE;
+        let barriers = 16 * self.stages + 16;
+        let units = k.div_ceil(STAGE);
+        if self.is_large() {
+            return ring + barriers + 4 * self.tokens + 8 * units;
+        }
         let sums = self.sets() * self.tokens * (ROWS + 8) * 4;
         let first = if ring > sums { ring } else { sums };
-        first
-            + 16 * self.stages
-            + 16
-            + 4 * self.tokens
-            + (8 + 4 * (self.tokens + 1)) * k.div_ceil(STAGE)
+        first + barriers + 4 * self.tokens + (8 + 4 * (self.tokens + 1)) * units
     }
 
     /// Cycles that a stage keeps shared memory busy: it is written, and 64 tokens' products read both operands.
@@ -93,7 +116,8 @@ pub(crate) struct CodeTilesStep {
     place: usize,
     blocks: [u32; 2],
     shared: u32,
-    /// Tokens of a block: one that has fewer than the kernel's has all.
+    /// Tokens that a copy brings: those of a block, which has all where they are fewer than the kernel's. The blocks of a
+    /// cluster of large tiles bring half of their tokens each.
     rows: u32,
 }
 
@@ -109,7 +133,11 @@ impl CodeTilesStep {
         let kernels = CodeTilesKernel::ALL.iter().enumerate();
         let fits = kernels.filter(|(_, kernel)| kernel.shared(k) <= super::codes::MOST_SHARED);
         let (place, kernel) = fits.min_by_key(|(_, kernel)| cycles(kernel))?;
-        let rows = kernel.tokens.min(t.next_multiple_of(8));
+        let rows = if kernel.is_large() {
+            kernel.tokens / 2
+        } else {
+            kernel.tokens.min(t.next_multiple_of(8))
+        };
         let blocks = [clusters.checked_mul(CLUSTER)?, t.div_ceil(kernel.tokens)];
         let [columns, tiles] = blocks.map(u32::try_from);
         // As many rows of blocks as a launch may have.
@@ -260,7 +288,7 @@ impl CodesKernels {
     ) -> Result<()> {
         let grid = Grid {
             blocks: plan.blocks,
-            threads: CodeTilesKernel::THREADS,
+            threads: CodeTilesKernel::ALL[plan.place].threads(),
             shared: plan.shared,
             programmatic: true,
         };
@@ -305,11 +333,12 @@ mod tests {
     #[test]
     fn the_table_is_that_of_the_kernels() {
         let source = include_str!("../../kernels/matmul/codes.cu");
-        let lines = source.lines().filter(|line| line.starts_with("TILES("));
-        let lines: Vec<&str> = lines.collect();
+        let is_entry = |line: &&str| ["TILES(", "LARGE_TILES("].iter().any(|of| line.starts_with(of));
+        let lines: Vec<&str> = source.lines().filter(is_entry).collect();
         assert_eq!(lines.len(), CodeTilesKernel::ALL.len());
         for (line, kernel) in lines.iter().zip(CodeTilesKernel::ALL) {
-            let of = format!("TILES({}, {}, ", kernel.tokens, kernel.stages);
+            let large = if kernel.is_large() { "LARGE_" } else { "" };
+            let of = format!("{large}TILES({}, {}, ", kernel.tokens, kernel.stages);
             assert!(line.starts_with(&of), "{line} is not {of}");
         }
     }
@@ -327,7 +356,14 @@ mod tests {
         assert_eq!(flash(256), of(64, "32 x 4"));
         assert_eq!(flash(257), of(128, "32 x 3"));
         assert_eq!(flash(512), of(128, "32 x 4"));
-        assert_eq!(flash(1024), of(128, "32 x 8"));
+        // One round of large tiles is less than two of others.
+        assert_eq!(flash(513), of(192, "32 x 3"));
+        assert_eq!(flash(768), of(192, "32 x 4"));
+        assert_eq!(flash(769), of(256, "32 x 4"));
+        assert_eq!(flash(1024), of(256, "32 x 4"));
+        assert_eq!(flash(1025), of(192, "32 x 6"));
+        assert_eq!(flash(1536), of(192, "32 x 8"));
+        assert_eq!(flash(2048), of(256, "32 x 8"));
         assert_eq!(flash(0), None);
         // 24 clusters' tiles of 64 tokens are two rounds from 129 tokens on.
         let pro = |t| named(t, [6144, 7168]);
@@ -339,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_block_fits_a_multiprocessor() {
-        let [small, large] = CodeTilesKernel::ALL;
+        let [small, large, three, four] = CodeTilesKernel::ALL;
         assert_eq!(
             small.shared(4096),
             8 * (192 * 128 + 16) + 16 + 256 + 32 * (8 + 260)
@@ -348,7 +384,17 @@ mod tests {
             large.shared(4096),
             6 * (256 * 128 + 16) + 16 + 512 + 32 * (8 + 516)
         );
-        assert_eq!((small.stage(), large.stage()), (384, 640));
+        assert_eq!(
+            [three, four].map(|kernel| kernel.shared(4096)),
+            [
+                5 * (320 * 128 + 16) + 16 + 768 + 32 * 8,
+                4 * (384 * 128 + 16) + 16 + 1024 + 32 * 8
+            ]
+        );
+        let stages = CodeTilesKernel::ALL.map(CodeTilesKernel::stage);
+        assert_eq!(stages, [384, 640, 896, 1152]);
+        let threads = CodeTilesKernel::ALL.map(CodeTilesKernel::threads);
+        assert_eq!(threads, [288, 288, 512, 384]);
         // So much k that the scales of the weight do not fit beside the stages.
         assert_eq!(CodeTilesStep::new(64, [128, 1 << 20], 132), None);
     }

@@ -263,7 +263,7 @@ impl CodesPlan {
 }
 
 /// Tokens beyond which cublasLt was faster on an H200; by wide weights it was for any that `codes.cuh` has no kernels for.
-const MOST_TILED: usize = 512;
+const MOST_TILED: usize = 4096;
 
 impl fmt::Display for CodesPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -242,7 +242,7 @@ impl Activated<'_> {
     }
 }
 
-/// Both tiles, tokens at their edges, a weight of few tiles and of many, groups that end with their cluster and rows that
+/// All tiles, tokens at their edges, a weight of few tiles and of many, groups that end with their cluster and rows that
 /// do not, and a k that is no whole stages.
 #[test]
 fn one_kernel_gives_the_codes_of_three() {
@@ -255,8 +255,9 @@ fn one_kernel_gives_the_codes_of_three() {
     let many = [129, 256].map(|t| [t, 400, 2048]);
     let clamped = GatedActivation::deepseek_v4();
     let unclamped = GatedActivation::silu_and_mul();
-    let (all, mut taken) = (few.len() + many.len(), 0);
-    for (n, shape) in few.into_iter().chain(many).enumerate() {
+    let large = [513, 767, 768, 769, 1000, 1024, 1025].map(|t| [t, 272, 2048]);
+    let (all, mut taken) = (few.len() + many.len() + large.len(), 0);
+    for (n, shape) in few.into_iter().chain(many).chain(large).enumerate() {
         let mut mlp = Mlp::new(quant, 128, shape);
         let [t, h, _] = shape;
         (mlp.x[3], mlp.x[(t - 1) * h + 7]) = (bf16::NAN, bf16::INFINITY);

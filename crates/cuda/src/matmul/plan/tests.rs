@@ -403,7 +403,7 @@ fn plans_print_the_kernels_names() {
 }
 
 const CODES: CodesProblem = CodesProblem {
-    t: 1024,
+    t: 8192,
     n: 512,
     k: 1024,
     group: 128,
@@ -445,7 +445,8 @@ fn codes_of_few_tokens_take_kernels_of_our_own() {
     let alone = ON_FP8.without_library();
     assert!(matches!(of(4, &alone), Some(CodesPlan::Own(_))));
     assert!(matches!(of(260, &alone), Some(CodesPlan::Tiles(_))));
-    assert_eq!(of(513, &alone), None);
+    assert!(matches!(of(4096, &alone), Some(CodesPlan::Tiles(_))));
+    assert_eq!(of(4097, &alone), None);
     assert_eq!(of(4, &HOPPER), None);
     let mut other = ON_FP8;
     other.capability.minor = 1;
@@ -461,7 +462,7 @@ fn tiles_of_whole_groups_are_activated() {
         assert!(of(t, n).is_some());
     }
     // Few tokens, many, a gate that ends within a block of scales, and a weight of many tiles.
-    let several = [of(128, 512), of(516, 512), of(256, 640), of(256, 6144)];
+    let several = [of(128, 512), of(4100, 512), of(256, 640), of(256, 6144)];
     assert_eq!(several, [None; 4]);
 }
 
@@ -473,7 +474,7 @@ fn codes_that_do_not_fit_are_widened() {
         CodesPlan::new(&problem, &ON_FP8)
     };
     let changes: [fn(&mut CodesProblem); 8] = [
-        |p| p.t = 1022,
+        |p| p.t = 8190,
         |p| p.t = 0,
         |p| p.n = 510,
         |p| p.k = 1032,
