@@ -44,6 +44,13 @@ __device__ __forceinline__ float inverse_power(uint32_t byte) {
     return __uint_as_float(byte == 255 ? 0x7fc00000u : (254 - byte) << 23);
 }
 
+// The inverse of the power of two that `power_of_two_scale` has the byte of, in fewer steps from its argument: 254 less the
+// byte, as an exponent.
+__device__ __forceinline__ float inverse_scale(uint32_t amax) {
+    const uint32_t inverse = (262u << 23) - ((amax + 0x1fffffu) & 0xff800000u);
+    return __uint_as_float(amax < 0x7f800000u ? inverse : 0x7fc00000u);
+}
+
 __device__ __forceinline__ float power(uint32_t byte) {
     const uint32_t subnormal = 0x00400000u;
     return __uint_as_float(byte == 255 ? 0x7fc00000u : byte == 0 ? subnormal : byte << 23);

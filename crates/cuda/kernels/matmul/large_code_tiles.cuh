@@ -118,9 +118,9 @@ __device__ __forceinline__ void store_activated(const CodeTilesParams& params, f
     }
 }
 
-// The sums of a warp's tokens, in 16 bits: a lane stores eight that follow one another.
+// The sums of a warp's tokens, in 16 bits: a lane stores eight that follow one another. n is a multiple of eight.
 template <typename T, int PARTS>
-__device__ __forceinline__ void store_rows(
+__device__ __forceinline__ void store_tokens(
     const CodesParams& p, const float (&sum)[PARTS][64], uint32_t token0, uint32_t of_warp, uint32_t tokens) {
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
 #pragma unroll
@@ -148,9 +148,7 @@ __device__ __forceinline__ void store_rows(
                     }
                     turn_words(words);
                     const uint32_t n = row + 8 * q;
-                    if (token >= tokens || n >= p.n) continue;
-                    if (n + 8 <= p.n) *(uint4*)(y + n) = make_uint4(words[0], words[1], words[2], words[3]);
-                    else *(uint2*)(y + n) = make_uint2(words[0], words[1]);
+                    if (token < tokens && n < p.n) *(uint4*)(y + n) = make_uint4(words[0], words[1], words[2], words[3]);
                 }
             }
         }
@@ -309,11 +307,11 @@ __device__ __forceinline__ void multiply_large_code_tiles(const CodeTilesParams&
         const uint32_t* const theirs = (const uint32_t*)(memory + Shape::LARGEST);
         store_activated(params, sum, theirs, token0, of_warp, tokens, compared);
     } else if (p.y_type == Y_F32) {
-        store_rows<float>(p, sum, token0, of_warp, tokens);
+        store_tokens<float>(p, sum, token0, of_warp, tokens);
     } else if (p.y_type == Y_F16) {
-        store_rows<f16>(p, sum, token0, of_warp, tokens);
+        store_tokens<f16>(p, sum, token0, of_warp, tokens);
     } else {
-        store_rows<bf16>(p, sum, token0, of_warp, tokens);
+        store_tokens<bf16>(p, sum, token0, of_warp, tokens);
     }
     // No block leaves while the other may still send to it.
     __syncwarp();

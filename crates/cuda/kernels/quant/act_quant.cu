@@ -134,22 +134,25 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
 }
 
 // Kernels are named quant_<function>_<clamp>_<layout>_<type>_<rounding>_<access>. DeepSeek's activations have forms
-// besides that know their scales, of 4, 8 and 16 elements a thread: which is fastest depends on the size of the call.
-#define KERNEL(NAME, ELEMENTS, ALIGNED, KNOWN, F, C, T, EAGER, INTERLEAVED)                         \
-    extern "C" __global__ void __launch_bounds__(512) NAME(const __grid_constant__ QuantParams p) { \
-        using P = Part<T, ELEMENTS>;                                                                \
-        act_and_quantize<F, Clamp::C, T, EAGER, INTERLEAVED, P, ALIGNED, Known::KNOWN>(p);          \
+// besides that know their scales, of 4, 8 and 16 elements a thread: which is fastest depends on the size of the call. Of few
+// outputs one of 8 elements that has 32 registers and not 40 is.
+#define KERNEL(NAME, BOUNDS, ELEMENTS, ALIGNED, KNOWN, F, C, T, EAGER, INTERLEAVED)                     \
+    extern "C" __global__ void __launch_bounds__ BOUNDS NAME(const __grid_constant__ QuantParams p) {   \
+        using P = Part<T, ELEMENTS>;                                                                    \
+        act_and_quantize<F, Clamp::C, T, EAGER, INTERLEAVED, P, ALIGNED, Known::KNOWN>(p);              \
     }
-#define ANY_SCALES(NAME, ...)                              \
-    KERNEL(NAME##_element, 4, false, Nothing, __VA_ARGS__) \
-    KERNEL(NAME##_vectors, 8, true, Nothing, __VA_ARGS__)
-#define KNOWN_SCALES(NAME, ...)                         \
-    KERNEL(NAME##_4_e8m0, 4, true, E8m0, __VA_ARGS__)   \
-    KERNEL(NAME##_8_e8m0, 8, true, E8m0, __VA_ARGS__)   \
-    KERNEL(NAME##_16_e8m0, 16, true, E8m0, __VA_ARGS__) \
-    KERNEL(NAME##_4_f32, 4, true, F32, __VA_ARGS__)     \
-    KERNEL(NAME##_8_f32, 8, true, F32, __VA_ARGS__)     \
-    KERNEL(NAME##_16_f32, 16, true, F32, __VA_ARGS__)
+#define ANY_SCALES(NAME, ...)                                     \
+    KERNEL(NAME##_element, (512), 4, false, Nothing, __VA_ARGS__) \
+    KERNEL(NAME##_vectors, (512), 8, true, Nothing, __VA_ARGS__)
+#define KNOWN_SCALES(NAME, ...)                                      \
+    KERNEL(NAME##_4_e8m0, (512), 4, true, E8m0, __VA_ARGS__)         \
+    KERNEL(NAME##_8_few_e8m0, (512, 4), 8, true, E8m0, __VA_ARGS__)  \
+    KERNEL(NAME##_8_e8m0, (512), 8, true, E8m0, __VA_ARGS__)         \
+    KERNEL(NAME##_16_e8m0, (512), 16, true, E8m0, __VA_ARGS__)       \
+    KERNEL(NAME##_4_f32, (512), 4, true, F32, __VA_ARGS__)           \
+    KERNEL(NAME##_8_few_f32, (512, 4), 8, true, F32, __VA_ARGS__)    \
+    KERNEL(NAME##_8_f32, (512), 8, true, F32, __VA_ARGS__)           \
+    KERNEL(NAME##_16_f32, (512), 16, true, F32, __VA_ARGS__)
 #define TYPES(ACCESSES, NAME, F, C, INTERLEAVED)                    \
     ACCESSES(NAME##_f32_official, F, C, float, false, INTERLEAVED)  \
     ACCESSES(NAME##_f16_official, F, C, f16, false, INTERLEAVED)    \

@@ -103,3 +103,12 @@ using f32 = float;
 ACCESSES(f32)
 ACCESSES(f16)
 ACCESSES(bf16)
+
+// Of many numbers a thread has more.
+#define MANY(T)                                                                 \
+    extern "C" __global__ void __launch_bounds__(512, 4)                        \
+    quantize_##T##_many(const __grid_constant__ QuantParams p) {                \
+        quantize<T, Part<T, 16>, true>(p);                                      \
+    }
+MANY(f16)
+MANY(bf16)

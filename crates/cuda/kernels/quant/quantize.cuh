@@ -168,7 +168,7 @@ __device__ __forceinline__ void write_quantized(
     uint32_t scale;
     if (bytes) {
         scale = power_of_two_scale(amax);
-        const float inverse = inverse_power(scale);
+        const float inverse = inverse_scale(amax);
 #pragma unroll
         for (int j = 0; j < ELEMENTS; ++j) y[j] *= inverse;
     } else {

@@ -122,6 +122,11 @@ pub(crate) struct CodeTilesStep {
 }
 
 impl CodeTilesStep {
+    /// Whether all blocks run at once.
+    pub(super) const fn at_once(&self, multiprocessors: u32) -> bool {
+        self.blocks[0] as u64 * self.blocks[1] as u64 <= multiprocessors as u64
+    }
+
     /// The plan of so many tokens; none where there are none, or k is too long.
     pub(super) fn new(t: usize, [n, k]: [usize; 2], multiprocessors: u32) -> Option<Self> {
         let clusters = n.div_ceil(ROWS * CLUSTER);
@@ -131,8 +136,12 @@ impl CodeTilesStep {
             rounds * (k.div_ceil(STAGE) * kernel.stage() + AROUND)
         };
         let kernels = CodeTilesKernel::ALL.iter().enumerate();
-        let fits = kernels.filter(|(_, kernel)| kernel.shared(k) <= super::codes::MOST_SHARED);
-        let (place, kernel) = fits.min_by_key(|(_, kernel)| cycles(kernel))?;
+        let fits = |kernel: &CodeTilesKernel| {
+            let whole = !kernel.is_large() || n.is_multiple_of(8);
+            whole && kernel.shared(k) <= super::codes::MOST_SHARED
+        };
+        let fitting = kernels.filter(|(_, kernel)| fits(kernel));
+        let (place, kernel) = fitting.min_by_key(|(_, kernel)| cycles(kernel))?;
         let rows = if kernel.is_large() {
             kernel.tokens / 2
         } else {
@@ -333,7 +342,11 @@ mod tests {
     #[test]
     fn the_table_is_that_of_the_kernels() {
         let source = include_str!("../../kernels/matmul/codes.cu");
-        let is_entry = |line: &&str| ["TILES(", "LARGE_TILES("].iter().any(|of| line.starts_with(of));
+        let is_entry = |line: &&str| {
+            ["TILES(", "LARGE_TILES("]
+                .iter()
+                .any(|of| line.starts_with(of))
+        };
         let lines: Vec<&str> = source.lines().filter(is_entry).collect();
         assert_eq!(lines.len(), CodeTilesKernel::ALL.len());
         for (line, kernel) in lines.iter().zip(CodeTilesKernel::ALL) {
@@ -365,6 +378,8 @@ mod tests {
         assert_eq!(flash(1536), of(192, "32 x 8"));
         assert_eq!(flash(2048), of(256, "32 x 8"));
         assert_eq!(flash(0), None);
+        // Large ones store eight rows of the weight at once.
+        assert_eq!(named(1024, [4092, 4096]), of(128, "32 x 8"));
         // 24 clusters' tiles of 64 tokens are two rounds from 129 tokens on.
         let pro = |t| named(t, [6144, 7168]);
         assert_eq!(pro(128), of(64, "48 x 2"));

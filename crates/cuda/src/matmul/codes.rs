@@ -237,9 +237,13 @@ impl CodesPlan {
             if let Some(step) = CodesStep::new(t, shape, facts.multiprocessors) {
                 return Some(Self::Own(step));
             }
-            let tiles = || CodeTilesStep::new(t, shape, facts.multiprocessors);
-            let tiled = t <= MOST_TILED && !is_wide(n, facts.multiprocessors);
-            if let Some(step) = tiled.then(tiles).flatten() {
+            let is_wide = is_wide(n, facts.multiprocessors);
+            let is_faster = |step: &CodeTilesStep| match is_wide {
+                false => t <= MOST_TILED,
+                true => t > FEW_OF_WIDE && step.at_once(facts.multiprocessors),
+            };
+            let step = CodeTilesStep::new(t, shape, facts.multiprocessors);
+            if let Some(step) = step.filter(is_faster) {
                 return Some(Self::Tiles(step));
             }
         }
@@ -262,8 +266,11 @@ impl CodesPlan {
     }
 }
 
-/// Tokens beyond which cublasLt was faster on an H200; by wide weights it was for any that `codes.cuh` has no kernels for.
+/// Tokens beyond which cublasLt was not slower on an H200.
 const MOST_TILED: usize = 4096;
+
+/// The same by wide weights, up to which cublasLt was faster; beyond it is where tiles do not run at once.
+const FEW_OF_WIDE: usize = 256;
 
 impl fmt::Display for CodesPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -37,6 +37,8 @@ type Known = [Function; KnownElements::ALL.len()];
 struct QuantKernels {
     element: Function,
     vectors: Function,
+    /// Of a quantization of 16 bits.
+    many: Option<Function>,
     /// Of tuned forms, by the format of the scales.
     known: Option<[Known; ScaleFormat::ALL.len()]>,
 }
@@ -47,6 +49,7 @@ impl QuantKernels {
         Ok(Self {
             element: module.function(&format!("{name}_element"))?,
             vectors: module.function(&format!("{name}_vectors"))?,
+            many: None,
             known: None,
         })
     }
@@ -59,7 +62,7 @@ impl QuantKernels {
             let mut known = [[kernels.vectors; KnownElements::ALL.len()]; ScaleFormat::ALL.len()];
             for (of_format, format) in known.iter_mut().zip(ScaleFormat::ALL) {
                 for (kernel, elements) in of_format.iter_mut().zip(KnownElements::ALL) {
-                    let elements = elements.count();
+                    let elements = elements.name();
                     *kernel = module.function(&format!("{name}_{elements}_{format}"))?;
                 }
             }
@@ -68,12 +71,22 @@ impl QuantKernels {
         Ok(kernels)
     }
 
+    /// The plan for so many numbers without an activation.
+    fn plan_of_numbers(&self, quant: &Quantization, vectors: bool, count: u64) -> QuantPlan {
+        match self.many {
+            Some(_) => QuantPlan::of_halves(vectors, quant.group(), count),
+            None => QuantPlan::of_numbers(vectors, count),
+        }
+    }
+
     /// What the plan of a call depends on.
     fn call(&self, op: &GatedActivation, quant: &Quantization, call: &RawQuantCall) -> FusedCall {
         FusedCall {
             tuned: self.known.is_some(),
             counts: op.limit().is_some() && call.hits.is_some(),
             has_options: call.route.is_some() || call.batches.is_some() || !quant.materialize(),
+            halves: call.input.float().size() == 2,
+            powers: quant.format() == ScaleFormat::E8M0,
         }
     }
 
@@ -82,6 +95,7 @@ impl QuantKernels {
         match kernel {
             QuantKernel::Element => Some(self.element),
             QuantKernel::Vectors => Some(self.vectors),
+            QuantKernel::Many => self.many,
             QuantKernel::Known(elements) => {
                 self.known.map(|k| k[format as usize][elements as usize])
             }
@@ -117,6 +131,11 @@ impl Quantizers {
             let of_type = |t: Float| QuantKernels::load(&module, &format!("{name}_{t}"));
             Float::ALL.into_iter().map(of_type).collect()
         };
+        let mut quantize = of_types("quantize")?;
+        for float in [Float::F16, Float::BF16] {
+            let name = format!("quantize_{float}_many");
+            quantize[float as usize].many = Some(module.function(&name)?);
+        }
         let forms = compiled_forms();
         let of_form = |form: &Form| -> Result<_> {
             let [a, b, c, d, e] = Rounded::ALL.map(|r| QuantKernels::load_fused(&fused, form, r));
@@ -124,7 +143,7 @@ impl Quantizers {
         };
         Ok(Self {
             context: context.clone(),
-            quantize: of_types("quantize")?,
+            quantize,
             dequantize: of_types("dequantize")?,
             columns: module.function("scales_to_f32_columns")?,
             fused: forms.0.iter().map(of_form).collect::<Result<_>>()?,
@@ -280,12 +299,9 @@ impl Quantizers {
         let params = QuantParams::new(quant, numbers, quantized);
         let (rows, d) = (numbers.layout.rows, numbers.layout.cols);
         let vectors = params.takes_vectors(numbers.float, rows);
-        let plan = QuantPlan::of_numbers(vectors, (rows * d) as u64);
-        let kernel = if vectors {
-            kernels.vectors
-        } else {
-            kernels.element
-        };
+        let plan = kernels.plan_of_numbers(quant, vectors, (rows * d) as u64);
+        let kernel = kernels.kernel(plan.kernel, quant.format());
+        let kernel = kernel.unwrap_or(kernels.element);
         let params = params.with_elements(quant, plan.elements());
         let of = (numbers.float, rows);
         // SAFETY: by the callers' contracts.
@@ -375,7 +391,8 @@ impl Quantizers {
         let count = (rows * d) as u64;
         let Some(op) = op else {
             let params = QuantParams::new(quant, &matrix(d), &output);
-            let plan = QuantPlan::of_numbers(params.takes_vectors(float, rows), count);
+            let vectors = params.takes_vectors(float, rows);
+            let plan = self.quantize[float as usize].plan_of_numbers(quant, vectors, count);
             return Some(format!("quantize_{float}: {plan}"));
         };
         let call = RawQuantCall {

@@ -464,6 +464,18 @@ fn tiles_of_whole_groups_are_activated() {
     // Few tokens, many, a gate that ends within a block of scales, and a weight of many tiles.
     let several = [of(128, 512), of(4100, 512), of(256, 640), of(256, 6144)];
     assert_eq!(several, [None; 4]);
+    // Of those of many tiles the ones that run at once: 2 of 48 blocks each, and 3.
+    let tiles = |t| of(t, 6144).map(|step| step.to_string());
+    let expected = |tokens: usize| format!("code_tiles_{tokens}_tokens: 48 x 2 blocks");
+    assert_eq!(
+        [tiles(257), tiles(384)],
+        [192; 2].map(|n| Some(expected(n)))
+    );
+    assert_eq!(
+        [tiles(385), tiles(512)],
+        [256; 2].map(|n| Some(expected(n)))
+    );
+    assert_eq!(tiles(513), None);
 }
 
 #[test]
