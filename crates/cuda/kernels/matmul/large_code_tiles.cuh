@@ -14,8 +14,8 @@
 
 // The shape of a block of 192 or 256 tokens.
 template <int TOKENS_, int STAGES> struct LargeCodeTilesShape {
-    static constexpr int TOKENS = TOKENS_, ROWS = 128, SETS = 1, PARTS = TOKENS == 256 ? 2 : 1, WARPS = TOKENS / PARTS / 16;
-    // Of a thread that multiplies: warps of a multiprocessor's quarter are those and one that copies, of 24.
+    static constexpr int TOKENS = TOKENS_, ROWS = 128, PARTS = TOKENS == 256 ? 2 : 1, WARPS = TOKENS / PARTS / 16;
+    // Of a thread that multiplies. One that copies keeps 24: all are what a multiprocessor has.
     static constexpr int REGISTERS = PARTS == 2 ? 240 : 160;
     static constexpr int X = TOKENS * CODES_K, W = ROWS * CODES_K;
     static constexpr int BARRIERS = STAGES * (X + W), LARGEST = BARRIERS + 16 * STAGES + 16, SCALES = LARGEST + TOKENS * 4;
@@ -26,8 +26,8 @@ __device__ __noinline__ void activate_wide(float (&y)[16], const float (&gate)[1
 #pragma unroll 1
     for (int i = 0; i < 16; ++i) y[i] = gated_wide<Silu, Clamp::Before, bf16>(gate[i], up[i], s);
 }
-// A lane's sixteen activations of a token, as pairs of bf16: of columns 2q and 2q + 1 of each eight. `h`: of token g or
-// g + 8, whose sums of gates and ups take turns by eights. Without a clamp the limit is infinite.
+// A lane's sixteen activations of a token, as pairs of bf16: of columns 2q and 2q + 1 of each eight. `h`: of token g or of
+// g + 8. Eights of gates and of ups take turns in `sum`. Without a clamp the limit is infinite.
 __device__ __forceinline__ void activate_token(const Scalars& s, const float (&sum)[64], int h, uint32_t (&to)[8]) {
     float gate[16], up[16], y[16];
     bool lost = false;
@@ -65,8 +65,7 @@ __device__ __forceinline__ uint4 codes_of(const uint32_t (&act)[8], float invers
         __byte_perm(words[0], words[1], 0x7632), __byte_perm(words[2], words[3], 0x7632));
 }
 
-// The results of a gate and its up half, of a warp's tokens from `of_warp` on. From registers: through shared memory they
-// would take longer than what they are made of takes to be fetched.
+// The results of a gate and its up half, of a warp's tokens: of each part's from `of_warp` and 64 further on.
 template <int PARTS>
 __device__ __forceinline__ void store_activated(const CodeTilesParams& params, float (&sum)[PARTS][64],
     const uint32_t* theirs, uint32_t token0, uint32_t of_warp, uint32_t tokens, uint32_t compared) {
@@ -137,7 +136,8 @@ __device__ __forceinline__ void store_tokens(
                     for (int j = 0; j < 4; ++j) {
                         const float* const from = sum[part] + 16 * i + 4 * j + 2 * h;
                         const uint32_t n = row + 8 * j + 2 * q;
-                        if (token < tokens && n < p.n) *(float2*)(y + n) = make_float2(narrow<float>(from[0]), narrow<float>(from[1]));
+                        if (token >= tokens || n >= p.n) continue;
+                        *(float2*)(y + n) = make_float2(narrow<float>(from[0]), narrow<float>(from[1]));
                     }
                 } else {
                     uint32_t words[4];

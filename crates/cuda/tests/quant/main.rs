@@ -8,3 +8,4 @@ mod device;
 mod matmuls;
 mod mlp;
 mod raw;
+mod sizes;
