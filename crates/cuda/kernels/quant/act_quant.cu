@@ -67,8 +67,7 @@ __device__ __noinline__ void count_hits(const QuantParams& p) {
     add_hits(p.hits, hits);
 }
 
-template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, typename P, bool ALIGNED, Known KNOWN,
-    bool SCALE_FIRST>
+template <typename F, Clamp C, typename T, bool EAGER, bool INTERLEAVED, typename P, bool ALIGNED, Known KNOWN>
 __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
     constexpr int N = P::N, VECTORS = P::VECTORS;
     Place<N> at = place<N, VECTORS>(p);
@@ -128,32 +127,32 @@ __device__ __forceinline__ void act_and_quantize(const QuantParams& p) {
             for (int j = 0; j < VECTORS * N; j += 2) round_pair<T>(y[j], y[j + 1]);
         }
     }
-    write_quantized<N, VECTORS, ALIGNED, KNOWN, SCALE_FIRST>(p, at, to, y);
+    write_quantized<N, VECTORS, ALIGNED, KNOWN>(p, at, to, y);
     if constexpr (C != Clamp::None && KNOWN == Known::Nothing) {
         if (p.hits != nullptr) count_hits<F, C, T, EAGER, INTERLEAVED, N, VECTORS>(p);
     }
 }
 
 // Kernels are named quant_<function>_<clamp>_<layout>_<type>_<rounding>_<access>. DeepSeek's activations have forms
-// besides that know their scales, of 4, 8 and 16 elements a thread: which is fastest depends on the size of the call. For few
-// outputs there is one of 8 that has 32 registers, not 40, and writes scales first: the last one is waited for.
-#define KERNEL(NAME, BOUNDS, ELEMENTS, ALIGNED, KNOWN, SCALE_FIRST, F, C, T, EAGER, INTERLEAVED)            \
-    extern "C" __global__ void __launch_bounds__ BOUNDS NAME(const __grid_constant__ QuantParams p) {       \
-        using P = Part<T, ELEMENTS>;                                                                        \
-        act_and_quantize<F, Clamp::C, T, EAGER, INTERLEAVED, P, ALIGNED, Known::KNOWN, SCALE_FIRST>(p);     \
+// besides that know their scales, of 4, 8 and 16 elements a thread: which is fastest depends on the size of the call. Of few
+// outputs one of 8 elements that has 32 registers and not 40 is.
+#define KERNEL(NAME, BOUNDS, ELEMENTS, ALIGNED, KNOWN, F, C, T, EAGER, INTERLEAVED)                     \
+    extern "C" __global__ void __launch_bounds__ BOUNDS NAME(const __grid_constant__ QuantParams p) {   \
+        using P = Part<T, ELEMENTS>;                                                                    \
+        act_and_quantize<F, Clamp::C, T, EAGER, INTERLEAVED, P, ALIGNED, Known::KNOWN>(p);              \
     }
-#define ANY_SCALES(NAME, ...)                                            \
-    KERNEL(NAME##_element, (512), 4, false, Nothing, false, __VA_ARGS__) \
-    KERNEL(NAME##_vectors, (512), 8, true, Nothing, false, __VA_ARGS__)
-#define KNOWN_SCALES(NAME, ...)                                              \
-    KERNEL(NAME##_4_e8m0, (512), 4, true, E8m0, false, __VA_ARGS__)          \
-    KERNEL(NAME##_8_few_e8m0, (512, 4), 8, true, E8m0, true, __VA_ARGS__)    \
-    KERNEL(NAME##_8_e8m0, (512), 8, true, E8m0, false, __VA_ARGS__)          \
-    KERNEL(NAME##_16_e8m0, (512), 16, true, E8m0, false, __VA_ARGS__)        \
-    KERNEL(NAME##_4_f32, (512), 4, true, F32, false, __VA_ARGS__)            \
-    KERNEL(NAME##_8_few_f32, (512, 4), 8, true, F32, true, __VA_ARGS__)      \
-    KERNEL(NAME##_8_f32, (512), 8, true, F32, false, __VA_ARGS__)            \
-    KERNEL(NAME##_16_f32, (512), 16, true, F32, false, __VA_ARGS__)
+#define ANY_SCALES(NAME, ...)                                     \
+    KERNEL(NAME##_element, (512), 4, false, Nothing, __VA_ARGS__) \
+    KERNEL(NAME##_vectors, (512), 8, true, Nothing, __VA_ARGS__)
+#define KNOWN_SCALES(NAME, ...)                                      \
+    KERNEL(NAME##_4_e8m0, (512), 4, true, E8m0, __VA_ARGS__)         \
+    KERNEL(NAME##_8_few_e8m0, (512, 4), 8, true, E8m0, __VA_ARGS__)  \
+    KERNEL(NAME##_8_e8m0, (512), 8, true, E8m0, __VA_ARGS__)         \
+    KERNEL(NAME##_16_e8m0, (512), 16, true, E8m0, __VA_ARGS__)       \
+    KERNEL(NAME##_4_f32, (512), 4, true, F32, __VA_ARGS__)           \
+    KERNEL(NAME##_8_few_f32, (512, 4), 8, true, F32, __VA_ARGS__)    \
+    KERNEL(NAME##_8_f32, (512), 8, true, F32, __VA_ARGS__)           \
+    KERNEL(NAME##_16_f32, (512), 16, true, F32, __VA_ARGS__)
 #define TYPES(ACCESSES, NAME, F, C, INTERLEAVED)                    \
     ACCESSES(NAME##_f32_official, F, C, float, false, INTERLEAVED)  \
     ACCESSES(NAME##_f16_official, F, C, f16, false, INTERLEAVED)    \

@@ -145,25 +145,9 @@ __device__ __forceinline__ uint32_t group_max(uint32_t x, uint32_t group_log) {
     return x;
 }
 
-// Writes a group's scale, by its first thread.
-template <int N> __device__ __forceinline__ void write_scale(
-    const QuantParams& p, const Place<N>& at, const Target& to, bool bytes, uint32_t scale) {
-    if (!at.first) return;
-    if (!bytes) {
-        *(uint32_t*)to.scale = scale;
-        return;
-    }
-    uint8_t* byte = (uint8_t*)to.scale;
-    *byte = (uint8_t)scale;
-    // A word is filled up with zeros after the last group.
-    if (at.group + 1 != p.groups) return;
-    const uint32_t words = 1u << p.word_log;
-    for (uint32_t g = p.groups; g % words != 0; ++g) *++byte = 0;
-}
-
-// Writes a thread's codes and, once for each group, the scale: behind them or before. y is 0 beyond the end of a row.
+// Writes a thread's codes and, once for each group, the scale. y is 0 beyond the end of a row.
 // All threads of the warp take part.
-template <int N, int VECTORS, bool ALIGNED, Known KNOWN, bool SCALE_FIRST = false>
+template <int N, int VECTORS, bool ALIGNED, Known KNOWN>
 __device__ __forceinline__ void write_quantized(
     const QuantParams& p, const Place<N>& at, const Target& to, float (&y)[N * VECTORS]) {
     constexpr int ELEMENTS = N * VECTORS;
@@ -195,7 +179,6 @@ __device__ __forceinline__ void write_quantized(
         for (int j = 0; j < ELEMENTS; ++j) y[j] = over(y[j]);
     }
 
-    if (SCALE_FIRST) write_scale(p, at, to, bytes, scale);
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
         const uint32_t count = at.count(v);
@@ -213,5 +196,15 @@ __device__ __forceinline__ void write_quantized(
             }
         }
     }
-    if (!SCALE_FIRST) write_scale(p, at, to, bytes, scale);
+    if (!at.first) return;
+    if (!bytes) {
+        *(uint32_t*)to.scale = scale;
+        return;
+    }
+    uint8_t* byte = (uint8_t*)to.scale;
+    *byte = (uint8_t)scale;
+    // A word is filled up with zeros after the last group.
+    if (at.group + 1 != p.groups) return;
+    const uint32_t words = 1u << p.word_log;
+    for (uint32_t g = p.groups; g % words != 0; ++g) *++byte = 0;
 }

@@ -120,7 +120,7 @@ impl QuantPlan {
         }
         let (elements, threads) = match count {
             0..0x2_0000 => (KnownElements::Four, 256),
-            0x2_0000..0x4_0000 if call.halves && call.powers => (KnownElements::EightOfFew, 128),
+            0x2_8000..=0x3_4000 if call.halves && call.powers => (KnownElements::EightOfFew, 256),
             0x2_8000..=0x3_4000 if !call.powers => (KnownElements::Four, 128),
             0x2_0000..0x12_0000 => (KnownElements::Four, 512),
             0x12_0000..0x60_0000 => (KnownElements::Eight, 256),
@@ -193,19 +193,19 @@ mod tests {
             (plan.kernel, plan.threads)
         };
         let known = QuantKernel::Known;
-        let few = (known(KnownElements::EightOfFew), 128);
+        let few = (known(KnownElements::EightOfFew), 256);
         let others = (known(KnownElements::Four), 512);
-        for count in [0x2_0000, 64 * 3072, 0x3_ffff] {
+        for count in [0x2_8000, 64 * 3072, 0x3_4000] {
             assert_eq!(of(true, true, count), few);
-            assert_eq!(of(false, true, count), others);
+            let of_f32s = (known(KnownElements::Four), 128);
+            assert_eq!(
+                [true, false].map(|halves| of(halves, false, count)),
+                [of_f32s; 2]
+            );
         }
-        assert_eq!(of(true, true, 0x1_ffff), (known(KnownElements::Four), 256));
-        assert_eq!(of(true, true, 0x4_0000), others);
-        let of_f32s = |count| [true, false].map(|halves| of(halves, false, count));
-        for count in [0x2_8000, 0x3_4000] {
-            assert_eq!(of_f32s(count), [(known(KnownElements::Four), 128); 2]);
-        }
-        assert_eq!([of_f32s(0x2_7fff), of_f32s(0x3_4001)], [[others; 2]; 2]);
+        assert_eq!(of(true, true, 0x3_4001), others);
+        assert_eq!(of(true, false, 0x3_4001), others);
+        assert_eq!(of(true, true, 0x2_7fff), others);
     }
 
     #[test]
