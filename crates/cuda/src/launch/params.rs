@@ -247,7 +247,7 @@ pub(crate) struct CodeTilesParams {
     pub(crate) scalars: Scalars,
 }
 
-/// `MappedParams` of `matmul/mapped.cuh`.
+/// `MappedParams` of `matmul/mapped_sums.cuh`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct MappedParams {
@@ -257,7 +257,10 @@ pub(crate) struct MappedParams {
     pub(crate) tile_groups: u32,
     pub(crate) parts_log: u32,
     pub(crate) stages: u32,
+    pub(crate) x_stages: u32,
     pub(crate) ahead: u32,
+    pub(crate) first_stage: u16,
+    pub(crate) first_x_stage: u16,
     pub(crate) gated: u32,
     pub(crate) tile_tokens: u32,
 }

@@ -17,8 +17,11 @@ const PARTS: [u32; 3] = [2, 4, 8];
 /// Bytes of shared memory of a multiprocessor for the stages and sums of its blocks.
 const SHARED: u32 = 225 * 1024;
 
-/// Stages of the smaller of two blocks of a multiprocessor, at least.
-const FEW_STAGES: u32 = 6;
+/// Groups of the smaller kernels.
+const FEW_GROUPS: u32 = 4;
+
+/// Tokens of the largest kernels, of which each of two blocks adds up the sums of a half.
+const MANY_TOKENS: u32 = 128;
 
 /// Tokens of a call, at most: beyond, cublasLt is as fast.
 const MOST_TOKENS: u32 = 256;
@@ -66,40 +69,64 @@ impl MappedKernel {
         32 * (self.groups + 1)
     }
 
-    /// Bytes of a stage: of a tile and of x.
+    /// Bytes of a stage of weights.
     const fn stage(self) -> u32 {
-        2 * UNIT_K as u32 * (self.groups * GROUP as u32 + self.tokens)
+        2 * (UNIT_K * GROUP) as u32 * self.groups
     }
 
-    /// Bytes of a tile's sums, which lie behind the stages.
-    const fn sums(self) -> u32 {
-        4 * self.groups * GROUP as u32 * self.tokens
-    }
-
-    const fn stages_in(self, shared: u32) -> u32 {
-        (shared - self.sums()) / self.stage()
+    /// Bytes of a stage of x.
+    const fn x_stage(self) -> u32 {
+        2 * UNIT_K as u32 * self.tokens
     }
 
     /// Whether a multiprocessor has two blocks, of which one waits with its weights for the kernel before.
     const fn in_twos(self) -> bool {
-        self.stages_in(SHARED / 2) >= FEW_STAGES
+        self.groups == FEW_GROUPS || self.tokens == MANY_TOKENS
     }
 
-    /// Stages that there is room for.
+    /// Stages of x that there is room for: of two blocks the one that waits has none of them, but all of its weights.
+    pub(super) const fn x_stages(self) -> u32 {
+        match (self.in_twos(), self.tokens) {
+            (true, MANY_TOKENS) if self.groups == FEW_GROUPS => 4,
+            (true, MANY_TOKENS) => 3,
+            (true, 64) => 6,
+            (true, _) => 8,
+            (false, _) => SHARED / (self.stage() + self.x_stage()),
+        }
+    }
+
+    /// Stages of weights.
     pub(super) const fn stages(self) -> u32 {
-        self.stages_in(if self.in_twos() { SHARED / 2 } else { SHARED })
+        let shared = if self.in_twos() { SHARED / 2 } else { SHARED };
+        (shared - self.x_stages() * self.x_stage()) / self.stage()
     }
 
     /// Stages that a block has not asked for yet when the next kernel may start. Of two blocks the second one's weights are
     /// to come when those of the first have.
     pub(super) const fn ahead(self) -> u32 {
-        if self.in_twos() { 4 } else { u32::MAX }
+        match (self.in_twos(), self.tokens) {
+            (true, MANY_TOKENS) => 2,
+            (true, 64) => 4,
+            (true, _) => 5,
+            (false, _) => u32::MAX,
+        }
     }
 
-    /// Bytes of dynamic shared memory of a block: stages, sums, and barriers for each stage's arrival and end and for
-    /// the sums.
+    /// Bytes of dynamic shared memory of a block: stages, whose place sums take, and barriers for each stage's arrival and
+    /// end, for the room for sums and for the sums.
     pub(super) const fn shared(self) -> u32 {
-        self.stages() * self.stage() + self.sums() + 8 * (2 * self.stages() + 1)
+        self.stages() * self.stage()
+            + self.x_stages() * self.x_stage()
+            + 8 * (2 * self.stages() + 2)
+    }
+
+    /// The places of the first stages of so many, of weights and of x, so that the last one comes to the last place.
+    pub(super) const fn first(self, units: u32) -> [u32; 2] {
+        let [stages, x_stages] = [self.stages(), self.x_stages()];
+        [
+            (stages - units % stages) % stages,
+            (x_stages - units % x_stages) % x_stages,
+        ]
     }
 }
 
@@ -208,14 +235,52 @@ mod tests {
             );
             assert!((2..=32).contains(&kernel.stages()), "{kernel:?}");
         }
-        assert_eq!(kernel(4, 8).stages(), 12);
-        assert_eq!(kernel(4, 8).shared(), 12 * (8192 + 1024 + 16) + 2048 + 8);
-        assert_eq!(kernel(4, 64).stages(), 6);
-        assert_eq!(kernel(8, 64).stages(), 8);
-        assert_eq!(kernel(8, 128).stages(), 5);
+        let rings = MappedKernel::ALL.map(|kernel| [kernel.stages(), kernel.x_stages()]);
+        let want = [
+            [13, 8],
+            [12, 8],
+            [10, 8],
+            [8, 6],
+            [6, 4],
+            [12, 12],
+            [11, 11],
+            [9, 9],
+            [4, 3],
+        ];
+        assert_eq!(rings, want);
+        assert_eq!(kernel(4, 8).shared(), 13 * (8192 + 16) + 8 * 1024 + 16);
         let in_twos = MappedKernel::ALL.map(MappedKernel::in_twos);
-        let want = [true, true, true, true, false, false, false, false, false];
+        let want = [true, true, true, true, true, false, false, false, true];
         assert_eq!(in_twos, want);
+    }
+
+    /// Places that neither of the last two stages has: the first ones of weights, and of many tokens of x.
+    #[test]
+    fn sums_have_room_where_no_stage_is_at_the_end() {
+        for kernel in MappedKernel::ALL {
+            assert!(kernel.x_stages() <= kernel.stages(), "{kernel:?}");
+            let sums = 4 * kernel.groups * GROUP as u32 * kernel.tokens;
+            if kernel.tokens == MANY_TOKENS {
+                // A quarter in each ring is the other block's; own sums and results take what no product reads any longer.
+                assert!(
+                    sums / 4 <= kernel.stage().min(kernel.x_stage()),
+                    "{kernel:?}"
+                );
+                assert!(kernel.stages() >= 3 && kernel.x_stages() >= 3, "{kernel:?}");
+                assert!(sums / 2 <= 2 * kernel.x_stage(), "{kernel:?}");
+                assert!(
+                    sums / 4 <= (kernel.stages() - 1) * kernel.stage(),
+                    "{kernel:?}"
+                );
+            } else {
+                assert!(sums <= (kernel.stages() - 2) * kernel.stage(), "{kernel:?}");
+            }
+            for units in 1..100 {
+                let [first, first_x] = kernel.first(units);
+                assert_eq!((first + units) % kernel.stages(), 0, "{kernel:?}");
+                assert_eq!((first_x + units) % kernel.x_stages(), 0, "{kernel:?}");
+            }
+        }
     }
 
     /// Tiles, their groups and parts of k, on an H200.

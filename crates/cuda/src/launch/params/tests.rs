@@ -65,9 +65,9 @@ fn parameters_lie_where_the_kernels_read_them() {
         codes: 0, y_scales: 384, y_scale_row: 392, y_scale_word: 400, y_word_log: 408, gated: 412,
         up_scales: 416, floor: 420, scalars: 424,
     });
-    twin!("matmul/mapped.cuh", MappedParams, 384, {
-        weight: 0, x: 128, step: 256, tile_groups: 352, parts_log: 356, stages: 360, ahead: 364,
-        gated: 368, tile_tokens: 372,
+    twin!("matmul/mapped_sums.cuh", MappedParams, 384, {
+        weight: 0, x: 128, step: 256, tile_groups: 352, parts_log: 356, stages: 360, x_stages: 364,
+        ahead: 368, first_stage: 372, first_x_stage: 374, gated: 376, tile_tokens: 380,
     });
     twin!("moe/experts.cuh", ExpertsParams, 184, {
         x: 0, w: 8, scales: 16, scale_rows: 24, y: 32, offsets: 40, sorted: 48, weights: 56,

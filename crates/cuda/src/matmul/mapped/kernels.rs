@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, sys};
 use swiglu_core::GatedActivation;
 
-use super::{MappedKernel, MappedPlan};
+use super::{MappedKernel, MappedPlan, UNIT_K};
 use crate::{
     activation::scalars,
     error::Result,
@@ -68,6 +68,9 @@ impl MappedKernels {
             None => (16, 8),
         };
         let kernel = plan.kernel();
+        // Of the longest part.
+        let [first, first_x] =
+            kernel.first(weight.cols.div_ceil(UNIT_K).div_ceil(plan.parts as usize) as u32);
         let params = MappedParams {
             weight: TensorMap::of_groups(
                 (weight.data.address(), weight.cols),
@@ -98,7 +101,10 @@ impl MappedKernels {
             tile_groups: plan.tile_groups,
             parts_log: plan.parts.ilog2(),
             stages: kernel.stages(),
+            x_stages: kernel.x_stages(),
             ahead: kernel.ahead(),
+            first_stage: first as u16,
+            first_x_stage: first_x as u16,
             gated: u32::from(activation.is_some()),
             tile_tokens: plan.tile_tokens,
         };
