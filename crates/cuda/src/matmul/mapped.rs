@@ -106,7 +106,6 @@ impl MappedKernel {
     pub(super) const fn ahead(self) -> u32 {
         match (self.in_twos(), self.tokens) {
             (true, MANY_TOKENS) => 2,
-            (true, 64) => 4,
             (true, _) => 5,
             (false, _) => u32::MAX,
         }
