@@ -28,11 +28,13 @@ __device__ __forceinline__ void widen_codes(uint32_t codes, uint32_t (&words)[2]
     asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b;}"
         : "=r"(words[0]), "=r"(words[1]) : "r"(codes));
 }
-// Two bf16s times a power of two, as f16s.
-__device__ __forceinline__ uint32_t scaled(uint32_t two, float power) {
-    const __half2 both = __floats2half2_rn(
-        __uint_as_float(two << 16) * power, __uint_as_float(two & 0xffff0000u) * power);
-    return *(const uint32_t*)&both;
+// A lane has bf16s of k and k + 1 in the one word and of k + 8 and k + 9 in the other, where a word of codes
+// (packed.cuh) has them in the order k, k + 8, k + 1, k + 9. As two words of f16 in this order, times a power of two.
+__device__ __forceinline__ uint2 scaled(uint32_t low, uint32_t high, float power) {
+    const __half2 first = __floats2half2_rn(__uint_as_float(low << 16) * power, __uint_as_float(high << 16) * power);
+    const __half2 second = __floats2half2_rn(
+        __uint_as_float(low & 0xffff0000u) * power, __uint_as_float(high & 0xffff0000u) * power);
+    return make_uint2(*(const uint32_t*)&first, *(const uint32_t*)&second);
 }
 
 // The power of two that takes bf16s of at most this magnitude, given by its bits, to [2^15, 2^16), and its
@@ -53,10 +55,11 @@ struct Codes {
         const uint32_t byte = power_of_two_scale(max(top << 16, __float_as_uint(floor)));
         inverse = inverse_power(byte), scale = power(byte);
     }
+    // In the order of a word of the weight's.
     __device__ __forceinline__ uint32_t operator()(uint32_t low, uint32_t high) const {
         const float x[4] = {
-            __uint_as_float(low << 16) * inverse, __uint_as_float(low & 0xffff0000u) * inverse,
-            __uint_as_float(high << 16) * inverse, __uint_as_float(high & 0xffff0000u) * inverse};
+            __uint_as_float(low << 16) * inverse, __uint_as_float(high << 16) * inverse,
+            __uint_as_float(low & 0xffff0000u) * inverse, __uint_as_float(high & 0xffff0000u) * inverse};
         return encode4(x);
     }
 };
@@ -65,8 +68,19 @@ __device__ __forceinline__ uint32_t larger_magnitudes(uint4 v) {
     const uint32_t m = 0x7fff7fffu;
     return __vmaxu2(__vmaxu2(v.x & m, v.y & m), __vmaxu2(v.z & m, v.w & m));
 }
+__device__ __forceinline__ uint32_t larger_magnitudes(const uint2 (&v)[4]) {
+    return __vmaxu2(larger_magnitudes(make_uint4(v[0].x, v[0].y, v[1].x, v[1].y)),
+        larger_magnitudes(make_uint4(v[2].x, v[2].y, v[3].x, v[3].y)));
+}
 __device__ __forceinline__ uint32_t with_lane(uint32_t top, int distance) {
     return __vmaxu2(top, __shfl_xor_sync(~0u, top, distance));
+}
+// Of each 16 of k a lane reads four that follow one another: a row's four lanes read 32 bytes. The first two words of k
+// are for the even lane of a pair, which has read of the lower eight, the others for the odd one.
+__device__ __forceinline__ uint2 traded(uint2 v) {
+    const bool odd = threadIdx.x % 2;
+    const uint32_t got = __shfl_xor_sync(~0u, odd ? v.x : v.y, 1);
+    return make_uint2(odd ? got : v.x, odd ? v.y : got);
 }
 __device__ __forceinline__ uint32_t larger_half(uint32_t top) { return max(top >> 16, top & 0xffffu); }
 
@@ -83,7 +97,8 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
     static_assert(RING * SLOT >= PAIRS * LANES * 16, "a warp's sums take the place of its ring");
     extern __shared__ __align__(128) uint8_t memory[];
     __shared__ __align__(8) uint64_t full[WARPS][RING], sums;
-    __shared__ __align__(16) uint4 one_x[ONE ? WARPS : 1][ONE ? AHEAD * 8 : 1];
+    // Of units: the words of four products of each lane of a row.
+    __shared__ __align__(16) uint2 one_x[ONE ? WARPS : 1][ONE ? AHEAD : 1][16];
     __shared__ float one_power[ONE ? WARPS : 1][ONE ? AHEAD : 1];
 
     if (!p.next_late) let_next_start();
@@ -129,15 +144,14 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
 
     constexpr int STEP = ONE ? 2 : 1;  // of a lane's four sums one token needs the first and the third
     float sum[GROUPS][TILES][4] = {};
-    uint4 xs[AHEAD][TILES][2];
-    const auto read_x = [&](int unit, uint4(&to)[TILES][2]) {
+    const auto read_x = [&](int unit, uint2(&to)[TILES][4]) {
 #pragma unroll
         for (int t = 0; t < TILES; ++t) {
             // Beyond the last token the last one stands in, and its results are not stored.
             const uint64_t row = min(token0 + t * 8 + g, p.t - 1) * p.x_stride;
-            const bf16* const at = p.x + row + (first + unit) * UNIT_K + q * 8;
-            to[t][0] = __ldcg((const uint4*)at);
-            to[t][1] = __ldcg((const uint4*)(at + 32));
+            const bf16* const at = p.x + row + (first + unit) * UNIT_K + q % 2 * 8 + q / 2 * 4;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) to[t][j] = __ldcg((const uint2*)(at + j * 16));
         }
     };
     // Of the two tokens that a lane has sums of; x as words of f16.
@@ -181,34 +195,38 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
     if constexpr (ONE) {
         for (int begin = begin0; begin < end; begin += AHEAD) {
             constexpr int LOADS = (AHEAD + 3) / 4;
-            const uint4* const x = (const uint4*)(p.x + token0 * p.x_stride + (first + begin) * UNIT_K);
+            // Of 16 of k one lane has what two lanes will read, and the next one the rest.
+            const uint2* const x = (const uint2*)(p.x + token0 * p.x_stride + (first + begin) * UNIT_K);
             const int there = min(AHEAD, end - begin) * 8;
             uint4 v[LOADS];
 #pragma unroll
             for (int d = 0; d < LOADS; ++d) {
-                const int at = d * 32 + lane;
-                v[d] = at < there ? __ldcg(x + at) : make_uint4(0, 0, 0, 0);
+                const int at = d * 32 + lane, from = at / 2 * 4 + at % 2;
+                const uint2 none = make_uint2(0, 0);
+                const uint2 low = at < there ? __ldcg(x + from) : none, high = at < there ? __ldcg(x + from + 2) : none;
+                v[d] = make_uint4(low.x, low.y, high.x, high.y);
             }
             __syncwarp();
 #pragma unroll
             for (int d = 0; d < LOADS; ++d) {
                 const uint32_t of_unit = with_lane(with_lane(with_lane(larger_magnitudes(v[d]), 1), 2), 4);
                 const int at = d * 32 + lane;
-                uint4 words;
+                uint2 words[2];
                 float down;
                 if constexpr (QUANTIZES) {
                     const Codes codes(larger_half(with_lane(of_unit, 8)), floor);
                     uint32_t w[2][2];
-                    widen_codes(codes(v[d].x, v[d].y), w[0]), widen_codes(codes(v[d].z, v[d].w), w[1]);
-                    words = make_uint4(w[0][0], w[0][1], w[1][0], w[1][1]), down = codes.scale;
+                    widen_codes(codes(v[d].x, v[d].z), w[0]), widen_codes(codes(v[d].y, v[d].w), w[1]);
+                    words[0] = make_uint2(w[0][0], w[0][1]), words[1] = make_uint2(w[1][0], w[1][1]);
+                    down = codes.scale;
                 } else {
                     const Power power(larger_half(of_unit));
-                    words = make_uint4(scaled(v[d].x, power.up), scaled(v[d].y, power.up),
-                        scaled(v[d].z, power.up), scaled(v[d].w, power.up));
+                    words[0] = scaled(v[d].x, v[d].z, power.up), words[1] = scaled(v[d].y, v[d].w, power.up);
                     down = power.down;
                 }
                 if (at < AHEAD * 8) {
-                    one_x[warp][at] = words;
+                    uint2* const to = one_x[warp][at / 8] + at % 2 * 8 + at % 8 / 2;
+                    to[0] = words[0], to[4] = words[1];
                     if (lane % 8 == 0) one_power[warp][at / 8] = down;
                 }
             }
@@ -219,13 +237,13 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
                 if (unit >= count) break;
                 if (QUANTIZES && unit < 0) continue;
                 uint32_t x[1][8];
-                *(uint4*)&x[0][0] = one_x[warp][d * 8 + q], *(uint4*)&x[0][4] = one_x[warp][d * 8 + 4 + q];
+                read(one_x[warp][d] + 4 * q, x[0]);
                 const float2 down[1] = {{one_power[warp][d], 0.0f}};
                 multiply_unit(unit, x, down);
             }
         }
     } else if constexpr (QUANTIZES) {
-        uint4 xs[2][TILES][2];
+        uint2 xs[2][TILES][4];
         const auto read_group = [&](int unit) { read_x(unit, xs[0]), read_x(unit + 1, xs[1]); };
         if (begin0 < end) read_group(begin0);
         for (int begin = begin0; begin < end; begin += 2) {
@@ -233,16 +251,15 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
             float2 down[TILES];
 #pragma unroll
             for (int t = 0; t < TILES; ++t) {
-                const uint32_t of_lane = __vmaxu2(
-                    __vmaxu2(larger_magnitudes(xs[0][t][0]), larger_magnitudes(xs[0][t][1])),
-                    __vmaxu2(larger_magnitudes(xs[1][t][0]), larger_magnitudes(xs[1][t][1])));
+                const uint32_t of_lane = __vmaxu2(larger_magnitudes(xs[0][t]), larger_magnitudes(xs[1][t]));
                 const Codes of(larger_half(with_lane(with_lane(of_lane, 1), 2)), floor);
 #pragma unroll
-                for (int d = 0; d < 2; ++d) {
-                    const uint4 lo = xs[d][t][0], hi = xs[d][t][1];
-                    codes[d][t][0] = of(lo.x, lo.y), codes[d][t][1] = of(lo.z, lo.w);
-                    codes[d][t][2] = of(hi.x, hi.y), codes[d][t][3] = of(hi.z, hi.w);
-                }
+                for (int d = 0; d < 2; ++d)
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        const uint2 v = traded(xs[d][t][j]);
+                        codes[d][t][j] = of(v.x, v.y);
+                    }
                 down[t].x = __shfl_sync(~0u, of.scale, q * 8);
                 down[t].y = __shfl_sync(~0u, of.scale, q * 8 + 4);
             }
@@ -260,7 +277,7 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
             }
         }
     } else {
-        uint4 xs[AHEAD][TILES][2];
+        uint2 xs[AHEAD][TILES][4];
         if (count > 0) {
 #pragma unroll
             for (int d = 0; d < AHEAD; ++d) read_x(min(d, count - 1), xs[d]);
@@ -274,12 +291,12 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
                 float2 down[TILES];
 #pragma unroll
                 for (int t = 0; t < TILES; ++t) {
-                    const uint4 lo = xs[d][t][0], hi = xs[d][t][1];
-                    const uint32_t of_lane = __vmaxu2(larger_magnitudes(lo), larger_magnitudes(hi));
-                    const Power power(larger_half(with_lane(with_lane(of_lane, 1), 2)));
-                    const uint32_t words[8] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+                    const Power power(larger_half(with_lane(with_lane(larger_magnitudes(xs[d][t]), 1), 2)));
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) x[t][j] = scaled(words[j], power.up);
+                    for (int j = 0; j < 4; ++j) {
+                        const uint2 v = traded(xs[d][t][j]), words = scaled(v.x, v.y, power.up);
+                        x[t][2 * j] = words.x, x[t][2 * j + 1] = words.y;
+                    }
                     down[t].x = __shfl_sync(~0u, power.down, q * 8);
                     down[t].y = __shfl_sync(~0u, power.down, q * 8 + 4);
                 }

@@ -49,15 +49,18 @@ widen_codes(const __grid_constant__ WidenCodesParams p) {
 #pragma unroll
     for (int distance = 1; distance < 16; distance *= 2) top = with_lane(top, distance);
     const Codes codes(larger_half(top), p.floor);
-    const auto widened = [&](uint32_t two) {
-        const __half2 both = *(const __half2*)&two;
-        return narrow2(bf16(), __low2float(both) * codes.scale, __high2float(both) * codes.scale);
+    // Of two words of x, to their place.
+    const auto widened = [&](uint32_t low, uint32_t high) {
+        uint32_t w[2];
+        widen_codes(codes(low, high), w);
+        const float2 first = __half22float2(*(const __half2*)&w[0]), second = __half22float2(*(const __half2*)&w[1]);
+        const float scale = codes.scale;
+        return make_uint2(narrow2(bf16(), first.x * scale, second.x * scale), narrow2(bf16(), first.y * scale, second.y * scale));
     };
-    uint32_t w[2][2];
-    widen_codes(codes(v.x, v.y), w[0]), widen_codes(codes(v.z, v.w), w[1]);
+    const uint2 low = widened(v.x, v.y), high = widened(v.z, v.w);
     if (i / 16 >= p.groups) return;
     const uint64_t to = (uint64_t)row * p.row_groups * 128 + column;
-    *(uint4*)(p.to + to) = make_uint4(widened(w[0][0]), widened(w[0][1]), widened(w[1][0]), widened(w[1][1]));
+    *(uint4*)(p.to + to) = make_uint4(low.x, low.y, high.x, high.y);
 }
 
 // src/matmul/step.rs has this table.

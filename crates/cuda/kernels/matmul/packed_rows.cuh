@@ -3,7 +3,8 @@
 //
 // ## Method
 // 1. Few rows: as matmul_rows.cu, by groups. A thread reads sixteen codes of a row at a time, and x at their k.
-// 2. Back to rows: a thread takes what it would read there, and writes it in two places.
+// 2. Back to rows: a thread takes what it would read there. The four threads of a row's 64 of k give each other words, so
+//    that each has sixteen codes that follow one another.
 #pragma once
 #include "packed.cuh"
 
@@ -15,6 +16,9 @@ struct PackedParams {
 TWIN_SIZE(PackedParams, 104);
 TWIN_FIELD(PackedParams, matmul, 0);
 TWIN_FIELD(PackedParams, packing, 88);
+
+// A lane's four codes of 16 of k, ascending.
+__device__ __forceinline__ uint32_t ascending(uint32_t codes) { return __byte_perm(codes, 0, 0x3120); }
 
 // A block's GROUPS and TILES times 8 rows of x. DEPTH units of w, of x too where it is read AHEAD, are
 // read before the first is multiplied.
@@ -39,7 +43,12 @@ __device__ __forceinline__ void few_rows(const PackedParams& params) {
         scales[2 * i + 1] = scales_of(p, packed_row(params.packing, group, g + 8));
     }
 #pragma unroll
-    for (int i = 0; i < TILES; ++i) x[i] = (const X*)p.x + min(t0 + 8 * i + g, p.t - 1) * p.x_stride + 8 * q;
+    for (int i = 0; i < TILES; ++i) x[i] = (const X*)p.x + min(t0 + 8 * i + g, p.t - 1) * p.x_stride + 2 * q;
+    // A lane's k of 32.
+    const auto read_x = [](const X* from, uint32_t (&to)[X_WORDS]) {
+#pragma unroll
+        for (int i = 0; i < X_WORDS; i += X_WORDS / 4) read(from + 32 * i / X_WORDS, *(uint32_t(*)[X_WORDS / 4])(to + i));
+    };
 
     let_next_start();
     float sum[GROUPS][TILES][4] = {};
@@ -64,8 +73,8 @@ __device__ __forceinline__ void few_rows(const PackedParams& params) {
                 if (unit >= units) continue;
 #pragma unroll
                 for (int i = 0; i < TILES; ++i) {
-                    read(x[i] + unit * UNIT_K, xs[d][i][0]);
-                    read(x[i] + unit * UNIT_K + 32, xs[d][i][1]);
+                    read_x(x[i] + unit * UNIT_K, xs[d][i][0]);
+                    read_x(x[i] + unit * UNIT_K + 32, xs[d][i][1]);
                 }
             }
         }
@@ -90,14 +99,15 @@ __device__ __forceinline__ void few_rows(const PackedParams& params) {
                 for (int i = 0; i < GROUPS; ++i)
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
-                        a[i][j] = Rows<M, e4m3>(ws[d][2 * i] + 2 * h + j, ws[d][2 * i + 1] + 2 * h + j);
+                        const uint32_t low = ascending(ws[d][2 * i][2 * h + j]), high = ascending(ws[d][2 * i + 1][2 * h + j]);
+                        a[i][j] = Rows<M, e4m3>(&low, &high);
                     }
 #pragma unroll
                 for (int tile = 0; tile < TILES; ++tile) {
                     uint32_t words[X_WORDS] = {};
                     const uint32_t* from = words;
                     if constexpr (AHEAD) from = xs[d][tile][h];
-                    else read(x[tile] + unit * UNIT_K + 32 * h, words);
+                    else read_x(x[tile] + unit * UNIT_K + 32 * h, words);
 #pragma unroll
                     for (int i = 0; i < GROUPS; ++i) {
                         float part[4] = {};
@@ -123,11 +133,11 @@ __device__ __forceinline__ void few_rows(const PackedParams& params) {
     });
 }
 
-// Sixteen codes of a row: eight from k on, eight from k + 32 on.
+// Sixteen codes of a row, from k on.
 struct PackedCodes {
     uint4 codes;
     uint32_t row, k;
-    bool there;
+    bool there;  // the same of a warp
 
     __device__ __forceinline__ explicit PackedCodes(const PackedParams& params) {
         const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, units = params.matmul.k / UNIT_K;
@@ -136,9 +146,13 @@ struct PackedCodes {
         if (!there) return;
         const GroupPlace place(params.packing, group, units);
         const uint8_t* const from = (const uint8_t*)params.matmul.w + place.codes + (uint64_t)unit * place.unit;
-        codes = *(const uint4*)(from + half * (GROUP_CODES / 2) + lane * 16);
+        uint32_t words[4];
+        read(from + half * (GROUP_CODES / 2) + lane * 16, words);
+        turn_words(words);
+        codes.x = __byte_perm(words[0], words[1], 0x6420), codes.y = __byte_perm(words[2], words[3], 0x6420);
+        codes.z = __byte_perm(words[0], words[1], 0x7531), codes.w = __byte_perm(words[2], words[3], 0x7531);
         row = packed_row(params.packing, group, half * 8 + lane / 4);
-        k = unit * UNIT_K + lane % 4 * 8;
+        k = unit * UNIT_K + lane % 4 * 16;
     }
 };
 
@@ -148,8 +162,7 @@ __device__ __forceinline__ void unpack(const PackedParams& params) {
     wait_for_last();
     if (!c.there) return;
     uint8_t* const to = (uint8_t*)params.matmul.y + (uint64_t)c.row * params.matmul.k + c.k;
-    *(uint2*)to = make_uint2(c.codes.x, c.codes.y);
-    *(uint2*)(to + 32) = make_uint2(c.codes.z, c.codes.w);
+    *(uint4*)to = c.codes;
 }
 
 // As decode_e4m3_to_bf16 of matmul.cu.
@@ -160,16 +173,13 @@ __device__ __forceinline__ void unpack_to_bf16(const PackedParams& params) {
     Vector<bf16, 8> out[2];
     if (c.there) {
         const e4m3* const codes = (const e4m3*)&c.codes;
+        const float s = scales_of(p, c.row)[p.by_block.quotient(c.k)];
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const float s = scales_of(p, c.row)[p.by_block.quotient(c.k + 32 * h)];
-#pragma unroll
-            for (int j = 0; j < 8; ++j) out[h].x[j] = narrow<bf16>(widen(codes[8 * h + j]) * s);
-        }
+        for (int j = 0; j < 16; ++j) out[j / 8].x[j % 8] = narrow<bf16>(widen(codes[j]) * s);
     }
     wait_for_last();
     if (!c.there) return;
     bf16* const to = (bf16*)p.y + (uint64_t)c.row * p.k + c.k;
     *(Vector<bf16, 8>*)to = out[0];
-    *(Vector<bf16, 8>*)(to + 32) = out[1];
+    *(Vector<bf16, 8>*)(to + 8) = out[1];
 }

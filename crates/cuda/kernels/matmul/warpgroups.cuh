@@ -24,50 +24,6 @@ struct Codes {
     float4 scales;
 };
 
-// What the lanes of a row do with their codes: in two steps, so that something else may be done until each has come.
-class Trade {
-    bool upper, odd;
-    uint32_t keeps, sends;  // selectors
-    uint32_t own[4], other[4], kept[4], got[4];
-    float4 begun, scales;
-
-public:
-    __device__ __forceinline__ explicit Trade(uint32_t lane) {
-        upper = lane & 2, odd = lane & 1;
-        const uint32_t first = upper ? 0x1504u : 0x5140u;
-        keeps = first + (odd ? 0x2222u : 0u), sends = first + (odd ? 0u : 0x2222u);
-    }
-    __device__ __forceinline__ void begin(const Codes& c) {
-        const uint32_t eights[4][2] = {
-            {c.low.x, c.low.y}, {c.high.x, c.high.y}, {c.low.z, c.low.w}, {c.high.z, c.high.w}};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            own[i] = upper ? eights[i][1] : eights[i][0];
-            other[i] = __shfl_xor_sync(~0u, upper ? eights[i][0] : eights[i][1], 2);
-        }
-        begun = c.scales;
-    }
-    __device__ __forceinline__ void end() {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            kept[i] = __byte_perm(own[i], other[i], keeps);
-            got[i] = __shfl_xor_sync(~0u, __byte_perm(own[i], other[i], sends), 1);
-        }
-        scales = begun;
-    }
-    // As fragments of four products: eight codes are a row's word of each half of k of two of them.
-    __device__ __forceinline__ void decode(uint32_t (&to)[16]) const {
-        const float of_eight[4] = {scales.x, scales.y, scales.z, scales.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const uint32_t factor = factor_of(of_eight[i]);
-            uint32_t* const words = to + i / 2 * 8 + i % 2;
-            decode4(odd ? got[i] : kept[i], factor, words[0], words[4]);
-            decode4(odd ? kept[i] : got[i], factor, words[2], words[6]);
-        }
-    }
-};
-
 // Where a warp has its rows' results of a token, in bf16, in pieces of eight: no two lanes of an access meet in a bank.
 __device__ __forceinline__ uint32_t piece_at(uint32_t token, uint32_t half) {
     return token * 32 + (half ^ (token / 4 & 1)) * 16;
@@ -183,7 +139,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
         codes.scales = *(const float4*)(my_scales + next.stage * Shape::WEIGHTS);
         next.advance(STAGES);
     };
-    Trade trade(lane);
+    const auto decode_codes = [&](uint32_t (&to)[16]) { decode_unit(codes.low, codes.high, codes.scales, to); };
     const uint32_t area = base + Shape::RING + warp * Shape::SUMS;
     float4* const passing = (float4*)(memory + Shape::RING + warp * Shape::SUMS) + lane;
     const bool in_vectors =
@@ -202,9 +158,7 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
             end_group();
             if constexpr (Shape::AHEAD) {
                 // A branch, behind which the compiler leaves what it would else put between the products.
-                if (turn + 3 < count) arrived();
-                trade.begin(codes);
-                read_codes();
+                if (turn + 2 < count) arrived();
             }
             // Of the stage before this one: `other` is free.
             wait_for_groups<1>();
@@ -212,24 +166,21 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
             last = stage;
             stage = stage + 1 < STAGES ? stage + 1 : 0;
             if constexpr (Shape::AHEAD) {
-                trade.decode(other);
-                trade.end();
+                decode_codes(other);
+                read_codes();
             } else if (turn + 1 < count) {
                 arrived();
                 read_codes();
-                trade.begin(codes), trade.end(), trade.decode(other);
+                decode_codes(other);
             }
         };
         uint32_t a[2][16];
         if (count > 0) {
             arrived();
             read_codes();
-            trade.begin(codes), trade.end(), trade.decode(a[0]);
+            decode_codes(a[0]);
             if constexpr (Shape::AHEAD) {
                 if (count > 1) arrived();
-                read_codes();
-                trade.begin(codes), trade.end();
-                if (count > 2) arrived();
                 read_codes();
             }
             uint32_t turn = 0;

@@ -27,11 +27,25 @@ __device__ __forceinline__ uint32_t multiply2(uint32_t a, uint32_t b) {
     asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
     return product;
 }
+// Masks and factors that the compiler is not to know. Known masks it takes apart, for one operation in four more; known
+// factors become shifts, which share their unit with the masks.
+__constant__ uint32_t BELOW_SIGN = 0x07f007f0u, BY_16 = 16, BY_256 = 256;
+
 // Four codes times a factor: the first and the third, and the two others.
 __device__ __forceinline__ void decode4(uint32_t codes, uint32_t factor, uint32_t& even, uint32_t& odd) {
-    const uint32_t sign = 0x80008000u, rest = 0x07f007f0u;
-    even = multiply2(((codes << 4) & rest) | ((codes << 8) & sign), factor);
-    odd = multiply2(((codes >> 4) & rest) | (codes & sign), factor);
+    // Beside those below the sign the one bit of a half of the signs' words that is not 0 is a bf16's sign.
+    const uint32_t signs = codes & 0x80808080u, rest = BELOW_SIGN;
+    even = multiply2(((codes * BY_16) & rest) | ((signs * BY_256) & ~rest), factor);
+    odd = multiply2(((codes >> 4) & rest) | (signs & ~rest), factor);
+}
+// Fragments of the four products of 64 of k: a word of codes is a row's two fragments of a product.
+__device__ __forceinline__ void decode_unit(uint4 low, uint4 high, float4 scales, uint32_t (&to)[16]) {
+    const uint32_t of_low[4] = {low.x, low.y, low.z, low.w}, of_high[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        decode4(of_low[j], factor_of(j < 2 ? scales.x : scales.z), to[4 * j], to[4 * j + 2]);
+        decode4(of_high[j], factor_of(j < 2 ? scales.y : scales.w), to[4 * j + 1], to[4 * j + 3]);
+    }
 }
 
 // What a block has of a call, of a shape that says how its shared memory is laid out.

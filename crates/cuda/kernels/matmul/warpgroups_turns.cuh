@@ -11,27 +11,6 @@ __device__ __forceinline__ uint32_t turned(uint32_t v) {
     return r;
 }
 
-// What the lanes of a row do with their codes.
-struct Trade {
-    bool upper, odd;
-    uint32_t keeps, sends;  // selectors
-
-    __device__ __forceinline__ explicit Trade(uint32_t lane) {
-        upper = lane & 2, odd = lane & 1;
-        const uint32_t first = upper ? 0x1504u : 0x5140u;
-        keeps = first + (odd ? 0x2222u : 0u), sends = first + (odd ? 0u : 0x2222u);
-    }
-    // Eight codes of a lane, of k from 8q on, for two products of 16 of k: `to` is this row's word of the first
-    // half of k of the first, its next ones are two and four further.
-    __device__ __forceinline__ void operator()(uint2 codes, uint32_t factor, uint32_t* to) const {
-        const uint32_t own = upper ? codes.y : codes.x, other = __shfl_xor_sync(~0u, upper ? codes.x : codes.y, 2);
-        const uint32_t kept = __byte_perm(own, other, keeps);
-        const uint32_t got = __shfl_xor_sync(~0u, __byte_perm(own, other, sends), 1);
-        decode4(odd ? got : kept, factor, to[0], to[4]);
-        decode4(odd ? kept : got, factor, to[2], to[6]);
-    }
-};
-
 // Activated sums of row g and of row g + 8, `low` and `high`, of two tokens each: those of several eights at once, so
 // that they do not wait for one another, and what f32 loses is looked for once.
 template <Clamp C, typename T, int N>
@@ -116,15 +95,11 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
     const uint8_t* const slot = memory + STAGES * Shape::X + row_warp / SLOTS * Shape::SLOT;
     const uint8_t* const my_scales = slot + row_warp % SLOTS * 16;
     const uint8_t* const my_codes = slot + HEAD + row_warp % SLOTS * GROUP_CODES + lane * 16;
-    const Trade trade(lane);
     const auto decode = [&](uint32_t stage, uint32_t (&a)[16]) {
         const float4 scales = *(const float4*)(my_scales + stage * Shape::WEIGHTS);
         const uint8_t* const codes = my_codes + stage * Shape::WEIGHTS;
         const uint4 low = *(const uint4*)codes, high = *(const uint4*)(codes + GROUP_CODES / 2);
-        trade(make_uint2(low.x, low.y), factor_of(scales.x), a);
-        trade(make_uint2(high.x, high.y), factor_of(scales.y), a + 1);
-        trade(make_uint2(low.z, low.w), factor_of(scales.z), a + 8);
-        trade(make_uint2(high.z, high.w), factor_of(scales.w), a + 9);
+        decode_unit(low, high, scales, a);
     };
     // By named barriers of a warpgroup and the one before it.
     constexpr uint32_t WARPGROUPS = Shape::WARPS / 4;

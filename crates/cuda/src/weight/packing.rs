@@ -10,6 +10,8 @@ use crate::launch::params::Packing;
 
 /// Columns of a unit.
 const UNIT: usize = 64;
+/// Columns of a product of the tensor cores.
+const PRODUCT: usize = 16;
 /// Columns that share a scale, at least.
 const SPAN: usize = 32;
 /// Bytes of a unit's scales.
@@ -136,9 +138,10 @@ impl Packing {
                 for (group, r) in groups.clone().flat_map(|g| (0..ROWS).map(move |r| (g, r))) {
                     let (part, row) = rows[self.row(group, r)];
                     let codes = &part.data()[row * cols + first..][..UNIT];
-                    for at in (0..SPAN).step_by(8) {
-                        packed.extend_from_slice(&codes[at..at + 8]);
-                        packed.extend_from_slice(&codes[SPAN + at..SPAN + at + 8]);
+                    for first in (0..8).step_by(2) {
+                        for product in codes.chunks_exact(PRODUCT) {
+                            packed.extend([0, 8, 1, 9].map(|at| product[first + at]));
+                        }
                     }
                 }
             }
@@ -251,10 +254,12 @@ mod tests {
                     };
                     let begin = units * (s * 128 + stream.start * 1024) + k / 64 * unit;
                     let in_stream = group - stream.start;
-                    let (h, q) = (k / 32 % 2, k / 8 % 4);
+                    let (h, q) = (k / 32 % 2, k / 2 % 4);
                     let lane = 4 * (r % 8) + q;
                     let code = begin + 128 + in_stream * 1024 + r / 8 * 512 + lane * 16;
-                    assert_eq!(packed[code + 8 * h + k % 8], part.data()[row * cols + k]);
+                    // A word has k and k + 8, then the same of k + 1.
+                    let byte = k / 16 % 4 * 4 + k % 2 * 2 + k / 8 % 2;
+                    assert_eq!(packed[code + byte], part.data()[row * cols + k]);
                     let scale = begin + 16 * in_stream + 8 * h + 4 * (r / 8);
                     let scale: [u8; 4] = packed[scale..scale + 4].try_into().unwrap();
                     assert_eq!(f32::from_le_bytes(scale), part.scale(row, k));
