@@ -31,12 +31,18 @@ __device__ __forceinline__ uint32_t multiply2(uint32_t a, uint32_t b) {
 // factors become shifts, which share their unit with the masks.
 __constant__ uint32_t BELOW_SIGN = 0x07f007f0u, BY_16 = 16, BY_256 = 256;
 
+// The bits of `a` that are set in `mask`, else those of `b`.
+__device__ __forceinline__ uint32_t chosen(uint32_t a, uint32_t b, uint32_t mask) {
+    uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(r) : "r"(a), "r"(b), "r"(mask));
+    return r;
+}
 // Four codes times a factor: the first and the third, and the two others.
 __device__ __forceinline__ void decode4(uint32_t codes, uint32_t factor, uint32_t& even, uint32_t& odd) {
     // Beside those below the sign the one bit of a half of the signs' words that is not 0 is a bf16's sign.
     const uint32_t signs = codes & 0x80808080u, rest = BELOW_SIGN;
-    even = multiply2(((codes * BY_16) & rest) | ((signs * BY_256) & ~rest), factor);
-    odd = multiply2(((codes >> 4) & rest) | (signs & ~rest), factor);
+    even = multiply2(chosen(codes * BY_16, signs * BY_256, rest), factor);
+    odd = multiply2(chosen(codes >> 4, signs, rest), factor);
 }
 // Fragments of the four products of 64 of k: a word of codes is a row's two fragments of a product.
 __device__ __forceinline__ void decode_unit(uint4 low, uint4 high, float4 scales, uint32_t (&to)[16]) {
