@@ -6,7 +6,8 @@
 // 2. A warp asks for its units by bulk copies into a ring that no other warp touches, before the wait
 //    for the kernel before. It asks for the next one when one has arrived: asked for all at once, they
 //    keep that wait from ending.
-// 3. After the wait it reads x as fragments. Each token's 64 of k become f16 by a power of two that
+// 3. After the wait it reads x, of several tokens through shared memory, as rows of 128 bytes and then as fragments. Each
+//    token's 64 of k become f16 by a power of two that
 //    takes their largest magnitude to [2^15, 2^16): exact from 2^-32 of it on, off by at most 2^-40
 //    of it below (docs/numerics.md has the bound).
 // 4. Weights are the 16 rows of the tensor cores' product, tokens its 8 columns. A unit's sum is multiplied by
@@ -68,19 +69,27 @@ __device__ __forceinline__ uint32_t larger_magnitudes(uint4 v) {
     const uint32_t m = 0x7fff7fffu;
     return __vmaxu2(__vmaxu2(v.x & m, v.y & m), __vmaxu2(v.z & m, v.w & m));
 }
-__device__ __forceinline__ uint32_t larger_magnitudes(const uint2 (&v)[4]) {
-    return __vmaxu2(larger_magnitudes(make_uint4(v[0].x, v[0].y, v[1].x, v[1].y)),
-        larger_magnitudes(make_uint4(v[2].x, v[2].y, v[3].x, v[3].y)));
+__device__ __forceinline__ uint32_t larger_magnitudes(const uint32_t (&v)[8]) {
+    return __vmaxu2(larger_magnitudes(make_uint4(v[0], v[1], v[2], v[3])),
+        larger_magnitudes(make_uint4(v[4], v[5], v[6], v[7])));
 }
 __device__ __forceinline__ uint32_t with_lane(uint32_t top, int distance) {
     return __vmaxu2(top, __shfl_xor_sync(~0u, top, distance));
 }
-// Of each 16 of k a lane reads four that follow one another: a row's four lanes read 32 bytes. The first two words of k
-// are for the even lane of a pair, which has read of the lower eight, the others for the odd one.
-__device__ __forceinline__ uint2 traded(uint2 v) {
-    const bool odd = threadIdx.x % 2;
-    const uint32_t got = __shfl_xor_sync(~0u, odd ? v.x : v.y, 1);
-    return make_uint2(odd ? got : v.x, odd ? v.y : got);
+// Tokens' 64 of k in shared memory, 128 bytes a row, whose pieces are swizzled.
+__device__ __forceinline__ uint32_t piece_of(uint32_t row, uint32_t piece) { return row * 128 + (piece ^ row % 8) * 16; }
+// Zeros instead of what is not there.
+__device__ __forceinline__ void copy_piece(uint32_t to, const void* from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int COPIES> __device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(COPIES) : "memory");
+}
+// Of four pieces, whose rows' places lanes have by eights: a lane's word of its row's.
+__device__ __forceinline__ void read_matrices(uint32_t place, uint32_t* to) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(place) : "memory");
 }
 __device__ __forceinline__ uint32_t larger_half(uint32_t top) { return max(top >> 16, top & 0xffffu); }
 
@@ -89,7 +98,7 @@ __device__ __forceinline__ uint32_t larger_half(uint32_t top) { return max(top >
 template <bool GATED, int GROUPS, int TOKENS, int RING, int AHEAD, bool QUANTIZES = false>
 __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) {
     constexpr bool ONE = TOKENS == 1;
-    static_assert(!QUANTIZES || AHEAD % 2 == 0, "a group is two units");
+    static_assert(!QUANTIZES || ONE || AHEAD == 2, "a group is two units");
     constexpr int THREADS = 32 * WARPS, TILES = (TOKENS + 7) / 8, PAIRS = GROUPS * TILES;
     constexpr int OWNED = (PAIRS + 1) / BLOCKS;  // pairs of a group and a tile that a block finishes
     constexpr int SLOT = HEAD + GROUPS * GROUP_CODES;
@@ -144,15 +153,23 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
 
     constexpr int STEP = ONE ? 2 : 1;  // of a lane's four sums one token needs the first and the third
     float sum[GROUPS][TILES][4] = {};
-    const auto read_x = [&](int unit, uint2(&to)[TILES][4]) {
+    // Of several tokens: asks for a unit of x, for one of AHEAD places.
+    const uint32_t staged = shared_address(memory) + WARPS * RING * SLOT + OWNED * LANES * 16 + warp * (AHEAD * TILES * 1024);
+    const auto ask_for_x = [&](int unit, int place) {
+        const bf16* const x = p.x + (first + unit) * UNIT_K + lane % 8 * 8;
 #pragma unroll
-        for (int t = 0; t < TILES; ++t) {
-            // Beyond the last token the last one stands in, and its results are not stored.
-            const uint64_t row = min(token0 + t * 8 + g, p.t - 1) * p.x_stride;
-            const bf16* const at = p.x + row + (first + unit) * UNIT_K + q % 2 * 8 + q / 2 * 4;
-#pragma unroll
-            for (int j = 0; j < 4; ++j) to[t][j] = __ldcg((const uint2*)(at + j * 16));
+        for (int i = 0; i < TILES * 2; ++i) {
+            const uint32_t row = i * 4 + lane / 8, token = token0 + row;
+            const uint64_t from = min(token, p.t - 1) * p.x_stride;
+            copy_piece(staged + place * (TILES * 1024) + piece_of(row, lane % 8), x + from, token < p.t);
         }
+        end_copies();
+    };
+    // Of a tile's tokens and each eight of k the word that a lane has codes of.
+    const auto read_x = [&](int place, int tile, uint32_t(&to)[8]) {
+        const uint32_t row = tile * 8 + lane % 8;
+        read_matrices(staged + place * (TILES * 1024) + piece_of(row, lane / 8), to);
+        read_matrices(staged + place * (TILES * 1024) + piece_of(row, 4 + lane / 8), to + 4);
     };
     // Of the two tokens that a lane has sums of; x as words of f16.
     const auto multiply_unit = [&](int unit, const uint32_t(&x)[TILES][8], const float2(&down)[TILES]) {
@@ -243,27 +260,26 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
             }
         }
     } else if constexpr (QUANTIZES) {
-        uint2 xs[2][TILES][4];
-        const auto read_group = [&](int unit) { read_x(unit, xs[0]), read_x(unit + 1, xs[1]); };
-        if (begin0 < end) read_group(begin0);
+        const auto ask_for_group = [&](int unit) { ask_for_x(unit, 0), ask_for_x(unit + 1, 1); };
+        if (begin0 < end) ask_for_group(begin0);
         for (int begin = begin0; begin < end; begin += 2) {
             uint32_t codes[2][TILES][4];
             float2 down[TILES];
+            wait_for_copies<0>();
+            __syncwarp();
 #pragma unroll
             for (int t = 0; t < TILES; ++t) {
-                const uint32_t of_lane = __vmaxu2(larger_magnitudes(xs[0][t]), larger_magnitudes(xs[1][t]));
+                uint32_t words[2][8];
+                read_x(0, t, words[0]), read_x(1, t, words[1]);
+                const uint32_t of_lane = __vmaxu2(larger_magnitudes(words[0]), larger_magnitudes(words[1]));
                 const Codes of(larger_half(with_lane(with_lane(of_lane, 1), 2)), floor);
 #pragma unroll
-                for (int d = 0; d < 2; ++d)
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        const uint2 v = traded(xs[d][t][j]);
-                        codes[d][t][j] = of(v.x, v.y);
-                    }
+                for (int i = 0; i < 8; ++i) codes[i / 4][t][i % 4] = of(words[i / 4][i % 4 * 2], words[i / 4][i % 4 * 2 + 1]);
                 down[t].x = __shfl_sync(~0u, of.scale, q * 8);
                 down[t].y = __shfl_sync(~0u, of.scale, q * 8 + 4);
             }
-            if (begin + 2 < end) read_group(begin + 2);
+            __syncwarp();
+            if (begin + 2 < end) ask_for_group(begin + 2);
 #pragma unroll
             for (int d = 0; d < 2; ++d) {
                 const int unit = begin + d;
@@ -277,10 +293,9 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
             }
         }
     } else {
-        uint2 xs[AHEAD][TILES][4];
         if (count > 0) {
 #pragma unroll
-            for (int d = 0; d < AHEAD; ++d) read_x(min(d, count - 1), xs[d]);
+            for (int d = 0; d < AHEAD; ++d) ask_for_x(min(d, count - 1), d);
         }
         for (int begin = 0; begin < count; begin += AHEAD) {
 #pragma unroll
@@ -289,18 +304,23 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
                 if (unit >= count) break;
                 uint32_t x[TILES][8];
                 float2 down[TILES];
+                wait_for_copies<AHEAD - 1>();
+                __syncwarp();
 #pragma unroll
                 for (int t = 0; t < TILES; ++t) {
-                    const Power power(larger_half(with_lane(with_lane(larger_magnitudes(xs[d][t]), 1), 2)));
+                    read_x(d, t, x[t]);
+                    const Power power(larger_half(with_lane(with_lane(larger_magnitudes(x[t]), 1), 2)));
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
-                        const uint2 v = traded(xs[d][t][j]), words = scaled(v.x, v.y, power.up);
+                        const uint2 words = scaled(x[t][2 * j], x[t][2 * j + 1], power.up);
                         x[t][2 * j] = words.x, x[t][2 * j + 1] = words.y;
                     }
                     down[t].x = __shfl_sync(~0u, power.down, q * 8);
                     down[t].y = __shfl_sync(~0u, power.down, q * 8 + 4);
                 }
-                if (unit + AHEAD < count) read_x(unit + AHEAD, xs[d]);
+                __syncwarp();
+                if (unit + AHEAD < count) ask_for_x(unit + AHEAD, d);
+                else end_copies();
                 multiply_unit(unit, x, down);
             }
         }

@@ -66,7 +66,7 @@ widen_codes(const __grid_constant__ WidenCodesParams p) {
 // src/matmul/step.rs has this table.
 KERNEL(gated, 4, 1, 3, 4, 2)
 KERNEL(gated, 4, 8, 3, 2, 2)
-KERNEL(gated, 4, 16, 3, 2, 2)
+KERNEL(gated, 4, 16, 2, 2, 2)
 KERNEL(gated, 6, 1, 3, 8, 1)
 KERNEL(gated, 6, 8, 2, 2, 1)
 KERNEL(gated, 6, 16, 2, 2, 1)

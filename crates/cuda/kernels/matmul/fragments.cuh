@@ -142,12 +142,10 @@ template <int WORDS> __device__ __forceinline__ void read(const void* from, uint
             const uint4 v = *(const uint4*)((const uint32_t*)from + i);
             to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
         }
-    } else if constexpr (WORDS == 2) {
+    } else {
+        static_assert(WORDS == 2);
         const uint2 v = *(const uint2*)from;
         to[0] = v.x, to[1] = v.y;
-    } else {
-        static_assert(WORDS == 1);
-        to[0] = *(const uint32_t*)from;
     }
 }
 

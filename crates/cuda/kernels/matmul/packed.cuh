@@ -6,8 +6,8 @@
 //    s * groups / streams on.
 // 3. A stream is a unit for each 64 of k: HEAD bytes with the scales of its groups, then their codes.
 // 4. The codes of a group are in the order of wgmma's fragments: for rows 0 to 7, then for 8 to 15, sixteen of each
-//    lane. Lane 4 * g + q has row g, and four codes of each 16 of k: 2 * q, 8 + 2 * q, 1 + 2 * q, 9 + 2 * q. So a
-//    word is a row's two fragments of a product: one of its even bytes, the other of its odd ones.
+//    lane. Lane 4 * g + q has row g, and four codes of each 16 of k: 2 * q, 8 + 2 * q, 1 + 2 * q, 9 + 2 * q. So the even
+//    bytes of a word are a row's one fragment of a product, and the odd ones the other.
 // 5. The scales of a group are four f32s: of both halves of its rows for k below 32, then from 32 on.
 #pragma once
 #include "matmul.cuh"

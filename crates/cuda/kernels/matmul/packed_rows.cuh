@@ -2,7 +2,8 @@
 // brought back to rows, as codes or as bf16.
 //
 // ## Method
-// 1. Few rows: as matmul_rows.cu, by groups. A thread reads sixteen codes of a row at a time, and x at their k.
+// 1. Few rows: as matmul_rows.cu, by groups. A thread reads sixteen codes of a row at a time, and trades them with its three
+//    neighbours for eight that follow one another, twice, so that it reads x as there.
 // 2. Back to rows: a thread takes what it would read there. The four threads of a row's 64 of k give each other words, so
 //    that each has sixteen codes that follow one another.
 #pragma once
@@ -17,8 +18,27 @@ TWIN_SIZE(PackedParams, 104);
 TWIN_FIELD(PackedParams, matmul, 0);
 TWIN_FIELD(PackedParams, packing, 88);
 
-// A lane's four codes of 16 of k, ascending.
-__device__ __forceinline__ uint32_t ascending(uint32_t codes) { return __byte_perm(codes, 0, 0x3120); }
+// The four lanes of a row, which trade codes of 32 of k: each gets eight that follow one another.
+class Neighbours {
+    bool upper;
+    uint32_t keeps, sends, first, second;  // selectors
+
+public:
+    __device__ __forceinline__ explicit Neighbours(uint32_t lane) {
+        const bool odd = lane & 1;
+        upper = lane & 2;
+        keeps = odd ? 0x7531u : 0x6420u, sends = odd ? 0x6420u : 0x7531u;
+        const uint32_t low = odd ? 0x1054u : 0x5410u, high = odd ? 0x3276u : 0x7632u;
+        first = upper ? high : low, second = upper ? low : high;
+    }
+    // Of two words, each of 16 of k; `to` has the q-th eight.
+    __device__ __forceinline__ void trade(const uint32_t* words, uint32_t (&to)[2]) const {
+        const uint32_t own = upper ? words[1] : words[0], other = __shfl_xor_sync(~0u, upper ? words[0] : words[1], 2);
+        const uint32_t kept = __byte_perm(own, other, keeps);
+        const uint32_t got = __shfl_xor_sync(~0u, __byte_perm(own, other, sends), 1);
+        to[0] = __byte_perm(kept, got, first), to[1] = __byte_perm(kept, got, second);
+    }
+};
 
 // A block's GROUPS and TILES times 8 rows of x. DEPTH units of w, of x too where it is read AHEAD, are
 // read before the first is multiplied.
@@ -43,12 +63,8 @@ __device__ __forceinline__ void few_rows(const PackedParams& params) {
         scales[2 * i + 1] = scales_of(p, packed_row(params.packing, group, g + 8));
     }
 #pragma unroll
-    for (int i = 0; i < TILES; ++i) x[i] = (const X*)p.x + min(t0 + 8 * i + g, p.t - 1) * p.x_stride + 2 * q;
-    // A lane's k of 32.
-    const auto read_x = [](const X* from, uint32_t (&to)[X_WORDS]) {
-#pragma unroll
-        for (int i = 0; i < X_WORDS; i += X_WORDS / 4) read(from + 32 * i / X_WORDS, *(uint32_t(*)[X_WORDS / 4])(to + i));
-    };
+    for (int i = 0; i < TILES; ++i) x[i] = (const X*)p.x + min(t0 + 8 * i + g, p.t - 1) * p.x_stride + 8 * q;
+    const Neighbours neighbours(lane);
 
     let_next_start();
     float sum[GROUPS][TILES][4] = {};
@@ -73,8 +89,8 @@ __device__ __forceinline__ void few_rows(const PackedParams& params) {
                 if (unit >= units) continue;
 #pragma unroll
                 for (int i = 0; i < TILES; ++i) {
-                    read_x(x[i] + unit * UNIT_K, xs[d][i][0]);
-                    read_x(x[i] + unit * UNIT_K + 32, xs[d][i][1]);
+                    read(x[i] + unit * UNIT_K, xs[d][i][0]);
+                    read(x[i] + unit * UNIT_K + 32, xs[d][i][1]);
                 }
             }
         }
@@ -96,18 +112,18 @@ __device__ __forceinline__ void few_rows(const PackedParams& params) {
             for (int h = 0; h < 2; ++h) {
                 Rows<M, e4m3> a[GROUPS][2];
 #pragma unroll
-                for (int i = 0; i < GROUPS; ++i)
+                for (int i = 0; i < GROUPS; ++i) {
+                    uint32_t low[2], high[2];
+                    neighbours.trade(ws[d][2 * i] + 2 * h, low), neighbours.trade(ws[d][2 * i + 1] + 2 * h, high);
 #pragma unroll
-                    for (int j = 0; j < 2; ++j) {
-                        const uint32_t low = ascending(ws[d][2 * i][2 * h + j]), high = ascending(ws[d][2 * i + 1][2 * h + j]);
-                        a[i][j] = Rows<M, e4m3>(&low, &high);
-                    }
+                    for (int j = 0; j < 2; ++j) a[i][j] = Rows<M, e4m3>(low + j, high + j);
+                }
 #pragma unroll
                 for (int tile = 0; tile < TILES; ++tile) {
                     uint32_t words[X_WORDS] = {};
                     const uint32_t* from = words;
                     if constexpr (AHEAD) from = xs[d][tile][h];
-                    else read_x(x[tile] + unit * UNIT_K + 32 * h, words);
+                    else read(x[tile] + unit * UNIT_K + 32 * h, words);
 #pragma unroll
                     for (int i = 0; i < GROUPS; ++i) {
                         float part[4] = {};

@@ -41,60 +41,63 @@ pub(super) struct StepKernel {
     tokens: u32,
     /// Units of a warp's ring.
     ring: u32,
+    /// Units of x that a warp asks for at once.
+    ahead: u32,
 }
 
-const fn step(kind: StepKind, groups: u32, tokens: u32, ring: u32) -> StepKernel {
+const fn step(kind: StepKind, groups: u32, tokens: u32, ring: u32, ahead: u32) -> StepKernel {
     StepKernel {
         kind,
         quantizes: false,
         groups,
         tokens,
         ring,
+        ahead,
     }
 }
 
-const fn quantizing(kind: StepKind, groups: u32, tokens: u32, ring: u32) -> StepKernel {
+const fn quantizing(kind: StepKind, groups: u32, tokens: u32, ring: u32, ahead: u32) -> StepKernel {
     StepKernel {
         quantizes: true,
-        ..step(kind, groups, tokens, ring)
+        ..step(kind, groups, tokens, ring, ahead)
     }
 }
 
 impl StepKernel {
     /// All of them: those that do not quantize and those that do, of each kind by groups, and then by tokens.
     pub(super) const ALL: [Self; 32] = [
-        step(StepKind::Gated, 4, 1, 3),
-        step(StepKind::Gated, 4, 8, 3),
-        step(StepKind::Gated, 4, 16, 3),
-        step(StepKind::Gated, 4, 32, 3),
-        step(StepKind::Gated, 5, 1, 3),
-        step(StepKind::Gated, 5, 8, 3),
-        step(StepKind::Gated, 5, 16, 2),
-        step(StepKind::Gated, 6, 1, 3),
-        step(StepKind::Gated, 6, 8, 2),
-        step(StepKind::Gated, 6, 16, 2),
-        step(StepKind::Plain, 4, 1, 2),
-        step(StepKind::Plain, 4, 8, 2),
-        step(StepKind::Plain, 4, 16, 2),
-        step(StepKind::Plain, 4, 32, 2),
-        step(StepKind::Plain, 5, 1, 2),
-        step(StepKind::Plain, 5, 8, 2),
-        step(StepKind::Plain, 5, 16, 2),
-        step(StepKind::Plain, 7, 1, 2),
-        step(StepKind::Plain, 7, 8, 2),
-        step(StepKind::Plain, 7, 16, 2),
-        quantizing(StepKind::Gated, 4, 1, 3),
-        quantizing(StepKind::Gated, 4, 8, 3),
-        quantizing(StepKind::Gated, 4, 16, 3),
-        quantizing(StepKind::Gated, 6, 1, 3),
-        quantizing(StepKind::Gated, 6, 8, 2),
-        quantizing(StepKind::Gated, 6, 16, 2),
-        quantizing(StepKind::Plain, 4, 1, 2),
-        quantizing(StepKind::Plain, 4, 8, 2),
-        quantizing(StepKind::Plain, 4, 16, 2),
-        quantizing(StepKind::Plain, 7, 1, 2),
-        quantizing(StepKind::Plain, 7, 8, 2),
-        quantizing(StepKind::Plain, 7, 16, 2),
+        step(StepKind::Gated, 4, 1, 3, 4),
+        step(StepKind::Gated, 4, 8, 3, 2),
+        step(StepKind::Gated, 4, 16, 2, 2),
+        step(StepKind::Gated, 4, 32, 3, 1),
+        step(StepKind::Gated, 5, 1, 3, 5),
+        step(StepKind::Gated, 5, 8, 3, 1),
+        step(StepKind::Gated, 5, 16, 2, 1),
+        step(StepKind::Gated, 6, 1, 3, 7),
+        step(StepKind::Gated, 6, 8, 2, 2),
+        step(StepKind::Gated, 6, 16, 2, 1),
+        step(StepKind::Plain, 4, 1, 2, 2),
+        step(StepKind::Plain, 4, 8, 2, 2),
+        step(StepKind::Plain, 4, 16, 2, 2),
+        step(StepKind::Plain, 4, 32, 2, 1),
+        step(StepKind::Plain, 5, 1, 2, 3),
+        step(StepKind::Plain, 5, 8, 2, 1),
+        step(StepKind::Plain, 5, 16, 2, 1),
+        step(StepKind::Plain, 7, 1, 2, 6),
+        step(StepKind::Plain, 7, 8, 2, 2),
+        step(StepKind::Plain, 7, 16, 2, 1),
+        quantizing(StepKind::Gated, 4, 1, 3, 4),
+        quantizing(StepKind::Gated, 4, 8, 3, 2),
+        quantizing(StepKind::Gated, 4, 16, 2, 2),
+        quantizing(StepKind::Gated, 6, 1, 3, 8),
+        quantizing(StepKind::Gated, 6, 8, 2, 2),
+        quantizing(StepKind::Gated, 6, 16, 2, 2),
+        quantizing(StepKind::Plain, 4, 1, 2, 2),
+        quantizing(StepKind::Plain, 4, 8, 2, 2),
+        quantizing(StepKind::Plain, 4, 16, 2, 2),
+        quantizing(StepKind::Plain, 7, 1, 2, 4),
+        quantizing(StepKind::Plain, 7, 8, 2, 2),
+        quantizing(StepKind::Plain, 7, 16, 2, 2),
     ];
 
     pub(super) fn name(&self) -> String {
@@ -107,12 +110,17 @@ impl StepKernel {
         format!("{of}_{kind}_{groups}_groups_{tokens}_tokens")
     }
 
-    /// Bytes of dynamic shared memory of a block: its warps' rings, and the sums that it receives.
+    /// Bytes of dynamic shared memory of a block: its warps' rings, the sums that it receives, and x
+    /// of several tokens.
     pub(super) const fn shared(&self) -> u32 {
         let rings = WARPS * self.ring * unit_bytes(self.groups as usize) as u32;
         let lanes = if self.tokens == 1 { 8 } else { 32 };
         let sums = self.groups * self.tokens.div_ceil(8);
-        rings + sums.div_ceil(CLUSTER) * lanes * 16
+        let x = match self.tokens {
+            1 => 0,
+            tokens => WARPS * self.ahead * tokens * 128,
+        };
+        rings + sums.div_ceil(CLUSTER) * lanes * 16 + x
     }
 }
 
@@ -210,11 +218,9 @@ mod tests {
             .collect();
         assert_eq!(lines.len(), StepKernel::ALL.len());
         for (line, kernel) in lines.iter().zip(StepKernel::ALL) {
-            let (kind, ring) = (kernel.kind.name(), kernel.ring);
-            let of = format!(
-                "KERNEL({kind}, {}, {}, {ring}, ",
-                kernel.groups, kernel.tokens
-            );
+            let (kind, groups, tokens) = (kernel.kind.name(), kernel.groups, kernel.tokens);
+            let (ring, ahead) = (kernel.ring, kernel.ahead);
+            let of = format!("KERNEL({kind}, {groups}, {tokens}, {ring}, {ahead}, ");
             assert!(line.starts_with(&of), "{line} is not {of}");
         }
     }
@@ -226,7 +232,8 @@ mod tests {
             assert!(kernel.shared() <= 227 * 1024 - 8192, "{kernel:?}");
         }
         assert_eq!(StepKernel::ALL[0].shared(), 8 * 3 * 4224 + 2 * 8 * 16);
-        assert_eq!(StepKernel::ALL[19].shared(), 8 * 2 * 7296 + 7 * 32 * 16);
+        let of_sixteen = 8 * 2 * 7296 + 7 * 32 * 16 + 8 * 16 * 128;
+        assert_eq!(StepKernel::ALL[19].shared(), of_sixteen);
     }
 
     #[test]
