@@ -7,10 +7,8 @@
 // 2. Weights are the 64 rows of a product, in registers; tokens its columns, in shared memory. Codes become
 //    bf16 by their bits and one product with a power of two, their scale times 2^120: exact, as every
 //    scale is a power of two up to 2^7 and no code a NaN (src/weight.rs asks). So sums are those of all of k.
-// 3. Codes lie as mma takes them, eight of a row and following k a lane. A product takes two of every eight, so the
-//    four lanes of a row trade theirs.
-// 4. A stage is decoded while the last one is multiplied. What decoding waits for longest, its reads and trades, is begun
-//    a stage before where a stage has few products: codes come three stages ahead of theirs.
+// 3. Codes lie as wgmma takes them: a lane has two of every eight of k.
+// 4. A stage is decoded while the last one is multiplied. Where it has few products its codes are read a stage before.
 // 5. Of the blocks that share k each finishes some of the tokens. The others send it their sums, which it adds up in the
 //    order of k. bf16 sums pass through shared memory once more, so that a lane has eight following rows of a token: it
 //    activates them at once and stores them as one vector, in a short loop. Unrolled, its instructions would have to be
@@ -85,16 +83,17 @@ __device__ __forceinline__ void store_vectors(
 
 // A stream has up to SLOTS groups.
 template <int STREAMS_, int SLOTS, int TOKENS, int BLOCKS_, int STAGES_> struct WarpgroupShape {
-    static constexpr int STREAMS = STREAMS_, BLOCKS = BLOCKS_, STAGES = STAGES_, PARTS = BLOCKS;
-    static constexpr int WARPS = STREAMS * SLOTS, ROW_WARPS = WARPS;
+    static constexpr int STREAMS = STREAMS_, BLOCKS = BLOCKS_, STAGES = STAGES_;
+    static constexpr int WARPS = STREAMS * SLOTS;
     static constexpr int X = TOKENS * 2 * UNIT_K, SLOT = HEAD + SLOTS * GROUP_CODES, WEIGHTS = STREAMS * SLOT;
     static constexpr int RING = STAGES * (X + WEIGHTS);
     static constexpr int OWN = TOKENS / 8 / BLOCKS;  // eights of tokens that a block finishes
     // Behind the ring, of a warp: what the other blocks send, or what passes of a tile's sums at a time.
     static constexpr int PASS = BLOCKS > 1 ? OWN : 4, SUMS = (BLOCKS > 1 ? BLOCKS - 1 : 1) * PASS * 512;
     static constexpr int BARRIERS = RING + WARPS * SUMS;
-    static constexpr bool AHEAD = TOKENS <= 128;
-    static_assert(!AHEAD || (STAGES > 4 && BLOCKS > 1), "three stages ahead of the one before, of one tile");
+    // Whether codes are read a stage before: of one tile, as they are read beyond its end.
+    static constexpr bool AHEAD = TOKENS <= 128 && BLOCKS > 1;
+    static_assert(!AHEAD || STAGES > 4, "two stages ahead of the one before");
 };
 
 // REGISTERS: of a thread that multiplies, where they are dealt out; else 0.
@@ -139,7 +138,8 @@ __device__ __forceinline__ void warpgroups(const WarpgroupParams& params) {
         codes.scales = *(const float4*)(my_scales + next.stage * Shape::WEIGHTS);
         next.advance(STAGES);
     };
-    const auto decode_codes = [&](uint32_t (&to)[16]) { decode_unit(codes.low, codes.high, codes.scales, to); };
+    const Decoder decoder;
+    const auto decode_codes = [&](uint32_t (&to)[16]) { decoder.decode_unit(codes.low, codes.high, codes.scales, to); };
     const uint32_t area = base + Shape::RING + warp * Shape::SUMS;
     float4* const passing = (float4*)(memory + Shape::RING + warp * Shape::SUMS) + lane;
     const bool in_vectors =

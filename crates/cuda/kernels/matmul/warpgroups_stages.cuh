@@ -1,5 +1,5 @@
-// What the kernels of warpgroups.cuh and of warpgroups_turns.cuh share: their parameters, how codes become bf16, and the two
-// warps of a block that ask for its stages.
+// What the kernels of warpgroups.cuh have around their products: parameters, how codes become bf16, and the two warps of a
+// block that ask for its stages.
 #pragma once
 #include "step.cuh"
 #include "wgmma.cuh"
@@ -27,33 +27,39 @@ __device__ __forceinline__ uint32_t multiply2(uint32_t a, uint32_t b) {
     asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
     return product;
 }
-// Masks and factors that the compiler is not to know. Known masks it takes apart, for one operation in four more; known
-// factors become shifts, which share their unit with the masks.
-__constant__ uint32_t BELOW_SIGN = 0x07f007f0u, BY_16 = 16, BY_256 = 256;
-
 // The bits of `a` that are set in `mask`, else those of `b`.
 __device__ __forceinline__ uint32_t chosen(uint32_t a, uint32_t b, uint32_t mask) {
     uint32_t r;
     asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(r) : "r"(a), "r"(b), "r"(mask));
     return r;
 }
-// Four codes times a factor: the first and the third, and the two others.
-__device__ __forceinline__ void decode4(uint32_t codes, uint32_t factor, uint32_t& even, uint32_t& odd) {
-    // Beside those below the sign the one bit of a half of the signs' words that is not 0 is a bf16's sign.
-    const uint32_t signs = codes & 0x80808080u, rest = BELOW_SIGN;
-    even = multiply2(chosen(codes * BY_16, signs * BY_256, rest), factor);
-    odd = multiply2(chosen(codes >> 4, signs, rest), factor);
-}
-// Fragments of the four products of 64 of k: a word of codes is a row's two fragments of a product.
-__device__ __forceinline__ void decode_unit(uint4 low, uint4 high, float4 scales, uint32_t (&to)[16]) {
-    const uint32_t of_low[4] = {low.x, low.y, low.z, low.w}, of_high[4] = {high.x, high.y, high.z, high.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        decode4(of_low[j], factor_of(j < 2 ? scales.x : scales.z), to[4 * j], to[4 * j + 2]);
-        decode4(of_high[j], factor_of(j < 2 ? scales.y : scales.w), to[4 * j + 1], to[4 * j + 3]);
-    }
-}
+// Decodes with a mask and factors that the compiler does not know. A known mask it takes apart, for one operation in four
+// more; known factors become shifts, which share their unit with the masks.
+struct Decoder {
+    uint32_t rest, by_16, by_256;
 
+    // By all lanes of a warp.
+    __device__ __forceinline__ Decoder() {
+        const uint32_t all = __activemask();
+        rest = all & 0x07f007f0u, by_16 = all & 16, by_256 = all & 256;
+    }
+    // Four codes times a factor: the first and the third, and the two others.
+    __device__ __forceinline__ void decode4(uint32_t codes, uint32_t factor, uint32_t& even, uint32_t& odd) const {
+        // Beside the rest the one bit of a half of the signs' words that is not 0 is a bf16's sign.
+        const uint32_t signs = codes & 0x80808080u;
+        even = multiply2(chosen(codes * by_16, signs * by_256, rest), factor);
+        odd = multiply2(chosen(codes >> 4, signs, rest), factor);
+    }
+    // Fragments of the four products of 64 of k: a word of codes is a row's two fragments of a product.
+    __device__ __forceinline__ void decode_unit(uint4 low, uint4 high, float4 scales, uint32_t (&to)[16]) const {
+        const uint32_t of_low[4] = {low.x, low.y, low.z, low.w}, of_high[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            decode4(of_low[j], factor_of(j < 2 ? scales.x : scales.z), to[4 * j], to[4 * j + 2]);
+            decode4(of_high[j], factor_of(j < 2 ? scales.y : scales.w), to[4 * j + 1], to[4 * j + 3]);
+        }
+    }
+};
 // What a block has of a call, of a shape that says how its shared memory is laid out.
 template <class Shape> struct WarpgroupStages {
     uint32_t base, rank, first, count, row_tiles, tiles;
@@ -68,18 +74,18 @@ template <class Shape> struct WarpgroupStages {
     }
     __device__ __forceinline__ uint32_t full(uint32_t stage) const { return base + Shape::BARRIERS + stage * 8; }
     __device__ __forceinline__ uint32_t empty(uint32_t stage) const { return full(Shape::STAGES + stage); }
-    // Of what other parts send.
+    // Of what other blocks send.
     __device__ __forceinline__ uint32_t sent() const { return full(2 * Shape::STAGES); }
 
     __device__ __forceinline__ void init_barriers() const {
         if (threadIdx.x == 0) {
             for (uint32_t i = 0; i < Shape::STAGES; ++i) {
                 init_barrier(full(i), 2);
-                init_barrier(empty(i), Shape::ROW_WARPS);
+                init_barrier(empty(i), Shape::WARPS);
             }
             init_barrier(sent());
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-            if constexpr (Shape::PARTS > 1) expect_bytes(sent(), Shape::WARPS * Shape::SUMS);
+            if constexpr (Shape::BLOCKS > 1) expect_bytes(sent(), Shape::WARPS * Shape::SUMS);
         }
         __syncthreads();
         if constexpr (Shape::BLOCKS > 1) arrive_at_cluster();

@@ -53,14 +53,18 @@ fn sums_of_every_number_of_tokens() {
         }
     }
     // Of several tiles of tokens: of streams of four groups, on devices of fewer multiprocessors so many that a block has
-    // two, and of six and seven.
+    // two, and of five to seven.
     for (shape, t) in [
         (LARGE[0], 257),
         (LARGE[0], 300),
         (LARGE[0], 600),
         (LARGE[0], 1024),
+        (LARGE[1], 300),
         (LARGE[2], 500),
+        (LARGE[2], 1000),
         (LARGE[3], 261),
+        (LARGE[3], 1000),
+        ([6288, 1216], 1000),
     ] {
         let x = Numbers::new(5).values::<bf16>(t * shape[1], 4.0);
         assert!(compare(way, &x, &random(shape, FORMATS[0], 3), 1.0));

@@ -251,15 +251,26 @@ fn more_tokens_of_the_models_take_warpgroups() {
         assert_eq!(large(32), names("1x8_32_tokens_2_blocks", "66 x 1", 132));
         assert_eq!(large(64), names("1x8_64_tokens_2_blocks", "66 x 1", 132));
         assert_eq!(large(128), names("1x8_128_tokens_2_blocks", "66 x 1", 132));
-        assert_eq!(large(256), names("1x8_256_tokens_2_blocks", "66 x 1", 132));
     }
+    // Two streams of up to six groups are three warpgroups, of seven four.
+    let [gated, plain] = names("2x6_128_tokens_2_blocks", "33 x 2", 132);
+    let [_, of_seven] = names("1x8_256_tokens_2_blocks", "66 x 1", 132);
+    assert_eq!(mlp(256, [7168, 3072], 128), [gated.clone(), of_seven]);
+    assert_eq!(mlp(256, [5120, 2304], 32), [gated, plain]);
     let more = "unpack_e4m3_to_bf16, then cublasLt".to_owned();
     assert_eq!(flash(1025), [String::new(), more.clone()]);
+    // Streams of seven groups, and of six and five.
+    let [_, of_seven] = names("1x8_256_tokens_1_blocks", "66 x 2", 132);
+    let [gated, _] = names("2x6_128_tokens_1_blocks", "33 x 4", 132);
     let pro = |t| mlp(t, [7168, 3072], 128);
-    assert_eq!(pro(512), names("1x8_256_tokens_1_blocks", "66 x 2", 132));
-    assert_eq!(pro(513), [String::new(), more.clone()]);
-    // Streams of five groups leave three of eight slots empty.
-    assert_eq!(mlp(257, [5120, 2304], 32), [String::new(), more]);
+    assert_eq!(pro(512), [gated, of_seven]);
+    let [_, of_seven] = names("1x8_256_tokens_1_blocks", "66 x 4", 132);
+    let [gated, _] = names("2x6_128_tokens_1_blocks", "33 x 8", 132);
+    assert_eq!(pro(1024), [gated, of_seven]);
+    assert_eq!(pro(1025), [String::new(), more.clone()]);
+    let v41 = |t| mlp(t, [5120, 2304], 32);
+    assert_eq!(v41(512), names("2x6_128_tokens_1_blocks", "33 x 4", 132));
+    assert_eq!(v41(513), [String::new(), more]);
 }
 
 #[test]
