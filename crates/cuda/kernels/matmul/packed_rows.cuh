@@ -8,6 +8,7 @@
 //    that each has sixteen codes that follow one another.
 #pragma once
 #include "packed.cuh"
+#include "../common/words.cuh"
 
 // The twin of `PackedParams` in src/launch/params.rs.
 struct PackedParams {
