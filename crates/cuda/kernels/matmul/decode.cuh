@@ -7,9 +7,8 @@
 //    for the kernel before. It asks for the next one when one has arrived: asked for all at once, they
 //    keep that wait from ending.
 // 3. After the wait it reads x, of several tokens through shared memory, as rows of 128 bytes and then as fragments. Each
-//    token's 64 of k become f16 by a power of two that
-//    takes their largest magnitude to [2^15, 2^16): exact from 2^-32 of it on, off by at most 2^-40
-//    of it below (docs/numerics.md has the bound).
+//    token's 64 of k become f16 by a power of two that takes their largest magnitude to [2^15, 2^16): exact from 2^-32 of
+//    it on, off by at most 2^-40 of it below (docs/numerics.md has the bound).
 // 4. Weights are the 16 rows of the tensor cores' product, tokens its 8 columns. A unit's sum is multiplied by
 //    the weight's scales, then by the inverse power, and added in f32.
 // 5. A kernel that quantizes makes codes of each token's 128 following k first, as quantize.cu does, all 128 in one

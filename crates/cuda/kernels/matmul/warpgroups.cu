@@ -7,7 +7,7 @@
 constexpr bool gated_kind = true, plain_kind = false;
 #define KERNEL(KIND, STREAMS, SLOTS, TOKENS, BLOCKS, STAGES, REGISTERS, BLOCKS_OF_SM)                                \
     extern "C" __global__ void __cluster_dims__(BLOCKS)                                                             \
-    __launch_bounds__(32 * STREAMS * SLOTS + (REGISTERS ? 128 : 64), BLOCKS_OF_SM)                           \
+    __launch_bounds__(32 * STREAMS * SLOTS + (REGISTERS ? 128 : 64), BLOCKS_OF_SM)                                  \
     warpgroups_##KIND##_##STREAMS##x##SLOTS##_##TOKENS##_tokens_##BLOCKS##_blocks(                                  \
         const __grid_constant__ WarpgroupParams p) {                                                                \
         warpgroups<KIND##_kind, STREAMS, SLOTS, TOKENS, BLOCKS, STAGES, REGISTERS>(p);                              \

@@ -60,6 +60,7 @@ struct Decoder {
         }
     }
 };
+
 // What a block has of a call, of a shape that says how its shared memory is laid out.
 template <class Shape> struct WarpgroupStages {
     uint32_t base, rank, first, count, row_tiles, tiles;
