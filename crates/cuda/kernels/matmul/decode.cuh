@@ -77,14 +77,6 @@ __device__ __forceinline__ uint32_t with_lane(uint32_t top, int distance) {
 }
 // Tokens' 64 of k in shared memory, 128 bytes a row, whose pieces are swizzled.
 __device__ __forceinline__ uint32_t piece_of(uint32_t row, uint32_t piece) { return row * 128 + (piece ^ row % 8) * 16; }
-// Zeros instead of what is not there.
-__device__ __forceinline__ void copy_piece(uint32_t to, const void* from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int COPIES> __device__ __forceinline__ void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(COPIES) : "memory");
-}
 // Of four pieces, whose rows' places lanes have by eights: a lane's word of its row's.
 __device__ __forceinline__ void read_matrices(uint32_t place, uint32_t* to) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -160,7 +152,7 @@ __device__ __forceinline__ void decode(const StepParams& p, float floor = 0.0f) 
         for (int i = 0; i < TILES * 2; ++i) {
             const uint32_t row = i * 4 + lane / 8, token = token0 + row;
             const uint64_t from = min(token, p.t - 1) * p.x_stride;
-            copy_piece(staged + place * (TILES * 1024) + piece_of(row, lane % 8), x + from, token < p.t);
+            copy16(staged + place * (TILES * 1024) + piece_of(row, lane % 8), x + from, token < p.t ? 16 : 0);
         }
         end_copies();
     };

@@ -148,3 +148,9 @@ template <int WORDS> __device__ __forceinline__ void read(const void* from, uint
         to[0] = v.x, to[1] = v.y;
     }
 }
+
+// From Hopper on: stores eight rows of eight tokens each, a word of two tokens from each lane. A token's rows follow one
+// another in memory, where lane t has the place of token t, one matrix after another.
+__device__ __forceinline__ void store_matrices(uint32_t to, uint32_t a, uint32_t b) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
+}

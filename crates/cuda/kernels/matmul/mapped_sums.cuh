@@ -134,12 +134,6 @@ template <int WARPS> __device__ __forceinline__ void sync_products() {
     asm volatile("bar.sync 1, %0;" ::"n"(32 * WARPS) : "memory");
 }
 
-// Eight rows of eight tokens each, a word of two tokens from each lane: a token's rows follow one another in memory, where
-// lane t has the place of token t, one matrix after another.
-__device__ __forceinline__ void store_matrices(uint32_t to, uint32_t a, uint32_t b) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
-}
-
 // The activation where f32 loses a gate's value, which is hardly ever: out of line.
 __device__ __noinline__ float activate_wide(float gate, float up, float limit) {
     return gated_wide<Silu, Clamp::Before, bf16>(gate, up, Scalars{limit, -0.0f, 1.0f, 0.0f});

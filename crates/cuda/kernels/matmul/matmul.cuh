@@ -48,10 +48,16 @@ __device__ __forceinline__ const float* scales_of(const MatmulParams& p, uint32_
 }
 
 // 16 bytes into shared memory, of which those from `bytes` on are zeros.
+__device__ __forceinline__ void copy16(uint32_t to, const void* from, uint32_t bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void copy16(void* to, const void* from, uint32_t bytes) {
-    const uint32_t shared = (uint32_t)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-        :: "r"(shared), "l"(from), "r"(bytes) : "memory");
+    copy16((uint32_t)__cvta_generic_to_shared(to), from, bytes);
+}
+// What has been asked for since the last one of these is a group; waits until no more than so many are under way.
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int GROUPS> __device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 }
 
 // Of the blocks whose warps share k.

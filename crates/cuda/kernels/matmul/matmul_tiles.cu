@@ -58,7 +58,7 @@ template <typename X, typename W> __device__ __forceinline__ void tiles(const Ma
         }
         ++fetched;
         into = into + 1 == STAGES ? 0 : into + 1;
-        asm volatile("cp.async.commit_group;");
+        end_copies();
     };
     const float* scales[2 * ROWS];
     if constexpr (SCALED) {
@@ -80,7 +80,7 @@ template <typename X, typename W> __device__ __forceinline__ void tiles(const Ma
     for (uint32_t i = 0; i < STAGES - 1; ++i) fetch();
     uint32_t from = 0;
     for (uint32_t step = 0; step < steps; ++step) {
-        asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 2) : "memory");
+        wait_for_copies<STAGES - 2>();
         __syncthreads();
         fetch();
         const uint32_t at = from * STAGE, k = step * DEPTH;

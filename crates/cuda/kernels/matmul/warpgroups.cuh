@@ -30,8 +30,7 @@ __device__ __forceinline__ uint32_t piece_at(uint32_t token, uint32_t half) {
 __device__ __forceinline__ void put_eight(uint32_t area, uint32_t eight, float4 v) {
     const uint32_t lane = threadIdx.x % 32;
     const uint32_t low = narrow2(bf16(), v.x, v.y), high = narrow2(bf16(), v.z, v.w);
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};"
-        ::"r"(area + piece_at(8 * eight + lane % 8, lane / 8 & 1)), "r"(low), "r"(high) : "memory");
+    store_matrices(area + piece_at(8 * eight + lane % 8, lane / 8 & 1), low, high);
 }
 
 // Eight gates and ups of a token, activated; what f32 loses is looked for once.

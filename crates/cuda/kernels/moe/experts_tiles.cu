@@ -60,7 +60,7 @@ template <bool GATED, typename W> __device__ __forceinline__ void tiles(const Ex
             }
             ++fetched;
             into = into + 1 == STAGES ? 0 : into + 1;
-            asm volatile("cp.async.commit_group;");
+            end_copies();
         };
 
         // The scales of this thread's rows: of FP4 those of the next step, of FP8 those of the block that part is
@@ -90,7 +90,7 @@ template <bool GATED, typename W> __device__ __forceinline__ void tiles(const Ex
         float sum[GROUPS][COLUMNS][4] = {}, part[FP8 ? GROUPS : 1][FP8 ? COLUMNS : 1][4] = {};
         uint32_t from = 0;
         for (uint32_t step = 0; step < steps; ++step) {
-            asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 2) : "memory");
+            wait_for_copies<STAGES - 2>();
             __syncthreads();
             fetch();
             const uint8_t* const stage = shared + from * STAGE;

@@ -195,8 +195,7 @@ __device__ __forceinline__ void multiply_item(
         for (int m = 0; m < SLABS; ++m) {
             const uint32_t low = narrow2(bf16(), sum[m][4 * t], sum[m][4 * t + 1]);
             const uint32_t high = narrow2(bf16(), sum[m][4 * t + 2], sum[m][4 * t + 3]);
-            asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};"
-                ::"r"(to + sums_at<SLABS>(8 * t + token, 2 * m + half)), "r"(low), "r"(high) : "memory");
+            store_matrices(to + sums_at<SLABS>(8 * t + token, 2 * m + half), low, high);
         }
     }
     __syncwarp();
